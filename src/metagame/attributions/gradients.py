@@ -1,0 +1,84 @@
+"""Gradient x input, integrated gradients and integrated Hessians of a masked model."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metagame.attributions.method import Explanation, FirstOrder
+from metagame.games import AttributionGame, GameError, Progress
+from metagame.models.masked import MaskedModel, gradient
+
+
+class GradientInput(FirstOrder):
+    """phi_i(S) = <x_i, df/dx_i> at the masked input x_S; signed, in units of f. A baseline of 0 gives absent features 0."""
+
+    def game(self, explicand: MaskedModel) -> AttributionGame:
+        def attribute(coalitions) -> Float[Tensor, "k n"]:
+            inputs = explicand.masked(coalitions)
+            return (inputs * gradient(explicand.f, inputs)).sum(-1)
+
+        return AttributionGame(attribute, explicand.n_players)
+
+
+class IntegratedGradients(FirstOrder):
+    """phi_i(S) = <x_i - b_i, int_0^1 df/dx_i (b + a(x_S - b)) da> (Sundararajan et al., 2017); absent features get 0.
+
+    Signed, in units of f; sums to f_S - f(b) up to the error of the quadrature.
+
+    Args:
+        steps: midpoints of the path.
+    """
+
+    def __init__(self, steps: int = 32) -> None:
+        self.steps = _check_steps(steps)
+
+    def game(self, explicand: MaskedModel) -> AttributionGame:
+        def attribute(coalitions) -> Float[Tensor, "k n"]:
+            delta = explicand.masked(coalitions) - explicand.baseline
+            path = explicand.baseline + midpoints(self.steps, delta)[:, None, None, None] * delta
+            gradients = gradient(explicand.f, path.flatten(0, 1)).unflatten(0, path.shape[:2])
+            return (delta * gradients.mean(0)).sum(-1)
+
+        return AttributionGame(attribute, explicand.n_players)
+
+
+class IntegratedHessians:
+    """psi_{i,j} = IG_j(IG_i(f)): integrated gradients of integrated gradients (Janizek et al., 2021).
+
+    ``matrix`` ``(n, n)``: row i, column j; symmetric up to the error of the quadrature, rows sum to IG_i (no factor 1/2).
+
+    Args:
+        steps: midpoints of the inner and of the outer path each.
+    """
+
+    def __init__(self, steps: int = 12) -> None:
+        self.steps = _check_steps(steps)
+
+    def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
+        delta = explicand.x - explicand.baseline
+        alpha = midpoints(self.steps, delta)
+        with torch.enable_grad():
+            outer = (explicand.baseline + alpha[:, None, None] * delta).detach().requires_grad_()
+            inner_delta = outer - explicand.baseline
+            path = explicand.baseline + alpha[:, None, None, None] * inner_delta
+            outputs = explicand.f(path.flatten(0, 1)).sum()
+            gradients = torch.autograd.grad(outputs, path, create_graph=True)[0].mean(0)
+            attributions = (inner_delta * gradients).sum(-1)
+            rows = [
+                torch.autograd.grad(attributions[:, i].sum(), outer, retain_graph=True)[0] for i in range(len(delta))
+            ]
+        matrix = torch.stack([(delta * row.mean(0)).sum(-1) for row in rows])
+        return Explanation(matrix=matrix.detach().cpu().double().numpy())
+
+
+def midpoints(steps: int, like: Tensor) -> Float[Tensor, " steps"]:
+    """The midpoints of ``steps`` equal parts of [0, 1]."""
+    return (torch.arange(steps, dtype=like.dtype, device=like.device) + 0.5) / steps
+
+
+def _check_steps(steps: int) -> int:
+    if steps < 1:
+        raise GameError(f"attribution.method.steps={steps}: give a positive number of path steps.")
+    return steps

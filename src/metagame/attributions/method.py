@@ -1,0 +1,89 @@
+"""What an attribution method is, and what it explains."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+
+from metagame.estimators import Estimate
+from metagame.games import AttributionGame, Progress
+from metagame.meta import meta_attributions
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a method says of one input, in the units of its attribution.
+
+    Attributes:
+        first_order: attribution of each target, ``(t,)``.
+        matrix: second-order values, ``(t, n)``: row = target i, column = player j, entry j -> i.
+        standard_error: of ``matrix``, where it was estimated with one.
+    """
+
+    first_order: Float[np.ndarray, " t"] | None = None
+    matrix: Float[np.ndarray, "t n"] | None = None
+    standard_error: Float[np.ndarray, "t n"] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays there are, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+class FirstOrder(ABC):
+    """A first-order attribution method: it attributes masked inputs, and that is a game.
+
+    A subclass says how to attribute a batch of coalitions of one explicand (what a model's ``prepare`` returns); the
+    attribution of the input itself and the metagame follow from it.
+
+    Attributes:
+        endogenous: the players are the targets (tokens explain tokens); False where targets are no players.
+    """
+
+    endogenous: ClassVar[bool] = True
+
+    @abstractmethod
+    def game(self, explicand: Any) -> AttributionGame:
+        """Coalition S -> phi_i(f_S) of every target i."""
+
+    def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
+        """phi_i(N) of every target."""
+        return Explanation(first_order=self.game(explicand).grand())
+
+
+class Meta:
+    """The meta-attributions of a first-order method, as a method.
+
+    Args:
+        method: the first-order method.
+        estimator, budget, seed: as in :func:`metagame.meta.meta_attributions`.
+    """
+
+    def __init__(
+        self,
+        method: FirstOrder,
+        estimator: str | Callable[..., Estimate] = "exact",
+        *,
+        budget: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.method = method
+        self.estimator = estimator
+        self.budget = budget
+        self.seed = seed
+
+    def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
+        """phi_{j->i} of every player j on every target i."""
+        phi = meta_attributions(
+            self.method.game(explicand),
+            self.estimator,
+            endogenous=self.method.endogenous,
+            budget=self.budget,
+            seed=self.seed,
+            progress=progress,
+        )
+        return Explanation(phi.first_order, phi.values, phi.standard_error)

@@ -1,0 +1,1 @@
+"""Benchmarks: samples in, scores out."""

@@ -1,0 +1,73 @@
+"""Exact meta-attributions by enumerating all coalitions."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from metagame import indices
+from metagame.estimators.estimate import Estimate, settle_budget
+from metagame.games import AttributionGame, GameError, Progress, all_coalitions
+
+MAX_PLAYERS = 12
+
+
+def exact(
+    game: AttributionGame,
+    *,
+    endogenous: bool,
+    order: int,
+    index: str,
+    budget: int | None,
+    seed: int,
+    progress: Progress | None = None,
+    max_players: int = MAX_PLAYERS,
+) -> Estimate:
+    """Play all 2^n coalitions; ``seed`` is not used.
+
+    Raises:
+        GameError: more than ``max_players`` players, or a ``budget`` below 2^n.
+    """
+    n = game.n_players
+    if n > max_players:
+        raise GameError(
+            f"n_players={n} is too many for estimator='exact' (2^{n} coalitions, max_players={max_players}): use"
+            " estimator='permutation', 'regression' or 'trees', or raise max_players."
+        )
+    settle_budget("exact", budget, 1 << n, n)
+    values = game(all_coalitions(n), progress)
+    if endogenous:
+        phi = endogenous_shapley(values)
+    elif order == 1:
+        phi = indices.shapley(values, n).T
+    else:
+        phi = np.moveaxis(indices.PAIRWISE[index](values, n, 2), -1, 0)
+    return Estimate(phi, values[-1], values[0], np.zeros_like(phi))
+
+
+def endogenous_shapley(values: Float[np.ndarray, "2**n n"]) -> Float[np.ndarray, "n n"]:
+    """Definition 2 from all values of the game: row i is the Shapley value of nu_i(T) = phi_i(T + i) on the others.
+
+    Coalitions of the subgame of target i are the rows S that contain i, |T| = |S| - 1; one product serves all targets.
+    """
+    n = values.shape[1]
+    present = all_coalitions(n)
+    if n == 1:
+        return values[1:].copy()
+    seen = np.where(present, values, 0.0)
+    size = present.sum(1)
+    with_j, without_j = _shapley_weights(n - 1)
+    sub_size = np.maximum(size - 1, 0)
+    phi = (seen * with_j[sub_size][:, None]).T @ present - (seen * without_j[sub_size][:, None]).T @ ~present
+    np.fill_diagonal(phi, values[1 << np.arange(n), np.arange(n)])
+    return phi
+
+
+def _shapley_weights(m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of nu(T) in the Shapley value of player j among m, by |T| = 0..m: for j in T, and (negative) j not in T."""
+    size = np.arange(m + 1)
+    choose = np.cumprod(np.concatenate([[1.0], (m - size[:-1]) / (size[:-1] + 1)]))
+    with np.errstate(divide="ignore"):
+        with_j = np.where(size > 0, 1 / (size * choose), 0.0)
+        without_j = np.where(size < m, 1 / ((m - size) * choose), 0.0)
+    return with_j, without_j

@@ -1,0 +1,135 @@
+"""Meta-attributions by weighted regression (KernelSHAP)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import comb
+
+from metagame.estimators.estimate import Estimate, require_sii, settle_budget
+from metagame.estimators.pool import Pool, draw_pool, least_budget
+from metagame.estimators.replay import replay
+from metagame.games import AttributionGame, Progress, Values
+
+if TYPE_CHECKING:
+    from shapiq.approximator import KernelSHAPIQ
+
+
+def regression(
+    game: AttributionGame,
+    *,
+    endogenous: bool,
+    order: int,
+    index: str,
+    budget: int | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Fit every target by least squares with Shapley kernel weights, efficiency as a constraint (Lundberg and Lee, 2017).
+
+    One pool of coalitions serves all targets. shapiq's sampler draws it; shapiq's own KernelSHAP has one target and
+    neither shares coalitions between endogenous subgames nor reports an error. Order 2: shapiq's KernelSHAP-IQ for SII.
+
+    The standard error is the sandwich estimate over what was drawn (pairs of complements count as one draw), zero where
+    everything was enumerated; none at order 2.
+
+    Raises:
+        GameError: ``budget`` is below the coalitions of size 0, 1, n-1 and n (order 2: below one per unknown).
+    """
+    n = game.n_players
+    if order == 2:
+        require_sii("regression", index)
+        budget = settle_budget("regression", budget, least_pairwise_budget(n), n)
+        return replay(game, kernel_shap_iq(n, seed), budget, progress)
+    budget = settle_budget("regression", budget, least_budget(n), n)
+    pool = draw_pool(n, budget, endogenous=endogenous, seed=seed)
+    values = game(pool.coalitions, progress)
+    fit = fit_endogenous if endogenous else fit_exogenous
+    phi, error = fit(pool, values)
+    return Estimate(phi, values[1], values[0], error)
+
+
+def kernel_shap_iq(n: int, seed: int) -> KernelSHAPIQ:
+    """shapiq's order-2 regression."""
+    from shapiq.approximator import KernelSHAPIQ  # here, since importing it takes seconds
+
+    return KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=seed)
+
+
+def least_pairwise_budget(n: int) -> int:
+    """Two coalitions for each unknown of the order-2 regression, or all of them."""
+    return min(2 * (1 + n + n * (n - 1) // 2), 1 << n)
+
+
+def fit_exogenous(pool: Pool, values: Values) -> tuple[Float[np.ndarray, "t n"], Float[np.ndarray, "t n"]]:
+    """Shapley values of all targets over all n players, with standard errors; one factorisation serves the targets."""
+    total = values[1] - values[0]
+    phi, error = _constrained_fit(pool, pool.coalitions, values - values[0], total)
+    return phi.T, error.T
+
+
+def fit_endogenous(pool: Pool, values: Values) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
+    """Definition 2 for every target from the shared pool: rows that contain i, as coalitions of the other players."""
+    n = values.shape[1]
+    phi, error = np.zeros((n, n)), np.zeros((n, n))
+    for target in range(n):
+        seen = np.flatnonzero(pool.coalitions[:, target])
+        others = np.arange(n) != target
+        nu = values[seen, target]
+        size = pool.coalitions[seen].sum(1)
+        own = phi[target, target] = nu[size == 1][0]
+        if n == 1:
+            continue
+        sub = Pool(pool.coalitions[np.ix_(seen, others)], pool.weights[seen], pool.draws[seen], pool.paired)
+        row, row_error = _constrained_fit(sub, sub.coalitions, (nu - own)[:, None], nu[size == n] - own)
+        phi[target, others], error[target, others] = row[:, 0], row_error[:, 0]
+    return phi, error
+
+
+def kernel_weights(pool: Pool) -> Float[np.ndarray, " k"]:
+    """Shapley kernel of each coalition times what it counts in the pool; 0 for the empty and the grand one."""
+    m = pool.coalitions.shape[1]
+    size = pool.coalitions.sum(1)
+    inner = (size > 0) & (size < m)
+    kernel = np.zeros(len(size))
+    kernel[inner] = (m - 1) / (comb(m, size[inner]) * size[inner] * (m - size[inner]))
+    return kernel * pool.weights
+
+
+def _constrained_fit(pool: Pool, present: np.ndarray, nu: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted least squares ``(m, t)`` with coefficients summing to ``total``; the last one is eliminated."""
+    m = present.shape[1]
+    if m == 1:
+        return total[None, :].copy(), np.zeros((1, len(total)))
+    weights = kernel_weights(pool)
+    inner = weights > 0
+    weights, draws = weights[inner], pool.draws[inner]
+    z = present[inner].astype(np.float64)
+    x = z[:, :-1] - z[:, -1:]
+    y = nu[inner] - z[:, -1:] * total
+    inverse = np.linalg.inv(x.T @ (weights[:, None] * x))
+    beta = inverse @ (x.T @ (weights[:, None] * y))
+    influence = np.concatenate([x @ inverse, -(x @ inverse).sum(1, keepdims=True)], axis=1)
+    error = _sandwich(influence, weights[:, None] * (y - x @ beta), z, draws, pool.paired)
+    return np.concatenate([beta, (total - beta.sum(0))[None]]), error
+
+
+def _sandwich(
+    influence: Float[np.ndarray, "k m"], score: Float[np.ndarray, "k t"], z: np.ndarray, draws: np.ndarray, paired: bool
+) -> Float[np.ndarray, "m t"]:
+    """Standard error of influence.T @ score when a row stands for that many draws; rows not drawn add none."""
+    drawn = draws > 0
+    influence, score, z, draws = influence[drawn], score[drawn], z[drawn], draws[drawn]
+    code = np.where(z[:, :1] > 0, z, 1 - z) if paired else z
+    _, group = np.unique(code, axis=0, return_inverse=True)
+    n_groups = group.max(initial=-1) + 1
+    counts = np.ones(n_groups)
+    np.maximum.at(counts, group, draws)
+    error = np.zeros((influence.shape[1], score.shape[1]))
+    for player in range(influence.shape[1]):
+        grouped = np.zeros((n_groups, score.shape[1]))
+        np.add.at(grouped, group, influence[:, player, None] * score)
+        error[player] = np.sqrt((grouped**2 / counts[:, None]).sum(0))
+    return error

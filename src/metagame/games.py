@@ -1,0 +1,116 @@
+"""What is played: a first-order attribution method seen as a cooperative game."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Coalitions = Bool[np.ndarray, "k n"]
+Values = Float[np.ndarray, "k t"]
+Progress = Callable[[int, int], None]
+"""Called with (coalitions evaluated, coalitions planned) while a game is played."""
+
+
+class GameError(ValueError):
+    """A game, or a question put to it, that has no answer; the message names the mend."""
+
+
+def all_coalitions(n_players: int) -> Bool[np.ndarray, "2**n n"]:
+    """Every coalition of ``n_players``; bit j of the row number is player j."""
+    rows = np.arange(1 << n_players, dtype=np.uint32)
+    return (rows[:, None] >> np.arange(n_players, dtype=np.uint32) & 1).astype(bool)
+
+
+class AttributionGame:
+    """The metagame of one input: coalition S of players -> attributions phi_i(f_S) of all targets i.
+
+    Args:
+        fn: maps coalitions, bool ``(k, n)``, to attributions, float ``(k, t)``, numpy or torch. Row r of the result
+            holds the attribution of every target when only the players in row r are present. It must treat rows
+            independently of each other.
+        n_players: the number n of players.
+        batch_size: the most coalitions that ``fn`` is given at once; all of them when ``None``.
+
+    Attributes:
+        n_evaluations: coalitions evaluated so far (what a budget counts).
+    """
+
+    def __init__(self, fn: Callable, n_players: int, *, batch_size: int | None = None) -> None:
+        if n_players < 1:
+            raise GameError(f"n_players={n_players}: a game needs at least one player.")
+        if batch_size is not None and batch_size < 1:
+            raise GameError(f"batch_size={batch_size}: give a positive number, or None for one batch.")
+        self.fn = fn
+        self.n_players = n_players
+        self.batch_size = batch_size
+        self.n_evaluations = 0
+        self._grand: Float[np.ndarray, " t"] | None = None
+
+    @classmethod
+    def from_values(cls, values: Float[np.ndarray, "2**n t"]) -> AttributionGame:
+        """A game whose every value is known: row S of ``values`` belongs to the coalition with bits S."""
+        values = np.asarray(values)
+        n_players = int(values.shape[0]).bit_length() - 1
+        if values.ndim != 2 or values.shape[0] != 1 << n_players:
+            raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition.")
+        bits = 1 << np.arange(n_players)
+        return cls(lambda coalitions: values[coalitions @ bits], n_players)
+
+    def __call__(self, coalitions: Coalitions, progress: Progress | None = None) -> Values:
+        """Attributions of all targets on each coalition, float64 ``(k, t)``.
+
+        Raises:
+            GameError: ``coalitions`` is not bool ``(k, n)``; ``fn`` returned another shape than ``(k, t)``, or NaN or
+                inf.
+        """
+        coalitions = np.asarray(coalitions)
+        if coalitions.dtype != np.bool_:
+            raise GameError(f"coalitions has dtype {coalitions.dtype}: give a boolean array (True = present).")
+        if coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
+            raise GameError(f"coalitions has shape {coalitions.shape}: give (k, {self.n_players}), a column per player.")
+        size = self.batch_size or max(len(coalitions), 1)
+        parts = []
+        for start in range(0, len(coalitions), size):
+            parts.append(self._evaluate_unknown(coalitions[start : start + size]))
+            if progress is not None:
+                progress(min(start + size, len(coalitions)), len(coalitions))
+        return np.concatenate(parts) if parts else np.empty((0, 0))
+
+    def grand(self) -> Float[np.ndarray, " t"]:
+        """phi_i(N): the first-order attribution of every target; evaluated once, however often it is asked for."""
+        if self._grand is None:
+            self._grand = self._evaluate(np.ones((1, self.n_players), dtype=bool))[0]
+        return self._grand
+
+    def _evaluate_unknown(self, coalitions: Coalitions) -> Values:
+        known = coalitions.all(1)
+        if self._grand is None or not known.any():
+            return self._evaluate(coalitions)
+        values = np.empty((len(coalitions), len(self._grand)))
+        values[known] = self._grand
+        if not known.all():
+            values[~known] = self._evaluate(coalitions[~known])
+        return values
+
+    def _evaluate(self, coalitions: Coalitions) -> Values:
+        values = self.fn(coalitions)
+        if hasattr(values, "detach"):
+            values = values.detach().cpu().double().numpy()
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 2 or len(values) != len(coalitions):
+            raise GameError(
+                f"fn returned shape {values.shape} for {len(coalitions)} coalitions: return (k, t), a row per coalition"
+                " and a column per target."
+            )
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row, target = np.argwhere(bad)[0]
+            present = np.flatnonzero(coalitions[row]).tolist()
+            raise GameError(
+                f"fn returned {values[row, target]} for target {target} on coalition {present}: attributions must be"
+                " finite; check the method on that masked input."
+            )
+        self.n_evaluations += len(coalitions)
+        return values

@@ -1,0 +1,167 @@
+"""Meta-attributions: how player j influences the attribution of target i."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from metagame import indices
+from metagame.estimators import ESTIMATORS, Estimate
+from metagame.games import AttributionGame, GameError, Progress
+
+if TYPE_CHECKING:
+    import shapiq
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MetaAttributions:
+    """Meta-attributions of one input, in the units of the attribution method (t targets, n players).
+
+    Attributes:
+        values: ``(t, n)``: ``values[i, j]`` is the influence of player j on the attribution of target i (j -> i);
+            endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: the joint influence of a pair of
+            players, symmetric, the index of the single player on the diagonal.
+        first_order: phi_i(N), ``(t,)``.
+        empty: phi_i(empty), ``(t,)``.
+        standard_error: shape of ``values``, or None where the estimator has none.
+        endogenous: the players are the targets.
+        order: 1 or 2.
+        index: name of the order-2 index; None at order 1.
+        n_evaluations: coalitions on which the attribution method ran.
+    """
+
+    values: Float[np.ndarray, "t n"] | Float[np.ndarray, "t n n"]
+    first_order: Float[np.ndarray, " t"]
+    empty: Float[np.ndarray, " t"]
+    standard_error: np.ndarray | None
+    endogenous: bool
+    order: int
+    index: str | None
+    n_evaluations: int
+
+    @property
+    def residual(self) -> Float[np.ndarray, " t"]:
+        """What the row sums miss of efficiency, ``(t,)``; 0 for an exact estimate (Corollary 1).
+
+        Row sum - phi_i(N) for endogenous games, row sum - phi_i(N) + phi_i(empty) for exogenous ones. At order 2 the
+        "row" of a target is its diagonal plus one half of its off-diagonal sum; 0 for ksv, stii and fsii only.
+        """
+        if self.order == 1:
+            rows = self.values.sum(1)
+        else:
+            diagonal = np.trace(self.values, axis1=1, axis2=2)
+            rows = diagonal + (self.values.sum((1, 2)) - diagonal) / 2
+        return rows - self.first_order + (0 if self.endogenous else self.empty)
+
+    def to_shapiq(self) -> list[shapiq.InteractionValues]:
+        """One ``shapiq.InteractionValues`` per target: of order 1 (index SV) or 2 (the index played)."""
+        return [self._to_shapiq(target) for target in range(len(self.values))]
+
+    def _to_shapiq(self, target: int) -> shapiq.InteractionValues:
+        import shapiq  # here, since importing it takes seconds
+
+        n = self.values.shape[1]
+        baseline = 0.0 if self.endogenous else float(self.empty[target])
+        scores = {(): baseline}
+        for i in range(n):
+            if self.order == 1:
+                scores[(i,)] = float(self.values[target, i])
+            else:
+                scores[(i,)] = float(self.values[target, i, i])
+                scores |= {(i, j): float(self.values[target, i, j]) for j in range(i + 1, n)}
+        return shapiq.InteractionValues(
+            scores,
+            index="SV" if self.order == 1 else SHAPIQ_NAMES[self.index],
+            n_players=n,
+            min_order=0,
+            max_order=self.order,
+            baseline_value=baseline,
+            estimated=self.standard_error is None or bool(np.any(self.standard_error)),
+            estimation_budget=self.n_evaluations,
+        )
+
+
+SHAPIQ_NAMES = {"sii": "SII", "ksv": "k-SII", "stii": "STII", "fsii": "FSII", "banzhaf": "BII"}
+
+
+def meta_attributions(
+    game: AttributionGame,
+    estimator: str | Callable[..., Estimate] = "exact",
+    endogenous: bool | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+    *,
+    order: int = 1,
+    index: str = "sii",
+    progress: Progress | None = None,
+) -> MetaAttributions:
+    """Play the metagame of ``game``: Shapley values of its players, for every target (Definition 2).
+
+    Args:
+        game: maps coalitions to the attributions of all targets.
+        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, or a function of the same call.
+        endogenous: the players are the targets: player i is fixed as present while the others play on phi_i, and
+            phi_i({i}) stands on the diagonal. Otherwise all players play on phi_i and ``empty`` keeps phi_i(empty).
+            None: endogenous when there are as many targets as players (logged).
+        budget: the most coalitions to evaluate; None: all 2^n for ``exact``, else 64 per player (2^n where that is less).
+        seed: of the sampling.
+        order: 2 for the interaction ``index`` of pairs of players of an exogenous game.
+        index: ``sii``, ``ksv``, ``stii``, ``fsii`` or ``banzhaf``; the approximations know ``sii``.
+        progress: called with (coalitions evaluated, planned) after each batch.
+
+    Raises:
+        GameError: an argument is off, the budget is too small, n is too large for ``exact``, or the game is not finite.
+    """
+    play = _estimator(estimator)
+    if order not in (1, 2):
+        raise GameError(f"order={order}: meta-attributions have order 1 or 2.")
+    if order == 2 and index not in indices.PAIRWISE:
+        raise GameError(f"index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}.")
+    before = game.n_evaluations
+    if endogenous is None:
+        endogenous = _guess_endogenous(game, order)
+    if endogenous and order == 2:
+        raise GameError("order=2 is defined for exogenous games: pass endogenous=False.")
+    if endogenous and len(game.grand()) != game.n_players:
+        raise GameError(
+            f"endogenous=True needs as many targets as players; fn returned {len(game.grand())} targets for"
+            f" {game.n_players} players: pass endogenous=False."
+        )
+    estimate = play(
+        game, endogenous=endogenous, order=order, index=index, budget=budget, seed=seed, progress=progress
+    )
+    return MetaAttributions(
+        values=estimate.values,
+        first_order=estimate.first_order,
+        empty=estimate.empty,
+        standard_error=estimate.standard_error,
+        endogenous=endogenous,
+        order=order,
+        index=index if order == 2 else None,
+        n_evaluations=game.n_evaluations - before,
+    )
+
+
+def _estimator(estimator: str | Callable[..., Estimate]) -> Callable[..., Estimate]:
+    if callable(estimator):
+        return estimator
+    if estimator not in ESTIMATORS:
+        raise GameError(f"estimator={estimator!r} is unknown: choose one of {', '.join(ESTIMATORS)}.")
+    return ESTIMATORS[estimator]
+
+
+def _guess_endogenous(game: AttributionGame, order: int) -> bool:
+    if order == 2:
+        return False
+    n_targets = len(game.grand())
+    endogenous = n_targets == game.n_players
+    kind = "endogenous" if endogenous else "exogenous"
+    log.info("endogenous=None: %d players and %d targets, played as %s.", game.n_players, n_targets, kind)
+    return endogenous

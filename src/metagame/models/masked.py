@@ -1,0 +1,64 @@
+"""The masked predictor f_S of one input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from metagame.games import GameError
+
+
+@dataclass(frozen=True)
+class MaskedModel:
+    """A predictor f at one input x whose n features are present, or replaced by a baseline (f_S, paper Sec. 2).
+
+    A plain function of n numbers is the case d = 1; a feature may be a vector, such as a token's embedding.
+
+    Attributes:
+        f: maps inputs ``(k, n, d)`` to outputs ``(k,)``, row by row, differentiable.
+        x: the features present, ``(n, d)``.
+        baseline: what replaces each feature, ``(n, d)``.
+        module: the torch module inside f, for methods that reach into it.
+    """
+
+    f: Callable[[Float[Tensor, "k n d"]], Float[Tensor, " k"]]
+    x: Float[Tensor, "n d"]
+    baseline: Float[Tensor, "n d"]
+    module: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or self.x.shape != self.baseline.shape:
+            shapes = f"x {tuple(self.x.shape)}, baseline {tuple(self.baseline.shape)}"
+            raise GameError(f"{shapes}: give both as (features, width); width 1 for plain numbers.")
+
+    @classmethod
+    def of_function(cls, f: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor | float = 0.0) -> MaskedModel:
+        """A plain function of n numbers, ``f: (k, n) -> (k,)``, at the point ``x`` ``(n,)``."""
+        x = torch.as_tensor(x, dtype=torch.float64)
+        baseline = torch.as_tensor(baseline, dtype=torch.float64).expand_as(x)
+        return cls(lambda inputs: f(inputs[..., 0]), x[:, None], baseline[:, None])
+
+    @property
+    def n_players(self) -> int:
+        return len(self.x)
+
+    def masked(self, coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, "k n d"]:
+        """The input of each coalition: x where present, else the baseline."""
+        present = torch.as_tensor(coalitions, device=self.x.device)[..., None]
+        return torch.where(present, self.x, self.baseline)
+
+    @torch.no_grad()
+    def values(self, coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, " k"]:
+        """f_S of each coalition."""
+        return self.f(self.masked(coalitions))
+
+
+def gradient(f: Callable[[Tensor], Tensor], inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
+    """df/dx of every row, with one backward pass for all rows; the parameters of f get no gradient."""
+    with torch.enable_grad():
+        inputs = inputs.detach().requires_grad_()
+        return torch.autograd.grad(f(inputs).sum(), inputs)[0]

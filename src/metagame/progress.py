@@ -1,0 +1,35 @@
+"""Progress bars of a job: one for its samples, one inside a long sample; nothing where there is no terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class JobProgress:
+    """A context manager around the work on ``n_samples``, of which ``n_done`` were done before."""
+
+    def __init__(self, title: str, n_samples: int, n_done: int) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._samples = self._bars.add_task(title, total=n_samples, completed=n_done)
+        self._inside = self._bars.add_task("  this sample", total=None, visible=False)
+
+    def __enter__(self) -> JobProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def advance(self) -> None:
+        """One sample is over."""
+        self._bars.update(self._inside, visible=False)
+        self._bars.advance(self._samples)
+
+    def within_sample(self, done: int, total: int) -> None:
+        """So much of the sample in work is done (coalitions evaluated, or terms derived)."""
+        self._bars.update(self._inside, completed=done, total=total, visible=True)

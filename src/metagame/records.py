@@ -1,0 +1,150 @@
+"""The append-only, resumable store of one job: what was computed for each sample, or why it could not be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+VERSION = 1
+
+
+class RecordError(RuntimeError):
+    """A records file that cannot be read; the message names the file and the mend."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of ``records.jsonl``.
+
+    Attributes:
+        key: :func:`sample_key` of the sample.
+        sample: id of the sample in its benchmark.
+        status: ``done``, or ``failed`` with ``error``.
+        scores: what the benchmark made of the explanation: numbers and texts by name.
+        arrays: names of the arrays in ``arrays/<key>.npz``.
+        version: of this format.
+    """
+
+    key: str
+    sample: str
+    status: Literal["done", "failed"]
+    scores: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    arrays: list[str] = field(default_factory=list)
+    version: int = VERSION
+
+
+def sample_key(identity: dict, model_revision: str, sample_id: str) -> str:
+    """Hash of the job config that matters, the model revision and the sample id."""
+    return digest([identity, model_revision, sample_id])
+
+
+def digest(content: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of ``content`` as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class RecordStore:
+    """Records of one job in a folder. Safe for several processes, and for a kill at any moment.
+
+    A sample in work is held by a lock that dies with its process; a line that a killed process left unfinished is cut off
+    before the next one is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "records.jsonl"
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        (folder / "arrays").mkdir(exist_ok=True)
+
+    def read(self) -> dict[str, Record]:
+        """The last record of every key, except that a finished sample stays finished.
+
+        Raises:
+            RecordError: a complete line is no record of this version.
+        """
+        records: dict[str, Record] = {}
+        if not self.path.exists():
+            return records
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = Record(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise RecordError(f"{self.path}, line {number} is no record ({error}): remove that line.") from error
+            if record.version != VERSION:
+                raise RecordError(f"{self.path}, line {number} has version {record.version}: this is version {VERSION}.")
+            if record.key not in records or records[record.key].status == "failed":
+                records[record.key] = record
+        return records
+
+    def append(self, record: Record, arrays: dict[str, np.ndarray]) -> None:
+        """Write the arrays, then the record, each as a whole or not at all."""
+        if arrays:
+            self._save_arrays(record.key, arrays)
+        line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        with FileLock(self.folder / "locks" / "records.lock"), self.path.open("a+b") as file:
+            _cut_unfinished_line(file)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_arrays(self, record: Record) -> dict[str, np.ndarray]:
+        """The arrays of a record, by name."""
+        if not record.arrays:
+            return {}
+        with np.load(self._array_path(record.key), allow_pickle=False) as stored:
+            return {name: stored[name] for name in record.arrays}
+
+    @contextmanager
+    def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a sample while working on it; yields False where another process holds it and ``wait`` is False."""
+        lock = FileLock(self.folder / "locks" / f"{key}.lock", timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _array_path(self, key: str) -> Path:
+        return self.folder / "arrays" / f"{key}.npz"
+
+    def _save_arrays(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        path = self._array_path(key)
+        with replace_atomically(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, moved over it at the end; on an error ``path`` stays as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cut_unfinished_line(file) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)

@@ -1,0 +1,161 @@
+"""Figures 1, 5 and 6: how each method explains sums of the adder, as numbers and as heat maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from metagame.records import Record
+from metagame.report.results import JobResult, failure_notes
+from metagame.report.table import Column, Table
+
+PLAYERS = ("a", "op", "b")
+SIGNED, WEIGHTS = "PuOr", "Greys"
+
+
+def addition_table(results: list[JobResult], scale: str) -> Table:
+    """Rows are example x method; cells the first-order values phi_i and the second-order values j→i of the players."""
+    columns = [Column("example", "example", "text"), Column("method", "method", "text")]
+    columns += [Column("output", "f(x)", "number"), Column("empty_output", "f(∅)", "number")]
+    columns += [Column(f"phi_{player}", f"φ_{player}", "number") for player in PLAYERS]
+    columns += [Column(f"{j}_to_{i}", f"{j}→{i}", "number") for i in PLAYERS for j in PLAYERS]
+    rows = []
+    for example in _examples(results):
+        for result in results:
+            row = {"example": example, "method": result.config.attribution.label}
+            for record in (record for record in result.done if record.sample == example):
+                row |= {key: _rounded(record.scores[key]) for key in ("output", "empty_output")}
+                row |= _cells(result.arrays(record))
+            rows.append(row)
+    return Table(
+        title="The adder: first-order and second-order attributions of its examples",
+        scale=scale,
+        columns=columns,
+        rows=rows,
+        published=[{} for _ in rows],
+        n_samples=len(_examples(results)),
+        notes=[
+            "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i"
+            " (attention: weight of key j for query i; STII and IH are symmetric). f(∅): output when a, op and b are masked.",
+            *failure_notes(results),
+        ],
+    )
+
+
+def _cells(arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    cells = {}
+    if "first_order" in arrays and "matrix" not in arrays:
+        cells |= {f"phi_{player}": _rounded(value) for player, value in zip(PLAYERS, arrays["first_order"], strict=True)}
+    if "matrix" in arrays:
+        matrix = arrays["matrix"]
+        cells |= {f"{PLAYERS[j]}_to_{PLAYERS[i]}": _rounded(matrix[i, j]) for i in range(3) for j in range(3)}
+    return cells
+
+
+def _rounded(value: float) -> float:
+    """Six decimals: float64 sums may differ in the last digit between machines."""
+    return round(float(value), 6) + 0.0
+
+
+def _examples(results: list[JobResult]) -> list[str]:
+    return list(dict.fromkeys(sample for result in results for sample in result.sample_ids))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One heat map: values ``(rows, columns)`` with what the rows and columns are called."""
+
+    values: np.ndarray
+    rows: list[str]
+    columns: list[str]
+
+
+def addition_figure(results: list[JobResult]) -> Figure:
+    """A row of panels per method, a column per example; one colour scale per family of methods.
+
+    First-order panels have one row; second-order panels have a row per target i and a column per player j.
+    """
+    examples = _examples(results)
+    panels = {
+        (row, column): _panel(result, record)
+        for row, result in enumerate(results)
+        for column, example in enumerate(examples)
+        for record in result.done
+        if record.sample == example
+    }
+    heights = [_height(panels, row, len(examples)) for row in range(len(results))]
+    size = (2.6 + 2.5 * len(examples), 0.9 + sum(0.38 * height + 0.45 for height in heights))
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
+    grid = figure.subplots(len(results), len(examples), squeeze=False, height_ratios=[h + 0.6 for h in heights])
+    for family, rows in _families(results).items():
+        drawn = [panel for (row, _), panel in panels.items() if row in rows]
+        scale = _scale(drawn)
+        for row in rows:
+            _draw_method(grid[row], results[row], [panels.get((row, c)) for c in range(len(examples))], scale)
+        unit = "attention weight" if family == "attention" else "attribution (units of the sum)"
+        figure.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02).set_label(unit, fontsize=8)
+    for column, example in enumerate(examples):
+        output = next(r.scores["output"] for result in results for r in result.done if r.sample == example)
+        grid[0, column].set_title(f"{example}\nf(x) = {output:.2f}", fontsize=10)
+    figure.supxlabel("columns: player j (attention: key); rows: target i (attention: query)", fontsize=8)
+    return figure
+
+
+def _height(panels: dict[tuple[int, int], Panel], row: int, n_columns: int) -> int:
+    return max((len(panels[row, column].rows) for column in range(n_columns) if (row, column) in panels), default=1)
+
+
+def _families(results: list[JobResult]) -> dict[str, list[int]]:
+    """Rows of each family, in order."""
+    rows: dict[str, list[int]] = {}
+    for row, result in enumerate(results):
+        rows.setdefault(result.config.attribution.family, []).append(row)
+    return rows
+
+
+def _panel(result: JobResult, record: Record) -> Panel:
+    arrays = result.arrays(record)
+    tokens = [*record.scores["players"], "="]
+    if "matrix" in arrays:
+        rows, columns = arrays["matrix"].shape
+        return Panel(arrays["matrix"], tokens[:rows], tokens[:columns])
+    return Panel(arrays["first_order"][None, :], ["φ"], tokens[:-1])
+
+
+def _scale(panels: list[Panel]) -> ScalarMappable:
+    """Signed values: symmetric about 0 up to the largest in the family. Attention (rows sum to 1): from 0 to 1."""
+    if all((panel.values >= 0).all() and np.allclose(panel.values.sum(1), 1) for panel in panels):
+        return ScalarMappable(Normalize(0, 1), WEIGHTS)
+    limit = max((np.abs(panel.values).max() for panel in panels), default=1.0) or 1.0
+    return ScalarMappable(Normalize(-limit, limit), SIGNED)
+
+
+def _draw_method(axes_row: np.ndarray, result: JobResult, panels: list[Panel | None], scale: ScalarMappable) -> None:
+    axes_row[0].annotate(
+        result.config.attribution.label, (0, 0.5), (-34, 0), "axes fraction", "offset points",
+        ha="right", va="center", fontsize=9, fontweight="bold",
+    )  # fmt: skip
+    for axes, panel in zip(axes_row, panels, strict=True):
+        if panel is None:
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "not computed", ha="center", va="center", transform=axes.transAxes)
+        else:
+            _draw(axes, panel, scale)
+
+
+def _draw(axes: Axes, panel: Panel, scale: ScalarMappable) -> None:
+    axes.imshow(panel.values, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    axes.set_xticks(range(len(panel.columns)), panel.columns, fontsize=8)
+    axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize=8)
+    axes.tick_params(length=0)
+    for (row, column), value in np.ndenumerate(panel.values):
+        red, green, blue, _ = scale.to_rgba(value)
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        text = f"{value:.2f}".replace("-0.00", "0.00")
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")

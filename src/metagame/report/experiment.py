@@ -1,0 +1,89 @@
+"""An experiment's table and figure, from the jobs that it consists of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from metagame.games import GameError
+from metagame.jobs import job_folder
+from metagame.records import replace_atomically
+from metagame.report.results import read_job
+from metagame.report.table import write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+
+def write_report(configs: Sequence[DictConfig]) -> Path:
+    """Write the table (and figure) of the jobs with these configs into their experiment's folder; return the folder.
+
+    Jobs that never ran are named in a footnote.
+
+    Raises:
+        GameError: no sample of any job is done; nothing is written.
+    """
+    settings = configs[0]
+    results = [result for result in map(read_job, configs) if result is not None]
+    if not any(result.done for result in results):
+        errors = dict.fromkeys(record.error for result in results for record in result.failed)
+        raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
+    folder = Path(settings.output_dir)
+    table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
+    never_run = [cfg.attribution.label for cfg in configs if read_job(cfg) is None]
+    if never_run:
+        table.notes.append(f"Not run yet: {', '.join(never_run)}.")
+    write_table(table, folder)
+    if settings.report.figure is not None:
+        save_figure(instantiate(settings.report.figure, _partial_=True)(results), folder)
+    log.info("wrote %s", folder / "table.md")
+    return folder
+
+
+def save_figure(figure: Figure, folder: Path) -> None:
+    """``figure.png`` and ``figure.pdf``, with no date in them, so that equal runs give equal bytes."""
+    import matplotlib  # here, since not every experiment draws
+
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        for name, metadata in (("figure.png", {"Software": None}), ("figure.pdf", {"CreationDate": None})):
+            with replace_atomically(folder / name) as path:
+                figure.savefig(path, dpi=200, metadata=metadata, format=name.rsplit(".")[-1])
+
+
+def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictConfig]:
+    """The configs of an experiment's jobs, in order: its own grid, then what the command line sweeps beyond it.
+
+    Args:
+        grid: overrides that the experiment file sweeps, such as ``attribution=a,b``.
+        overrides: of the command line. One whose key is swept adds cells; the others hold for every cell.
+    """
+    parser = OverridesParser.create()
+    swept = {override.key_or_group for override in parser.parse_overrides(list(grid))}
+    fixed = [line for line in overrides if parser.parse_override(line).key_or_group not in swept]
+    cells = [*_cells(parser, [*fixed, *grid]), *_cells(parser, [*grid, *overrides])]
+    configs = [compose("config", overrides=cell) for cell in cells]
+    return list({job_folder(cfg): cfg for cfg in configs}.values())
+
+
+def _cells(parser: OverridesParser, lines: list[str]) -> list[list[str]]:
+    """Every combination of the swept values; where a key stands twice, the last one counts."""
+    last = {override.key_or_group: override for override in parser.parse_overrides(lines)}
+    return [list(cell) for cell in product(*map(_choices, last.values()))]
+
+
+def _choices(override: Override) -> list[str]:
+    """The overrides ``key=value`` that one swept or plain override stands for."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

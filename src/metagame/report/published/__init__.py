@@ -1,0 +1,10 @@
+"""Published values, as facts in YAML."""
+
+from importlib.resources import files
+
+import yaml
+
+
+def published(name: str) -> dict:
+    """The published values of a table or figure, such as ``table1``."""
+    return yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text())

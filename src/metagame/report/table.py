@@ -1,0 +1,155 @@
+"""The table that every experiment writes: typed JSON, and CSV, Markdown and LaTeX renderings of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from metagame.records import replace_atomically
+
+DASH = "–"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        key: its name in the rows.
+        label: its heading.
+        type: of its cells: ``text``; ``expression`` (sympy syntax); ``number``; ``mean`` (an object with ``mean``,
+            ``two_se`` and ``n``); ``flag`` (true, false or absent).
+    """
+
+    key: str
+    label: str
+    type: Literal["text", "expression", "number", "mean", "flag"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What ``table.json`` holds, field by field. It has no time and no host: equal runs give equal bytes.
+
+    Attributes:
+        title: one line.
+        scale: ``tiny`` or ``paper``.
+        columns: in reading order.
+        rows: one mapping a row, column key to cell; a cell that is absent or None is not known.
+        published: the published counterpart of each row, same keys; {} where none is known.
+        claims: what the paper says in words, each ``{"claim": text, "holds": true | false | None}``.
+        n_samples: samples behind the table.
+        notes: footnotes: definitions, what was left out and what failed.
+        version: of this format.
+    """
+
+    title: str
+    scale: str
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+    published: list[dict[str, Any]]
+    n_samples: int
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    version: int = VERSION
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write ``table.json``, ``.csv``, ``.md`` and ``.tex``, each as a whole or not at all."""
+    texts = {
+        "table.json": json.dumps(asdict(table), indent=1, ensure_ascii=False) + "\n",
+        "table.csv": _csv(table),
+        "table.md": markdown(table),
+        "table.tex": _latex(table),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        with replace_atomically(folder / name) as path:
+            path.write_text(text)
+    return [folder / name for name in texts]
+
+
+def markdown(table: Table) -> str:
+    """Heading, table with published values in brackets, claims and notes."""
+    lines = [f"# {table.title}", "", _caption(table), "", _frame(table, _plain).to_markdown(index=False), ""]
+    lines += [f"- {_HOLDS[claim['holds']]}: {claim['claim']}" for claim in table.claims]
+    lines += [f"- {note}" for note in table.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _caption(table: Table) -> str:
+    published = "; published values in brackets" if any(table.published) else ""
+    return f"Scale: {table.scale}; samples: {table.n_samples}{published}."
+
+
+_HOLDS = {True: "yes", False: "no", None: "not decided"}
+
+
+def _frame(table: Table, render: Callable[[Column, Any], str]) -> pd.DataFrame:
+    """Rendered cells, ours with the published value in brackets."""
+
+    def cell(column: Column, ours: dict, published: dict) -> str:
+        text = render(column, ours.get(column.key))
+        if column.type in ("text", "flag") or published.get(column.key) is None:
+            return text
+        return f"{text} ({render(column, published[column.key])})"
+
+    rows = [
+        [cell(column, ours, theirs) for column in table.columns]
+        for ours, theirs in zip(table.rows, table.published, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=[column.label for column in table.columns])
+
+
+def _plain(column: Column, value: Any) -> str:
+    if value is None:
+        return DASH
+    match column.type:
+        case "flag":
+            return "yes" if value else "no"
+        case "number":
+            return f"{value:.3f}"
+        case "mean":
+            return f"{value['mean']:.3f} ± {value['two_se']:.3f}" if isinstance(value, dict) else f"{value:.3f}"
+    return str(value)
+
+
+def _csv(table: Table) -> str:
+    """One column per column, and one more for its published value where there is any; full precision."""
+    data: dict[str, list] = {}
+    for column in table.columns:
+        cells = [row.get(column.key) for row in table.rows]
+        if column.type == "mean":
+            for part in ("mean", "two_se", "n"):
+                data[f"{column.key}_{part}"] = [None if cell is None else cell[part] for cell in cells]
+        else:
+            data[column.key] = cells
+        published = [row.get(column.key) for row in table.published]
+        if column.type not in ("text", "flag") and any(value is not None for value in published):
+            data[f"{column.key}_published"] = published
+    return pd.DataFrame(data).to_csv(index=False)
+
+
+def _latex(table: Table) -> str:
+    frame = _frame(table, _tex)
+    frame.columns = [_tex(Column("", "", "text"), label) for label in frame.columns]
+    body = frame.style.hide(axis="index").to_latex(hrules=True)
+    notes = [table.title, _caption(table), *table.notes]
+    return "".join(f"% {line}\n" for line in notes) + body
+
+
+def _tex(column: Column, value: Any) -> str:
+    if column.type == "expression" and value is not None:
+        import sympy  # here, since most tables hold no expressions
+
+        from metagame.models.polynomial import parse_expression
+
+        return f"${sympy.latex(parse_expression(value))}$"
+    text = _plain(column, value).replace(DASH, "--").replace("±", r"$\pm$")
+    return text.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("→", r"$\to$").replace("φ", r"$\phi$")
+
