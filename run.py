@@ -1,7 +1,7 @@
 """Run one job, or with -m (or an experiment) a sweep of jobs, and write the experiment's table.
 
-    python run.py model=adder attribution=meta_ig benchmark=addition
-    python run.py experiment=table1
+python run.py model=adder attribution=meta_ig benchmark=addition
+python run.py experiment=table1
 """
 
 from __future__ import annotations
@@ -12,29 +12,28 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metagame.games import GameError
 from metagame.jobs import run_job
 from metagame.records import RecordError
-from metagame.report.experiment import write_report
+from metagame.sweep import finish
 
 log = logging.getLogger("metagame.run")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
-def main(cfg: DictConfig) -> bool:
-    """Run the job; a single job also writes its table. Whether any sample is done is the return value."""
+def main(cfg: DictConfig) -> None:
+    """Run a job. A single one writes its table here, a sweep at its end (metagame.sweep.WriteReport)."""
     try:
-        outcome = run_job(cfg)
-        if HydraConfig.get().mode == RunMode.RUN:
-            write_report([cfg])
+        run_job(cfg)
     except (GameError, RecordError) as error:
         log.error("%s", error)
         sys.exit(1)
-    return outcome.ok
+    if HydraConfig.get().mode == RunMode.RUN:
+        finish([cfg])
 
 
 def explain_parse_errors(arguments: list[str]) -> None:
@@ -43,11 +42,11 @@ def explain_parse_errors(arguments: list[str]) -> None:
     for argument in (argument for argument in arguments if "=" in argument and not argument.startswith("-")):
         try:
             parser.parse_override(argument)
-        except OverrideParseException as error:
+        except HydraException as error:
             key, value = argument.split("=", 1)
+            reason = str(error).splitlines()[0].split(" expecting ")[0]
             sys.exit(
-                f"Hydra cannot read {argument!r} ({str(error).splitlines()[0]}): put the value in quotes inside the"
-                f" shell's quotes, \"{key}='{value}'\"."
+                f"Hydra cannot read {argument!r} ({reason}): quote the value inside the quotes, \"{key}='{value}'\"."
             )
 
 

@@ -1,6 +1,6 @@
 """Train the adder from scratch and write data/tiny/adder (seconds on a CPU).
 
-    python scripts/train_adder.py [--seed 0] [--epochs 300] [--out data/tiny/adder]
+python scripts/train_adder.py [--seed 0] [--epochs 300] [--out data/tiny/adder]
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Split:
 def build_splits(seed: int) -> tuple[Split, Split, Split]:
     """Training, validation and test set: all sums and masked sums; two b per a are held out, under both operators."""
     generator = torch.Generator().manual_seed(seed)
-    held_out = {(a, NUMBERS[b]) for a in NUMBERS for b in torch.randperm(len(NUMBERS), generator=generator)[:HELD_OUT_PER_A]}
+    held_out = {
+        (a, NUMBERS[b]) for a in NUMBERS for b in torch.randperm(len(NUMBERS), generator=generator)[:HELD_OUT_PER_A]
+    }
     train, test = [], []
     for a, op, b in itertools.product(NUMBERS, OPERATORS, NUMBERS):
         pair = ([str(a), op, str(b)], float(Sum("", a, op, b).value))

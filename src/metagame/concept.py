@@ -4,16 +4,16 @@ The game of concept t at a patch, w = exp(logit), B the background's total weigh
 
     nu_t(S) = w_t / (B + sum_{k in S} w_k) for t in S, else 0.
 
-With 1/a written as a sum of exponentials, 1/a ~ sum_q c_q exp(-s_q a), every coalition factorises, and the average over
-coalitions that the Shapley value takes becomes an average over p in [0, 1] of independent players (the multilinear
-extension):
+With 1/a written as a sum of exponentials, 1/a ~ sum_q c_q exp(-s_q a), every coalition factorises, and the average
+over coalitions that the Shapley value takes becomes an average over p in [0, 1] of independent players (the
+multilinear extension):
 
     diag_t     = int_0^1 dp  sum_q c_q w_t e^{-s_q (B + w_t)} prod_{k != t} (1 - p u_k),         u_k = 1 - e^{-s_q w_k},
     phi_{j->t} = int_0^1 dp -sum_q c_q w_t e^{-s_q (B + w_t)} u_j prod_{k != t, j} (1 - p u_k).
 
 The integrands are polynomials in p of degree < n: Gauss-Legendre with ceil(n/2) nodes is exact. The only approximation
-is that of 1/a on [B + min w, B + sum w]. It is a matter of one variable: :func:`exponential_sum` finds the terms for the
-range at hand and checks them on it, and its relative error bounds the absolute error of every diagonal entry.
+is that of 1/a on [B + min w, B + sum w]. It is a matter of one variable: :func:`exponential_sum` finds the terms for
+the range at hand and checks them on it, and its relative error bounds the absolute error of every diagonal entry.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def _exponential_sum(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
         low, high = (low, middle) if fit(middle)[1] <= RELATIVE_ERROR else (middle + 1, high)
     c, error = fit(high)
     if error > RELATIVE_ERROR:
-        raise GameError(f"logits spread over {log_ratio:.0f}: no exponential sum reaches {RELATIVE_ERROR} on that range.")
+        raise GameError(
+            f"logits spread over {log_ratio:.0f}: no exponential sum reaches {RELATIVE_ERROR} on that range."
+        )
     return rates[kept[:high]], c * rates[kept[:high]] * step
 
 

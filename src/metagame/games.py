@@ -69,7 +69,9 @@ class AttributionGame:
         if coalitions.dtype != np.bool_:
             raise GameError(f"coalitions has dtype {coalitions.dtype}: give a boolean array (True = present).")
         if coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
-            raise GameError(f"coalitions has shape {coalitions.shape}: give (k, {self.n_players}), a column per player.")
+            raise GameError(
+                f"coalitions has shape {coalitions.shape}: give (k, {self.n_players}), a column per player."
+            )
         size = self.batch_size or max(len(coalitions), 1)
         parts = []
         for start in range(0, len(coalitions), size):

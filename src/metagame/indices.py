@@ -8,8 +8,8 @@ So an index is one line, its ``c``. :func:`_value_weights` turns c into exact ra
 (the alternating sums of a Moebius transform in floats are never formed), and one matrix product serves all targets.
 
 Shapes: ``values`` is ``(2**n, t)``, bit j of the row number says whether player j is present; 1-D input drops t from
-the result. Order 1 gives ``(n, t)``; order 2 gives ``(n, n, t)``, symmetric, index_i on the diagonal. Units and sign are
-those of the values.
+the result. Order 1 gives ``(n, t)``; order 2 gives ``(n, n, t)``, symmetric, index_i on the diagonal. Units and sign
+are those of the values.
 
 Coefficients: Bordt and von Luxburg (2023) for k-SV and STII, Tsai et al. (2023, Thm. 19) for FSII, Grabisch and Roubens
 (1999) for SII and Banzhaf.
@@ -46,27 +46,27 @@ def shapley(values: Float[np.ndarray, "2**n t"], n: int) -> Float[np.ndarray, "n
     return _index(values, n, 1, _shapley)
 
 
-def banzhaf(values: Float[np.ndarray, "2**n t"], n: int, order: int = 1) -> Float[np.ndarray, "..."]:
+def banzhaf(values: Float[np.ndarray, "2**n t"], n: int, order: int = 1) -> Float[np.ndarray, ...]:
     """Banzhaf value; at order 2 the Banzhaf interaction index, with the value on the diagonal. Not efficient."""
     return _index(values, n, order, lambda s, t: Fraction(1, 2 ** (t - s)))
 
 
-def sii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, "..."]:
+def sii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
     """Shapley interaction index, with the Shapley value on the diagonal. Not hierarchically efficient."""
     return _index(values, n, order, lambda s, t: Fraction(1, t - s + 1))
 
 
-def ksv(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, "..."]:
+def ksv(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
     """k-Shapley values (k = ``order``): at order 2 SII of pairs, and SV_i - 1/2 sum_j SII_ij on the diagonal."""
     return _index(values, n, order, _shapley if order == 1 else _ksv)
 
 
-def stii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, "..."]:
+def stii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
     """Shapley-Taylor index (top order = ``order``): at order 2 m(i) on the diagonal, sum m(T)/C(|T|, 2) off it."""
     return _index(values, n, order, _shapley if order == 1 else _stii)
 
 
-def fsii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, "..."]:
+def fsii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
     """Faithful Shapley interaction index of top order ``order``."""
     return _index(values, n, order, _shapley if order == 1 else _fsii)
 
@@ -130,8 +130,8 @@ def _weight_rows(rows: np.ndarray, first: np.ndarray, second: np.ndarray, weight
 def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "s+1 n+1"]:
     r"""w[a, r]: weight of v(R) in index_S, |R| = r and |R & S| = a.
 
-    w = sum over T containing S and R of c(s, |T|) (-1)^(|T| - r), a sum over |T| = u + e with u = |S | R|; in rationals,
-    so that its alternating terms cancel exactly.
+    w = sum over T containing S and R of c(s, |T|) (-1)^(|T| - r), a sum over |T| = u + e with u = |S | R|; in
+    rationals, so that its alternating terms cancel exactly.
     """
     table = np.zeros((s + 1, n + 1))
     for a in range(s + 1):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,7 +23,18 @@ from metagame.records import Record, RecordStore, digest, replace_atomically, sa
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("metagame", "torch", "transformers", "diffusers", "lxt", "shapiq", "numpy", "scipy", "scikit-learn", "sympy")
+LIBRARIES = (
+    "metagame",
+    "torch",
+    "transformers",
+    "diffusers",
+    "lxt",
+    "shapiq",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "sympy",
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +69,28 @@ class Job:
             GameError: ``attribution.meta`` is set on a method that is no first-order attribution, or a part refuses its
                 arguments.
         """
-        benchmark = _build(cfg.benchmark)
-        method = instantiate(cfg.attribution.method)
+        benchmark = build(cfg.benchmark, leave_out=("name",))
+        method = build(cfg.attribution.method)
         if cfg.attribution.meta:
             if not isinstance(method, FirstOrder):
                 raise GameError(f"attribution.meta=true needs a first-order method; {cfg.attribution.name} is none.")
-            estimator = _build(cfg.estimator, leave_out=("name", "budget"))
+            estimator = build(cfg.estimator, leave_out=("name", "budget"))
             method = Meta(method, seed=cfg.seed, estimator=estimator, budget=cfg.estimator.budget)
-        return cls(_build(cfg.model), method, benchmark)
+        return cls(build(cfg.model, leave_out=("name",)), method, benchmark)
 
     def evaluate(self, sample: Any, progress: Progress) -> tuple[dict[str, Any], dict]:
         """Explain and score one sample: its scores and arrays."""
+        if not isinstance(sample, self.model.sample_type):
+            raise GameError(f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}.")
         explicand = self.model.prepare(sample)
+        if not isinstance(explicand, self.method.explicand_type):
+            raise GameError(f"attribution method {_name(self.method)} does not explain model {_name(self.model)}.")
         explanation = self.method.explain(explicand, progress)
         return self.benchmark.score(sample, explicand, explanation), explanation.arrays()
+
+
+def _name(part: Any) -> str:
+    return type(part).__name__
 
 
 def run_job(cfg: DictConfig) -> Outcome:
@@ -153,12 +173,22 @@ def _evaluate_and_append(
         store.append(Record(key, sample.id, "done", scores, arrays=list(arrays)), arrays)
 
 
-def _build(node: DictConfig, leave_out: tuple[str, ...] = ("name",)) -> Any:
-    return instantiate({key: value for key, value in node.items() if key not in leave_out})
+def build(node: DictConfig, leave_out: tuple[str, ...] = ()) -> Any:
+    """Instantiate a config node without the keys in ``leave_out``.
+
+    Raises:
+        GameError: as the node's target raised it, without Hydra's wrapping.
+    """
+    try:
+        return instantiate({key: value for key, value in node.items() if key not in leave_out})
+    except InstantiationException as error:
+        if isinstance(error.__cause__, GameError):
+            raise error.__cause__ from None
+        raise
 
 
 def _write_config(folder: Path, cfg: DictConfig, model_revision: str, keys: dict[str, Any]) -> None:
-    """``config.yaml``, ``environment.json`` and ``samples.json`` (the samples of this run, in order, with their keys)."""
+    """``config.yaml``, ``environment.json``, and ``samples.json``: this run's samples in order, with their keys."""
     with replace_atomically(folder / "config.yaml") as path:
         path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     environment = describe_environment() | {"model_revision": model_revision, "seed": cfg.seed}

@@ -26,8 +26,8 @@ class MetaAttributions:
 
     Attributes:
         values: ``(t, n)``: ``values[i, j]`` is the influence of player j on the attribution of target i (j -> i);
-            endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: the joint influence of a pair of
-            players, symmetric, the index of the single player on the diagonal.
+            endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: the joint influence of a pair
+            of players, symmetric, the index of the single player on the diagonal.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
         standard_error: shape of ``values``, or None where the estimator has none.
@@ -110,7 +110,7 @@ def meta_attributions(
         endogenous: the players are the targets: player i is fixed as present while the others play on phi_i, and
             phi_i({i}) stands on the diagonal. Otherwise all players play on phi_i and ``empty`` keeps phi_i(empty).
             None: endogenous when there are as many targets as players (logged).
-        budget: the most coalitions to evaluate; None: all 2^n for ``exact``, else 64 per player (2^n where that is less).
+        budget: the most coalitions to evaluate; None: all 2^n for ``exact``, else 64 per player.
         seed: of the sampling.
         order: 2 for the interaction ``index`` of pairs of players of an exogenous game.
         index: ``sii``, ``ksv``, ``stii``, ``fsii`` or ``banzhaf``; the approximations know ``sii``.
@@ -134,9 +134,7 @@ def meta_attributions(
             f"endogenous=True needs as many targets as players; fn returned {len(game.grand())} targets for"
             f" {game.n_players} players: pass endogenous=False."
         )
-    estimate = play(
-        game, endogenous=endogenous, order=order, index=index, budget=budget, seed=seed, progress=progress
-    )
+    estimate = play(game, endogenous=endogenous, order=order, index=index, budget=budget, seed=seed, progress=progress)
     return MetaAttributions(
         values=estimate.values,
         first_order=estimate.first_order,

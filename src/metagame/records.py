@@ -56,8 +56,8 @@ def digest(content: Any) -> str:
 class RecordStore:
     """Records of one job in a folder. Safe for several processes, and for a kill at any moment.
 
-    A sample in work is held by a lock that dies with its process; a line that a killed process left unfinished is cut off
-    before the next one is written.
+    A sample in work is held by a lock that dies with its process; a line that a killed process left unfinished is cut
+    off before the next one is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,7 +82,9 @@ class RecordStore:
             except (ValueError, TypeError) as error:
                 raise RecordError(f"{self.path}, line {number} is no record ({error}): remove that line.") from error
             if record.version != VERSION:
-                raise RecordError(f"{self.path}, line {number} has version {record.version}: this is version {VERSION}.")
+                raise RecordError(
+                    f"{self.path}, line {number} has version {record.version}: this is version {VERSION}."
+                )
             if record.key not in records or records[record.key].status == "failed":
                 records[record.key] = record
         return records

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metagame.games import GameError
 from metagame.records import RecordError
@@ -18,14 +19,25 @@ log = logging.getLogger(__name__)
 class WriteReport(Callback):
     """Hydra callback: when a sweep is over, write the experiment's table from its jobs, this run's or earlier ones'.
 
-    Hydra turns an exception of a callback into a warning, so failure leaves as the exit status.
+    Hydra turns an exception of a callback into a warning, so a failure leaves as the exit status.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        grid = [f"{key}={value}" for key, value in (OmegaConf.select(config, "hydra.sweeper.params") or {}).items()]
-        configs = sweep_configs(grid, config.hydra.overrides.task)
-        try:
-            write_report(configs)
-        except (GameError, RecordError) as error:
-            log.error("%s", error)
-            raise SystemExit(1) from error
+        grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        finish(sweep_configs(grid, config.hydra.overrides.task))
+
+
+def finish(configs: Sequence[DictConfig]) -> None:
+    """Write the report of the jobs with these configs.
+
+    Raises:
+        SystemExit: 1 where a job that ran has no finished sample, or the report cannot be written; said in one line.
+    """
+    try:
+        barren = [result.config.attribution.name for result in write_report(configs) if not result.done]
+    except (GameError, RecordError) as error:
+        log.error("%s", error)
+        raise SystemExit(1) from error
+    if barren:
+        log.error("No sample was computed by: %s; see the table's notes.", ", ".join(barren))
+        raise SystemExit(1)

@@ -41,7 +41,7 @@ def paper_procedure(logits: torch.Tensor, background: torch.Tensor, chunk: int =
     diag = torch.zeros(n, n_patches, dtype=logits.dtype)
     for size in range(1, n + 1):
         weight = factorial(size - 1) * factorial(n - size) / factorial(n)
-        coalitions = torch.combinations(torch.arange(n), size)
+        coalitions = torch.tensor(list(combinations(range(n), size)))
         for members in coalitions.split(chunk):
             context = background.expand(len(members), -1, -1)
             attention = torch.cat([logits[members], context], 1).softmax(1)[:, :size]

@@ -27,9 +27,13 @@ class AttnLRP(FirstOrder):
         GameError: the masked model has no torch module to put the rules on.
     """
 
+    explicand_type = MaskedModel
+
     def game(self, explicand: MaskedModel) -> AttributionGame:
         if explicand.module is None:
-            raise GameError("attribution=attnlrp needs a torch module; this model is a plain function: use gradient_input.")
+            raise GameError(
+                "attribution=attnlrp needs a torch module; this model is a plain function: use gradient_input."
+            )
 
         def attribute(coalitions) -> Float[Tensor, "k n"]:
             inputs = explicand.masked(coalitions)
@@ -41,7 +45,7 @@ class AttnLRP(FirstOrder):
 
 @contextmanager
 def relevance_rules(module: nn.Module) -> Iterator[None]:
-    """Within: every layer of a type in :data:`RULES` has its rule; outputs stay, gradients change. Undone at the end."""
+    """Within: every layer of a type in :data:`RULES` has its rule: same outputs, other gradients."""
     with ExitStack() as stack:
         for layer in module.modules():
             if type(layer) in RULES:

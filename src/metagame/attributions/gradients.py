@@ -12,7 +12,12 @@ from metagame.models.masked import MaskedModel, gradient
 
 
 class GradientInput(FirstOrder):
-    """phi_i(S) = <x_i, df/dx_i> at the masked input x_S; signed, in units of f. A baseline of 0 gives absent features 0."""
+    """phi_i(S) = <x_i, df/dx_i> at the masked input x_S; signed, in units of f.
+
+    Absent features get 0 where their baseline is 0.
+    """
+
+    explicand_type = MaskedModel
 
     def game(self, explicand: MaskedModel) -> AttributionGame:
         def attribute(coalitions) -> Float[Tensor, "k n"]:
@@ -31,6 +36,8 @@ class IntegratedGradients(FirstOrder):
         steps: midpoints of the path.
     """
 
+    explicand_type = MaskedModel
+
     def __init__(self, steps: int = 32) -> None:
         self.steps = _check_steps(steps)
 
@@ -47,11 +54,13 @@ class IntegratedGradients(FirstOrder):
 class IntegratedHessians:
     """psi_{i,j} = IG_j(IG_i(f)): integrated gradients of integrated gradients (Janizek et al., 2021).
 
-    ``matrix`` ``(n, n)``: row i, column j; symmetric up to the error of the quadrature, rows sum to IG_i (no factor 1/2).
+    ``matrix`` ``(n, n)``: row i, column j; symmetric, rows sum to IG_i (no factor 1/2), up to the quadrature's error.
 
     Args:
         steps: midpoints of the inner and of the outer path each.
     """
+
+    explicand_type = MaskedModel
 
     def __init__(self, steps: int = 12) -> None:
         self.steps = _check_steps(steps)

@@ -41,9 +41,11 @@ class FirstOrder(ABC):
     attribution of the input itself and the metagame follow from it.
 
     Attributes:
+        explicand_type: what it explains.
         endogenous: the players are the targets (tokens explain tokens); False where targets are no players.
     """
 
+    explicand_type: ClassVar[type]
     endogenous: ClassVar[bool] = True
 
     @abstractmethod
@@ -72,6 +74,7 @@ class Meta:
         seed: int = 0,
     ) -> None:
         self.method = method
+        self.explicand_type = method.explicand_type
         self.estimator = estimator
         self.budget = budget
         self.seed = seed

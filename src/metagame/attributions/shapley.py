@@ -15,6 +15,8 @@ from metagame.models.masked import MaskedModel
 class ShapleyValue(FirstOrder):
     """phi_i(S) = SV_i of the game T -> f_T restricted to S; signed, in units of f; sums to f_S - f(empty)."""
 
+    explicand_type = MaskedModel
+
     def game(self, explicand: MaskedModel) -> AttributionGame:
         return AttributionGame.from_values(restricted_shapley(output_values(explicand)))
 
@@ -25,6 +27,8 @@ class SerialShapleyValue:
     ``matrix`` ``(n, n)``: row i, column j; symmetric, rows sum to SV_i (no factor 1/2).
     """
 
+    explicand_type = MaskedModel
+
     def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
         games = restricted_shapley(output_values(explicand))
         return Explanation(matrix=indices.shapley(games, explicand.n_players).T)
@@ -33,16 +37,20 @@ class SerialShapleyValue:
 class ShapleyInteractions:
     """A Shapley interaction index of order 2 on f_S.
 
-    ``matrix`` ``(n, n)``: symmetric, index_i on the diagonal; for ksv, stii and fsii the diagonal plus half of the rest of
-    row i is SV_i (Theorem 1).
+    ``matrix`` ``(n, n)``: symmetric, index_i on the diagonal; for ksv, stii and fsii the diagonal plus half of the
+    rest of row i is SV_i (Theorem 1).
 
     Args:
         index: ``sii``, ``ksv``, ``stii``, ``fsii`` or ``banzhaf``.
     """
 
+    explicand_type = MaskedModel
+
     def __init__(self, index: str = "stii") -> None:
         if index not in indices.PAIRWISE:
-            raise GameError(f"attribution.method.index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}.")
+            raise GameError(
+                f"attribution.method.index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}."
+            )
         self.index = index
 
     def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
@@ -54,7 +62,9 @@ def output_values(explicand: MaskedModel) -> Float[np.ndarray, " 2**n"]:
     """f_S of every coalition, one model call."""
     n = explicand.n_players
     if n > MAX_PLAYERS:
-        raise GameError(f"the input has {n} features: exact Shapley values enumerate 2^n coalitions, at most {MAX_PLAYERS}.")
+        raise GameError(
+            f"the input has {n} features: exact Shapley values enumerate 2^n coalitions, at most {MAX_PLAYERS}."
+        )
     game = AttributionGame(lambda coalitions: explicand.values(coalitions)[:, None], n)
     return game(all_coalitions(n))[:, 0]
 
@@ -64,7 +74,7 @@ def restricted_shapley(values: Float[np.ndarray, " 2**n"]) -> Float[np.ndarray, 
 
     SV_i(v restricted to S) = sum over T in S with i in T of m(T)/|T|: one Moebius transform, one sum over subsets.
     """
-    n = int(len(values)).bit_length() - 1
+    n = len(values).bit_length() - 1
     present = all_coalitions(n)
     shares = (indices.moebius(values, n) / np.maximum(present.sum(1), 1))[:, None] * present
     sums = shares.reshape((2,) * n + (n,))

@@ -19,7 +19,7 @@ from metagame.models.polynomial import Polynomial
 
 Features = tuple[Symbol, ...]
 Attribution = Callable[[Expr, Symbol, Features], Expr]
-"""phi_i(f): (f, feature i, all features) -> an expression in the features; phi_i(f_S) is its value at the masked input."""
+"""phi_i(f): (f, feature i, all features) -> an expression; phi_i(f_S) is its value at the masked input."""
 
 
 @dataclass
@@ -44,12 +44,13 @@ class SymbolicExplanation:
 
 
 def restrict(f: Expr, present: Iterable[Symbol], features: Features) -> Expr:
-    """f at the masked input: features that are not present are zero."""
+    """F at the masked input: features that are not present are zero."""
     present = set(present)
     return f.subs({x: 0 for x in features if x not in present})
 
 
 def subsets(features: Iterable[Symbol]) -> Iterable[Features]:
+    """All coalitions of ``features``, by size."""
     features = tuple(features)
     return (subset for size in range(len(features) + 1) for subset in combinations(features, size))
 
@@ -89,6 +90,8 @@ def _shapley(f: Expr, j: Symbol, fixed: Features, features: Features) -> Expr:
 class Serial:
     """psi_{i,j} = phi_j(phi_i(f)); rows sum to phi_i."""
 
+    explicand_type = Polynomial
+
     def __init__(self, attribution: Attribution) -> None:
         self.attribution = attribution
 
@@ -108,6 +111,8 @@ class Serial:
 class Meta:
     """phi_{j->i} of Definition 2; rows sum to phi_i (Corollary 1)."""
 
+    explicand_type = Polynomial
+
     def __init__(self, attribution: Attribution) -> None:
         self.attribution = attribution
 
@@ -126,6 +131,8 @@ class Meta:
 class SumOfPowers:
     """SOP (Lundstrom and Razaviyayn, 2023): both directions of Meta-IG, added (Theorem 2); decomposes IG."""
 
+    explicand_type = Polynomial
+
     def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
         meta = Meta(integrated_gradients).explain(explicand, progress)
         pairs = {(i, j): meta.directed[i, j] + meta.directed[j, i] for i, j in combinations(explicand.features, 2)}
@@ -134,6 +141,8 @@ class SumOfPowers:
 
 class MoebiusTransform:
     """m({i}) and m({i, j}); its first order is m({i}) alone."""
+
+    explicand_type = Polynomial
 
     def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
         def derive(f: Expr, features: Features) -> SymbolicExplanation:
@@ -146,6 +155,8 @@ class MoebiusTransform:
 
 class ShapleyTaylor:
     """STII of order 2: m({i}), and sum over S containing i, j of m(S)/C(|S|, 2); decomposes the Shapley value."""
+
+    explicand_type = Polynomial
 
     def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
         def derive(f: Expr, features: Features) -> SymbolicExplanation:

@@ -15,7 +15,7 @@ from metagame.models.masked import MaskedModel
 class Addition:
     """Samples are sums such as ``3 - (-5)``.
 
-    Scores: ``output`` f(x) and ``empty_output`` f(all masked), in units of the sum; ``value``, the true sum; ``players``.
+    Scores: ``output`` f(x) and ``empty_output`` f(all masked), in units of the sum; the true ``value``; ``players``.
 
     Args:
         examples: the sums, ``a + b`` or ``a - b`` with numbers from -9 to 9.

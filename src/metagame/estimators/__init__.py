@@ -1,7 +1,7 @@
 """Estimators of meta-attributions: one function each, the same call.
 
-``estimator(game, *, endogenous, order, index, budget, seed, progress) -> Estimate`` plays ``game`` on at most ``budget``
-coalitions.
+``estimator(game, *, endogenous, order, index, budget, seed, progress) -> Estimate`` plays ``game`` on at most
+``budget`` coalitions.
 """
 
 from metagame.estimators.estimate import Estimate

@@ -30,14 +30,16 @@ class Estimate:
 
 
 def settle_budget(estimator: str, budget: int | None, least: int, n_players: int) -> int:
-    """The budget to play with: as given, or 64 coalitions per player (all 2^n where that is less, ``least`` where more).
+    """The budget to play with: as given, or 64 coalitions per player, at most 2^n and at least ``least``.
 
     Raises GameError where ``budget`` is fewer coalitions than the ``least`` that ``estimator`` needs.
     """
     if budget is None:
         return max(least, min(EVALUATIONS_PER_PLAYER * n_players, 1 << n_players))
     if budget < least:
-        raise GameError(f"budget={budget} is too small for estimator={estimator!r}: it needs at least {least} coalitions.")
+        raise GameError(
+            f"budget={budget} is too small for estimator={estimator!r}: it needs at least {least} coalitions."
+        )
     return budget
 
 

@@ -64,7 +64,7 @@ def endogenous_shapley(values: Float[np.ndarray, "2**n n"]) -> Float[np.ndarray,
 
 
 def _shapley_weights(m: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of nu(T) in the Shapley value of player j among m, by |T| = 0..m: for j in T, and (negative) j not in T."""
+    """Weights of nu(T) in the Shapley value of j of m players, by |T| = 0..m: where j in T; minus where it is not."""
     size = np.arange(m + 1)
     choose = np.cumprod(np.concatenate([[1.0], (m - size[:-1]) / (size[:-1] + 1)]))
     with np.errstate(divide="ignore"):

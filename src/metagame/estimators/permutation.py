@@ -22,8 +22,8 @@ def permutation(
 ) -> Estimate:
     """Walk through random permutations of the players; each walk gives a marginal contribution of every player.
 
-    Exogenous: the mean marginal contribution (Castro et al., 2009). Endogenous: a walk serves every target i through the
-    players j that come after it. With j at position q (from 0), the other predecessors of j are a uniform
+    Exogenous: the mean marginal contribution (Castro et al., 2009). Endogenous: a walk serves every target i through
+    the players j that come after it. With j at position q (from 0), the other predecessors of j are a uniform
     (q-1)-subset, met with probability q/(n(n-1)) where Definition 2 wants 1/(n-1): weight n/q, unbiased. What a walk's
     row then lacks of phi_i(N) - phi_i({i}) is spread evenly over the row (a control variate), so rows are efficient.
     Order 2: shapiq's permutation sampling of SII.

@@ -45,7 +45,9 @@ def draw_pool(n: int, budget: int, *, endogenous: bool, seed: int) -> Pool:
         sizes = np.arange(n + 1)
     else:
         sizes = np.array([0, 1, n - 1, n])
-        coalitions = np.concatenate([np.zeros((1, n), bool), np.ones((1, n), bool), np.eye(n, dtype=bool), ~np.eye(n, dtype=bool)])
+        coalitions = np.concatenate(
+            [np.zeros((1, n), bool), np.ones((1, n), bool), np.eye(n, dtype=bool), ~np.eye(n, dtype=bool)]
+        )
     coalitions = coalitions[np.argsort(np.isin(coalitions.sum(1), [0, n], invert=True), kind="stable")]
     weights, draws = np.ones(len(coalitions)), np.zeros(len(coalitions), int)
     left = budget - len(coalitions)

@@ -27,10 +27,11 @@ def regression(
     seed: int,
     progress: Progress | None = None,
 ) -> Estimate:
-    """Fit every target by least squares with Shapley kernel weights, efficiency as a constraint (Lundberg and Lee, 2017).
+    """Fit every target by least squares with Shapley kernel weights; efficiency is a constraint.
 
-    One pool of coalitions serves all targets. shapiq's sampler draws it; shapiq's own KernelSHAP has one target and
-    neither shares coalitions between endogenous subgames nor reports an error. Order 2: shapiq's KernelSHAP-IQ for SII.
+    KernelSHAP (Lundberg and Lee, 2017), on one pool of coalitions for all targets. shapiq's sampler draws the pool;
+    shapiq's own KernelSHAP has one target, shares nothing between endogenous subgames and reports no error. Order 2:
+    shapiq's KernelSHAP-IQ for SII.
 
     The standard error is the sandwich estimate over what was drawn (pairs of complements count as one draw), zero where
     everything was enumerated; none at order 2.
@@ -52,7 +53,7 @@ def regression(
 
 
 def kernel_shap_iq(n: int, seed: int) -> KernelSHAPIQ:
-    """shapiq's order-2 regression."""
+    """Shapiq's order-2 regression."""
     from shapiq.approximator import KernelSHAPIQ  # here, since importing it takes seconds
 
     return KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=seed)
@@ -98,7 +99,9 @@ def kernel_weights(pool: Pool) -> Float[np.ndarray, " k"]:
     return kernel * pool.weights
 
 
-def _constrained_fit(pool: Pool, present: np.ndarray, nu: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _constrained_fit(
+    pool: Pool, present: np.ndarray, nu: np.ndarray, total: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Weighted least squares ``(m, t)`` with coefficients summing to ``total``; the last one is eliminated."""
     m = present.shape[1]
     if m == 1:

@@ -82,7 +82,9 @@ class Sum:
         """Read ``a + b`` or ``a - b``; a negative b may stand in brackets."""
         match = re.fullmatch(r"\s*(-?\d+)\s*([+-])\s*\(?\s*(-?\d+)\s*\)?\s*", text)
         if match is None or max(abs(int(match[1])), abs(int(match[3]))) > LARGEST:
-            raise GameError(f"example {text!r} is no sum of the adder: write 'a + b' or 'a - (-b)' with -9 <= a, b <= 9.")
+            raise GameError(
+                f"example {text!r} is no sum of the adder: write 'a + b' or 'a - (-b)' with -9 <= a, b <= 9."
+            )
         return cls(text, int(match[1]), match[2], int(match[3]))
 
     @property
@@ -104,15 +106,21 @@ class Adder:
         GameError: there is no checkpoint, or it is of another architecture.
     """
 
+    sample_type = Sum
+
     def __init__(self, checkpoint: str | Path) -> None:
         path = Path(checkpoint) / "model.safetensors"
         if not path.is_file():
-            raise GameError(f"model.checkpoint={str(checkpoint)!r} holds no model.safetensors: run scripts/train_adder.py.")
+            raise GameError(
+                f"model.checkpoint={str(checkpoint)!r} holds no model.safetensors: run scripts/train_adder.py."
+            )
         self.net = AdderNet().double().eval().requires_grad_(False)
         try:
             self.net.load_state_dict(load_file(path))
         except RuntimeError as error:
-            raise GameError(f"model.checkpoint={str(checkpoint)!r} is no adder: {str(error).splitlines()[-1].strip()}") from error
+            raise GameError(
+                f"model.checkpoint={str(checkpoint)!r} is no adder: {str(error).splitlines()[-1].strip()}"
+            ) from error
         self.revision = file_revision(path)
 
     def prepare(self, sample: Sum) -> MaskedModel:

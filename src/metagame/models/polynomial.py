@@ -50,6 +50,7 @@ class Polynomial:
 class PolynomialModel:
     """Adapter: a polynomial is its own model; features are set to zero when absent."""
 
+    sample_type = Polynomial
     revision = "symbolic"
 
     def prepare(self, sample: Polynomial) -> Polynomial:

@@ -41,7 +41,7 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
         n_samples=len(_examples(results)),
         notes=[
             "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i"
-            " (attention: weight of key j for query i; STII and IH are symmetric). f(∅): output when a, op and b are masked.",
+            " (attention: weight of key j for query i; STII and IH are symmetric). f(∅): output when all are masked.",
             *failure_notes(results),
         ],
     )
@@ -50,7 +50,9 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
 def _cells(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     cells = {}
     if "first_order" in arrays and "matrix" not in arrays:
-        cells |= {f"phi_{player}": _rounded(value) for player, value in zip(PLAYERS, arrays["first_order"], strict=True)}
+        cells |= {
+            f"phi_{player}": _rounded(value) for player, value in zip(PLAYERS, arrays["first_order"], strict=True)
+        }
     if "matrix" in arrays:
         matrix = arrays["matrix"]
         cells |= {f"{PLAYERS[j]}_to_{PLAYERS[i]}": _rounded(matrix[i, j]) for i in range(3) for j in range(3)}
@@ -99,12 +101,45 @@ def addition_figure(results: list[JobResult]) -> Figure:
         for row in rows:
             _draw_method(grid[row], results[row], [panels.get((row, c)) for c in range(len(examples))], scale)
         unit = "attention weight" if family == "attention" else "attribution (units of the sum)"
-        figure.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02).set_label(unit, fontsize=8)
+        bar = figure.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02)
+        bar.set_label(unit, fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     for column, example in enumerate(examples):
-        output = next(r.scores["output"] for result in results for r in result.done if r.sample == example)
-        grid[0, column].set_title(f"{example}\nf(x) = {output:.2f}", fontsize=10)
+        grid[0, column].set_title(_heading(results, example), fontsize=10)
     figure.supxlabel("columns: player j (attention: key); rows: target i (attention: query)", fontsize=8)
     return figure
+
+
+def teaser_figure(results: list[JobResult]) -> Figure:
+    """One example, a column per family: its first-order method above, that method's meta-attributions below."""
+    example = _examples(results)[0]
+    families = list(_families(results).values())
+    figure = Figure(figsize=(0.5 + 2.9 * len(families), 3.7), layout="constrained")
+    grid = figure.subplots(2, len(families), squeeze=False, height_ratios=[1.4, 3.3])
+    for column, rows in enumerate(families):
+        records = [(results[row], record) for row in rows for record in results[row].done if record.sample == example]
+        panels = [_panel(result, record) for result, record in records]
+        scale = _scale(panels)
+        for axes, (result, _), panel in zip(grid[:, column], records, panels, strict=False):
+            _draw(axes, panel, scale)
+            axes.set_title(result.config.attribution.label, fontsize=10, fontweight="bold")
+        bar = figure.colorbar(scale, ax=list(grid[:, column]), location="bottom", shrink=0.8, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+    grid[1, 0].set_ylabel("target i", fontsize=9)
+    figure.suptitle(_heading(results, example).replace("\n", ",  "), fontsize=11)
+    figure.supxlabel(
+        "player j; entry (i, j): influence of j on the attribution of i; row i sums to φ of i, above", fontsize=8
+    )
+    return figure
+
+
+def _heading(results: list[JobResult], example: str) -> str:
+    outputs = [r.scores["output"] for result in results for r in result.done if r.sample == example]
+    return f"{example}\nf(x) = {_two_digits(outputs[0])}" if outputs else example
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _height(panels: dict[tuple[int, int], Panel], row: int, n_columns: int) -> int:
@@ -151,11 +186,16 @@ def _draw_method(axes_row: np.ndarray, result: JobResult, panels: list[Panel | N
 
 def _draw(axes: Axes, panel: Panel, scale: ScalarMappable) -> None:
     axes.imshow(panel.values, cmap=scale.cmap, norm=scale.norm, aspect="auto")
-    axes.set_xticks(range(len(panel.columns)), panel.columns, fontsize=8)
-    axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize=8)
+    axes.set_xticks(range(len(panel.columns)), _signs(panel.columns), fontsize=9)
+    axes.set_yticks(range(len(panel.rows)), _signs(panel.rows), fontsize=9)
     axes.tick_params(length=0)
     for (row, column), value in np.ndenumerate(panel.values):
         red, green, blue, _ = scale.to_rgba(value)
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        text = f"{value:.2f}".replace("-0.00", "0.00")
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        color = "white" if dark else "black"
+        axes.text(column, row, _two_digits(value), ha="center", va="center", fontsize=8, color=color)
+
+
+def _signs(tokens: list[str]) -> list[str]:
+    """Tokens with a minus that can be seen."""
+    return [token.replace("-", "−") for token in tokens]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from metagame.games import GameError
 from metagame.jobs import job_folder
 from metagame.records import replace_atomically
-from metagame.report.results import read_job
+from metagame.report.results import JobResult, read_job
 from metagame.report.table import write_table
 
 if TYPE_CHECKING:
@@ -26,29 +26,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def write_report(configs: Sequence[DictConfig]) -> Path:
-    """Write the table (and figure) of the jobs with these configs into their experiment's folder; return the folder.
+def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
+    """Write the table (and figure) of the jobs with these configs into their experiment's folder; return the jobs.
 
-    Jobs that never ran are named in a footnote.
+    Jobs that never ran are left out and named in a footnote.
 
     Raises:
         GameError: no sample of any job is done; nothing is written.
     """
     settings = configs[0]
-    results = [result for result in map(read_job, configs) if result is not None]
+    jobs = {cfg.attribution.label: read_job(cfg) for cfg in configs}
+    results = [result for result in jobs.values() if result is not None]
     if not any(result.done for result in results):
         errors = dict.fromkeys(record.error for result in results for record in result.failed)
         raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
-    never_run = [cfg.attribution.label for cfg in configs if read_job(cfg) is None]
+    never_run = [label for label, result in jobs.items() if result is None]
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
     write_table(table, folder)
     if settings.report.figure is not None:
         save_figure(instantiate(settings.report.figure, _partial_=True)(results), folder)
     log.info("wrote %s", folder / "table.md")
-    return folder
+    return results
 
 
 def save_figure(figure: Figure, folder: Path) -> None:

@@ -58,8 +58,7 @@ def failure_notes(results: list[JobResult]) -> list[str]:
     notes = []
     for result in results:
         name = result.config.attribution.label
-        for record in result.failed:
-            notes.append(f"{name}: sample {record.sample} failed: {record.error}")
+        notes += [f"{name}: sample {record.sample} failed: {record.error}" for record in result.failed]
         missing = len(result.sample_ids) - len(result.records)
         if missing:
             notes.append(f"{name}: {missing} of {len(result.sample_ids)} samples not computed yet.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,6 +151,10 @@ def _tex(column: Column, value: Any) -> str:
         from metagame.models.polynomial import parse_expression
 
         return f"${sympy.latex(parse_expression(value))}$"
-    text = _plain(column, value).replace(DASH, "--").replace("±", r"$\pm$")
-    return text.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("→", r"$\to$").replace("φ", r"$\phi$")
+    text = re.sub(r"(?:phi|φ)_(\w+)", r"$\\phi_{\1}$", _plain(column, value))
+    for character, command in _TEX.items():
+        text = text.replace(character, command)
+    return text
 
+
+_TEX = {DASH: "--", "±": r"$\pm$", "→": r"$\to$", "∅": r"$\emptyset$", "&": r"\&", "%": r"\%", "#": r"\#"}

@@ -1,0 +1,45 @@
+SCALE ?= tiny
+PYTHON := .venv/bin/python
+RUN := $(PYTHON) run.py scale=$(SCALE)
+EXPERIMENTS := table1 figure1 figure5 figure6
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock lint test demo bench train-adder clean $(EXPERIMENTS)
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "  one of       $(EXPERIMENTS)   (SCALE=tiny or paper; results in outputs/SCALE/)"
+
+setup: .venv/installed  ## make .venv with the locked versions
+
+.venv/installed: requirements.lock pyproject.toml
+	python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet uv
+	$(PYTHON) -m uv pip install --quiet --compile-bytecode -r requirements.lock
+	$(PYTHON) -m uv pip install --quiet --no-deps -e .
+	@touch $@
+
+lock:  ## write requirements.lock from pyproject.toml
+	$(PYTHON) -m uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 \
+		--fork-strategy fewest --no-emit-index-url --no-annotate --no-header -o requirements.lock
+
+lint: setup  ## check style and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+test: lint  ## check style, then run the tests
+	$(PYTHON) -m pytest
+
+demo: setup $(EXPERIMENTS)  ## every table and figure at this scale
+
+$(EXPERIMENTS): setup
+	$(RUN) experiment=$@
+
+bench: setup  ## compare speed with the reference procedures, in outputs/bench/
+	$(PYTHON) -m scripts.bench_concept
+
+train-adder: setup  ## train the adder of Figures 1, 5 and 6 from scratch
+	$(PYTHON) scripts/train_adder.py
+
+clean:  ## remove results, keep the environment
+	git clean -fdXq outputs

@@ -1,0 +1,55 @@
+"""Random games, masked models and the hypothesis profile that all tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metagame.models.masked import MaskedModel
+
+# derandomize: a run of the suite is reproducible; deadline: the first example pays for imports.
+settings.register_profile("metagame", max_examples=25, deadline=None, derandomize=True)
+settings.load_profile("metagame")
+torch.set_num_threads(2)
+
+UP_TO_SIX, UP_TO_FOUR = st.integers(1, 6), st.integers(1, 4)
+
+
+@st.composite
+def games(draw, n_players=UP_TO_SIX, n_targets=UP_TO_FOUR):
+    """All values of a game, float64 ``(2**n, t)``, and n."""
+    n = draw(n_players)
+    # fill=nothing: every value is drawn, none shared.
+    return draw(arrays(np.float64, (1 << n, draw(n_targets)), elements=st.floats(-10, 10), fill=st.nothing())), n
+
+
+@st.composite
+def endogenous_games(draw, n_players=UP_TO_SIX):
+    """All values of a game whose players are the targets, float64 ``(2**n, n)``."""
+    n = draw(n_players)
+    return draw(games(st.just(n), st.just(n)))[0]
+
+
+def random_game(n, n_targets, seed=0):
+    """All values of a game with interactions of every order, ``(2**n, t)``."""
+    return np.random.default_rng(seed).normal(size=(1 << n, n_targets))
+
+
+def table_model(values):
+    """The masked model whose f_S is ``values[S]``: players are bits that are 0 when absent."""
+    n = len(values).bit_length() - 1
+    bits = torch.tensor([1 << player for player in range(n)], dtype=torch.float64)
+    table = torch.as_tensor(values)
+    return MaskedModel.of_function(lambda inputs: table[(inputs @ bits).long()], torch.ones(n))
+
+
+def smooth_model(n, seed=0, baseline=True):
+    """A smooth function of n numbers with interactions of every order, at a random point."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second, x, other = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((n, 5), (5,), (n,), (n,))
+    )
+    return MaskedModel.of_function(lambda inputs: torch.tanh(inputs @ first) @ second, x, other if baseline else 0.0)

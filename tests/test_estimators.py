@@ -1,0 +1,267 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.ensemble import GradientBoostingRegressor
+
+from metagame import AttributionGame, meta_attributions
+from metagame.estimators.pool import draw_pool
+from metagame.estimators.trees import tree_index
+from metagame.games import all_coalitions
+from tests.conftest import endogenous_games, games, random_game
+from tests.reference import indices as reference
+
+APPROXIMATE = ["permutation", "regression", "trees"]
+KINDS = {
+    "endogenous": {"endogenous": True},
+    "exogenous": {"endogenous": False},
+    "order 2": {"endogenous": False, "order": 2},
+}
+each_estimator = pytest.mark.parametrize("estimator", APPROXIMATE)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_first_order_kind = pytest.mark.parametrize("kind", ["endogenous", "exogenous"])
+
+
+class Recorder:
+    """A game's fn that keeps the coalitions it was given."""
+
+    def __init__(self, values):
+        self.values = values
+        self.n_players = len(values).bit_length() - 1
+        self.calls = []
+
+    def __call__(self, coalitions):
+        self.calls.append(coalitions)
+        return self.values[coalitions @ (1 << np.arange(self.n_players))]
+
+    @property
+    def coalitions(self):
+        return np.concatenate(self.calls)
+
+
+def play(values, estimator, kind, budget=None, seed=0):
+    game = AttributionGame.from_values(values)
+    return meta_attributions(game, estimator, budget=budget, seed=seed, **KINDS[kind])
+
+
+def decaying_game(n, n_targets, seed=0):
+    """Interactions that fade with their order, as attributions' do."""
+    rng = np.random.default_rng(seed)
+    present = all_coalitions(n)
+    values = np.zeros((1 << n, n_targets))
+    for players in reference.subsets(range(n)):
+        values += np.outer(present[:, list(players)].all(1), rng.normal(size=n_targets) / 4.0 ** len(players))
+    return values
+
+
+def error(phi, values, kind):
+    exact = play(values, "exact", kind).values
+    return np.sqrt(((phi.values - exact) ** 2).mean())
+
+
+@each_estimator
+@each_kind
+@pytest.mark.parametrize(("n", "budget"), [(7, 64), (7, 101), (7, 128), (10, 120), (10, 333)])
+def test_budget_is_kept(estimator, kind, n, budget):
+    fn = Recorder(random_game(n, n))
+    phi = meta_attributions(AttributionGame(fn, n), estimator, budget=budget, **KINDS[kind])
+    assert len(fn.coalitions) == phi.n_evaluations <= budget
+
+
+@each_estimator
+@each_kind
+def test_budget_is_used(estimator, kind):
+    phi = play(random_game(10, 10), estimator, kind, budget=300)
+    # A walk more would not fit; shapiq's permutation sampling of pairs asks for few coalitions twice.
+    assert phi.n_evaluations >= 300 - (100 if kind == "order 2" and estimator == "permutation" else 12)
+
+
+@each_estimator
+@each_kind
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+def test_default_budget_serves_any_number_of_players(estimator, kind, n):
+    phi = play(random_game(n, n), estimator, kind)
+    assert np.isfinite(phi.values).all()
+    assert phi.n_evaluations <= min(64 * n, 2**n)
+
+
+@each_estimator
+@each_kind
+def test_estimate_depends_on_the_seed_and_on_nothing_else(estimator, kind):
+    values = decaying_game(8, 8)
+    once, again, other = (play(values, estimator, kind, budget=100, seed=seed) for seed in (1, 1, 2))
+    assert once.values.tobytes() == again.values.tobytes()
+    assert once.values.tobytes() != other.values.tobytes()
+
+
+@each_estimator
+@each_kind
+def test_estimate_leaves_the_global_random_state_alone(estimator, kind):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    play(decaying_game(6, 6), estimator, kind, budget=50)
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+@each_estimator
+@each_kind
+def test_error_falls_with_the_budget(estimator, kind):
+    values = decaying_game(9, 9)
+    small, large = (
+        np.mean([error(play(values, estimator, kind, budget=budget, seed=seed), values, kind) for seed in range(3)])
+        for budget in (92, 460)
+    )
+    assert large < 0.8 * small
+
+
+@pytest.mark.parametrize("estimator", ["regression", "trees"])
+@each_kind
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+def test_all_coalitions_make_the_estimate_exact(estimator, kind, n):
+    values = random_game(n, n)
+    phi = play(values, estimator, kind, budget=2**n)
+    # shapiq's KernelSHAP-IQ gives the empty and the grand coalition a large weight for an infinite one.
+    tolerance = 1e-5 if kind == "order 2" else 1e-8
+    assert np.abs(phi.values - play(values, "exact", kind).values).max() < tolerance
+
+
+@each_estimator
+@given(values=endogenous_games(n_players=st.integers(2, 6)), endogenous=st.booleans(), seed=st.integers(0, 9))
+def test_rows_are_efficient(estimator, values, endogenous, seed):
+    kind = "endogenous" if endogenous else "exogenous"
+    phi = play(values, estimator, kind, budget=min(2 * values.shape[1] + 3, len(values)), seed=seed)
+    assert np.abs(phi.residual).max() < 1e-9
+
+
+@each_estimator
+def test_diagonal_of_an_endogenous_game_is_exact(estimator):
+    values = random_game(7, 7)
+    phi = play(values, estimator, "endogenous", budget=40)
+    assert np.diag(phi.values) == pytest.approx(np.diag(play(values, "exact", "endogenous").values), abs=1e-12)
+
+
+@each_estimator
+@each_kind
+def test_first_order_and_empty_are_exact(estimator, kind):
+    values = random_game(6, 6)
+    phi = play(values, estimator, kind, budget=50)
+    assert np.array_equal(phi.first_order, values[-1])
+    assert np.array_equal(phi.empty, values[0])
+
+
+@pytest.mark.parametrize("estimator", ["permutation", "regression"])
+@each_first_order_kind
+def test_standard_error_is_calibrated(estimator, kind):
+    values = random_game(8, 8, seed=3)
+    exact = play(values, "exact", kind).values
+    estimates = [play(values, estimator, kind, budget=100, seed=seed) for seed in range(200)]
+    errors = np.array([phi.values - exact for phi in estimates])
+    claimed = np.array([phi.standard_error for phi in estimates])
+    ratio = np.sqrt((errors**2).mean() / (claimed**2).mean())
+    assert 0.7 < ratio < 1.4
+
+
+@each_first_order_kind
+def test_permutation_is_unbiased(kind):
+    values = random_game(5, 5, seed=1)
+    phi = play(values, "permutation", kind, budget=200_000)
+    sampled = phi.standard_error > 0
+    deviation = np.abs(phi.values - play(values, "exact", kind).values)
+    assert phi.standard_error.max() < 0.02
+    # 25 entries: a deviation of 4.5 standard errors would come once in 6,000 seeds.
+    assert (deviation[sampled] < 4.5 * phi.standard_error[sampled]).all()
+
+
+def test_standard_error_of_permutation_falls_as_one_over_the_root_of_the_walks():
+    values = random_game(6, 2)
+    few, many = (play(values, "permutation", "exogenous", budget=2 + 5 * walks) for walks in (500, 8000))
+    assert np.sqrt((few.standard_error**2).mean() / (many.standard_error**2).mean()) == pytest.approx(4, rel=0.1)
+
+
+def test_single_walk_has_no_standard_error():
+    phi = play(random_game(5, 2), "permutation", "exogenous", budget=6)
+    assert np.isnan(phi.standard_error).all()
+
+
+@each_first_order_kind
+def test_regression_on_all_coalitions_claims_no_error(kind):
+    phi = play(random_game(5, 5), "regression", kind, budget=32)
+    assert not phi.standard_error.any()
+
+
+@each_estimator
+@pytest.mark.parametrize("kind", ["exogenous", "order 2"])
+def test_targets_share_their_coalitions(estimator, kind):
+    asked = []
+    for n_targets in (1, 40):
+        fn = Recorder(random_game(7, n_targets))
+        meta_attributions(AttributionGame(fn, 7), estimator, budget=70, **KINDS[kind])
+        asked.append(fn.coalitions)
+    assert np.array_equal(*asked)
+
+
+@pytest.mark.parametrize("estimator", ["regression", "trees"])
+def test_targets_of_an_endogenous_game_share_one_set_of_coalitions(estimator):
+    fn = Recorder(random_game(9, 9))
+    meta_attributions(AttributionGame(fn, 9), estimator, endogenous=True, budget=120)
+    assert len(np.unique(fn.coalitions, axis=0)) == len(fn.coalitions) == 120
+
+
+@pytest.mark.parametrize(
+    ("estimator", "theirs"), [("permutation", "PermutationSamplingSII"), ("regression", "KernelSHAPIQ")]
+)
+def test_order_two_is_what_shapiq_finds_for_each_target(estimator, theirs):
+    from shapiq import approximator
+
+    n, budget, values = 6, 50, random_game(6, 3)
+    phi = play(values, estimator, "order 2", budget=budget, seed=4)
+    pairing = {"pairing_trick": True} if estimator == "regression" else {}
+    for target in range(3):
+        single = getattr(approximator, theirs)(n, max_order=2, index="SII", random_state=4, **pairing)
+        fn = Recorder(values[:, target])
+        # Permutation sampling leaves the grand coalition to us: one evaluation of the budget.
+        found = single.approximate(budget - (estimator == "permutation"), lambda c: fn(np.atleast_2d(c).astype(bool)))
+        for players, value in found.interactions.items():
+            if players:
+                assert phi.values[target, players[0], players[-1]] == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("depth", [1, 3, 5])
+@given(game=games(n_players=st.integers(1, 5), n_targets=st.just(1)))
+def test_tree_index_is_that_of_the_predictions_on_all_coalitions(order, depth, game):
+    values, n = game
+    boost = GradientBoostingRegressor(n_estimators=5, max_depth=depth, learning_rate=0.3, random_state=0)
+    predictions = boost.fit(all_coalitions(n), values[:, 0]).predict(all_coalitions(n))
+    # scikit-learn starts from the mean and adds in float64, in another order.
+    assert np.allclose(tree_index(boost, order), reference.sii(predictions, n, order).astype(float), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("endogenous", [True, False])
+@given(n=st.integers(1, 9), over=st.integers(0, 100), seed=st.integers(0, 9))
+def test_pool_holds_distinct_coalitions_the_bounds_first(endogenous, n, over, seed):
+    budget = min(2 * n + 2, 2**n) + over
+    pool = draw_pool(n, budget, endogenous=endogenous, seed=seed)
+    assert not pool.coalitions[0].any()
+    assert pool.coalitions[1].all()
+    assert len(np.unique(pool.coalitions, axis=0)) == len(pool.coalitions) <= budget
+    assert (np.bincount(pool.coalitions.sum(1), minlength=n + 1)[[0, 1, -2, -1]] == [1, n, n, 1]).all() or n == 1
+
+
+@pytest.mark.parametrize("endogenous", [True, False])
+def test_pool_weights_sum_to_the_number_of_coalitions_of_each_size(endogenous):
+    n = 8
+    pool = draw_pool(n, 120, endogenous=endogenous, seed=0)
+    everything = np.bincount(all_coalitions(n).sum(1))
+    # Drawn sizes match in the mean over seeds only.
+    weights = [draw_pool(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
+    mean = np.mean([np.bincount(p.coalitions.sum(1), p.weights, minlength=n + 1) for p in weights], axis=0)
+    assert mean[[0, 1, n - 1, n]].tolist() == [1, n, n, 1]
+    assert mean == pytest.approx(everything, rel=0.1)
+    assert (pool.weights >= 1 - 1e-12).all()
+
+
+@given(n=st.integers(5, 8), seed=st.integers(0, 9))
+def test_exogenous_pool_pairs_complements(n, seed):
+    pool = draw_pool(n, 2 * n + 12, endogenous=False, seed=seed)
+    rows = {coalition.tobytes() for coalition in pool.coalitions}
+    assert all((~coalition).tobytes() in rows for coalition in pool.coalitions)

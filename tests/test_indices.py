@@ -1,0 +1,210 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metagame import indices
+from metagame.games import GameError
+from tests.conftest import games, random_game
+from tests.reference import indices as reference
+
+TOLERANCE = 1e-10
+ORDERS = [("shapley", 1), *((name, order) for name in indices.PAIRWISE for order in (1, 2))]
+DECOMPOSING = ["ksv", "stii", "fsii"]
+each_index = pytest.mark.parametrize(("name", "order"), ORDERS)
+
+
+def play(module, name, order, values, n):
+    return module.shapley(values, n) if name == "shapley" else getattr(module, name)(values, n, order)
+
+
+def close(left, right):
+    return np.allclose(np.asarray(left, float), np.asarray(right, float), rtol=0, atol=TOLERANCE)
+
+
+def total_of_sets(pairs):
+    """Every player and every unordered pair once."""
+    return np.triu(np.moveaxis(pairs, -1, 0)).sum((1, 2))
+
+
+@each_index
+@given(game=games())
+def test_index_matches_its_definition(name, order, game):
+    values, n = game
+    fast = play(indices, name, order, values, n)
+    assert fast.shape == (n,) * order + values.shape[1:]
+    for target, single in enumerate(values.T):
+        assert close(fast[..., target], play(reference, name, order, single, n))
+
+
+@given(game=games())
+def test_moebius_matches_its_definition(game):
+    values, n = game
+    transform = indices.moebius(values, n)
+    assert transform.shape == values.shape
+    assert all(close(m, reference.moebius(single, n)) for m, single in zip(transform.T, values.T, strict=True))
+
+
+@given(game=games())
+def test_moebius_leaves_its_input_alone(game):
+    values, n = game
+    before = values.copy()
+    indices.moebius(values, n)
+    assert np.array_equal(values, before)
+
+
+@given(game=games(n_targets=st.just(1)))
+def test_stii_matches_its_definition_by_discrete_derivatives(game):
+    values, n = game
+    assert close(indices.stii(values[:, 0], n), reference.stii_by_derivatives(values[:, 0], n))
+
+
+@each_index
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_one_dimensional_input_drops_t(name, order, n):
+    values = random_game(n, 1)
+    dropped = play(indices, name, order, values[:, 0], n)
+    assert dropped.shape == (n,) * order
+    assert np.array_equal(dropped, play(indices, name, order, values, n)[..., 0])
+
+
+def test_one_dimensional_moebius_drops_t():
+    values = random_game(3, 1)
+    assert np.array_equal(indices.moebius(values[:, 0], 3), indices.moebius(values, 3)[:, 0])
+
+
+@pytest.mark.parametrize("name", indices.PAIRWISE)
+@given(game=games())
+def test_order_two_is_symmetric(name, game):
+    pairs = play(indices, name, 2, *game)
+    assert np.array_equal(pairs, pairs.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "theirs"),
+    [
+        ("shapley", 1, "SV"),
+        ("banzhaf", 1, "BV"),
+        ("sii", 2, "SII"),
+        ("ksv", 2, "k-SII"),
+        ("stii", 2, "STII"),
+        ("fsii", 2, "FSII"),
+        ("banzhaf", 2, "BII"),
+    ],
+)
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_index_agrees_with_shapiq(name, order, theirs, n):
+    values = random_game(n, 1, seed=n)[:, 0]
+    computed = shapiq_computer(values, n)(theirs, order)
+    ours = play(indices, name, order, values, n)
+    # shapiq solves FSII with infinite weights replaced by large ones: good to 1e-6 only.
+    tolerance = 1e-6 if theirs == "FSII" else TOLERANCE
+    for players in np.ndindex(ours.shape):
+        assert abs(ours[players] - computed[tuple(sorted(set(players)))]) < tolerance
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_moebius_agrees_with_shapiq(n):
+    values = random_game(n, 1)[:, 0]
+    computed = shapiq_computer(values, n)("Moebius", n)
+    transform = indices.moebius(values, n)
+    assert all(abs(transform[reference.row(s)] - computed[s]) < TOLERANCE for s in reference.subsets(range(n)))
+
+
+def shapiq_computer(values, n):
+    from shapiq import ExactComputer
+
+    bits = 1 << np.arange(n)
+    return ExactComputer(lambda coalitions: values[np.atleast_2d(coalitions).astype(int) @ bits], n)
+
+
+@given(game=games())
+def test_shapley_value_is_efficient(game):
+    values, n = game
+    assert close(indices.shapley(values, n).sum(0), values[-1] - values[0])
+
+
+@pytest.mark.parametrize("name", DECOMPOSING)
+@given(game=games())
+def test_players_and_pairs_sum_to_the_grand_coalition(name, game):
+    values, n = game
+    assert close(total_of_sets(indices.PAIRWISE[name](values, n)), values[-1] - values[0])
+
+
+@pytest.mark.parametrize("name", DECOMPOSING)
+@given(game=games())
+def test_rows_with_half_of_each_pair_sum_to_the_shapley_value(name, game):
+    """Theorem 1."""
+    values, n = game
+    pairs = indices.PAIRWISE[name](values, n)
+    own = pairs[np.arange(n), np.arange(n)]
+    assert close(own + (pairs.sum(1) - own) / 2, indices.shapley(values, n))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_rows_of_plain_sii_do_not_sum_to_the_shapley_value(n):
+    values = random_game(n, 1)[:, 0]
+    pairs = indices.sii(values, n)
+    missed = (pairs.sum(1) - np.diag(pairs)) / 2
+    rows = np.diag(pairs) + missed
+    assert np.abs(rows - indices.shapley(values, n)).max() > 0.1
+    assert close(rows - indices.shapley(values, n), missed)
+
+
+@each_index
+@given(game=games(n_players=st.integers(1, 4)), data=st.data())
+def test_permuting_players_permutes_the_index(name, order, game, data):
+    values, n = game
+    new_name = np.array(data.draw(st.sampled_from(list(permutations(range(n))))))
+    renamed = np.empty_like(values)
+    for coalition in reference.subsets(range(n)):
+        renamed[reference.row(new_name[list(coalition)])] = values[reference.row(coalition)]
+    permuted = play(indices, name, order, renamed, n)[np.ix_(*[new_name] * order)]
+    assert close(permuted, play(indices, name, order, values, n))
+
+
+@each_index
+@given(game=games(n_players=st.integers(1, 5)), worth=st.floats(-10, 10))
+def test_dummy_player_gets_its_own_worth_and_no_interaction(name, order, game, worth):
+    values, n = game
+    index = play(indices, name, order, np.concatenate([values, values + worth]), n + 1)[n]
+    expected = np.zeros_like(index)
+    expected[(n,) if order == 2 else ()] = worth
+    assert close(index, expected)
+
+
+@each_index
+@given(game=games(n_targets=st.just(2)), a=st.floats(-5, 5), b=st.floats(-5, 5))
+def test_index_is_linear_in_the_game(name, order, game, a, b):
+    values, n = game
+    index = play(indices, name, order, values, n)
+    assert close(play(indices, name, order, values @ [a, b], n), index @ [a, b])
+
+
+def test_many_players_need_no_table_of_subsets():
+    n = 15
+    values = random_game(n, 1)[:, 0]
+    assert close(indices.shapley(values, n).sum(), values[-1] - values[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((7, 1)), "values has shape"),
+        (np.zeros((8, 1, 1)), "values has shape"),
+        (np.full((8, 1), np.nan), "values contains NaN"),
+        (np.full(8, np.inf), "values contains NaN or inf"),
+    ],
+)
+def test_values_of_no_game_are_refused(values, message):
+    with pytest.raises(GameError, match=message):
+        indices.shapley(values, 3)
+
+
+@pytest.mark.parametrize("order", [0, 3])
+@pytest.mark.parametrize("name", indices.PAIRWISE)
+def test_other_orders_are_refused(name, order):
+    with pytest.raises(GameError, match="order="):
+        indices.PAIRWISE[name](np.zeros(8), 3, order)
