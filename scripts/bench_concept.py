@@ -104,7 +104,7 @@ def main() -> None:
     result = bench(parser.parse_args().full)
     path = Path("outputs/bench/concept.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     show(result)
     print(f"wrote {path}")
 

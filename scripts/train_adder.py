@@ -115,7 +115,7 @@ def main() -> None:
     net, card = train(arguments.seed, arguments.epochs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), arguments.out / "model.safetensors")
-    (arguments.out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    (arguments.out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print({key: value for key, value in card.items() if key != "training_loss"})
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor
 
@@ -54,6 +54,13 @@ def decaying_game(n, n_targets, seed=0):
     return values
 
 
+def pairwise_game(n, n_targets, seed=0):
+    """Interactions of two players, none of more."""
+    weights = np.random.default_rng(seed).normal(size=(n, n, n_targets))
+    present = all_coalitions(n).astype(float)
+    return np.einsum("si,sj,ijt->st", present, present, weights)
+
+
 def error(phi, values, kind):
     exact = play(values, "exact", kind).values
     return np.sqrt(((phi.values - exact) ** 2).mean())
@@ -61,24 +68,27 @@ def error(phi, values, kind):
 
 @each_estimator
 @each_kind
-@pytest.mark.parametrize(("n", "budget"), [(7, 64), (7, 101), (7, 128), (10, 120), (10, 333)])
+@pytest.mark.parametrize(("n", "budget"), [(7, 64), (7, 101), (7, 128), (9, 120), (9, 222)])
 def test_budget_is_kept(estimator, kind, n, budget):
     fn = Recorder(random_game(n, n))
     phi = meta_attributions(AttributionGame(fn, n), estimator, budget=budget, **KINDS[kind])
     assert len(fn.coalitions) == phi.n_evaluations <= budget
 
 
-@each_estimator
-@each_kind
+@pytest.mark.parametrize(
+    ("estimator", "kind"),
+    # shapiq's permutation sampling of pairs counts repeats, so that it evaluates fewer.
+    [(e, k) for e in APPROXIMATE for k in KINDS if (e, k) != ("permutation", "order 2")],
+)
 def test_budget_is_used(estimator, kind):
-    phi = play(random_game(10, 10), estimator, kind, budget=300)
-    # A walk more would not fit; shapiq's permutation sampling of pairs asks for few coalitions twice.
-    assert phi.n_evaluations >= 300 - (100 if kind == "order 2" and estimator == "permutation" else 12)
+    n, budget = 8, 150
+    phi = play(random_game(n, n), estimator, kind, budget=budget)
+    assert phi.n_evaluations > budget - n
 
 
 @each_estimator
 @each_kind
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_default_budget_serves_any_number_of_players(estimator, kind, n):
     phi = play(random_game(n, n), estimator, kind)
     assert np.isfinite(phi.values).all()
@@ -88,8 +98,8 @@ def test_default_budget_serves_any_number_of_players(estimator, kind, n):
 @each_estimator
 @each_kind
 def test_estimate_depends_on_the_seed_and_on_nothing_else(estimator, kind):
-    values = decaying_game(8, 8)
-    once, again, other = (play(values, estimator, kind, budget=100, seed=seed) for seed in (1, 1, 2))
+    values = decaying_game(6, 6)
+    once, again, other = (play(values, estimator, kind, budget=50, seed=seed) for seed in (1, 1, 2))
     assert once.values.tobytes() == again.values.tobytes()
     assert once.values.tobytes() != other.values.tobytes()
 
@@ -105,17 +115,17 @@ def test_estimate_leaves_the_global_random_state_alone(estimator, kind):
 @each_estimator
 @each_kind
 def test_error_falls_with_the_budget(estimator, kind):
-    values = decaying_game(9, 9)
+    values = decaying_game(8, 8)
     small, large = (
-        np.mean([error(play(values, estimator, kind, budget=budget, seed=seed), values, kind) for seed in range(3)])
-        for budget in (92, 460)
+        np.mean([error(play(values, estimator, kind, budget=budget, seed=seed), values, kind) for seed in range(2)])
+        for budget in (75, 225)
     )
     assert large < 0.8 * small
 
 
 @pytest.mark.parametrize("estimator", ["regression", "trees"])
 @each_kind
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_all_coalitions_make_the_estimate_exact(estimator, kind, n):
     values = random_game(n, n)
     phi = play(values, estimator, kind, budget=2**n)
@@ -125,6 +135,7 @@ def test_all_coalitions_make_the_estimate_exact(estimator, kind, n):
 
 
 @each_estimator
+@settings(max_examples=15)
 @given(values=endogenous_games(n_players=st.integers(2, 6)), endogenous=st.booleans(), seed=st.integers(0, 9))
 def test_rows_are_efficient(estimator, values, endogenous, seed):
     kind = "endogenous" if endogenous else "exogenous"
@@ -148,6 +159,17 @@ def test_first_order_and_empty_are_exact(estimator, kind):
     assert np.array_equal(phi.empty, values[0])
 
 
+@each_estimator
+@each_kind
+def test_no_player_influences_a_constant_attribution(estimator, kind):
+    values = random_game(5, 5)
+    values[:, 2] = 3.0
+    phi = play(values, estimator, kind, budget=32)
+    expected = np.where(np.arange(5) == 2, 3.0, 0.0) if kind == "endogenous" else np.zeros(phi.values[2].shape)
+    # shapiq's KernelSHAP-IQ: as above.
+    assert np.abs(phi.values[2] - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("estimator", ["permutation", "regression"])
 @each_first_order_kind
 def test_standard_error_is_calibrated(estimator, kind):
@@ -158,6 +180,13 @@ def test_standard_error_is_calibrated(estimator, kind):
     claimed = np.array([phi.standard_error for phi in estimates])
     ratio = np.sqrt((errors**2).mean() / (claimed**2).mean())
     assert 0.7 < ratio < 1.4
+
+
+def test_pairs_of_complements_leave_pairwise_interactions_no_error_and_claim_none():
+    values = pairwise_game(8, 3)
+    phi = play(values, "regression", "exogenous", budget=60)
+    assert np.abs(phi.values - play(values, "exact", "exogenous").values).max() < 1e-10
+    assert phi.standard_error.max() < 1e-10
 
 
 @each_first_order_kind
@@ -192,7 +221,7 @@ def test_regression_on_all_coalitions_claims_no_error(kind):
 @pytest.mark.parametrize("kind", ["exogenous", "order 2"])
 def test_targets_share_their_coalitions(estimator, kind):
     asked = []
-    for n_targets in (1, 40):
+    for n_targets in (1, 6):
         fn = Recorder(random_game(7, n_targets))
         meta_attributions(AttributionGame(fn, 7), estimator, budget=70, **KINDS[kind])
         asked.append(fn.coalitions)
@@ -206,23 +235,23 @@ def test_targets_of_an_endogenous_game_share_one_set_of_coalitions(estimator):
     assert len(np.unique(fn.coalitions, axis=0)) == len(fn.coalitions) == 120
 
 
-@pytest.mark.parametrize(
-    ("estimator", "theirs"), [("permutation", "PermutationSamplingSII"), ("regression", "KernelSHAPIQ")]
-)
-def test_order_two_is_what_shapiq_finds_for_each_target(estimator, theirs):
-    from shapiq import approximator
+@pytest.mark.parametrize("estimator", ["permutation", "regression"])
+def test_order_two_is_what_shapiq_finds_for_each_target(estimator):
+    from shapiq.approximator import KernelSHAPIQ, PermutationSamplingSII
 
-    n, budget, values = 6, 50, random_game(6, 3)
+    n, budget = 6, 50
+    values = random_game(n, 3)
     phi = play(values, estimator, "order 2", budget=budget, seed=4)
-    pairing = {"pairing_trick": True} if estimator == "regression" else {}
     for target in range(3):
-        single = getattr(approximator, theirs)(n, max_order=2, index="SII", random_state=4, **pairing)
-        fn = Recorder(values[:, target])
-        # Permutation sampling leaves the grand coalition to us: one evaluation of the budget.
-        found = single.approximate(budget - (estimator == "permutation"), lambda c: fn(np.atleast_2d(c).astype(bool)))
-        for players, value in found.interactions.items():
-            if players:
-                assert phi.values[target, players[0], players[-1]] == pytest.approx(value, abs=1e-12)
+        fn = AttributionGame.from_values(values[:, [target]])
+        if estimator == "regression":
+            theirs = KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=4)
+        else:
+            theirs = PermutationSamplingSII(n, max_order=2, index="SII", random_state=4)
+            budget = 49  # the grand coalition is ours
+        found = theirs.approximate(budget, lambda c, fn=fn: fn(np.atleast_2d(c).astype(bool))[:, 0])
+        ours = [phi.values[target, players[0], players[-1]] for players in found.interactions if players]
+        assert ours == pytest.approx([value for players, value in found.interactions.items() if players], abs=1e-12)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -248,16 +277,11 @@ def test_pool_holds_distinct_coalitions_the_bounds_first(endogenous, n, over, se
 
 
 @pytest.mark.parametrize("endogenous", [True, False])
-def test_pool_weights_sum_to_the_number_of_coalitions_of_each_size(endogenous):
+def test_pool_weights_count_the_coalitions_of_each_size_in_the_mean(endogenous):
     n = 8
-    pool = draw_pool(n, 120, endogenous=endogenous, seed=0)
-    everything = np.bincount(all_coalitions(n).sum(1))
-    # Drawn sizes match in the mean over seeds only.
-    weights = [draw_pool(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
-    mean = np.mean([np.bincount(p.coalitions.sum(1), p.weights, minlength=n + 1) for p in weights], axis=0)
-    assert mean[[0, 1, n - 1, n]].tolist() == [1, n, n, 1]
-    assert mean == pytest.approx(everything, rel=0.1)
-    assert (pool.weights >= 1 - 1e-12).all()
+    pools = [draw_pool(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
+    counted = np.mean([np.bincount(pool.coalitions.sum(1), pool.weights) for pool in pools], axis=0)
+    assert counted == pytest.approx(np.bincount(all_coalitions(n).sum(1)), rel=0.1)
 
 
 @given(n=st.integers(5, 8), seed=st.integers(0, 9))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from metagame import indices
 from metagame.games import GameError
-from tests.conftest import games, random_game
+from tests.conftest import close, games, random_game
 from tests.reference import indices as reference
 
 TOLERANCE = 1e-10
@@ -18,10 +18,6 @@ each_index = pytest.mark.parametrize(("name", "order"), ORDERS)
 
 def play(module, name, order, values, n):
     return module.shapley(values, n) if name == "shapley" else getattr(module, name)(values, n, order)
-
-
-def close(left, right):
-    return np.allclose(np.asarray(left, float), np.asarray(right, float), rtol=0, atol=TOLERANCE)
 
 
 def total_of_sets(pairs):

@@ -7,15 +7,11 @@ from hypothesis import strategies as st
 
 from metagame import AttributionGame, GameError, indices, meta_attributions
 from metagame.estimators import exact
-from tests.conftest import endogenous_games, games, random_game
+from tests.conftest import close, endogenous_games, games, random_game
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference
 
 TOLERANCE = 1e-10
-
-
-def close(left, right):
-    return np.allclose(np.asarray(left, float), np.asarray(right, float), rtol=0, atol=TOLERANCE)
 
 
 def play(values, **arguments):
@@ -201,7 +197,7 @@ def test_too_many_players_for_exact_are_refused_before_any_coalition_is_evaluate
     def fn(coalitions):
         raise AssertionError("evaluated")
 
-    with pytest.raises(GameError, match="n_players=13 .* 'permutation', 'regression' or 'trees'"):
+    with pytest.raises(GameError, match=r"n_players=13 .*'permutation', 'regression' or 'trees'"):
         meta_attributions(AttributionGame(fn, 13), endogenous=False)
 
 

@@ -58,7 +58,7 @@ def concept_metagame(
             that their weights vanish in ``dtype``.
     """
     as_numpy = not isinstance(logits, torch.Tensor)
-    logits, background = (torch.as_tensor(x) for x in (logits, background))
+    logits, background = (x if isinstance(x, torch.Tensor) else torch.tensor(x) for x in (logits, background))
     _check(logits, background)
     device = logits.device
     weights = torch.cat([logits, background.to(device)]).to(dtype)

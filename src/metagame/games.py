@@ -52,9 +52,9 @@ class AttributionGame:
     def from_values(cls, values: Float[np.ndarray, "2**n t"]) -> AttributionGame:
         """A game whose every value is known: row S of ``values`` belongs to the coalition with bits S."""
         values = np.asarray(values)
-        n_players = int(values.shape[0]).bit_length() - 1
-        if values.ndim != 2 or values.shape[0] != 1 << n_players:
-            raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition.")
+        n_players = (len(values) if values.ndim == 2 else 0).bit_length() - 1
+        if n_players < 1 or len(values) != 1 << n_players:
+            raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition, n >= 1.")
         bits = 1 << np.arange(n_players)
         return cls(lambda coalitions: values[coalitions @ bits], n_players)
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -24,33 +25,8 @@ from metagame.records import Record, RecordStore, digest, replace_atomically, sa
 log = logging.getLogger(__name__)
 
 LIBRARIES = (
-    "metagame",
-    "torch",
-    "transformers",
-    "diffusers",
-    "lxt",
-    "shapiq",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "sympy",
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: its samples, by what became of them."""
-
-    folder: Path
-    n_samples: int
-    n_done: int
-    n_failed: int
-    errors: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Some sample is done, or there was none."""
-        return self.n_done > 0 or self.n_samples == 0
+    "metagame", "torch", "transformers", "diffusers", "lxt", "shapiq", "numpy", "scipy", "scikit-learn", "sympy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,57 +51,110 @@ class Job:
             if not isinstance(method, FirstOrder):
                 raise GameError(f"attribution.meta=true needs a first-order method; {cfg.attribution.name} is none.")
             estimator = build(cfg.estimator, leave_out=("name", "budget"))
-            method = Meta(method, seed=cfg.seed, estimator=estimator, budget=cfg.estimator.budget)
+            method = Meta(method, estimator, budget=cfg.estimator.budget, seed=cfg.seed)
         return cls(build(cfg.model, leave_out=("name",)), method, benchmark)
 
-    def evaluate(self, sample: Any, progress: Progress) -> tuple[dict[str, Any], dict]:
-        """Explain and score one sample: its scores and arrays."""
+    def evaluate(self, sample: Any, progress: Progress) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Explain and score one sample: its scores and arrays.
+
+        Raises:
+            GameError: the parts do not fit each other, or an array or score holds NaN or inf.
+        """
         if not isinstance(sample, self.model.sample_type):
             raise GameError(f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}.")
         explicand = self.model.prepare(sample)
         if not isinstance(explicand, self.method.explicand_type):
             raise GameError(f"attribution method {_name(self.method)} does not explain model {_name(self.model)}.")
         explanation = self.method.explain(explicand, progress)
-        return self.benchmark.score(sample, explicand, explanation), explanation.arrays()
+        arrays = explanation.arrays()
+        _require_finite(arrays)
+        scores = self.benchmark.score(sample, explicand, explanation)
+        _require_finite({name: score for name, score in scores.items() if isinstance(score, float)})
+        return scores, arrays
 
 
-def _name(part: Any) -> str:
-    return type(part).__name__
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its samples, by what became of them, and the distinct errors of those that failed."""
+
+    folder: Path
+    n_samples: int
+    n_done: int
+    n_failed: int
+    errors: tuple[str, ...]
 
 
 def run_job(cfg: DictConfig) -> Outcome:
     """Work through the samples that no earlier run has finished, one record each.
 
     A sample that fails is recorded with its error and does not stop the others, unless ``fail_fast``.
+
+    Raises:
+        GameError: the config makes no job.
+        RecordError: the records of an earlier run cannot be read.
     """
+    if cfg.limit is not None and cfg.limit < 1:
+        raise GameError(f"limit={cfg.limit}: give a positive number of samples, or null for all.")
     job = Job.build(cfg)
-    samples = job.benchmark.samples()[: cfg.limit]
     identity = job_identity(cfg)
-    keys = {sample_key(identity, job.model.revision, sample.id): sample for sample in samples}
-    folder = job_folder(cfg)
-    store = RecordStore(folder)
-    _write_config(folder, cfg, job.model.revision, keys)
-    finished = {key for key, record in store.read().items() if record.status == "done"}
-    pending = [key for key in keys if key not in finished]
-    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(keys), len(keys) - len(pending)) as progress:
-        held_elsewhere = [key for key in pending if not _work(job, store, key, keys[key], cfg, progress, wait=False)]
+    samples = {
+        sample_key(identity, job.model.revision, sample.id): sample for sample in job.benchmark.samples()[: cfg.limit]
+    }
+    store = RecordStore(job_folder(cfg))
+    _write_config(store.folder, cfg, job.model, samples)
+    finished = {key for key, record in store.read().items() if record.status == "done"} & samples.keys()
+    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(samples), len(finished)) as progress:
+        worker = Worker(job, store, progress, fail_fast=cfg.fail_fast)
+        pending = [key for key in samples if key not in finished]
+        held_elsewhere = [key for key in pending if not worker.work(key, samples[key], wait=False)]
         for key in held_elsewhere:
-            _work(job, store, key, keys[key], cfg, progress, wait=True)
-    records = store.read()
-    failed = [records[key] for key in keys if key in records and records[key].status == "failed"]
-    outcome = Outcome(
-        folder,
-        len(keys),
-        sum(key in records and records[key].status == "done" for key in keys),
-        len(failed),
-        tuple(dict.fromkeys(record.error for record in failed)),
-    )
+            worker.work(key, samples[key], wait=True)
+
+    records = [record for key, record in store.read().items() if key in samples]
+    errors = [record.error for record in records if record.status == "failed"]
     log.info(
-        "%s x %s x %s: %d of %d samples done (%d by an earlier run), %d failed",
-        *(cfg[part].name for part in ("model", "attribution", "benchmark")),
-        outcome.n_done, outcome.n_samples, len(keys) - len(pending), outcome.n_failed,
+        "%s: %d of %d samples done (%d by an earlier run), %d failed",
+        " x ".join(cfg[part].name for part in ("model", "attribution", "benchmark")),
+        len(records) - len(errors), len(samples), len(finished), len(errors),
     )  # fmt: skip
-    return outcome
+    return Outcome(store.folder, len(samples), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
+
+
+class Worker:
+    """Evaluates and records samples, one at a time; says each kind of failure once."""
+
+    def __init__(self, job: Job, store: RecordStore, progress: JobProgress, *, fail_fast: bool) -> None:
+        self.job = job
+        self.store = store
+        self.progress = progress
+        self.fail_fast = fail_fast
+        self._said: set[str] = set()
+
+    def work(self, key: str, sample: Any, *, wait: bool) -> bool:
+        """Evaluate and record a sample that nobody has finished; False where another process holds it."""
+        with self.store.claim(key, wait=wait) as claimed:
+            if not claimed:
+                return False
+            record = self.store.read().get(key)
+            if record is None or record.status == "failed":
+                self._evaluate_and_append(key, sample)
+            self.progress.advance()
+        return True
+
+    def _evaluate_and_append(self, key: str, sample: Any) -> None:
+        try:
+            scores, arrays = self.job.evaluate(sample, self.progress.within_sample)
+        except Exception as error:
+            message = str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
+            self.store.append(Record(key, sample.id, "failed", error=message), {})
+            if message not in self._said:
+                log.warning("sample %s failed: %s", sample.id, message)
+                self._said.add(message)
+            log.debug("sample %s", sample.id, exc_info=True)
+            if self.fail_fast:
+                raise
+        else:
+            self.store.append(Record(key, sample.id, "done", scores, arrays=list(arrays)), arrays)
 
 
 def job_identity(cfg: DictConfig) -> dict:
@@ -143,36 +172,6 @@ def job_folder(cfg: DictConfig) -> Path:
     return Path(cfg.output_dir) / "jobs" / f"{names}-{digest(job_identity(cfg))[:8]}"
 
 
-def _work(
-    job: Job, store: RecordStore, key: str, sample: Any, cfg: DictConfig, progress: JobProgress, *, wait: bool
-) -> bool:
-    """Evaluate and record one sample; False where another process holds it."""
-    with store.claim(key, wait=wait) as claimed:
-        if not claimed:
-            return False
-        record = store.read().get(key)
-        if record is None or record.status == "failed":
-            _evaluate_and_append(job, store, key, sample, cfg, progress)
-        progress.advance()
-    return True
-
-
-def _evaluate_and_append(
-    job: Job, store: RecordStore, key: str, sample: Any, cfg: DictConfig, progress: JobProgress
-) -> None:
-    try:
-        scores, arrays = job.evaluate(sample, progress.within_sample)
-    except Exception as error:
-        message = str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
-        store.append(Record(key, sample.id, "failed", error=message), {})
-        log.warning("sample %s failed: %s", sample.id, message)
-        log.debug("sample %s", sample.id, exc_info=True)
-        if cfg.fail_fast:
-            raise
-    else:
-        store.append(Record(key, sample.id, "done", scores, arrays=list(arrays)), arrays)
-
-
 def build(node: DictConfig, leave_out: tuple[str, ...] = ()) -> Any:
     """Instantiate a config node without the keys in ``leave_out``.
 
@@ -187,26 +186,40 @@ def build(node: DictConfig, leave_out: tuple[str, ...] = ()) -> Any:
         raise
 
 
-def _write_config(folder: Path, cfg: DictConfig, model_revision: str, keys: dict[str, Any]) -> None:
+def _name(part: Any) -> str:
+    return type(part).__name__
+
+
+def _require_finite(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise GameError(f"{name} holds NaN or inf: check the attribution method on this sample.")
+
+
+def _write_config(folder: Path, cfg: DictConfig, model: Any, samples: dict[str, Any]) -> None:
     """``config.yaml``, ``environment.json``, and ``samples.json``: this run's samples in order, with their keys."""
-    with replace_atomically(folder / "config.yaml") as path:
-        path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    environment = describe_environment() | {"model_revision": model_revision, "seed": cfg.seed}
-    for name, content in (
-        ("environment.json", environment),
-        ("samples.json", [{"id": sample.id, "key": key} for key, sample in keys.items()]),
+    environment = describe_environment() | {
+        "device": model.device,
+        "model_revision": model.revision,
+        "seed": cfg.seed,
+    }
+    ids = [{"id": sample.id, "key": key} for key, sample in samples.items()]
+    for name, text in (
+        ("config.yaml", OmegaConf.to_yaml(cfg, resolve=True)),
+        ("environment.json", json.dumps(environment, indent=1) + "\n"),
+        ("samples.json", json.dumps(ids, indent=1, ensure_ascii=False) + "\n"),
     ):
         with replace_atomically(folder / name) as path:
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            path.write_text(text, encoding="utf-8")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Git commit, device and versions that a result was computed with."""
+    """Git commit, versions and accelerator that a result was computed with."""
     return {
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,3 +36,15 @@ class JobProgress:
     def within_sample(self, done: int, total: int) -> None:
         """So much of the sample in work is done (coalitions evaluated, or terms derived)."""
         self._bars.update(self._inside, completed=done, total=total, visible=True)
+
+
+class StderrHandler(logging.StreamHandler):
+    """Logs to what ``sys.stderr`` is at the moment: while bars are drawn, lines then appear above them."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """The stream given at construction is not kept."""

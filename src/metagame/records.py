@@ -78,13 +78,13 @@ class RecordStore:
         lines = self.path.read_bytes().split(b"\n")[:-1]
         for number, line in enumerate(lines, start=1):
             try:
-                record = Record(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                fields = json.loads(line)
+                version = fields["version"]
+                record = Record(**fields) if version == VERSION else None
+            except (ValueError, TypeError, KeyError) as error:
                 raise RecordError(f"{self.path}, line {number} is no record ({error}): remove that line.") from error
-            if record.version != VERSION:
-                raise RecordError(
-                    f"{self.path}, line {number} has version {record.version}: this is version {VERSION}."
-                )
+            if record is None:
+                raise RecordError(f"{self.path}, line {number} has version {version}: this is version {VERSION}.")
             if record.key not in records or records[record.key].status == "failed":
                 records[record.key] = record
         return records
@@ -127,7 +127,7 @@ class RecordStore:
     def _save_arrays(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         path = self._array_path(key)
         with replace_atomically(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
 
 
 @contextmanager

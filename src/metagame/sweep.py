@@ -24,7 +24,11 @@ class WriteReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-        finish(sweep_configs(grid, config.hydra.overrides.task))
+        try:
+            finish(sweep_configs(grid, config.hydra.overrides.task))
+        except Exception as error:
+            log.exception("The table of %s could not be written.", config.name)
+            raise SystemExit(1) from error
 
 
 def finish(configs: Sequence[DictConfig]) -> None:

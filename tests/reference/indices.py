@@ -84,7 +84,7 @@ def ksv(values, n: int, order: int = 2) -> np.ndarray:
 
 
 def stii(values, n: int, order: int = 2) -> np.ndarray:
-    """SPEC's Moebius form: m(i), and sum over S containing i, j of m(S)/C(|S|, 2)."""
+    """Moebius form: m(i), and sum over S containing i, j of m(S)/C(|S|, 2)."""
     if order == 1:
         return shapley(values, n)
     transform = moebius(values, n)

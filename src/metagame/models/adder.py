@@ -107,12 +107,14 @@ class Adder:
     """
 
     sample_type = Sum
+    device = "cpu"
 
     def __init__(self, checkpoint: str | Path) -> None:
         path = Path(checkpoint) / "model.safetensors"
         if not path.is_file():
             raise GameError(
-                f"model.checkpoint={str(checkpoint)!r} holds no model.safetensors: run scripts/train_adder.py."
+                f"model.checkpoint={str(checkpoint)!r} holds no model.safetensors: run in the repository's folder, or"
+                " make one with scripts/train_adder.py."
             )
         self.net = AdderNet().double().eval().requires_grad_(False)
         try:

@@ -52,6 +52,7 @@ class PolynomialModel:
 
     sample_type = Polynomial
     revision = "symbolic"
+    device = "cpu"
 
     def prepare(self, sample: Polynomial) -> Polynomial:
         return sample

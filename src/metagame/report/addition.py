@@ -40,23 +40,19 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
         published=[{} for _ in rows],
         n_samples=len(_examples(results)),
         notes=[
-            "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i"
-            " (attention: weight of key j for query i; STII and IH are symmetric). f(∅): output when all are masked.",
+            "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i;"
+            " of a meta variant, the values j→i sum to φ_i. Attention: weight of key j for query i. f(∅): output when"
+            " all are masked.",
             *failure_notes(results),
         ],
     )
 
 
 def _cells(arrays: dict[str, np.ndarray]) -> dict[str, float]:
-    cells = {}
-    if "first_order" in arrays and "matrix" not in arrays:
-        cells |= {
-            f"phi_{player}": _rounded(value) for player, value in zip(PLAYERS, arrays["first_order"], strict=True)
-        }
+    cells = {f"phi_{player}": value for player, value in zip(PLAYERS, arrays.get("first_order", ()), strict=False)}
     if "matrix" in arrays:
-        matrix = arrays["matrix"]
-        cells |= {f"{PLAYERS[j]}_to_{PLAYERS[i]}": _rounded(matrix[i, j]) for i in range(3) for j in range(3)}
-    return cells
+        cells |= {f"{PLAYERS[j]}_to_{PLAYERS[i]}": arrays["matrix"][i, j] for i in range(3) for j in range(3)}
+    return {key: _rounded(value) for key, value in cells.items()}
 
 
 def _rounded(value: float) -> float:
@@ -83,23 +79,16 @@ def addition_figure(results: list[JobResult]) -> Figure:
     First-order panels have one row; second-order panels have a row per target i and a column per player j.
     """
     examples = _examples(results)
-    panels = {
-        (row, column): _panel(result, record)
-        for row, result in enumerate(results)
-        for column, example in enumerate(examples)
-        for record in result.done
-        if record.sample == example
-    }
-    heights = [_height(panels, row, len(examples)) for row in range(len(results))]
+    panels = [[_panel_of(result, example) for example in examples] for result in results]
+    heights = [max((len(panel.rows) for panel in row if panel is not None), default=1) for row in panels]
     size = (2.6 + 2.5 * len(examples), 0.9 + sum(0.38 * height + 0.45 for height in heights))
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
     grid = figure.subplots(len(results), len(examples), squeeze=False, height_ratios=[h + 0.6 for h in heights])
     for family, rows in _families(results).items():
-        drawn = [panel for (row, _), panel in panels.items() if row in rows]
-        scale = _scale(drawn)
+        scale = _scale([panel for row in rows for panel in panels[row] if panel is not None])
         for row in rows:
-            _draw_method(grid[row], results[row], [panels.get((row, c)) for c in range(len(examples))], scale)
+            _draw_method(grid[row], results[row], panels[row], scale)
         unit = "attention weight" if family == "attention" else "attribution (units of the sum)"
         bar = figure.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02)
         bar.set_label(unit, fontsize=8)
@@ -114,18 +103,20 @@ def teaser_figure(results: list[JobResult]) -> Figure:
     """One example, a column per family: its first-order method above, that method's meta-attributions below."""
     example = _examples(results)[0]
     families = list(_families(results).values())
-    figure = Figure(figsize=(0.5 + 2.9 * len(families), 3.7), layout="constrained")
-    grid = figure.subplots(2, len(families), squeeze=False, height_ratios=[1.4, 3.3])
+    depth = max(map(len, families))
+    figure = Figure(figsize=(0.5 + 2.9 * len(families), 0.8 + 1.5 * depth), layout="constrained")
+    grid = figure.subplots(depth, len(families), squeeze=False, height_ratios=[1.4, *[3.3] * (depth - 1)])
     for column, rows in enumerate(families):
-        records = [(results[row], record) for row in rows for record in results[row].done if record.sample == example]
-        panels = [_panel(result, record) for result, record in records]
-        scale = _scale(panels)
-        for axes, (result, _), panel in zip(grid[:, column], records, panels, strict=False):
-            _draw(axes, panel, scale)
-            axes.set_title(result.config.attribution.label, fontsize=10, fontweight="bold")
+        panels = [_panel_of(results[row], example) for row in rows]
+        scale = _scale([panel for panel in panels if panel is not None])
+        for axes in grid[len(rows) :, column]:
+            axes.set_axis_off()
+        for axes, row, panel in zip(grid[:, column], rows, panels, strict=False):
+            _draw_or_say_missing(axes, panel, scale)
+            axes.set_title(results[row].config.attribution.label, fontsize=10, fontweight="bold")
         bar = figure.colorbar(scale, ax=list(grid[:, column]), location="bottom", shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=7)
-    grid[1, 0].set_ylabel("target i", fontsize=9)
+    grid[-1, 0].set_ylabel("target i", fontsize=9)
     figure.suptitle(_heading(results, example).replace("\n", ",  "), fontsize=11)
     figure.supxlabel(
         "player j; entry (i, j): influence of j on the attribution of i; row i sums to φ of i, above", fontsize=8
@@ -142,16 +133,20 @@ def _two_digits(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def _height(panels: dict[tuple[int, int], Panel], row: int, n_columns: int) -> int:
-    return max((len(panels[row, column].rows) for column in range(n_columns) if (row, column) in panels), default=1)
-
-
 def _families(results: list[JobResult]) -> dict[str, list[int]]:
     """Rows of each family, in order."""
     rows: dict[str, list[int]] = {}
     for row, result in enumerate(results):
         rows.setdefault(result.config.attribution.family, []).append(row)
     return rows
+
+
+def _panel_of(result: JobResult, example: str) -> Panel | None:
+    """The panel of an example, or None where it was not computed."""
+    for record in result.done:
+        if record.sample == example:
+            return _panel(result, record)
+    return None
 
 
 def _panel(result: JobResult, record: Record) -> Panel:
@@ -177,11 +172,15 @@ def _draw_method(axes_row: np.ndarray, result: JobResult, panels: list[Panel | N
         ha="right", va="center", fontsize=9, fontweight="bold",
     )  # fmt: skip
     for axes, panel in zip(axes_row, panels, strict=True):
-        if panel is None:
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, "not computed", ha="center", va="center", transform=axes.transAxes)
-        else:
-            _draw(axes, panel, scale)
+        _draw_or_say_missing(axes, panel, scale)
+
+
+def _draw_or_say_missing(axes: Axes, panel: Panel | None, scale: ScalarMappable) -> None:
+    if panel is None:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "not computed", ha="center", va="center", transform=axes.transAxes)
+    else:
+        _draw(axes, panel, scale)
 
 
 def _draw(axes: Axes, panel: Panel, scale: ScalarMappable) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from metagame.games import GameError
 from metagame.jobs import job_folder
 from metagame.records import replace_atomically
-from metagame.report.results import JobResult, read_job
+from metagame.report.results import JobResult, read_job, tell_apart
 from metagame.report.table import write_table
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
         GameError: no sample of any job is done; nothing is written.
     """
     settings = configs[0]
-    jobs = {cfg.attribution.label: read_job(cfg) for cfg in configs}
-    results = [result for result in jobs.values() if result is not None]
+    found = [read_job(cfg) for cfg in configs]
+    results = tell_apart([result for result in found if result is not None])
     if not any(result.done for result in results):
         errors = dict.fromkeys(record.error for result in results for record in result.failed)
         raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
-    never_run = [label for label, result in jobs.items() if result is None]
+    never_run = [cfg.attribution.label for cfg, result in zip(configs, found, strict=True) if result is None]
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
     write_table(table, folder)
@@ -69,11 +70,14 @@ def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictCon
         grid: overrides that the experiment file sweeps, such as ``attribution=a,b``.
         overrides: of the command line. One whose key is swept adds cells; the others hold for every cell.
     """
-    parser = OverridesParser.create()
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     swept = {override.key_or_group for override in parser.parse_overrides(list(grid))}
     fixed = [line for line in overrides if parser.parse_override(line).key_or_group not in swept]
     cells = [*_cells(parser, [*fixed, *grid]), *_cells(parser, [*grid, *overrides])]
-    configs = [compose("config", overrides=cell) for cell in cells]
+    distinct: dict[frozenset[str], list[str]] = {}
+    for cell in cells:
+        distinct.setdefault(frozenset(cell), cell)
+    configs = [compose("config", overrides=cell) for cell in distinct.values()]
     return list({job_folder(cfg): cfg for cfg in configs}.values())
 
 

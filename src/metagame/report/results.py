@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.jobs import job_folder
+from metagame.jobs import job_folder, job_identity
 from metagame.records import Record, RecordStore
 
 
@@ -47,10 +50,40 @@ def read_job(cfg: DictConfig) -> JobResult | None:
     folder = job_folder(cfg)
     if not (folder / "samples.json").exists():
         return None
-    samples = json.loads((folder / "samples.json").read_text())
+    samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     records = RecordStore(folder).read()
     known = [records[sample["key"]] for sample in samples if sample["key"] in records]
     return JobResult(OmegaConf.load(folder / "config.yaml"), folder, [sample["id"] for sample in samples], known)
+
+
+def tell_apart(results: list[JobResult]) -> list[JobResult]:
+    """Add to the label of jobs that share one what sets them apart, such as ``IG (method.steps=8)``."""
+    for label, count in Counter(result.config.attribution.label for result in results).items():
+        same = [result for result in results if result.config.attribution.label == label]
+        if count > 1:
+            for result, difference in zip(same, _differences(same), strict=True):
+                result.config.attribution.label = f"{label} ({difference})"
+    return results
+
+
+def _differences(results: list[JobResult]) -> list[str]:
+    """What of each job's identity differs among them; the name of a part stands for all that differs in it."""
+    settings = [dict(_flat(job_identity(result.config))) for result in results]
+    differing = [key for key in dict.fromkeys(chain(*settings)) if len({str(each.get(key)) for each in settings}) > 1]
+    named = [key.removesuffix(".name") for key in differing if key.endswith(".name")]
+    kept = [*named, *(key for key in differing if key.split(".")[0] not in named)]
+    return [
+        ", ".join(f"{key.removeprefix('attribution.')}={each.get(f'{key}.name', each.get(key))}" for key in kept)
+        for each in settings
+    ]
+
+
+def _flat(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def failure_notes(results: list[JobResult]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sympy
 
 from metagame.benchmarks.separation import entry_name
+from metagame.games import GameError
 from metagame.models.polynomial import Polynomial, parse_expression
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes
@@ -12,9 +13,16 @@ from metagame.report.table import Column, Table
 
 
 def separation_table(results: list[JobResult], scale: str) -> Table:
-    """Rows are methods, cells expressions; ``matches`` is decided by symbolic equality with the published row."""
+    """Rows are methods, cells expressions; ``matches`` is decided by symbolic equality with the published row.
+
+    Raises:
+        GameError: the jobs explain several functions.
+    """
     paper = published("table1")
-    function = Polynomial.parse(results[0].config.benchmark.function)
+    functions = {Polynomial.parse(result.config.benchmark.function) for result in results}
+    if len(functions) > 1:
+        raise GameError(f"Table 1 is about one function, these jobs have {len(functions)}: run one benchmark.function.")
+    (function,) = functions
     is_papers = function == Polynomial.parse(paper["function"])
     abbreviations = paper["abbreviations"] if is_papers else {}
     rows, published_rows = [], []

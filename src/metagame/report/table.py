@@ -71,15 +71,22 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         with replace_atomically(folder / name) as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
 
 
 def markdown(table: Table) -> str:
     """Heading, table with published values in brackets, claims and notes."""
-    lines = [f"# {table.title}", "", _caption(table), "", _frame(table, _plain).to_markdown(index=False), ""]
+    lines = [
+        f"# {table.title}",
+        "",
+        _caption(table),
+        "",
+        _frame(table, _plain).to_markdown(index=False, disable_numparse=True),
+        "",
+    ]
     lines += [f"- {_HOLDS[claim['holds']]}: {claim['claim']}" for claim in table.claims]
-    lines += [f"- {note}" for note in table.notes]
+    lines += [f"- {_one_line(note)}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -113,11 +120,19 @@ def _plain(column: Column, value: Any) -> str:
     match column.type:
         case "flag":
             return "yes" if value else "no"
+        case "expression":
+            return f"`{value}`"
         case "number":
-            return f"{value:.3f}"
+            return _three_digits(value)
+        case "mean" if isinstance(value, dict):
+            return f"{_three_digits(value['mean'])} ± {_three_digits(value['two_se'])}"
         case "mean":
-            return f"{value['mean']:.3f} ± {value['two_se']:.3f}" if isinstance(value, dict) else f"{value:.3f}"
+            return _three_digits(value)
     return str(value)
+
+
+def _three_digits(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _csv(table: Table) -> str:
@@ -132,7 +147,7 @@ def _csv(table: Table) -> str:
             data[column.key] = cells
         published = [row.get(column.key) for row in table.published]
         if column.type not in ("text", "flag") and any(value is not None for value in published):
-            data[f"{column.key}_published"] = published
+            data[f"{column.key}_published"] = [v["mean"] if isinstance(v, dict) else v for v in published]
     return pd.DataFrame(data).to_csv(index=False)
 
 
@@ -141,7 +156,12 @@ def _latex(table: Table) -> str:
     frame.columns = [_tex(Column("", "", "text"), label) for label in frame.columns]
     body = frame.style.hide(axis="index").to_latex(hrules=True)
     notes = [table.title, _caption(table), *table.notes]
-    return "".join(f"% {line}\n" for line in notes) + body
+    return "".join(f"% {_one_line(note)}\n" for note in notes) + body
+
+
+def _one_line(text: str) -> str:
+    """Errors may have several lines, a list item and a comment have one."""
+    return " ".join(text.split())
 
 
 def _tex(column: Column, value: Any) -> str:
@@ -151,10 +171,23 @@ def _tex(column: Column, value: Any) -> str:
         from metagame.models.polynomial import parse_expression
 
         return f"${sympy.latex(parse_expression(value))}$"
-    text = re.sub(r"(?:phi|φ)_(\w+)", r"$\\phi_{\1}$", _plain(column, value))
-    for character, command in _TEX.items():
-        text = text.replace(character, command)
-    return text
+    text = _plain(column, value).translate(_TEX)
+    return re.sub(r"(?:phi|φ)\\_((?:\w|\\_)+)", _phi, text)
 
 
-_TEX = {DASH: "--", "±": r"$\pm$", "→": r"$\to$", "∅": r"$\emptyset$", "&": r"\&", "%": r"\%", "#": r"\#"}
+def _phi(match: re.Match) -> str:
+    return r"$\phi_{" + match[1].replace(r"\_", r"\,") + "}$"
+
+
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{character: f"\\{character}" for character in "_&%#${}"},
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        DASH: "--",
+        "±": r"$\pm$",
+        "→": r"$\to$",
+        "∅": r"$\emptyset$",
+    }
+)

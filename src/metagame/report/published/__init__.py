@@ -7,4 +7,4 @@ import yaml
 
 def published(name: str) -> dict:
     """The published values of a table or figure, such as ``table1``."""
-    return yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text())
+    return yaml.safe_load(files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,156 @@
+"""Stub parts of a job, named by ``_target_`` where the tests need a job that counts, fails or is slow."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from metagame.attributions.method import Explanation, FirstOrder
+from metagame.games import AttributionGame
+from metagame.jobs import run_job
+from metagame.models.adder import Adder
+from metagame.report.results import failure_notes
+from metagame.report.table import Column, Table
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A sample, and its own explicand."""
+
+    id: str
+    value: float
+
+
+class Numbers:
+    """A benchmark of numbers."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def samples(self):
+        return [Number(str(value), float(value)) for value in self.values]
+
+    def score(self, sample, explicand, explanation):
+        return {"value": sample.value}
+
+
+class Plain:
+    """A model that writes down which samples it prepared, also for other processes."""
+
+    sample_type = Number
+    revision = "first"
+    device = "cpu"
+
+    def __init__(self, log=None, seconds=0.0):
+        self.log = log
+        self.seconds = seconds
+
+    def prepare(self, sample):
+        time.sleep(self.seconds)
+        if self.log is not None:
+            with Path(self.log).open("a") as file:
+                file.write(f"{os.getpid()} {sample.id}\n")
+        return sample
+
+
+class SlowAdder(Adder):
+    """The adder, slow enough to be killed in the middle of a sample."""
+
+    def prepare(self, sample):
+        time.sleep(0.2)
+        return super().prepare(sample)
+
+
+class Share(FirstOrder):
+    """Two present players get the number each; ids in ``broken`` raise."""
+
+    explicand_type = Number
+    broken: ClassVar[set[str]] = set()
+
+    def __init__(self, factor=1.0):
+        self.factor = factor
+
+    def game(self, explicand):
+        if explicand.id in self.broken:
+            raise RuntimeError(f"no memory for {explicand.id}")
+        return AttributionGame(lambda coalitions: coalitions * self.factor * explicand.value, 2)
+
+
+class Pairs:
+    """A second-order method that is no game."""
+
+    explicand_type = Number
+
+    def explain(self, explicand, progress=None):
+        return Explanation(matrix=np.full((2, 2), explicand.value))
+
+
+def numbers_table(results, scale):
+    rows = [{"method": result.config.attribution.label, "done": len(result.done)} for result in results]
+    columns = [Column("method", "method", "text"), Column("done", "done", "number")]
+    return Table("Numbers", scale, columns, rows, [{} for _ in rows], n_samples=1, notes=failure_notes(results))
+
+
+def broken_table(results, scale):
+    raise KeyError("entries")
+
+
+def job_config(output_dir, **changes) -> DictConfig:
+    """The config of a stub job; ``changes`` by dotted key with ``__`` for the dot."""
+    cfg = OmegaConf.create(
+        {
+            "name": "numbers",
+            "scale": {"name": "tiny"},
+            "model": {"name": "plain", "_target_": "tests.jobs_fixtures.Plain"},
+            "attribution": {
+                "name": "share",
+                "label": "Share",
+                "family": "stub",
+                "meta": False,
+                "method": {"_target_": "tests.jobs_fixtures.Share"},
+            },
+            "benchmark": {"name": "numbers", "_target_": "tests.jobs_fixtures.Numbers", "values": [1, 2, 3]},
+            "estimator": {"name": "exact", "_target_": "metagame.estimators.exact", "_partial_": True, "budget": None},
+            "report": {"table": {"_target_": "tests.jobs_fixtures.numbers_table"}, "figure": None},
+            "seed": 0,
+            "limit": None,
+            "fail_fast": False,
+            "output_dir": str(output_dir),
+        }
+    )
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, merge=False, force_add=True)
+    return cfg
+
+
+def run_together(cfg: DictConfig, barrier) -> None:
+    """A process's work: wait until the others are there too, then run the job."""
+    barrier.wait(timeout=120)
+    run_job(cfg)
+
+
+def terminal_free_environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what makes rich believe in a terminal."""
+    return {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "TTY_COMPATIBLE")} | extra
+
+
+@contextmanager
+def shipped_configs():
+    """Within: the configs under ``configs/`` can be composed, and their relative paths are found."""
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            yield
+    finally:
+        os.chdir(before)

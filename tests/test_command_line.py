@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.jobs_fixtures import ROOT, terminal_free_environment
+
+pytestmark = pytest.mark.slow
+
+TABLES = ("table.json", "table.csv", "table.md", "table.tex")
+FIGURES = ("figure.png", "figure.pdf")
+META_SV = ("model=adder", "benchmark=addition", "attribution=meta_sv", "limit=1")
+
+
+def command(*arguments, output_dir):
+    return [sys.executable, "run.py", *arguments, f"output_dir={output_dir}"]
+
+
+def run(*arguments, output_dir):
+    return subprocess.run(
+        command(*arguments, output_dir=output_dir),
+        cwd=ROOT, env=terminal_free_environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def contents(folder, names):
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def table(folder):
+    return json.loads((folder / "table.json").read_text(encoding="utf-8"))
+
+
+def records(folder):
+    """The lines of every job's records, by job."""
+    files = sorted(folder.glob("jobs/*/records.jsonl"))
+    return {file.parent.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+
+
+def n_by_an_earlier_run(stderr):
+    return sum(map(int, re.findall(r"(\d+) by an earlier run", stderr)))
+
+
+@pytest.fixture(scope="module")
+def table1(tmp_path_factory):
+    """Table 1, twice into the same folder: its processes, and its files after each."""
+    folder = tmp_path_factory.mktemp("table1")
+    first = run("experiment=table1", output_dir=folder)
+    after_first = contents(folder, TABLES), records(folder)
+    second = run("experiment=table1", output_dir=folder)
+    return folder, (first, second), (after_first, (contents(folder, TABLES), records(folder)))
+
+
+def test_table_1_matches_the_paper_in_all_eight_rows(table1):
+    folder, (first, _), _ = table1
+    rows = table(folder)["rows"]
+    assert first.returncode == 0, first.stderr
+    assert [row["method"] for row in rows] == [
+        "SV", "IH", "Moebius", "Shapley", "SOP", "Meta-GI", "Meta-IG", "Meta-SV",
+    ]  # fmt: skip
+    assert all(row["matches"] for row in rows)
+
+
+def test_the_same_command_again_computes_nothing_and_writes_the_same_bytes(table1):
+    _, (_, second), (before, after) = table1
+    assert second.returncode == 0, second.stderr
+    assert n_by_an_earlier_run(second.stderr) == 8
+    assert before == after
+
+
+def test_a_run_without_a_terminal_writes_plain_lines(table1):
+    _, processes, _ = table1
+    for process in processes:
+        assert process.stdout == ""
+        assert not re.search("[\x1b\r━]", process.stderr)
+        assert "Traceback" not in process.stderr
+
+
+def test_a_sweep_says_where_its_table_is(table1):
+    folder, (first, _), _ = table1
+    assert f"wrote {folder / 'table.md'}" in first.stderr
+
+
+@pytest.fixture(scope="module")
+def two_cells(tmp_path_factory):
+    """One cell of Table 1 for a function of three features, then a second one: the tables after each."""
+    folder = tmp_path_factory.mktemp("cells")
+    function = "benchmark.function='(x1+x2)**2*x3'"
+    tables = []
+    for cell in ("meta_sv", "moebius"):
+        process = run("experiment=table1", function, f"attribution=symbolic/{cell}", output_dir=folder)
+        assert process.returncode == 0, process.stderr
+        tables.append(table(folder))
+    return tables
+
+
+def test_a_quoted_function_of_three_features_has_columns_for_them(two_cells):
+    keys = [column["key"] for column in two_cells[1]["columns"]]
+    directed = ["phi_21", "phi_12", "phi_31", "phi_13", "phi_32", "phi_23"]
+    pairs = ["pair_12", "pair_13", "pair_23"]
+    assert keys[2:] == ["phi_11", "phi_22", "phi_33", *directed, *pairs, "phi_1", "phi_2", "phi_3", "sum"]
+
+
+def test_a_sweep_of_one_cell_leaves_the_other_cells_to_a_note(two_cells):
+    first, second = two_cells
+    assert [row["method"] for row in first["rows"]] == ["Meta-SV"]
+    assert first["notes"][-1] == "Not run yet: SV, IH, Moebius, Shapley, SOP, Meta-GI, Meta-IG."
+    assert [row["method"] for row in second["rows"]] == ["Moebius", "Meta-SV"]
+    assert second["notes"][-1] == "Not run yet: SV, IH, Shapley, SOP, Meta-GI, Meta-IG."
+
+
+# What is asked, and what the last line of the answer says.
+REFUSED = {
+    "a function without inner quotes": (
+        ("experiment=table1", "benchmark.function=(x1+x2)**2*x3"),
+        "quote the value inside the quotes, \"benchmark.function='(x1+x2)**2*x3'\".",
+    ),
+    "a function that is no polynomial": (
+        ("benchmark.function='sin(x1)'",),
+        "benchmark.function='sin(x1)' is no polynomial ('sin(x1)' is not allowed): use numbers",
+    ),
+    "a budget below 2^n": (
+        (*META_SV, "estimator.budget=7"),
+        "budget=7 is too small for estimator='exact': it needs at least 8 coalitions.",
+    ),
+    "too many players for exact": (
+        (*META_SV, "estimator.max_players=2"),
+        "n_players=3 is too many for estimator='exact' (2^3 coalitions, max_players=2): use estimator='permutation'",
+    ),
+}
+MISSPELT = {"an unknown value": ("attribution=svv",), "an unknown key": ("benchmark.f=x1",)}
+BROKEN_TABLE = {
+    "a table that fails": (
+        "-m", "attribution=symbolic/moebius", "report.table._target_=tests.jobs_fixtures.broken_table",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What is answered to REFUSED, MISSPELT and BROKEN_TABLE: processes with their fresh folders, two at a time."""
+    asked = {case: arguments for case, (arguments, _) in REFUSED.items()} | MISSPELT | BROKEN_TABLE
+    folders = {case: tmp_path_factory.mktemp("answers") for case in asked}
+    with ThreadPoolExecutor(2) as pool:
+        processes = pool.map(lambda case: run(*asked[case], output_dir=folders[case]), asked)
+        return {case: (process, folders[case]) for case, process in zip(asked, processes, strict=True)}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_computed_is_refused_in_a_sentence_without_a_table(answers, case):
+    process, folder = answers[case]
+    assert process.returncode == 1
+    assert REFUSED[case][1] in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert list(folder.glob("table.*")) == []
+
+
+@pytest.mark.parametrize("case", list(REFUSED)[:2])
+def test_an_argument_that_cannot_be_read_is_answered_in_one_line(answers, case):
+    process, _ = answers[case]
+    assert len(process.stderr.splitlines()) == 1
+    assert process.stdout == ""
+
+
+def test_an_unknown_value_is_answered_with_the_choices(answers):
+    process, _ = answers["an unknown value"]
+    assert process.returncode == 1
+    assert "Could not find 'attribution/svv'" in process.stderr
+    assert "meta_sv" in process.stderr.split("Available options in 'attribution':")[1].split()
+
+
+def test_an_unknown_key_is_named(answers):
+    process, _ = answers["an unknown key"]
+    assert process.returncode == 1
+    assert "Could not override 'benchmark.f'" in process.stderr
+
+
+def test_a_sweep_whose_table_fails_does_not_exit_with_0(answers):
+    process, _ = answers["a table that fails"]
+    assert process.returncode != 0
+    assert "entries" in process.stderr
+
+
+SLOW_SWEEP = (
+    "-m", "name=mine", "model=adder", "model._target_=tests.jobs_fixtures.SlowAdder", "benchmark=addition",
+    "benchmark.examples=['3 - (-5)','4 + (-4)','-6 + 8']", "attribution=attention,sv,ig,meta_ig",
+)  # fmt: skip
+N_SAMPLES = 4 * 3
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    process = run(*SLOW_SWEEP, output_dir=folder)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def n_recorded(folder):
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("jobs/*/records.jsonl"))
+
+
+def run_and_kill(folder, n_samples):
+    """Start the sweep; kill -9 all of it as soon as ``n_samples`` samples have a record. How many have one then."""
+    sweep = subprocess.Popen(
+        command(*SLOW_SWEEP, output_dir=folder),
+        cwd=ROOT, env=terminal_free_environment(), stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while n_recorded(folder) < n_samples and sweep.poll() is None:
+            time.sleep(0.005)
+    finally:
+        os.killpg(sweep.pid, signal.SIGKILL)
+        sweep.wait()
+    assert sweep.returncode == -signal.SIGKILL
+    return n_recorded(folder)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """The sweep of ``unbroken``, killed three times and then run to its end."""
+    folder = tmp_path_factory.mktemp("broken")
+    recorded = [run_and_kill(folder, n_samples) for n_samples in (1, 5, 9)]
+    return folder, recorded, run(*SLOW_SWEEP, output_dir=folder)
+
+
+def test_a_sweep_over_other_values_has_a_table_with_a_row_per_sample_and_method(unbroken):
+    rows = table(unbroken)["rows"]
+    assert Counter(row["method"] for row in rows) == {"attention": 3, "SV": 3, "IG": 3, "Meta-IG": 3}
+    assert all(
+        row["output"] == pytest.approx({"3": 8, "4": 0, "-6": 2}[row["example"].split()[0]], abs=0.5) for row in rows
+    )
+
+
+def test_a_sweep_can_be_killed_in_the_middle(broken):
+    _, recorded, last = broken
+    assert all(0 < n < N_SAMPLES for n in recorded)
+    assert recorded == sorted(set(recorded))
+    assert last.returncode == 0, last.stderr
+
+
+def test_after_kills_every_sample_is_done_exactly_once(broken, unbroken):
+    samples = {job: [record["sample"] for record in lines] for job, lines in records(broken[0]).items()}
+    assert samples == {job: [record["sample"] for record in lines] for job, lines in records(unbroken).items()}
+    assert {record["status"] for lines in records(broken[0]).values() for record in lines} == {"done"}
+    assert sum(map(len, samples.values())) == N_SAMPLES
+
+
+def test_after_kills_nothing_finished_is_computed_again(broken):
+    _, recorded, last = broken
+    assert n_by_an_earlier_run(last.stderr) == recorded[-1]
+
+
+def test_after_kills_tables_and_figures_are_those_of_an_unbroken_run(broken, unbroken):
+    files = (*TABLES, *FIGURES)
+    assert contents(broken[0], files) == contents(unbroken, files)

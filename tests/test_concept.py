@@ -1,0 +1,241 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metagame import GameError, concept_metagame
+from metagame.concept import exponential_sum
+from tests.reference.concept import by_definition, paper_procedure, two_products
+
+TOLERANCE = 1e-9
+
+
+def random_logits(n, n_background, n_patches=3, spread=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    both = (2 * torch.rand(n + n_background, n_patches, generator=generator, dtype=torch.float64) - 1) * spread
+    return both[:n], both[n:]
+
+
+SOME_BACKGROUND = st.integers(0, 3)
+
+
+@st.composite
+def logits(draw, n, n_background=SOME_BACKGROUND):
+    spread, seed = draw(st.floats(0, 20)), draw(st.integers(0, 999))
+    return random_logits(draw(n), draw(n_background), spread=spread, seed=seed)
+
+
+def largest_difference(left, right):
+    return float((left - right).abs().max())
+
+
+@given(both=logits(st.integers(1, 6)))
+def test_both_outputs_match_their_definition(both):
+    diag, directional = concept_metagame(*both, directional=True)
+    expected_diag, expected_directional = by_definition(*both)
+    assert largest_difference(diag, expected_diag) <= TOLERANCE
+    assert largest_difference(directional, expected_directional) <= TOLERANCE
+
+
+@settings(max_examples=12)
+@given(both=logits(st.integers(7, 14)))
+def test_diagonal_matches_enumeration(both):
+    assert largest_difference(concept_metagame(*both)[0], two_products(*both)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("procedure", [paper_procedure, two_products])
+@given(both=logits(st.integers(1, 6)))
+def test_slow_procedures_agree_with_the_definition(procedure, both):
+    assert largest_difference(procedure(*both), by_definition(*both)[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("n_background", [0, 2])
+def test_one_concept_has_its_softmax(n_background):
+    logits, background = random_logits(1, n_background)
+    diag, directional = concept_metagame(logits, background, directional=True)
+    softmax = torch.cat([logits, background]).softmax(0)[:1]
+    assert largest_difference(diag, softmax) <= TOLERANCE
+    assert largest_difference(directional[0], softmax) <= TOLERANCE
+
+
+def test_equal_logits_give_equal_values():
+    n = 8
+    diag, directional = concept_metagame(torch.zeros(n, 2).double(), torch.zeros(1, 2).double(), directional=True)
+    # nu_t of a coalition of k concepts is 1/(1 + k), every k comes with probability 1/n.
+    assert largest_difference(diag, torch.full_like(diag, sum(1 / (1 + k) for k in range(1, n + 1)) / n)) <= TOLERANCE
+    off_diagonal = directional[~torch.eye(n, dtype=torch.bool)]
+    assert largest_difference(off_diagonal, torch.full_like(off_diagonal, (1 / (n + 1) - 1 / 2) / (n - 1))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("lead", [20.0, 40.0, 80.0])
+@pytest.mark.parametrize("n_background", [0, 1])
+def test_concept_that_drowns_all_others(lead, n_background):
+    logits, background = random_logits(6, n_background)
+    logits[2] += lead
+    diag, directional = concept_metagame(logits, background, directional=True)
+    expected_diag, expected_directional = by_definition(logits, background)
+    assert largest_difference(diag, expected_diag) <= TOLERANCE
+    assert largest_difference(directional, expected_directional) <= TOLERANCE
+
+
+def test_background_that_drowns_all_concepts():
+    logits, background = random_logits(6, 2)
+    background += 200
+    diag, directional = concept_metagame(logits, background, directional=True)
+    assert float(diag.max()) <= TOLERANCE
+    assert float(directional.abs().max()) <= TOLERANCE
+
+
+@given(both=logits(st.integers(1, 12), n_background=st.just(0)))
+def test_without_background_the_game_is_the_limit_of_a_vanishing_one(both):
+    logits, background = both
+    faint = torch.full((1, logits.shape[1]), -60.0, dtype=torch.float64)
+    without, with_faint = (concept_metagame(logits, rest, directional=True) for rest in (background, faint))
+    assert largest_difference(without[0], with_faint[0]) <= TOLERANCE
+    assert largest_difference(without[1], with_faint[1]) <= TOLERANCE
+
+
+def test_patch_of_extreme_spread_leaves_the_others_accurate():
+    logits, background = random_logits(10, 2, n_patches=40)
+    logits[:, 17] *= 15
+    assert largest_difference(concept_metagame(logits, background)[0], two_products(logits, background)) <= TOLERANCE
+
+
+@given(both=logits(st.integers(1, 12)))
+def test_rows_of_directional_sum_to_the_softmax(both):
+    logits, background = both
+    _, directional = concept_metagame(logits, background, directional=True)
+    assert largest_difference(directional.sum(1), torch.cat(both).softmax(0)[: len(logits)]) <= 12 * TOLERANCE
+
+
+@given(both=logits(st.integers(1, 12)))
+def test_values_have_the_documented_signs_and_ranges(both):
+    diag, directional = concept_metagame(*both, directional=True)
+    own = directional.diagonal().T
+    others = directional - torch.diag_embed(directional.diagonal()).permute(1, 2, 0)
+    assert float(diag.min()) >= -TOLERANCE
+    assert float(diag.max()) <= 1 + TOLERANCE
+    assert float(others.max()) <= TOLERANCE
+    assert float(own.min()) >= 0
+    assert float(own.max()) <= 1 + TOLERANCE
+
+
+@given(both=logits(st.integers(1, 8)), shift=st.floats(-300, 300))
+def test_adding_a_constant_to_all_logits_of_a_patch_changes_nothing(both, shift):
+    moved = concept_metagame(*(x + shift for x in both))[0]
+    # Adding rounds the logits to 300 * 2^-52.
+    assert largest_difference(moved, concept_metagame(*both)[0]) <= TOLERANCE
+
+
+@given(both=logits(st.integers(2, 8)), seed=st.integers(0, 9))
+def test_permuting_concepts_permutes_both_outputs(both, seed):
+    order = torch.randperm(len(both[0]), generator=torch.Generator().manual_seed(seed))
+    diag, directional = concept_metagame(*both, directional=True)
+    permuted_diag, permuted = concept_metagame(both[0][order], both[1], directional=True)
+    assert largest_difference(permuted_diag, diag[order]) <= TOLERANCE
+    assert largest_difference(permuted, directional[order][:, order]) <= TOLERANCE
+
+
+def test_directional_is_none_unless_asked_for():
+    both = random_logits(4, 1)
+    diag, directional = concept_metagame(*both)
+    assert directional is None
+    assert torch.equal(diag, concept_metagame(*both, directional=True)[0])
+
+
+def test_numpy_in_numpy_out():
+    both = random_logits(5, 2)
+    from_numpy = concept_metagame(*(x.numpy() for x in both), directional=True)
+    from_torch = concept_metagame(*both, directional=True)
+    assert all(isinstance(x, np.ndarray) for x in from_numpy)
+    assert all(np.array_equal(x, y.numpy()) for x, y in zip(from_numpy, from_torch, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_logits_are_played_in_float64(dtype):
+    both = [x.to(dtype) for x in random_logits(6, 2)]
+    diag, directional = concept_metagame(*both, directional=True)
+    expected_diag, expected_directional = by_definition(*(x.double() for x in both))
+    assert diag.dtype == directional.dtype == torch.float64
+    assert largest_difference(diag, expected_diag) <= TOLERANCE
+    assert largest_difference(directional, expected_directional) <= TOLERANCE
+
+
+def test_float32_numpy_is_played_in_float64():
+    logits, background = (x.numpy().astype(np.float32) for x in random_logits(6, 2))
+    diag, _ = concept_metagame(logits, background)
+    expected = by_definition(torch.tensor(logits).double(), torch.tensor(background).double())[0]
+    assert diag.dtype == np.float64
+    assert np.abs(diag - expected.numpy()).max() <= TOLERANCE
+
+
+def test_float32_arithmetic_on_demand():
+    both = random_logits(10, 2)
+    diag, directional = concept_metagame(*both, directional=True, dtype=torch.float32)
+    exact = concept_metagame(*both, directional=True)
+    assert diag.dtype == torch.float32
+    assert largest_difference(diag.double(), exact[0]) <= 1e-5
+    assert largest_difference(directional.double(), exact[1]) <= 1e-5
+
+
+def test_inputs_are_left_alone():
+    both = random_logits(4, 1)
+    before = [x.clone() for x in both]
+    concept_metagame(*both, directional=True)
+    assert all(torch.equal(x, y) for x, y in zip(both, before, strict=True))
+
+
+def test_patches_are_independent_of_how_many_there_are():
+    both = random_logits(20, 5, n_patches=500)
+    together = concept_metagame(*both)[0]
+    alone = concept_metagame(*(x[:, 250:251] for x in both))[0]
+    assert largest_difference(together[:, 250:251], alone) <= TOLERANCE
+
+
+def test_thirty_concepts_need_no_enumeration():
+    logits, background = random_logits(30, 5, n_patches=4)
+    diag, directional = concept_metagame(logits, background, directional=True)
+    softmax = torch.cat([logits, background]).softmax(0)[:30]
+    assert largest_difference(directional.sum(1), softmax) <= 30 * TOLERANCE
+    # The diagonal plays all players: t meets k others with probability 1/n for each k, at least its softmax.
+    assert (diag >= softmax - TOLERANCE).all()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.5, 50.0, 1e6, float(np.exp(40))])
+def test_exponential_sum_keeps_its_bound_on_its_whole_range(ratio):
+    rates, coefficients = exponential_sum(ratio)
+    worst = 0.0
+    for a in np.array_split(np.exp(np.linspace(0, np.log(ratio), 50_001)), 50):
+        worst = max(worst, np.abs(a * (np.exp(-np.outer(a, rates)) @ coefficients) - 1).max())
+    assert worst <= 1e-10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("spread", [3.0, 20.0])
+def test_cuda_agrees_with_cpu(spread):
+    both = random_logits(20, 5, n_patches=300, spread=spread)
+    on_cpu = concept_metagame(*both, directional=True)
+    on_cuda = concept_metagame(*(x.cuda() for x in both), directional=True)
+    assert all(x.is_cuda for x in on_cuda)
+    assert all(largest_difference(x.cpu(), y) <= TOLERANCE for x, y in zip(on_cuda, on_cpu, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("logits", "background", "message"),
+    [
+        (torch.zeros(3), torch.zeros(1, 3), "logits has shape"),
+        (torch.zeros(0, 3), torch.zeros(1, 3), "logits has shape"),
+        (torch.zeros(2, 3), torch.zeros(3), "background has shape"),
+        (torch.zeros(2, 3), torch.zeros(1, 4), "background has shape"),
+        (torch.zeros(2, 3).long(), torch.zeros(1, 3), "logits has dtype"),
+        (torch.zeros(2, 3), torch.zeros(1, 3).long(), "background has dtype"),
+        (torch.full((2, 3), torch.nan), torch.zeros(1, 3), "logits contains NaN or inf"),
+        (torch.zeros(2, 3), torch.full((1, 3), torch.inf), "background contains NaN or inf"),
+        (torch.tensor([[0.0], [-800.0]]), torch.zeros(0, 1), "logits lie too far below"),
+    ],
+)
+def test_bad_input_is_named(logits, background, message):
+    with pytest.raises(GameError, match=message):
+        concept_metagame(logits, background)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose
+
+import metagame.attributions
+from metagame.games import AttributionGame
+from metagame.jobs import Job, build, job_folder
+from metagame.meta import MetaAttributions, meta_attributions
+from metagame.report.experiment import sweep_configs
+from tests.jobs_fixtures import ROOT, shipped_configs
+
+CONFIGS = ROOT / "configs"
+# Everything below configs/ is a choice of a group, except the config itself.
+CHOICES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*/*.yaml"))
+NESTED_GROUPS = ("hydra/job_logging", "hydra/hydra_logging")
+
+
+@pytest.fixture(autouse=True)
+def configs():
+    with shipped_configs():
+        yield
+
+
+def override(choice):
+    """``attribution/symbolic/sop`` -> ``attribution=symbolic/sop``."""
+    group = next((group for group in NESTED_GROUPS if choice.startswith(group)), choice.split("/")[0])
+    return f"{group}={choice.removeprefix(group + '/')}"
+
+
+def choices(group):
+    return [override(choice).split("=")[1] for choice in CHOICES if choice.startswith(f"{group}/")]
+
+
+def grid(experiment):
+    """What the experiment's file sweeps, as Hydra's overrides."""
+    content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
+    return [f"{key}={value}" for key, value in content["hydra"]["sweeper"]["params"].items()]
+
+
+@cache
+def experiments_jobs(experiment, scale):
+    return sweep_configs(grid(experiment), [f"experiment={experiment}", f"scale={scale}"])
+
+
+def test_the_default_config_is_a_job_that_can_be_built():
+    job = Job.build(compose("config"))
+    assert isinstance(job.benchmark.samples()[0], job.model.sample_type)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_config_composes_under_its_own_name(choice):
+    cfg = compose("config", overrides=[override(choice)], return_hydra_config=True)
+    group, _, stem = choice.rpartition("/")
+    named = cfg if group == "experiment" else cfg[group.split("/")[0]]
+    assert named.get("name") == stem or group.startswith(("report", "hydra"))
+
+
+@pytest.mark.parametrize("group", NESTED_GROUPS)
+def test_other_libraries_log_warnings_only(group):
+    content = yaml.safe_load((CONFIGS / group / "plain.yaml").read_text())
+    assert content["root"]["level"] == "WARNING"
+    assert content["loggers"]["metagame"]["level"] == "INFO"
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_a_model_says_what_it_explains_and_with_which_weights_and_where(model):
+    built = build(compose("config", overrides=[f"model={model}"]).model, leave_out=("name",))
+    assert isinstance(built.sample_type, type)
+    assert isinstance(built.revision, str)
+    assert isinstance(built.device, str)
+    assert callable(built.prepare)
+
+
+@pytest.mark.parametrize("attribution", choices("attribution"))
+def test_an_attribution_builds_into_a_method_with_a_label_and_a_family(attribution):
+    cfg = compose("config", overrides=[f"attribution={attribution}"])
+    method = Job.build(cfg).method
+    assert isinstance(method.explicand_type, type)
+    assert callable(method.explain)
+    assert cfg.attribution.label
+    assert cfg.attribution.family
+
+
+@pytest.mark.parametrize("benchmark", choices("benchmark"))
+def test_a_benchmark_has_samples_with_ids_of_their_own(benchmark):
+    samples = build(compose("config", overrides=[f"benchmark={benchmark}"]).benchmark, leave_out=("name",)).samples()
+    assert samples
+    assert len({sample.id for sample in samples}) == len(samples)
+
+
+@pytest.mark.parametrize("estimator", choices("estimator"))
+def test_an_estimator_plays_a_game(estimator):
+    node = compose("config", overrides=[f"estimator={estimator}"]).estimator
+    game = AttributionGame(lambda coalitions: coalitions * [1.0, 2.0, 3.0], 3)
+    phi = meta_attributions(game, build(node, leave_out=("name", "budget")), endogenous=True, budget=node.budget)
+    assert isinstance(phi, MetaAttributions)
+    assert np.allclose(np.diag(phi.values), [1, 2, 3])
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
+    lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    opening = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+    assert opening[0] == "# @package _global_"
+    assert f"#   python run.py experiment={experiment}" in opening
+    assert any(line.startswith("# Expected: ") for line in opening)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize("scale", choices("scale"))
+def test_every_job_of_an_experiment_composes_into_a_folder_of_its_own(experiment, scale):
+    configs = experiments_jobs(experiment, scale)
+    assert len({job_folder(cfg) for cfg in configs}) == np.prod([line.count(",") + 1 for line in grid(experiment)])
+    assert {cfg.output_dir for cfg in configs} == {f"outputs/{scale}/{experiment}"}
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_the_parts_of_an_experiments_jobs_fit_each_other(experiment):
+    for cfg in experiments_jobs(experiment, "tiny"):
+        job = Job.build(cfg)
+        sample = job.benchmark.samples()[0]
+        assert isinstance(sample, job.model.sample_type)
+        assert isinstance(job.model.prepare(sample), job.method.explicand_type)
+
+
+def methods():
+    """Every concrete class with ``explain`` in metagame.attributions, by its full name."""
+    modules = pkgutil.walk_packages(metagame.attributions.__path__, "metagame.attributions.")
+    for module in (import_module(info.name) for info in modules):
+        for name, member in inspect.getmembers(module, inspect.isclass):
+            if member.__module__ == module.__name__ and hasattr(member, "explain") and not inspect.isabstract(member):
+                yield f"{module.__name__}.{name}"
+
+
+def targets(node):
+    """Every ``_target_`` in a YAML tree."""
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+        yield from (target for value in node.values() for target in targets(value))
+
+
+# attribution.meta=true wraps a method into this one.
+WRAPPER = "metagame.attributions.method.Meta"
+
+
+@pytest.mark.parametrize("method", sorted(set(methods()) - {WRAPPER}))
+def test_a_method_can_be_chosen_on_the_command_line(method):
+    named = {
+        target
+        for path in (CONFIGS / "attribution").rglob("*.yaml")
+        for target in targets(yaml.safe_load(path.read_text()))
+    }
+    assert method in named, f"{method} has no YAML under configs/attribution"

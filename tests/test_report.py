@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose
+from omegaconf import OmegaConf
+
+from metagame.games import GameError
+from metagame.jobs import run_job
+from metagame.records import Record
+from metagame.report.addition import PLAYERS, addition_figure, addition_table, teaser_figure
+from metagame.report.experiment import save_figure, sweep_configs, write_report
+from metagame.report.published import published
+from metagame.report.results import JobResult, failure_notes, read_job
+from metagame.report.separation import separation_table
+from metagame.report.table import Column, Table, markdown, write_table
+from tests.jobs_fixtures import job_config, shipped_configs
+
+EXAMPLES = ["3 - (-5)", "4 + (-4)"]
+METHODS = ["attention", "sv", "meta_sv", "stii", "ig", "meta_ig"]
+
+COLUMNS = [
+    Column("method", "method", "text"),
+    Column("phi_1", "phi_1", "expression"),
+    Column("effect", "a→b", "number"),
+    Column("accuracy", "accuracy", "mean"),
+    Column("matches", "matches", "flag"),
+]
+TABLE = Table(
+    title="A table",
+    scale="tiny",
+    columns=COLUMNS,
+    rows=[
+        {
+            "method": "SV",
+            "phi_1": "x1*x2**2/2",
+            "effect": 0.25,
+            "accuracy": {"mean": 0.5, "two_se": 0.125, "n": 16},
+            "matches": True,
+        },
+        {"method": "IG", "phi_1": None, "effect": None, "accuracy": None, "matches": False},
+        {"method": "GI"},
+    ],
+    published=[{"phi_1": "I/2", "effect": 0.2, "accuracy": 0.4}, {}, {}],
+    n_samples=16,
+    claims=[{"claim": f"claim {holds}", "holds": holds} for holds in (True, False, None)],
+    notes=["a→b: influence of a on b."],
+)
+
+
+@pytest.fixture
+def written(tmp_path):
+    return {path.suffix: path.read_text(encoding="utf-8") for path in write_table(TABLE, tmp_path)}
+
+
+def in_text(label, *cells):
+    """A table of one text-like column, for what its cells become."""
+    return replace(
+        TABLE, columns=[Column("c", label, "text")], rows=[{"c": cell} for cell in cells], published=[{}] * len(cells)
+    )
+
+
+def test_the_json_of_a_table_is_its_fields_and_nothing_else(written):
+    assert json.loads(written[".json"]) == asdict(TABLE)
+    assert list(json.loads(written[".json"])) == [field.name for field in fields(Table)]
+
+
+def test_equal_tables_are_equal_bytes_wherever_they_are_written(tmp_path):
+    first, second = (write_table(TABLE, tmp_path / name) for name in ("first", "second"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_the_csv_has_every_number_in_full_with_the_published_one_beside_it(written):
+    frame = pd.read_csv(io.StringIO(written[".csv"]))
+    assert list(frame.columns) == [
+        "method", "phi_1", "phi_1_published", "effect", "effect_published",
+        "accuracy_mean", "accuracy_two_se", "accuracy_n", "accuracy_published", "matches",
+    ]  # fmt: skip
+    assert frame.iloc[0].tolist() == ["SV", "x1*x2**2/2", "I/2", 0.25, 0.2, 0.5, 0.125, 16, 0.4, True]
+    assert frame.iloc[2, 1:].isna().all()
+
+
+def test_the_markdown_shows_ours_the_published_value_the_error_and_what_is_not_known(written):
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in written[".md"].splitlines() if "|" in line
+    ]
+    ours = dict(zip(rows[0], rows[2], strict=True))
+    assert (ours["a→b"], ours["accuracy"]) == ("0.250 (0.200)", "0.500 ± 0.125 (0.400)")
+    assert (ours["method"], ours["matches"]) == ("SV", "yes")
+    assert rows[3] == ["IG", "–", "–", "–", "no"]
+    assert rows[4] == ["GI", "–", "–", "–", "–"]
+
+
+def test_the_markdown_says_scale_samples_claims_and_notes(written):
+    assert "# A table" in written[".md"]
+    assert "Scale: tiny; samples: 16; published values in brackets." in written[".md"]
+    assert written[".md"].endswith(
+        "- yes: claim True\n- no: claim False\n- not decided: claim None\n- a→b: influence of a on b.\n"
+    )
+
+
+def test_a_table_without_published_values_does_not_speak_of_them():
+    assert "published" not in markdown(replace(TABLE, published=[{}, {}, {}]))
+
+
+def test_numbers_keep_their_three_decimals_in_markdown():
+    table = replace(
+        TABLE, columns=[Column("c", "c", "number")], rows=[{"c": 0.5}, {"c": 8.0}], published=[{}, {}], notes=[]
+    )
+    assert "0.500" in markdown(table)
+    assert "8.000" in markdown(table)
+
+
+def test_texts_that_look_like_numbers_stay_as_they_are_in_markdown():
+    text = markdown(in_text("sample", "007", "1e5"))
+    assert "007" in text
+    assert "1e5" in text
+
+
+def test_expressions_and_symbols_are_typeset_in_latex(written):
+    assert r"$\frac{x_{1} x_{2}^{2}}{2}$ ($\frac{I}{2}$)" in written[".tex"]
+    assert r"$\phi_{1}$ & a$\to$b" in written[".tex"]
+    assert r"0.500 $\pm$ 0.125 (0.400)" in written[".tex"]
+    assert "GI & -- & -- & -- & -- " in written[".tex"]
+
+
+@pytest.mark.parametrize(
+    ("text", "tex"),
+    [("pair_12", r"pair\_12"), ("50%", r"50\%"), ("a & b", r"a \& b"), ("#1", r"\#1"), ("f(∅)", r"f($\emptyset$)")],
+)
+def test_characters_that_latex_would_read_are_escaped(tmp_path, text, tex):
+    write_table(in_text(text, text), tmp_path)
+    body = [line for line in (tmp_path / "table.tex").read_text().splitlines() if not line.startswith("%")]
+    assert sum(line == f"{tex} \\\\" for line in body) == 2
+
+
+def test_a_note_of_several_lines_stays_a_comment_in_latex(tmp_path):
+    write_table(replace(TABLE, notes=["SV: sample 1 failed: first line\nsecond line"]), tmp_path)
+    before = (tmp_path / "table.tex").read_text().split(r"\begin{tabular}")[0]
+    assert all(line.startswith("%") for line in before.splitlines())
+
+
+def test_table_1_is_published_with_its_eight_rows():
+    rows = published("table1")["rows"]
+    assert list(rows) == ["serial_sv", "ih", "moebius", "shapley", "sop", "meta_gi", "meta_ig", "meta_sv"]
+    assert rows["meta_ig"]["phi_12"] == "2*I/3"
+
+
+def job_result(*records, samples=("s1",), **attribution):
+    config = OmegaConf.create(
+        {"attribution": {"name": "meta_sv", "label": "Meta-SV", "family": "shapley"} | attribution}
+        | {"benchmark": {"function": published("table1")["function"]}}
+    )
+    return JobResult(config, Path("unused"), list(samples), list(records))
+
+
+def test_failed_and_missing_samples_are_named_in_the_notes():
+    failed = Record("k1", "s1", "failed", error="no memory")
+    done = Record("k2", "s2", "done")
+    assert failure_notes([job_result(failed, done, samples=("s1", "s2", "s3"))]) == [
+        "Meta-SV: sample s1 failed: no memory",
+        "Meta-SV: 1 of 3 samples not computed yet.",
+    ]
+
+
+def test_a_complete_job_has_no_notes():
+    assert failure_notes([job_result(Record("k1", "s1", "done"))]) == []
+
+
+META_SV = {
+    "phi_11": "x1", "phi_22": "0", "phi_21": "x1*x2**2/2", "phi_12": "x1*x2**2/2",
+    "phi_1": "x1*x2**2/2 + x1", "phi_2": "x1*x2**2/2", "sum": "x1*x2**2 + x1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "matches"),
+    [
+        ({}, True),
+        ({"phi_21": "x2*x1*x2/2"}, True),
+        ({"phi_21": "x1*x2**2/3"}, False),
+        ({"phi_22": "x2"}, False),
+        ({"sum": None}, False),
+    ],
+)
+def test_a_row_matches_where_every_published_entry_is_equal(change, matches):
+    entries = {key: value for key, value in (META_SV | change).items() if value is not None}
+    table = separation_table([job_result(Record("k", "s1", "done", {"entries": entries}))], "tiny")
+    assert table.rows[0]["matches"] is matches
+
+
+def test_the_row_of_a_failed_method_stays_in_table_1_without_entries():
+    done, failed = Record("k", "s1", "done", {"entries": META_SV}), Record("k", "s1", "failed", error="no memory")
+    table = separation_table([job_result(done), job_result(failed, name="ih", label="IH")], "tiny")
+    assert table.rows[1] == {"type": "shapley", "method": "IH"}
+    assert "IH: sample s1 failed: no memory" in table.notes
+
+
+def test_another_function_has_no_published_counterpart():
+    result = job_result(Record("k", "s1", "done", {"entries": {"phi_11": "x1", "phi_1": "x1", "sum": "x1"}}))
+    result.config.benchmark.function = "x1"
+    table = separation_table([result], "tiny")
+    assert table.published == [{}]
+    assert "matches" not in [column.key for column in table.columns]
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+    """The adder's jobs, computed once."""
+    folder = tmp_path_factory.mktemp("sums")
+    with shipped_configs():
+        examples = ",".join(f"'{example}'" for example in EXAMPLES)
+        overrides = ["model=adder", "benchmark=addition", f"benchmark.examples=[{examples}]", f"output_dir={folder}"]
+        configs = [compose("config", overrides=[*overrides, f"attribution={method}"]) for method in METHODS]
+        for cfg in configs:
+            run_job(cfg)
+    return [read_job(cfg) for cfg in configs]
+
+
+@pytest.fixture
+def without_first_order(sums):
+    """SV and Meta-SV, where SV failed on every sample."""
+    failed = [Record(record.key, record.sample, "failed", error="no memory") for record in sums[1].records]
+    return [replace(sums[1], records=failed), sums[2]]
+
+
+def rows_of(results):
+    """(row of the table, its job, its record), in the table's order."""
+    rows = iter(addition_table(results, "tiny").rows)
+    return [
+        (next(rows), result, record) for n in range(len(EXAMPLES)) for result in results for record in [result.done[n]]
+    ]
+
+
+def test_the_rows_of_the_addition_table_are_examples_by_methods(sums):
+    rows = addition_table(sums, "tiny").rows
+    labels = [result.config.attribution.label for result in sums]
+    assert [(row["example"], row["method"]) for row in rows] == [(e, m) for e in EXAMPLES for m in labels]
+
+
+def test_the_first_order_cells_of_the_addition_table_are_the_arrays(sums):
+    for row, result, record in rows_of([sums[1], sums[4]]):
+        first_order = result.arrays(record)["first_order"]
+        assert [row[f"phi_{player}"] for player in PLAYERS] == pytest.approx(first_order, abs=5.1e-7)
+
+
+def test_the_second_order_cells_of_the_addition_table_are_the_arrays(sums):
+    for row, result, record in rows_of([sums[0], *sums[2:4], sums[5]]):
+        matrix = result.arrays(record)["matrix"][:3, :3]
+        ours = [[row[f"{j}_to_{i}"] for j in PLAYERS] for i in PLAYERS]
+        assert np.allclose(ours, matrix, rtol=0, atol=5.1e-7)
+
+
+def test_a_failed_sample_keeps_its_row_in_the_addition_table(without_first_order):
+    table = addition_table(without_first_order, "tiny")
+    assert table.rows[0] == {"example": EXAMPLES[0], "method": "SV"}
+    assert f"SV: sample {EXAMPLES[0]} failed: no memory" in table.notes
+
+
+def panels(figure):
+    """The axes that show a matrix; colour bars do not."""
+    return [axes for axes in figure.axes if axes.images]
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def limits(axes):
+    return axes.images[0].norm.vmin, axes.images[0].norm.vmax
+
+
+def test_the_addition_figure_has_a_panel_per_method_and_example(sums):
+    shown = [axes.images[0].get_array().shape for axes in panels(addition_figure(sums))]
+    shapes = {"attention": (4, 4), "sv": (1, 3), "ig": (1, 3)}
+    assert shown == [shapes.get(method, (3, 3)) for method in METHODS for _ in EXAMPLES]
+
+
+def test_the_colour_limits_of_a_family_are_shared_and_symmetric(sums):
+    drawn = panels(addition_figure(sums))
+    shapley, gradient = drawn[2:8], drawn[8:]
+    for family in (shapley, gradient):
+        largest = max(np.abs(axes.images[0].get_array()).max() for axes in family)
+        assert {limits(axes) for axes in family} == {(-largest, largest)}
+
+
+def test_attention_weights_have_the_scale_from_0_to_1(sums):
+    assert {limits(axes) for axes in panels(addition_figure(sums))[:2]} == {(0, 1)}
+
+
+def test_the_teaser_has_a_first_order_panel_above_its_meta_attributions_per_family(sums):
+    pairs = [sums[1], sums[2], sums[4], sums[5]]
+    drawn = panels(teaser_figure(pairs))
+    titles = [axes.get_title() for axes in drawn]
+    by_label = dict(zip(titles, drawn, strict=True))
+    assert sorted(titles) == ["IG", "Meta-IG", "Meta-SV", "SV"]
+    for first, meta in (("SV", "Meta-SV"), ("IG", "Meta-IG")):
+        assert by_label[first].images[0].get_array().shape == (1, 3)
+        assert by_label[meta].images[0].get_array().shape == (3, 3)
+        low, high = limits(by_label[first])
+        assert (low, high) == limits(by_label[meta])
+        assert low == -high
+
+
+@pytest.mark.parametrize(("draw", "n_missing"), [(addition_figure, len(EXAMPLES)), (teaser_figure, 1)])
+def test_a_missing_panel_says_that_it_was_not_computed(without_first_order, draw, n_missing):
+    assert texts(draw(without_first_order)).count("not computed") == n_missing
+
+
+def test_the_teaser_keeps_the_place_of_a_missing_panel(without_first_order):
+    (meta,) = panels(teaser_figure(without_first_order))
+    assert meta.get_title() == "Meta-SV"
+    assert meta.get_subplotspec().rowspan.start == 1
+
+
+@pytest.mark.parametrize("draw", [addition_figure, teaser_figure])
+def test_a_figure_saved_twice_is_the_same_bytes(sums, tmp_path, draw):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        save_figure(draw(sums[1:3]), tmp_path / name)
+    for name in ("figure.png", "figure.pdf"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_drawing_leaves_no_figure_open(sums, tmp_path):
+    save_figure(addition_figure(sums[1:2]), tmp_path)
+    assert plt.get_fignums() == []
+
+
+def test_jobs_that_differ_in_an_argument_have_a_row_each(tmp_path):
+    configs = [job_config(tmp_path, attribution__method__factor=factor) for factor in (1.0, 2.0)]
+    for cfg in configs:
+        run_job(cfg)
+    write_report(configs)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
+
+
+def test_a_job_that_never_ran_is_named_in_the_notes(tmp_path):
+    ran, never = job_config(tmp_path), job_config(tmp_path, attribution__name="other", attribution__label="Other")
+    run_job(ran)
+    write_report([ran, never])
+    assert json.loads((tmp_path / "table.json").read_text())["notes"] == ["Not run yet: Other."]
+
+
+def test_a_report_of_jobs_that_never_ran_is_refused(tmp_path):
+    with pytest.raises(GameError, match="numbers: no sample was computed, no table is written"):
+        write_report([job_config(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+GRID = ["attribution=sv,ig"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "overrides", "cells"),
+    [
+        (GRID, [], [("sv", 0), ("ig", 0)]),
+        (GRID, ["attribution=sv"], [("sv", 0), ("ig", 0)]),
+        (GRID, ["attribution=ih"], [("sv", 0), ("ig", 0), ("ih", 0)]),
+        (GRID, ["seed=1"], [("sv", 1), ("ig", 1)]),
+        (GRID, ["seed=1,2"], [("sv", 1), ("sv", 2), ("ig", 1), ("ig", 2)]),
+        ([], ["attribution=sv,ig"], [("sv", 0), ("ig", 0)]),
+        ([], ["seed=range(1,3)"], [("meta_sv", 1), ("meta_sv", 2)]),
+        ([], ["attribution=glob(i*)"], [("ig", 0), ("ih", 0)]),
+    ],
+)
+def test_a_sweep_is_its_grid_and_what_the_command_line_adds(grid, overrides, cells):
+    with shipped_configs():
+        configs = sweep_configs(grid, overrides)
+    assert sorted((cfg.attribution.name, cfg.seed) for cfg in configs) == sorted(cells)
+
+
+def test_quoted_values_of_a_sweep_stay_quoted():
+    with shipped_configs():
+        configs = sweep_configs([], ["benchmark.function='(x1+x2)**2','x1*x2'"])
+    assert [cfg.benchmark.function for cfg in configs] == ["(x1+x2)**2", "x1*x2"]
