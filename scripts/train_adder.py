@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("data/tiny/adder"))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the model is too small to share out
     net, card = train(arguments.seed, arguments.epochs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), arguments.out / "model.safetensors")

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from metagame.games import GameError
 
 RELATIVE_ERROR = 1e-10
+LARGEST_REDUCED = 60  # log of the ratio; fitting takes seconds there
 _CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
 
 
@@ -116,7 +117,8 @@ def exponential_sum(ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.nda
     """Rates s and coefficients c with |a sum_q c_q exp(-s_q a) - 1| <= 1e-10 for all a in [1, ``ratio``].
 
     Starts from the trapezoidal rule for 1/a = int e^{x - a e^x} dx, keeps the terms that span the others on the range
-    (pivoted QR) and refits their coefficients: 25 terms for a ratio of 50, 180 for e^40.
+    (pivoted QR) and refits their coefficients: 25 terms for a ratio of 50, 180 for e^40. Beyond e^60 the rule stays as
+    it is, four terms for each unit of log ratio; its error does not depend on the range.
     """
     return _exponential_sum(float(np.ceil(2 * np.log(max(ratio, 1.0))) / 2) + 1e-6)
 
@@ -130,6 +132,9 @@ def _exponential_sum(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
     def scaled_terms(n_points: int) -> np.ndarray:
         a = np.exp(np.linspace(0, log_ratio, n_points))
         return a[:, None] * rates * step * np.exp(-np.outer(a, rates))
+
+    if log_ratio > LARGEST_REDUCED:
+        return rates, rates * step
 
     n_points = 200 + int(12 * log_ratio)
     terms, check = scaled_terms(n_points), scaled_terms(4 * n_points)

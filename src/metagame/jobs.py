@@ -58,7 +58,7 @@ class Job:
         """Explain and score one sample: its scores and arrays.
 
         Raises:
-            GameError: the parts do not fit each other, or an array or score holds NaN or inf.
+            GameError: the parts do not fit each other, or the explanation or a score is not finite.
         """
         if not isinstance(sample, self.model.sample_type):
             raise GameError(f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}.")
@@ -66,11 +66,11 @@ class Job:
         if not isinstance(explicand, self.method.explicand_type):
             raise GameError(f"attribution method {_name(self.method)} does not explain model {_name(self.model)}.")
         explanation = self.method.explain(explicand, progress)
-        arrays = explanation.arrays()
-        _require_finite(arrays)
         scores = self.benchmark.score(sample, explicand, explanation)
-        _require_finite({name: score for name, score in scores.items() if isinstance(score, float)})
-        return scores, arrays
+        for name, score in scores.items():
+            if isinstance(score, float) and not np.isfinite(score):
+                raise GameError(f"score {name} is {score}: check the model and the method on this sample.")
+        return scores, explanation.arrays()
 
 
 @dataclass(frozen=True)
@@ -188,12 +188,6 @@ def build(node: DictConfig, leave_out: tuple[str, ...] = ()) -> Any:
 
 def _name(part: Any) -> str:
     return type(part).__name__
-
-
-def _require_finite(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if not np.isfinite(value).all():
-            raise GameError(f"{name} holds NaN or inf: check the attribution method on this sample.")
 
 
 def _write_config(folder: Path, cfg: DictConfig, model: Any, samples: dict[str, Any]) -> None:

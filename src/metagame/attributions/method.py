@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators import Estimate
-from metagame.games import AttributionGame, Progress
+from metagame.games import AttributionGame, GameError, Progress
 from metagame.meta import meta_attributions
 
 
@@ -28,6 +28,11 @@ class Explanation:
     first_order: Float[np.ndarray, " t"] | None = None
     matrix: Float[np.ndarray, "t n"] | None = None
     standard_error: Float[np.ndarray, "t n"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.arrays().items():
+            if not np.isfinite(value).all():
+                raise GameError(f"{name} holds NaN or inf: check the attribution method on this input.")
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays there are, by name."""

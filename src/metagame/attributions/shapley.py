@@ -13,24 +13,37 @@ from metagame.models.masked import MaskedModel
 
 
 class ShapleyValue(FirstOrder):
-    """phi_i(S) = SV_i of the game T -> f_T restricted to S; signed, in units of f; sums to f_S - f(empty)."""
+    """phi_i(S) = SV_i of the game T -> f_T restricted to S; signed, in units of f; sums to f_S - f(empty).
+
+    Args:
+        max_players: the most features to enumerate 2^n coalitions of.
+    """
 
     explicand_type = MaskedModel
 
+    def __init__(self, max_players: int = MAX_PLAYERS) -> None:
+        self.max_players = max_players
+
     def game(self, explicand: MaskedModel) -> AttributionGame:
-        return AttributionGame.from_values(restricted_shapley(output_values(explicand)))
+        return AttributionGame.from_values(restricted_shapley(output_values(explicand, self.max_players)))
 
 
 class SerialShapleyValue:
     """psi_{i,j} = SV_j of the game S -> SV_i(f_S) (Lundstrom and Razaviyayn, 2023).
 
     ``matrix`` ``(n, n)``: row i, column j; symmetric, rows sum to SV_i (no factor 1/2).
+
+    Args:
+        max_players: the most features to enumerate 2^n coalitions of.
     """
 
     explicand_type = MaskedModel
 
+    def __init__(self, max_players: int = MAX_PLAYERS) -> None:
+        self.max_players = max_players
+
     def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        games = restricted_shapley(output_values(explicand))
+        games = restricted_shapley(output_values(explicand, self.max_players))
         return Explanation(matrix=indices.shapley(games, explicand.n_players).T)
 
 
@@ -42,28 +55,31 @@ class ShapleyInteractions:
 
     Args:
         index: ``sii``, ``ksv``, ``stii``, ``fsii`` or ``banzhaf``.
+        max_players: the most features to enumerate 2^n coalitions of.
     """
 
     explicand_type = MaskedModel
 
-    def __init__(self, index: str = "stii") -> None:
+    def __init__(self, index: str = "stii", max_players: int = MAX_PLAYERS) -> None:
         if index not in indices.PAIRWISE:
             raise GameError(
                 f"attribution.method.index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}."
             )
         self.index = index
+        self.max_players = max_players
 
     def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        values = output_values(explicand)
-        return Explanation(matrix=indices.PAIRWISE[self.index](values, explicand.n_players))
+        values = output_values(explicand, self.max_players)
+        return Explanation(matrix=indices.PAIRWISE[self.index](values, explicand.n_players, 2))
 
 
-def output_values(explicand: MaskedModel) -> Float[np.ndarray, " 2**n"]:
+def output_values(explicand: MaskedModel, max_players: int) -> Float[np.ndarray, " 2**n"]:
     """f_S of every coalition, one model call."""
     n = explicand.n_players
-    if n > MAX_PLAYERS:
+    if n > max_players:
         raise GameError(
-            f"the input has {n} features: exact Shapley values enumerate 2^n coalitions, at most {MAX_PLAYERS}."
+            f"the input has {n} features, too many for 2^{n} coalitions (max_players={max_players}): raise"
+            " attribution.method.max_players, or choose a gradient method."
         )
     game = AttributionGame(lambda coalitions: explicand.values(coalitions)[:, None], n)
     return game(all_coalitions(n))[:, 0]

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from metagame.estimators.estimate import Estimate, require_sii, settle_budget
-from metagame.estimators.replay import replay
 from metagame.games import AttributionGame, Progress
 
 
@@ -26,46 +25,61 @@ def permutation(
     the players j that come after it. With j at position q (from 0), the other predecessors of j are a uniform
     (q-1)-subset, met with probability q/(n(n-1)) where Definition 2 wants 1/(n-1): weight n/q, unbiased. What a walk's
     row then lacks of phi_i(N) - phi_i({i}) is spread evenly over the row (a control variate), so rows are efficient.
-    Order 2: shapiq's permutation sampling of SII.
+    Order 2: SII from the discrete derivatives of neighbours in a walk. Walks come in blocks in which every pair is
+    neighbours equally often (shapiq's sampler leaves that to chance, and pairs that it never met at 0).
 
-    The standard error is that of the mean over walks (NaN after a single walk, none at order 2).
+    The standard error is that of the mean over walks (at order 2 over blocks); None after a single one.
 
     Raises:
-        GameError: ``budget`` is below one walk.
+        GameError: ``budget`` is below one walk (at order 2 one block).
     """
-    n = game.n_players
+    rng = np.random.default_rng(seed)
     if order == 2:
-        from shapiq.approximator import PermutationSamplingSII  # here, since importing it takes seconds
-
         require_sii("permutation", index)
-        approximator = PermutationSamplingSII(n, max_order=2, index="SII", random_state=seed)
-        budget = settle_budget("permutation", budget, approximator.iteration_cost + 2, n)
-        return replay(game, approximator, budget - 1, progress)
-    fixed = [np.zeros((1, n), bool), np.ones((1, n), bool), *([np.eye(n, dtype=bool)] if endogenous else [])]
-    fixed = np.concatenate(fixed)
+        return _play_pairs(game, budget, rng, progress)
+    return _play_players(game, endogenous, budget, rng, progress)
+
+
+def _play_players(
+    game: AttributionGame, endogenous: bool, budget: int | None, rng: np.random.Generator, progress: Progress | None
+) -> Estimate:
+    n = game.n_players
+    bounds = np.array([[False] * n, [True] * n])
+    fixed = np.concatenate([bounds, np.eye(n, dtype=bool)]) if endogenous else bounds
     sizes = np.arange(2 if endogenous else 1, n)
     budget = settle_budget("permutation", budget, len(fixed) + len(sizes), n)
     n_walks = (budget - len(fixed)) // len(sizes) if len(sizes) else 1
-    ranks = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (n_walks, 1)), axis=1)
+    ranks = rng.permuted(np.tile(np.arange(n), (n_walks, 1)), axis=1)
     prefixes = ranks[:, None, :] < sizes[:, None]
-    values = game(np.concatenate([fixed, prefixes.reshape(-1, n)]), progress)
+    values = game(np.concatenate([fixed, prefixes.reshape(n_walks * len(sizes), n)]), progress)
     empty, full, singles = values[0], values[1], values[2 : len(fixed)]
 
     chain = np.empty((n_walks, n + 1, values.shape[1]))
-    chain[:, 0], chain[:, n] = empty, full
-    chain[:, sizes] = values[len(fixed) :].reshape(n_walks, len(sizes), -1)
+    chain[:, 0] = empty
     if endogenous:
-        chain[:, 1] = singles[np.argmin(ranks, axis=1)] if n > 1 else full
-    marginals = np.take_along_axis(np.diff(chain, axis=1), ranks[:, :, None], axis=1).swapaxes(1, 2)
-    own = np.diag(singles) if endogenous else None
+        chain[:, 1] = singles[np.argmin(ranks, axis=1)]
+    chain[:, sizes] = values[len(fixed) :].reshape(n_walks, len(sizes), values.shape[1])
+    chain[:, n] = full
+    marginals = _by_player(chain, ranks).swapaxes(1, 2)
+    own = np.diag(singles)
     if endogenous and n > 1:
         marginals = _endogenous(marginals, ranks, full - own)
-    phi = marginals.mean(0)
-    error = marginals.std(0, ddof=1) / np.sqrt(n_walks) if n_walks > 1 else np.full_like(phi, np.nan)
+    phi, error = marginals.mean(0), _error(marginals)
     if endogenous:
         np.fill_diagonal(phi, own)
-        np.fill_diagonal(error, 0.0)
+        if error is not None:
+            np.fill_diagonal(error, 0.0)
     return Estimate(phi, full, empty, error)
+
+
+def _by_player(chain: Float[np.ndarray, "w n+1 t"], ranks: Int[np.ndarray, "w n"]) -> Float[np.ndarray, "w n t"]:
+    """The marginal contribution of each player, from the values along each walk."""
+    return np.take_along_axis(np.diff(chain, axis=1), ranks[:, :, None], axis=1)
+
+
+def _error(samples: np.ndarray) -> np.ndarray | None:
+    """Standard error of the mean over the first axis; None of a single sample."""
+    return samples.std(0, ddof=1) / np.sqrt(len(samples)) if len(samples) > 1 else None
 
 
 def _endogenous(
@@ -77,3 +91,46 @@ def _endogenous(
     rows = marginals * after * (n / np.maximum(ranks, 1))[:, None, :]
     lack = (total - rows.sum(2)) / (n - 1)
     return rows + lack[:, :, None] * ~np.eye(n, dtype=bool)
+
+
+def _play_pairs(
+    game: AttributionGame, budget: int | None, rng: np.random.Generator, progress: Progress | None
+) -> Estimate:
+    n = game.n_players
+    block = _zigzags(n)
+    steps = np.arange(n - 1)
+    cost = 2 * len(block) * len(steps)
+    budget = settle_budget("permutation", budget, min(2 + cost, 1 << n), n)
+    n_blocks = max(1, (budget - 2) // max(cost, 1))
+    walks = np.concatenate([rng.permutation(n)[block] for _ in range(n_blocks)])
+    ranks = np.argsort(walks, axis=1)
+    # of each step q: the prefix with q + 1 players, and the one with q players and the next but one
+    prefixes = ranks[:, None, :] <= steps[:, None]
+    detours = (ranks[:, None, :] < steps[:, None]) | (ranks[:, None, :] == steps[:, None] + 1)
+    asked = np.stack([prefixes, detours]).reshape(2 * len(walks) * len(steps), n)
+    distinct, row = np.unique(np.concatenate([[[False] * n, [True] * n], asked]), axis=0, return_inverse=True)
+    values = game(distinct, progress)[row]
+    n_targets = values.shape[1]
+    inner, aside = values[2:].reshape(2, len(walks), len(steps), n_targets)
+
+    chain = np.empty((len(walks), n + 1, n_targets))
+    chain[:, 0], chain[:, 1:n], chain[:, n] = values[0], inner, values[1]
+    derivative = chain[:, 2:] - chain[:, 1:-1] - aside + chain[:, :-2]
+    samples = np.zeros((n_blocks, n, n, n_targets))
+    which = np.repeat(np.arange(n_blocks), len(block))[:, None]
+    np.add.at(samples, (which, walks[:, :-1], walks[:, 1:]), derivative)
+    samples = (samples + samples.swapaxes(1, 2)) * (n / (2 * len(block)))
+    samples[:, np.arange(n), np.arange(n)] = _by_player(chain, ranks).reshape(n_blocks, -1, n, n_targets).mean(1)
+    samples = np.moveaxis(samples, -1, 1)
+    return Estimate(samples.mean(0), values[1], values[0], _error(samples))
+
+
+def _zigzags(n: int) -> Int[np.ndarray, "w n"]:
+    """Walks 0, 1, -1, 2, -2, ... mod n and rotations of it: every pair is neighbours in one walk (two for odd n).
+
+    The decomposition of the complete graph into paths (Walecki); n even takes n/2 rotations, n odd all n.
+    """
+    step = np.arange(n)
+    zigzag = np.where(step % 2, (step + 1) // 2, -(step // 2))
+    rotations = np.arange(n // 2 if n % 2 == 0 else n)
+    return (zigzag + rotations[:, None]) % n

@@ -37,7 +37,7 @@ def regression(
     everything was enumerated; none at order 2.
 
     Raises:
-        GameError: ``budget`` is below the coalitions of size 0, 1, n-1 and n (order 2: below one per unknown).
+        GameError: ``budget`` is below the coalitions of size 0, 1, n-1 and n (order 2: below two per unknown).
     """
     n = game.n_players
     if order == 2:

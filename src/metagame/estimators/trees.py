@@ -113,6 +113,8 @@ def tree_index(boost: GradientBoostingRegressor, order: int) -> np.ndarray:
     for tree in boost.estimators_[:, 0]:
         for value, present, absent in _leaves(tree.tree_):
             path = present + absent
+            if not path:
+                continue
             sign = np.array([1.0] * len(present) + [-1.0] * len(absent))
             p, a = len(present), len(absent)
             single = np.array([_leaf_weight(p - 1, a)] * p + [_leaf_weight(p, a - 1)] * a) * sign

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ class Adder:
         self.net = AdderNet().double().eval().requires_grad_(False)
         try:
             self.net.load_state_dict(load_file(path))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise GameError(
                 f"model.checkpoint={str(checkpoint)!r} is no adder: {str(error).splitlines()[-1].strip()}"
             ) from error

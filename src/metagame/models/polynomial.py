@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from math import isfinite
 
 import sympy
 from sympy import Expr, Symbol
@@ -67,7 +68,7 @@ def parse_expression(text: str) -> Expr:
     mend = "use numbers, names such as x1, + - * and ** with whole powers, for example '(x1+x2)**2*x3'"
     try:
         return _convert(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if type(error) is ValueError else "it cannot be read"
         raise GameError(f"benchmark.function={text!r} is no polynomial ({reason}): {mend}.") from error
 
@@ -75,7 +76,7 @@ def parse_expression(text: str) -> Expr:
 def _convert(node: ast.expr) -> Expr:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return sympy.Rational(str(number))
+            return _rational(number)
         case ast.Name(id=name):
             return Symbol(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -93,6 +94,12 @@ def _convert(node: ast.expr) -> Expr:
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             return _convert(left) ** _power(_convert(right))
     raise ValueError(f"'{ast.unparse(node)}' is not allowed")
+
+
+def _rational(number: float) -> Expr:
+    if not isfinite(number):
+        raise ValueError(f"number '{number}' is not finite")
+    return sympy.Rational(str(number))
 
 
 def _divisor(divisor: Expr) -> Expr:
