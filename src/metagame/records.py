@@ -63,31 +63,42 @@ class RecordStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "records.jsonl"
+        self._records: dict[str, Record] = {}
+        self._bytes_read = 0
+        self._lines_read = 0
         (folder / "locks").mkdir(parents=True, exist_ok=True)
         (folder / "arrays").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Record]:
-        """The last record of every key, except that a finished sample stays finished.
+        """The last record of every key, except that a finished sample stays finished. Reads what is new in the file.
 
         Raises:
             RecordError: a complete line is no record of this version.
         """
-        records: dict[str, Record] = {}
-        if not self.path.exists():
-            return records
-        lines = self.path.read_bytes().split(b"\n")[:-1]
-        for number, line in enumerate(lines, start=1):
-            try:
-                fields = json.loads(line)
-                version = fields["version"]
-                record = Record(**fields) if version == VERSION else None
-            except (ValueError, TypeError, KeyError) as error:
-                raise RecordError(f"{self.path}, line {number} is no record ({error}): remove that line.") from error
-            if record is None:
-                raise RecordError(f"{self.path}, line {number} has version {version}: this is version {VERSION}.")
-            if record.key not in records or records[record.key].status == "failed":
-                records[record.key] = record
-        return records
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._bytes_read)
+                new = file.read()
+            complete = new[: new.rfind(b"\n") + 1]
+            for line in complete.splitlines():
+                record = self._parse(line)
+                if record.key not in self._records or self._records[record.key].status == "failed":
+                    self._records[record.key] = record
+            self._bytes_read += len(complete)
+        return dict(self._records)
+
+    def _parse(self, line: bytes) -> Record:
+        self._lines_read += 1
+        where = f"{self.path}, line {self._lines_read}"
+        try:
+            fields = json.loads(line)
+            version = fields["version"]
+            record = Record(**fields) if version == VERSION else None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecordError(f"{where} is no record ({error}): remove that line.") from error
+        if record is None:
+            raise RecordError(f"{where} has version {version}, this is version {VERSION}: move the file away.")
+        return record
 
     def append(self, record: Record, arrays: dict[str, np.ndarray]) -> None:
         """Write the arrays, then the record, each as a whole or not at all."""
@@ -99,6 +110,8 @@ class RecordStore:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
+        if record.status == "done":
+            self._lock_path(record.key).unlink(missing_ok=True)  # who still waits for it finds the sample done
 
     def load_arrays(self, record: Record) -> dict[str, np.ndarray]:
         """The arrays of a record, by name."""
@@ -110,7 +123,7 @@ class RecordStore:
     @contextmanager
     def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Hold a sample while working on it; yields False where another process holds it and ``wait`` is False."""
-        lock = FileLock(self.folder / "locks" / f"{key}.lock", timeout=-1 if wait else 0)
+        lock = FileLock(self._lock_path(key), timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except Timeout:
@@ -120,6 +133,9 @@ class RecordStore:
             yield True
         finally:
             lock.release()
+
+    def _lock_path(self, key: str) -> Path:
+        return self.folder / "locks" / f"{key}.lock"
 
     def _array_path(self, key: str) -> Path:
         return self.folder / "arrays" / f"{key}.npz"
