@@ -13,6 +13,7 @@ help:  ## list the targets
 setup: .venv/installed  ## make .venv with the locked versions
 
 .venv/installed: requirements.lock pyproject.toml
+	@python3 -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "python3 must be 3.11 or 3.12")'
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet uv
 	$(PYTHON) -m uv pip install --quiet --compile-bytecode -r requirements.lock
@@ -38,8 +39,8 @@ $(EXPERIMENTS): setup
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_concept
 
-train-adder: setup  ## train the adder of Figures 1, 5 and 6 from scratch
+train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
 	$(PYTHON) scripts/train_adder.py
 
-clean:  ## remove results, keep the environment
+clean:  ## remove all results of both scales, keep the environment
 	git clean -fdXq outputs

@@ -25,15 +25,23 @@ log = logging.getLogger("metagame.run")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Run a job. A single one writes its table here, a sweep at its end (metagame.sweep.WriteReport)."""
+def main(cfg: DictConfig) -> str | None:
+    """Run a job. A single one writes its table here, a sweep at its end (metagame.sweep.WriteReport).
+
+    Returns:
+        Why the job of a sweep could not start; the other jobs go on.
+    """
+    single = HydraConfig.get().mode == RunMode.RUN
     try:
         run_job(cfg)
     except (GameError, RecordError) as error:
+        if not single:
+            return str(error)
         log.error("%s", error)
         sys.exit(1)
-    if HydraConfig.get().mode == RunMode.RUN:
-        finish([cfg])
+    if single and not finish([cfg]):
+        sys.exit(1)
+    return None
 
 
 def explain_parse_errors(arguments: list[str]) -> None:

@@ -346,7 +346,7 @@ def test_method_is_deterministic_and_float64(method):
 @pytest.mark.parametrize("method", [IntegratedGradients, IntegratedHessians])
 @pytest.mark.parametrize("steps", [0, -3])
 def test_path_without_steps_is_refused(method, steps):
-    with pytest.raises(GameError, match=rf"attribution\.method\.steps={steps}"):
+    with pytest.raises(GameError, match=f"steps={steps}: give a positive whole number"):
         method(steps)
 
 
@@ -400,3 +400,38 @@ def test_masked_input_has_x_where_present():
 def test_table_model_has_the_values_of_its_table():
     values = random_game(3, 1)[:, 0]
     assert np.array_equal(reference.output_values(table_model(values)), values)
+
+
+@pytest.mark.parametrize(
+    "method", [GradientInput(), IntegratedGradients(2), IntegratedHessians(2), ShapleyValue()], ids=method_name
+)
+@pytest.mark.parametrize("f", [lambda x: torch.stack([x.sum(1), x.prod(1)], 1), lambda x: x.sum()])
+def test_model_without_one_output_for_each_input_is_refused(method, f):
+    model = MaskedModel.of_function(f, torch.ones(3))
+    with pytest.raises(GameError, match=r"f returned shape .* select one"):
+        method.explain(model)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.GELU(),
+        nn.GELU(approximate="tanh"),
+        nn.RMSNorm(4),
+        nn.RMSNorm((3, 4)),
+        nn.RMSNorm(4, elementwise_affine=False),
+    ],
+    ids=str,
+)
+def test_relevance_rules_keep_the_output_of_every_layer_they_know(layer):
+    net = nn.Sequential(layer).double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = net(x)
+    with relevance_rules(net):
+        assert torch.allclose(net(x), expected, rtol=0, atol=1e-12)
+
+
+def test_relevance_rules_refuse_a_layer_they_do_not_know():
+    net = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.LayerNorm(4))
+    with pytest.raises(GameError, match="no rule for LayerNorm, SiLU"), relevance_rules(net):
+        pass

@@ -263,3 +263,25 @@ def test_after_kills_nothing_finished_is_computed_again(broken):
 def test_after_kills_tables_and_figures_are_those_of_an_unbroken_run(broken, unbroken):
     files = (*TABLES, *FIGURES)
     assert contents(broken[0], files) == contents(unbroken, files)
+
+
+def test_a_job_that_cannot_be_built_leaves_the_other_jobs_their_table(tmp_path):
+    sweep = (
+        "-m",
+        "model=adder",
+        "benchmark=addition",
+        "attribution=sv,attention,ig",
+        "attribution.meta=true",
+        "limit=1",
+    )
+    process = run(*sweep, output_dir=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.count("attribution.meta=true needs a first-order method; attention is none.") == 1
+    assert [row["method"] for row in table(tmp_path)["rows"]] == ["Meta-SV", "Meta-IG"]
+    assert "Not run yet: Meta-attention." in table(tmp_path)["notes"]
+
+
+def test_a_sweep_over_scales_writes_a_table_for_each(tmp_path):
+    process = run("-m", "scale=tiny,paper", output_dir=f"{tmp_path}/${{scale.name}}")
+    assert process.returncode == 0, process.stderr
+    assert [table(tmp_path / scale)["scale"] for scale in ("tiny", "paper")] == ["tiny", "paper"]

@@ -100,7 +100,9 @@ def test_a_benchmark_has_samples_with_ids_of_their_own(benchmark):
 def test_an_estimator_plays_a_game(estimator):
     node = compose("config", overrides=[f"estimator={estimator}"]).estimator
     game = AttributionGame(lambda coalitions: coalitions * [1.0, 2.0, 3.0], 3)
-    phi = meta_attributions(game, build(node, leave_out=("name", "budget")), endogenous=True, budget=node.budget)
+    phi = meta_attributions(
+        game, build(node, leave_out=("name", "budget", "batch_size")), endogenous=True, budget=node.budget
+    )
     assert isinstance(phi, MetaAttributions)
     assert np.allclose(np.diag(phi.values), [1, 2, 3])
 

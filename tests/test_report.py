@@ -13,12 +13,13 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from metagame.games import GameError
-from metagame.jobs import run_job
+from metagame.jobs import display_label, run_job
 from metagame.records import Record
 from metagame.report.addition import PLAYERS, addition_figure, addition_table, teaser_figure
 from metagame.report.experiment import save_figure, sweep_configs, write_report
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes, read_job
+from metagame.report.scores import scores_table
 from metagame.report.separation import separation_table
 from metagame.report.table import Column, Table, markdown, write_table
 from tests.jobs_fixtures import job_config, shipped_configs
@@ -382,3 +383,26 @@ def test_quoted_values_of_a_sweep_stay_quoted():
     with shipped_configs():
         configs = sweep_configs([], ["benchmark.function='(x1+x2)**2','x1*x2'"])
     assert [cfg.benchmark.function for cfg in configs] == ["(x1+x2)**2", "x1*x2"]
+
+
+def test_a_benchmark_without_a_report_gets_the_means_of_its_scores(tmp_path):
+    with shipped_configs():
+        cfg = compose("config", overrides=["model=adder", "attribution=sv", "benchmark=addition", "report=scores"])
+    cfg.output_dir = str(tmp_path)
+    run_job(cfg)
+    table = scores_table([read_job(cfg)], scale="tiny")
+    (row,) = table.rows
+    assert (row["model"], row["method"]) == ("adder", "SV")
+    assert row["value"]["mean"] == (8 + 12 + 0 + 2) / 4
+    assert row["value"]["n"] == 4
+    assert "players" not in row
+    assert "± " in markdown(table)
+
+
+def test_the_metagame_of_a_first_order_method_is_labelled_as_such():
+    with shipped_configs():
+        overrides = ["model=adder", "benchmark=addition"]
+        plain = compose("config", overrides=[*overrides, "attribution=ig"])
+        switched = compose("config", overrides=[*overrides, "attribution=ig", "attribution.meta=true"])
+        shipped = compose("config", overrides=[*overrides, "attribution=meta_ig"])
+    assert [display_label(cfg) for cfg in (plain, switched, shipped)] == ["IG", "Meta-IG", "Meta-IG"]

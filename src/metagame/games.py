@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 
 Coalitions = Bool[np.ndarray, "k n"]
 Values = Float[np.ndarray, "k t"]
@@ -14,13 +16,24 @@ Progress = Callable[[int, int], None]
 
 
 class GameError(ValueError):
-    """A game, or a question put to it, that has no answer; the message names the mend."""
+    """A question that has no answer: a game, argument, config value or file is off; the message names the mend."""
 
 
 def all_coalitions(n_players: int) -> Bool[np.ndarray, "2**n n"]:
     """Every coalition of ``n_players``; bit j of the row number is player j."""
     rows = np.arange(1 << n_players, dtype=np.uint32)
     return (rows[:, None] >> np.arange(n_players, dtype=np.uint32) & 1).astype(bool)
+
+
+def as_float64(values: ArrayLike, name: str) -> Float[np.ndarray, ...]:
+    """Numpy float64 of numpy or torch values on any device; a GameError names what is not real numbers."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.numpy() if values.is_complex() else values.double().numpy()
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiub":
+        raise GameError(f"{name} has dtype {values.dtype}: give real numbers.")
+    return values.astype(np.float64, copy=False)
 
 
 class AttributionGame:
@@ -38,10 +51,11 @@ class AttributionGame:
     """
 
     def __init__(self, fn: Callable, n_players: int, *, batch_size: int | None = None) -> None:
-        if n_players < 1:
-            raise GameError(f"n_players={n_players}: a game needs at least one player.")
-        if batch_size is not None and batch_size < 1:
-            raise GameError(f"batch_size={batch_size}: give a positive number, or None for one batch.")
+        if not callable(fn):
+            raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
+        if not isinstance(n_players, Integral) or n_players < 1:
+            raise GameError(f"n_players={n_players!r}: give a whole number of players, at least one.")
+        _check_batch_size(batch_size)
         self.fn = fn
         self.n_players = n_players
         self.batch_size = batch_size
@@ -72,6 +86,7 @@ class AttributionGame:
             raise GameError(
                 f"coalitions has shape {coalitions.shape}: give (k, {self.n_players}), a column per player."
             )
+        _check_batch_size(self.batch_size)
         size = self.batch_size or max(len(coalitions), 1)
         parts = []
         for start in range(0, len(coalitions), size):
@@ -98,13 +113,12 @@ class AttributionGame:
 
     def _evaluate(self, coalitions: Coalitions) -> Values:
         values = self.fn(coalitions)
-        if hasattr(values, "detach"):
-            values = values.detach().cpu().double().numpy()
-        values = np.asarray(values, dtype=np.float64)
-        if values.ndim != 2 or len(values) != len(coalitions):
+        values = as_float64(values, "the result of fn")
+        n_targets = values.shape[1:] if self._grand is None else self._grand.shape
+        if values.ndim != 2 or values.shape != (len(coalitions), *n_targets) or values.size == 0:
             raise GameError(
                 f"fn returned shape {values.shape} for {len(coalitions)} coalitions: return (k, t), a row per coalition"
-                " and a column per target."
+                " and a column per target, the same targets each time."
             )
         bad = ~np.isfinite(values)
         if bad.any():
@@ -116,3 +130,8 @@ class AttributionGame:
             )
         self.n_evaluations += len(coalitions)
         return values
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
+        raise GameError(f"batch_size={batch_size!r}: give a positive whole number, or None for one batch.")

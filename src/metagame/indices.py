@@ -5,7 +5,7 @@ Every index here is linear in the Moebius transform m of the game, with a coeffi
     index_S = sum over T containing S of c(|S|, |T|) m(T),    S a player or a pair.
 
 So an index is one line, its ``c``. :func:`_value_weights` turns c into exact rational weights on the values themselves
-(the alternating sums of a Moebius transform in floats are never formed), and one matrix product serves all targets.
+(no alternating sums in floats), and one matrix product serves all targets.
 
 Shapes: ``values`` is ``(2**n, t)``, bit j of the row number says whether player j is present; 1-D input drops t from
 the result. Order 1 gives ``(n, t)``; order 2 gives ``(n, n, t)``, symmetric, index_i on the diagonal. Units and sign
@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from math import comb
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Float
 
-from metagame.games import GameError
+from metagame.games import GameError, as_float64
 
 Coefficient = Callable[[int, int], Fraction]
 _BLOCK = 1 << 14
@@ -142,6 +143,10 @@ def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "s+1 n+1
 
 
 def _check(values: np.ndarray, n: int) -> tuple[np.ndarray, bool]:
+    if not isinstance(n, Integral) or n < 1:
+        raise GameError(f"n={n!r}: give the number of players, at least one.")
+    if hasattr(values, "detach") or np.asarray(values).dtype.kind not in "f":
+        values = as_float64(values, "values")
     values = np.asarray(values)
     if values.ndim not in (1, 2) or len(values) != 1 << n:
         raise GameError(f"values has shape {values.shape}: for n={n} give ({1 << n}, t), one row for each coalition.")

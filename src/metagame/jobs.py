@@ -50,8 +50,9 @@ class Job:
         if cfg.attribution.meta:
             if not isinstance(method, FirstOrder):
                 raise GameError(f"attribution.meta=true needs a first-order method; {cfg.attribution.name} is none.")
-            estimator = build(cfg.estimator, leave_out=("name", "budget"))
-            method = Meta(method, estimator, budget=cfg.estimator.budget, seed=cfg.seed)
+            estimator = build(cfg.estimator, leave_out=("name", "budget", "batch_size"))
+            budget, batch_size = cfg.estimator.budget, cfg.estimator.batch_size
+            method = Meta(method, estimator, budget=budget, seed=cfg.seed, batch_size=batch_size)
         return cls(build(cfg.model, leave_out=("name",)), method, benchmark)
 
     def evaluate(self, sample: Any, progress: Progress) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -93,19 +94,22 @@ def run_job(cfg: DictConfig) -> Outcome:
         GameError: the config makes no job.
         RecordError: the records of an earlier run cannot be read.
     """
-    if cfg.limit is not None and cfg.limit < 1:
-        raise GameError(f"limit={cfg.limit}: give a positive number of samples, or null for all.")
+    _check_settings(cfg)
     job = Job.build(cfg)
     identity = job_identity(cfg)
     samples = {
         sample_key(identity, job.model.revision, sample.id): sample for sample in job.benchmark.samples()[: cfg.limit]
     }
     store = RecordStore(job_folder(cfg))
-    _write_config(store.folder, cfg, job.model, samples)
-    finished = {key for key, record in store.read().items() if record.status == "done"} & samples.keys()
-    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(samples), len(finished)) as progress:
-        worker = Worker(job, store, progress, fail_fast=cfg.fail_fast)
-        pending = [key for key in samples if key not in finished]
+    done = {key: record for key, record in store.read().items() if key in samples and record.status == "done"}
+    environment = describe_environment(job.model, cfg.seed)
+    _write_config(store.folder, cfg, samples, environment if len(done) < len(samples) else None)
+    older = sum(record.commit != environment["git_commit"] for record in done.values())
+    if older:
+        log.info("%d samples were computed by other code; remove %s to compute them again.", older, store.folder)
+    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(samples), len(done)) as progress:
+        worker = Worker(job, store, progress, commit=environment["git_commit"], fail_fast=cfg.fail_fast)
+        pending = [key for key in samples if key not in done]
         held_elsewhere = [key for key in pending if not worker.work(key, samples[key], wait=False)]
         for key in held_elsewhere:
             worker.work(key, samples[key], wait=True)
@@ -115,7 +119,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     log.info(
         "%s: %d of %d samples done (%d by an earlier run), %d failed",
         " x ".join(cfg[part].name for part in ("model", "attribution", "benchmark")),
-        len(records) - len(errors), len(samples), len(finished), len(errors),
+        len(records) - len(errors), len(samples), len(done), len(errors),
     )  # fmt: skip
     return Outcome(store.folder, len(samples), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
 
@@ -123,10 +127,13 @@ def run_job(cfg: DictConfig) -> Outcome:
 class Worker:
     """Evaluates and records samples, one at a time; says each kind of failure once."""
 
-    def __init__(self, job: Job, store: RecordStore, progress: JobProgress, *, fail_fast: bool) -> None:
+    def __init__(
+        self, job: Job, store: RecordStore, progress: JobProgress, *, commit: str | None, fail_fast: bool
+    ) -> None:
         self.job = job
         self.store = store
         self.progress = progress
+        self.commit = commit
         self.fail_fast = fail_fast
         self._said: set[str] = set()
 
@@ -146,7 +153,7 @@ class Worker:
             scores, arrays = self.job.evaluate(sample, self.progress.within_sample)
         except Exception as error:
             message = str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
-            self.store.append(Record(key, sample.id, "failed", error=message), {})
+            self.store.append(Record(key, sample.id, "failed", error=message, commit=self.commit), {})
             if message not in self._said:
                 log.warning("sample %s failed: %s", sample.id, message)
                 self._said.add(message)
@@ -154,7 +161,7 @@ class Worker:
             if self.fail_fast:
                 raise
         else:
-            self.store.append(Record(key, sample.id, "done", scores, arrays=list(arrays)), arrays)
+            self.store.append(Record(key, sample.id, "done", scores, arrays=list(arrays), commit=self.commit), arrays)
 
 
 def job_identity(cfg: DictConfig) -> dict:
@@ -163,6 +170,7 @@ def job_identity(cfg: DictConfig) -> dict:
     identity["attribution"] = {key: identity["attribution"][key] for key in ("name", "meta", "method")}
     if cfg.attribution.meta:
         identity["estimator"] = OmegaConf.to_container(cfg.estimator, resolve=True)
+        del identity["estimator"]["batch_size"]
     return identity | {"seed": cfg.seed, "scale": cfg.scale.name}
 
 
@@ -186,35 +194,48 @@ def build(node: DictConfig, leave_out: tuple[str, ...] = ()) -> Any:
         raise
 
 
+def display_label(cfg: DictConfig) -> str:
+    """What tables and figures call the job's method; the metagame of a first-order one says so."""
+    label = cfg.attribution.label
+    return f"Meta-{label}" if cfg.attribution.meta and not label.startswith("Meta-") else label
+
+
+def _check_settings(cfg: DictConfig) -> None:
+    if cfg.limit is not None and (not isinstance(cfg.limit, int) or cfg.limit < 1):
+        raise GameError(f"limit={cfg.limit}: give a positive whole number of samples, or null for all.")
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise GameError(f"seed={cfg.seed}: give a whole number, not negative.")
+
+
 def _name(part: Any) -> str:
     return type(part).__name__
 
 
-def _write_config(folder: Path, cfg: DictConfig, model: Any, samples: dict[str, Any]) -> None:
-    """``config.yaml``, ``environment.json``, and ``samples.json``: this run's samples in order, with their keys."""
-    environment = describe_environment() | {
-        "device": model.device,
-        "model_revision": model.revision,
-        "seed": cfg.seed,
-    }
+def _write_config(folder: Path, cfg: DictConfig, samples: dict[str, Any], environment: dict[str, Any] | None) -> None:
+    """``config.yaml``, ``samples.json`` (this run's samples in order, with keys), ``environment.json`` if given."""
     ids = [{"id": sample.id, "key": key} for key, sample in samples.items()]
-    for name, text in (
-        ("config.yaml", OmegaConf.to_yaml(cfg, resolve=True)),
-        ("environment.json", json.dumps(environment, indent=1) + "\n"),
-        ("samples.json", json.dumps(ids, indent=1, ensure_ascii=False) + "\n"),
-    ):
+    texts = {
+        "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
+        "samples.json": json.dumps(ids, indent=1, ensure_ascii=False) + "\n",
+    }
+    if environment is not None:
+        texts["environment.json"] = json.dumps(environment, indent=1) + "\n"
+    for name, text in texts.items():
         with replace_atomically(folder / name) as path:
             path.write_text(text, encoding="utf-8")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Git commit, versions and accelerator that a result was computed with."""
+def describe_environment(model: Any, seed: int) -> dict[str, Any]:
+    """What a result was computed with: git commit, versions, device, model revision and seed."""
     return {
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "libraries": {name: _version(name) for name in LIBRARIES},
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "device": model.device,
+        "model_revision": model.revision,
+        "seed": seed,
     }
 
 

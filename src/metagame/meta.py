@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,8 +121,9 @@ def meta_attributions(
         GameError: an argument is off, the budget is too small, n is too large for ``exact``, or the game is not finite.
     """
     play = _estimator(estimator)
+    _check_settings(game, endogenous, budget, seed)
     if order not in (1, 2):
-        raise GameError(f"order={order}: meta-attributions have order 1 or 2.")
+        raise GameError(f"order={order!r}: meta-attributions have order 1 or 2.")
     if order == 2 and index not in indices.PAIRWISE:
         raise GameError(f"index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}.")
     before = game.n_evaluations
@@ -147,10 +149,21 @@ def meta_attributions(
     )
 
 
+def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int | None, seed: int) -> None:
+    if not isinstance(game, AttributionGame):
+        raise GameError(f"game is a {type(game).__name__}: give an AttributionGame(fn, n_players).")
+    if endogenous not in (None, True, False):
+        raise GameError(f"endogenous={endogenous!r}: give True, False or None.")
+    if budget is not None and not isinstance(budget, Integral):
+        raise GameError(f"budget={budget!r}: give a whole number of coalitions, or None.")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise GameError(f"seed={seed!r}: give a whole number, not negative.")
+
+
 def _estimator(estimator: str | Callable[..., Estimate]) -> Callable[..., Estimate]:
     if callable(estimator):
         return estimator
-    if estimator not in ESTIMATORS:
+    if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise GameError(f"estimator={estimator!r} is unknown: choose one of {', '.join(ESTIMATORS)}.")
     return ESTIMATORS[estimator]
 

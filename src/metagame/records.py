@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -31,6 +32,7 @@ class Record:
         status: ``done``, or ``failed`` with ``error``.
         scores: what the benchmark made of the explanation: numbers and texts by name.
         arrays: names of the arrays in ``arrays/<key>.npz``.
+        commit: git commit of the code that computed it.
         version: of this format.
     """
 
@@ -40,6 +42,7 @@ class Record:
     scores: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     arrays: list[str] = field(default_factory=list)
+    commit: str | None = None
     version: int = VERSION
 
 
@@ -114,11 +117,19 @@ class RecordStore:
             self._lock_path(record.key).unlink(missing_ok=True)  # who still waits for it finds the sample done
 
     def load_arrays(self, record: Record) -> dict[str, np.ndarray]:
-        """The arrays of a record, by name."""
+        """The arrays of a record, by name.
+
+        Raises:
+            RecordError: the file is missing or broken.
+        """
         if not record.arrays:
             return {}
-        with np.load(self._array_path(record.key), allow_pickle=False) as stored:
-            return {name: stored[name] for name in record.arrays}
+        path = self._array_path(record.key)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in record.arrays}
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
+            raise RecordError(f"{path} cannot be read: remove the line of {record.key} from {self.path}.") from error
 
     @contextmanager
     def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
@@ -144,6 +155,8 @@ class RecordStore:
         path = self._array_path(key)
         with replace_atomically(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

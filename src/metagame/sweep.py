@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -17,31 +18,46 @@ log = logging.getLogger(__name__)
 
 
 class WriteReport(Callback):
-    """Hydra callback: when a sweep is over, write the experiment's table from its jobs, this run's or earlier ones'.
+    """Hydra callback of a sweep: says what stopped a job, and at the end writes the table from the sweep's jobs.
 
-    Hydra turns an exception of a callback into a warning, so a failure leaves as the exit status.
+    Jobs of earlier runs count. Hydra turns an exception of a callback into a warning, so a failure leaves as the exit
+    status.
     """
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        refusal = job_return.return_value if job_return.status == JobStatus.COMPLETED else None
+        if refusal is not None and refusal not in self._said:
+            log.error("%s", refusal)
+            self._said.add(refusal)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
         try:
-            finish(sweep_configs(grid, config.hydra.overrides.task))
+            experiments: dict[str, list[DictConfig]] = {}
+            for cfg in sweep_configs(grid, config.hydra.overrides.task):
+                experiments.setdefault(cfg.output_dir, []).append(cfg)
+            finished = [finish(configs) for configs in experiments.values()]
         except Exception as error:
             log.exception("The table of %s could not be written.", config.name)
             raise SystemExit(1) from error
+        if self._said or not all(finished):
+            raise SystemExit(1)
 
 
-def finish(configs: Sequence[DictConfig]) -> None:
-    """Write the report of the jobs with these configs.
+def finish(configs: Sequence[DictConfig]) -> bool:
+    """Write the report of the jobs with these configs, all of one experiment.
 
-    Raises:
-        SystemExit: 1 where a job that ran has no finished sample, or the report cannot be written; said in one line.
+    Returns:
+        Whether every job that ran has a finished sample and the report is written; if not, why is said in one line.
     """
     try:
-        barren = [result.config.attribution.name for result in write_report(configs) if not result.done]
+        barren = [result.config.attribution.label for result in write_report(configs) if not result.done]
     except (GameError, RecordError) as error:
         log.error("%s", error)
-        raise SystemExit(1) from error
+        return False
     if barren:
         log.error("No sample was computed by: %s; see the table's notes.", ", ".join(barren))
-        raise SystemExit(1)
+    return not barren

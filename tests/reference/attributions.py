@@ -59,7 +59,7 @@ def _path_attribution(model: MaskedModel, point: Tensor, steps: int) -> Tensor:
 
 def output_values(model: MaskedModel) -> np.ndarray:
     """f_S, a model call for each coalition."""
-    return np.array([float(model.f(masked(model, coalition)[None])[0]) for coalition in coalitions(len(model.x))])
+    return np.array([model.f(masked(model, coalition)[None])[0].item() for coalition in coalitions(len(model.x))])
 
 
 def restricted_shapley(values: np.ndarray, coalition: tuple[int, ...]) -> np.ndarray:

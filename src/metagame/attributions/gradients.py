@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from metagame.attributions.method import Explanation, FirstOrder
 from metagame.games import AttributionGame, GameError, Progress
-from metagame.models.masked import MaskedModel, gradient
+from metagame.models.masked import MaskedModel
 
 
 class GradientInput(FirstOrder):
@@ -22,13 +24,13 @@ class GradientInput(FirstOrder):
     def game(self, explicand: MaskedModel) -> AttributionGame:
         def attribute(coalitions) -> Float[Tensor, "k n"]:
             inputs = explicand.masked(coalitions)
-            return (inputs * gradient(explicand.f, inputs)).sum(-1)
+            return (inputs * explicand.gradients(inputs)).sum(-1)
 
         return AttributionGame(attribute, explicand.n_players)
 
 
 class IntegratedGradients(FirstOrder):
-    """phi_i(S) = <x_i - b_i, int_0^1 df/dx_i (b + a(x_S - b)) da> (Sundararajan et al., 2017); absent features get 0.
+    """phi_i(S) = <x_S,i - b_i, int_0^1 df/dx_i (b + a(x_S - b)) da> (Sundararajan et al., 2017); absent features get 0.
 
     Signed, in units of f; sums to f_S - f(b) up to the error of the quadrature.
 
@@ -45,7 +47,7 @@ class IntegratedGradients(FirstOrder):
         def attribute(coalitions) -> Float[Tensor, "k n"]:
             delta = explicand.masked(coalitions) - explicand.baseline
             path = explicand.baseline + midpoints(self.steps, delta)[:, None, None, None] * delta
-            gradients = gradient(explicand.f, path.flatten(0, 1)).unflatten(0, path.shape[:2])
+            gradients = explicand.gradients(path.flatten(0, 1)).unflatten(0, path.shape[:2])
             return (delta * gradients.mean(0)).sum(-1)
 
         return AttributionGame(attribute, explicand.n_players)
@@ -72,7 +74,7 @@ class IntegratedHessians:
             outer = (explicand.baseline + alpha[:, None, None] * delta).detach().requires_grad_()
             inner_delta = outer - explicand.baseline
             path = explicand.baseline + alpha[:, None, None, None] * inner_delta
-            outputs = explicand.f(path.flatten(0, 1)).sum()
+            outputs = explicand.outputs(path.flatten(0, 1)).sum()
             gradients = torch.autograd.grad(outputs, path, create_graph=True)[0].mean(0)
             attributions = (inner_delta * gradients).sum(-1)
             rows = [
@@ -88,6 +90,6 @@ def midpoints(steps: int, like: Tensor) -> Float[Tensor, " steps"]:
 
 
 def _check_steps(steps: int) -> int:
-    if steps < 1:
-        raise GameError(f"attribution.method.steps={steps}: give a positive number of path steps.")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise GameError(f"steps={steps!r}: give a positive whole number of path steps.")
     return steps

@@ -23,11 +23,13 @@ class Explanation:
         first_order: attribution of each target, ``(t,)``.
         matrix: second-order values, ``(t, n)``: row = target i, column = player j, entry j -> i.
         standard_error: of ``matrix``, where it was estimated with one.
+        empty: phi_i(empty), ``(t,)``, where the targets are no players: row i sums to phi_i(N) - phi_i(empty).
     """
 
     first_order: Float[np.ndarray, " t"] | None = None
     matrix: Float[np.ndarray, "t n"] | None = None
     standard_error: Float[np.ndarray, "t n"] | None = None
+    empty: Float[np.ndarray, " t"] | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.arrays().items():
@@ -68,6 +70,7 @@ class Meta:
     Args:
         method: the first-order method.
         estimator, budget, seed: as in :func:`metagame.meta.meta_attributions`.
+        batch_size: the most coalitions that the method is given at once; all of them when None. Bounds memory only.
     """
 
     def __init__(
@@ -77,21 +80,25 @@ class Meta:
         *,
         budget: int | None = None,
         seed: int = 0,
+        batch_size: int | None = None,
     ) -> None:
         self.method = method
         self.explicand_type = method.explicand_type
         self.estimator = estimator
         self.budget = budget
         self.seed = seed
+        self.batch_size = batch_size
 
     def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
         """phi_{j->i} of every player j on every target i."""
+        game = self.method.game(explicand)
+        game.batch_size = self.batch_size
         phi = meta_attributions(
-            self.method.game(explicand),
+            game,
             self.estimator,
             endogenous=self.method.endogenous,
             budget=self.budget,
             seed=self.seed,
             progress=progress,
         )
-        return Explanation(phi.first_order, phi.values, phi.standard_error)
+        return Explanation(phi.first_order, phi.values, phi.standard_error, None if phi.endogenous else phi.empty)

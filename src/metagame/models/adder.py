@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metagame.games import GameError
+from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
 from metagame.models.revision import file_revision
 
@@ -22,13 +23,6 @@ LARGEST = 9
 VOCABULARY = (UNKNOWN, *(str(number) for number in range(-LARGEST, LARGEST + 1)), *OPERATORS, "=")
 _TOKEN_IDS = {token: index for index, token in enumerate(VOCABULARY)}
 WIDTH, HIDDEN, LENGTH = 8, 16, 4
-
-
-class MatMul(nn.Module):
-    """A product of two activations, a module of its own so that an attribution rule can be put on it."""
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return left @ right
 
 
 class Attention(nn.Module):

@@ -51,14 +51,27 @@ class MaskedModel:
         present = torch.as_tensor(coalitions, device=self.x.device)[..., None]
         return torch.where(present, self.x, self.baseline)
 
+    def outputs(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, " k"]:
+        """The output of f for each row.
+
+        Raises:
+            GameError: f does not return one number for each row.
+        """
+        outputs = self.f(inputs)
+        if outputs.shape != inputs.shape[:1]:
+            raise GameError(
+                f"f returned shape {tuple(outputs.shape)} for {len(inputs)} inputs: return ({len(inputs)},), one number"
+                " each; of several outputs select one, such as f(x)[:, 0]."
+            )
+        return outputs
+
+    def gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
+        """df/dx of every row, with one backward pass for all rows; the parameters of f get no gradient."""
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_()
+            return torch.autograd.grad(self.outputs(inputs).sum(), inputs)[0]
+
     @torch.no_grad()
     def values(self, coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, " k"]:
         """f_S of each coalition."""
-        return self.f(self.masked(coalitions))
-
-
-def gradient(f: Callable[[Tensor], Tensor], inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
-    """df/dx of every row, with one backward pass for all rows; the parameters of f get no gradient."""
-    with torch.enable_grad():
-        inputs = inputs.detach().requires_grad_()
-        return torch.autograd.grad(f(inputs).sum(), inputs)[0]
+        return self.outputs(self.masked(coalitions))

@@ -33,7 +33,7 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
                 row |= _cells(result.arrays(record))
             rows.append(row)
     return Table(
-        title="The adder: first-order and second-order attributions of its examples",
+        title=f"{results[0].config.name}: first-order and second-order attributions of the adder's sums",
         scale=scale,
         columns=columns,
         rows=rows,
@@ -41,8 +41,10 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
         n_samples=len(_examples(results)),
         notes=[
             "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i;"
-            " of a meta variant, the values j→i sum to φ_i. Attention: weight of key j for query i. f(∅): output when"
-            " all are masked.",
+            " of a meta variant, the values j→i sum to its φ_i.",
+            "Meta-IG plays IG at fewer path steps than the IG row. AttnLRP's φ do not sum to f(x): positions and the"
+            " token = take a share. Half of STII off the diagonal, and its diagonal, sum to SV.",
+            "Attention: weight of key j for query i, without the key =. f(∅): output when a, op and b are masked.",
             *failure_notes(results),
         ],
     )
@@ -119,7 +121,8 @@ def teaser_figure(results: list[JobResult]) -> Figure:
     grid[-1, 0].set_ylabel("target i", fontsize=9)
     figure.suptitle(_heading(results, example).replace("\n", ",  "), fontsize=11)
     figure.supxlabel(
-        "player j; entry (i, j): influence of j on the attribution of i; row i sums to φ of i, above", fontsize=8
+        "player j; entry (i, j): influence of j on the attribution of i; row i sums to φ of i at equal steps",
+        fontsize=8,
     )
     return figure
 

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from metagame.games import GameError
-from metagame.jobs import job_folder
+from metagame.jobs import display_label, job_folder
 from metagame.records import replace_atomically
 from metagame.report.results import JobResult, read_job, tell_apart
 from metagame.report.table import write_table
@@ -43,7 +43,9 @@ def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
         raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
-    never_run = [cfg.attribution.label for cfg, result in zip(configs, found, strict=True) if result is None]
+    never_run = [display_label(cfg) for cfg, result in zip(configs, found, strict=True) if result is None]
+    if settings.limit is not None:
+        table.notes.append(f"Only the first {settings.limit} samples (limit={settings.limit}).")
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
     write_table(table, folder)

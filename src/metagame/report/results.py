@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.jobs import job_folder, job_identity
+from metagame.jobs import display_label, job_folder, job_identity
 from metagame.records import Record, RecordStore
 
 
@@ -53,7 +53,9 @@ def read_job(cfg: DictConfig) -> JobResult | None:
     samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     records = RecordStore(folder).read()
     known = [records[sample["key"]] for sample in samples if sample["key"] in records]
-    return JobResult(OmegaConf.load(folder / "config.yaml"), folder, [sample["id"] for sample in samples], known)
+    config = OmegaConf.load(folder / "config.yaml")
+    config.attribution.label = display_label(config)
+    return JobResult(config, folder, [sample["id"] for sample in samples], known)
 
 
 def tell_apart(results: list[JobResult]) -> list[JobResult]:

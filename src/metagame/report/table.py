@@ -25,7 +25,7 @@ class Column:
         key: its name in the rows.
         label: its heading.
         type: of its cells: ``text``; ``expression`` (sympy syntax); ``number``; ``mean`` (an object with ``mean``,
-            ``two_se`` and ``n``); ``flag`` (true, false or absent).
+            ``two_se``, None of a single sample, and ``n``); ``flag`` (true, false or absent).
     """
 
     key: str
@@ -125,7 +125,8 @@ def _plain(column: Column, value: Any) -> str:
         case "number":
             return _three_digits(value)
         case "mean" if isinstance(value, dict):
-            return f"{_three_digits(value['mean'])} ± {_three_digits(value['two_se'])}"
+            spread = "" if value["two_se"] is None else f" ± {_three_digits(value['two_se'])}"
+            return _three_digits(value["mean"]) + spread
         case "mean":
             return _three_digits(value)
     return str(value)

@@ -1,0 +1,37 @@
+"""The table of any benchmark: a row for each job, the mean of each score over its samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from metagame.report.results import JobResult, failure_notes
+from metagame.report.table import Column, Table
+
+
+def scores_table(results: list[JobResult], scale: str) -> Table:
+    """Mean ± 2 standard errors of every score that is a number."""
+    rows, names = [], {}
+    for result in results:
+        row = {"model": result.config.model.name, "method": result.config.attribution.label}
+        for name in result.done[0].scores if result.done else {}:
+            values = [record.scores[name] for record in result.done]
+            if all(isinstance(value, int | float) for value in values):
+                names[name] = None
+                row[name] = mean_cell(values)
+        rows.append(row)
+    return Table(
+        title=f"{results[0].config.name}: scores of benchmark {results[0].config.benchmark.name}",
+        scale=scale,
+        columns=[Column("model", "model", "text"), Column("method", "method", "text")]
+        + [Column(name, name, "mean") for name in names],
+        rows=rows,
+        published=[{} for _ in rows],
+        n_samples=max(len(result.done) for result in results),
+        notes=failure_notes(results),
+    )
+
+
+def mean_cell(values: list[float]) -> dict[str, float | int | None]:
+    """A cell of type ``mean``: mean, two standard errors of it (None of a single value) and n."""
+    two_se = float(2 * np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "two_se": two_se, "n": len(values)}
