@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metagame.games import GameError
 from metagame.records import RecordError
@@ -34,10 +34,12 @@ class WriteReport(Callback):
             self._said.add(refusal)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        # unresolved, so that an override such as name=${seed} is one for each job
+        sweep = OmegaConf.to_container(config.hydra, resolve=False)
+        grid = [f"{key}={value}" for key, value in (sweep["sweeper"].get("params") or {}).items()]
         try:
             experiments: dict[str, list[DictConfig]] = {}
-            for cfg in sweep_configs(grid, config.hydra.overrides.task):
+            for cfg in sweep_configs(grid, sweep["overrides"]["task"]):
                 experiments.setdefault(cfg.output_dir, []).append(cfg)
             finished = [finish(configs) for configs in experiments.values()]
         except Exception as error:
