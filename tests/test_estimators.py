@@ -124,15 +124,18 @@ def test_error_falls_with_the_budget(estimator, kind):
     assert large < 0.8 * small
 
 
+def tolerance(estimator, kind):
+    """shapiq's KernelSHAP-IQ gives the empty and the grand coalition a large weight for an infinite one."""
+    return 1e-5 if kind == "order 2" and estimator != "permutation" else 1e-10
+
+
 @pytest.mark.parametrize("estimator", ["regression", "trees"])
 @each_kind
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_all_coalitions_make_the_estimate_exact(estimator, kind, n):
     values = random_game(n, n)
     phi = play(values, estimator, kind, budget=2**n)
-    # shapiq's KernelSHAP-IQ gives the empty and the grand coalition a large weight for an infinite one.
-    tolerance = 1e-5 if kind == "order 2" else 1e-8
-    assert np.abs(phi.values - play(values, "exact", kind).values).max() < tolerance
+    assert np.abs(phi.values - play(values, "exact", kind).values).max() < tolerance(estimator, kind)
 
 
 @each_estimator
@@ -167,8 +170,7 @@ def test_no_player_influences_a_constant_attribution(estimator, kind):
     values[:, 2] = 3.0
     phi = play(values, estimator, kind, budget=32)
     expected = np.where(np.arange(5) == 2, 3.0, 0.0) if kind == "endogenous" else np.zeros(phi.values[2].shape)
-    # shapiq's KernelSHAP-IQ: as above.
-    assert np.abs(phi.values[2] - expected).max() < 1e-5
+    assert np.abs(phi.values[2] - expected).max() < tolerance(estimator, kind)
 
 
 @pytest.mark.parametrize("estimator", ["permutation", "regression"])

@@ -24,8 +24,7 @@ class AttnLRP(FirstOrder):
     deep Taylor rule). Relevance is that of the features given as x, not of what the model adds to them.
 
     Relevance is not conserved: the softmax and what a model adds to x (positions, tokens that do not play) take a
-    share.
-    Products and nonlinearities that are no modules cannot be seen: use :class:`metagame.models.layers.MatMul`.
+    share. Products and nonlinearities that are no modules cannot be seen: use :class:`metagame.models.layers.MatMul`.
 
     Raises:
         GameError: the masked model has no torch module to put the rules on, or one with a layer that has no rule.
