@@ -238,7 +238,7 @@ def test_symbolic_meta_agrees_with_the_numeric_method(name, numeric, tolerance, 
     ("row", "numeric", "tolerance"),
     [
         ("serial_sv", shapley.SerialShapleyValue(), 1e-10),
-        ("ih", gradients.IntegratedHessians(60), 10 * PATH_TOLERANCE),
+        ("ih", gradients.IntegratedHessians(200), PATH_TOLERANCE),
     ],
 )
 @settings(max_examples=15)
