@@ -1,10 +1,12 @@
 SCALE ?= tiny
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
-EXPERIMENTS := table1 figure1 figure5 figure6
+TABLES := table1 table2 table4
+FIGURES := figure1 figure2 figure5 figure6 figure7 figure8 figure9
+EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test demo bench train-adder clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test demo figures bench train-adder train-vision-language clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,16 +33,23 @@ lint: setup  ## check style and format
 test: lint  ## check style, then run the tests
 	$(PYTHON) -m pytest
 
-demo: setup $(EXPERIMENTS)  ## every table and figure at this scale
+demo: setup $(TABLES)  ## every table at this scale
 
 $(EXPERIMENTS): setup
 	$(RUN) experiment=$@
 
+figures: setup $(FIGURES)  ## every figure at this scale
+
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_concept
+	$(PYTHON) -m scripts.bench_vision_language
 
 train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
 	$(PYTHON) scripts/train_adder.py
+
+train-vision-language: setup  ## train the four small vision-language models (two hours on a core), in place of data/tiny/*
+	for model in clip metaclip2 siglip2_p8 siglip2_p16; do $(PYTHON) -m scripts.train_vision_language --model $$model || exit; done
+	$(PYTHON) -m scripts.convert_to_open_clip
 
 clean:  ## remove all results of both scales, keep the environment
 	git clean -fdXq outputs

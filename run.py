@@ -10,6 +10,7 @@ import logging
 import sys
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metagame.games import GameError
-from metagame.jobs import run_job
+from metagame.jobs import is_left_out, run_job
 from metagame.records import RecordError
 from metagame.sweep import finish
 
@@ -32,6 +33,11 @@ def main(cfg: DictConfig) -> str | None:
         Why the job of a sweep could not start; the other jobs go on.
     """
     single = HydraConfig.get().mode == RunMode.RUN
+    if is_left_out(cfg):
+        log.info("%s x %s is left out of %s on purpose.", cfg.model.name, cfg.attribution.name, cfg.name)
+        return None
+    if cfg.scale.threads is not None:
+        torch.set_num_threads(cfg.scale.threads)
     try:
         run_job(cfg)
     except (GameError, RecordError) as error:

@@ -11,18 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from metagame import concept_metagame
+from scripts.measure import peak_memory, report, timed
 from tests.reference.concept import paper_procedure, two_products
 
 CONCEPTS, BACKGROUNDS, PATCHES = 20, 5, 4096
@@ -35,19 +30,6 @@ def random_logits(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(n + BACKGROUNDS, PATCHES, generator=generator, dtype=torch.float64)
     return draw[:n], draw[n:]
-
-
-def timed(function: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
-    """Seconds and result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
-def peak_memory() -> float:
-    """GB, the peak of this process; read from the kernel, since getrusage hands down the parent's peak."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
 
 def measure_all_classes() -> None:
@@ -94,25 +76,10 @@ def bench(full: bool) -> dict:
     }
 
 
-def show(result: dict) -> None:
-    """The measurements as a table."""
-    table = Table("measure", "value", "unit", title=f"concept metagame: {result['what']}")
-    for name, unit in result["units"].items():
-        table.add_row(name, f"{result[name]:.3g}", unit)
-    for name, seconds in result["seconds"].items():
-        table.add_row(name, f"{seconds:.3g}", "s")
-    Console().print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="time the paper's procedure on all patches")
-    result = bench(parser.parse_args().full)
-    path = Path("outputs/bench/concept.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    show(result)
-    print(f"wrote {path}")
+    report(bench(parser.parse_args().full), "concept")
 
 
 if __name__ == "__main__":

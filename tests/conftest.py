@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -17,6 +18,15 @@ settings.load_profile("metagame")
 torch.set_num_threads(1)
 
 UP_TO_SIX, UP_TO_FOUR = st.integers(1, 6), st.integers(1, 4)
+
+
+@pytest.fixture
+def float64_by_default():
+    """transformers makes CLIP's causal mask in the default type, which cannot hold the least float64 otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def close(left, right, tolerance=1e-10):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 from hydra import compose
+from omegaconf import OmegaConf
 
 import metagame.attributions
-from metagame.games import AttributionGame
+from metagame.games import AttributionGame, GameError
 from metagame.jobs import Job, build, job_folder
 from metagame.meta import MetaAttributions, meta_attributions
 from metagame.report.experiment import sweep_configs
@@ -42,7 +43,11 @@ def choices(group):
 def grid(experiment):
     """What the experiment's file sweeps, as Hydra's overrides."""
     content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
-    return [f"{key}={value}" for key, value in content["hydra"]["sweeper"]["params"].items()]
+    return [f"{key}={value}" for key, value in content.get("hydra", {}).get("sweeper", {}).get("params", {}).items()]
+
+
+def compose_experiment(experiment):
+    return compose("config", overrides=[f"experiment={experiment}"])
 
 
 @cache
@@ -72,7 +77,7 @@ def test_other_libraries_log_warnings_only(group):
 
 @pytest.mark.parametrize("model", choices("model"))
 def test_a_model_says_what_it_explains_and_with_which_weights_and_where(model):
-    built = build(compose("config", overrides=[f"model={model}"]).model, leave_out=("name",))
+    built = build(compose("config", overrides=[f"model={model}"]).model)
     assert isinstance(built.sample_type, type)
     assert isinstance(built.revision, str)
     assert isinstance(built.device, str)
@@ -91,7 +96,7 @@ def test_an_attribution_builds_into_a_method_with_a_label_and_a_family(attributi
 
 @pytest.mark.parametrize("benchmark", choices("benchmark"))
 def test_a_benchmark_has_samples_with_ids_of_their_own(benchmark):
-    samples = build(compose("config", overrides=[f"benchmark={benchmark}"]).benchmark, leave_out=("name",)).samples()
+    samples = build(compose("config", overrides=[f"benchmark={benchmark}"]).benchmark).samples()
     assert samples
     assert len({sample.id for sample in samples}) == len(samples)
 
@@ -120,7 +125,8 @@ def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
 @pytest.mark.parametrize("scale", choices("scale"))
 def test_every_job_of_an_experiment_composes_into_a_folder_of_its_own(experiment, scale):
     configs = experiments_jobs(experiment, scale)
-    assert len({job_folder(cfg) for cfg in configs}) == np.prod([line.count(",") + 1 for line in grid(experiment)])
+    cells = np.prod([line.count(",") + 1 for line in grid(experiment)])
+    assert len({job_folder(cfg) for cfg in configs}) == cells - len(compose_experiment(experiment).leave_out)
     assert {cfg.output_dir for cfg in configs} == {f"outputs/{scale}/{experiment}"}
 
 
@@ -128,9 +134,9 @@ def test_every_job_of_an_experiment_composes_into_a_folder_of_its_own(experiment
 def test_the_parts_of_an_experiments_jobs_fit_each_other(experiment):
     for cfg in experiments_jobs(experiment, "tiny"):
         job = Job.build(cfg)
-        sample = job.benchmark.samples()[0]
-        assert isinstance(sample, job.model.sample_type)
-        assert isinstance(job.model.prepare(sample), job.method.explicand_type)
+        explicands = job.prepare(job.benchmark.samples()[:1])[0]
+        for explicand in explicands.values() if isinstance(explicands, dict) else [explicands]:
+            assert isinstance(explicand, job.method.explicand_type)
 
 
 def methods():
@@ -149,11 +155,11 @@ def targets(node):
         yield from (target for value in node.values() for target in targets(value))
 
 
-# attribution.meta=true wraps a method into this one.
-WRAPPER = "metagame.attributions.method.Meta"
+# attribution.meta=true wraps a method into the first, attribution.index then into the second.
+WRAPPERS = {"metagame.attributions.method.Meta", "metagame.attributions.method.MetaInteractions"}
 
 
-@pytest.mark.parametrize("method", sorted(set(methods()) - {WRAPPER}))
+@pytest.mark.parametrize("method", sorted(set(methods()) - WRAPPERS))
 def test_a_method_can_be_chosen_on_the_command_line(method):
     named = {
         target
@@ -161,3 +167,44 @@ def test_a_method_can_be_chosen_on_the_command_line(method):
         for target in targets(yaml.safe_load(path.read_text()))
     }
     assert method in named, f"{method} has no YAML under configs/attribution"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "attribution.method.design.budget=700",
+        "attribution.method.interactions=all",
+        "attribution.method.batch_size=8",
+        "model.checkpoint=elsewhere",
+        "model.device=cpu",
+        "benchmark.n_images=2",
+        "benchmark.scales.paper.scenes.root=elsewhere",
+    ],
+)
+@pytest.mark.parametrize("scale", choices("scale"))
+def test_values_that_scales_choose_can_be_overridden(override, scale):
+    parts = ["model=clip_vitb16", "attribution=fixlip", "benchmark=pointing_game", f"scale={scale}"]
+    cfg = compose("config", overrides=[*parts, override])
+    key, value = override.split("=")
+    assert str(OmegaConf.select(cfg, key)) == value
+
+
+def test_batch_sizes_are_no_part_of_what_a_job_is():
+    parts = ["model=clip_vitb16", "attribution=fixlip", "benchmark=pointing_game"]
+    folders = {
+        job_folder(compose("config", overrides=[*parts, *more]))
+        for more in ([], ["model.batch_size=3"], ["attribution.method.batch_size=3"], ["model.device=cpu"])
+    }
+    assert len(folders) == 1
+    assert job_folder(compose("config", overrides=[*parts, "attribution.method.design.budget=9"])) not in folders
+
+
+def test_a_scale_that_needs_a_gpu_says_so_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cfg = compose("config", overrides=["experiment=table2", "scale=paper"])
+    with pytest.raises(GameError, match=r"run on a GPU node, or add model\.device=cpu"):
+        Job.build(cfg)
+    cfg = compose("config", overrides=["experiment=table2", "scale=paper", "model.device=cpu"])
+    with pytest.raises(GameError, match=r"scripts\.prepare_pointing_game"):
+        Job.build(cfg)
+    assert Job.build(compose("config", overrides=["experiment=table1", "scale=paper"]))

@@ -154,9 +154,10 @@ def test_table_1_is_published_with_its_eight_rows():
     assert rows["meta_ig"]["phi_12"] == "2*I/3"
 
 
-def job_result(*records, samples=("s1",), **attribution):
+def job_result(*records, samples=("s1",), model=None, **attribution):
     config = OmegaConf.create(
-        {"attribution": {"name": "meta_sv", "label": "Meta-SV", "family": "shapley"} | attribution}
+        {"model": model or {"name": "polynomial"}}
+        | {"attribution": {"name": "meta_sv", "label": "Meta-SV", "family": "shapley", "meta": True} | attribution}
         | {"benchmark": {"function": published("table1")["function"]}}
     )
     return JobResult(config, Path("unused"), list(samples), list(records))
@@ -169,6 +170,23 @@ def test_failed_and_missing_samples_are_named_in_the_notes():
         "Meta-SV: sample s1 failed: no memory",
         "Meta-SV: 1 of 3 samples not computed yet.",
     ]
+
+
+def test_the_notes_of_a_table_name_the_model_where_its_jobs_have_several():
+    failed = Record("k1", "s1", "failed", error="no memory")
+    labelled = job_result(failed, model={"name": "m1", "label": "Model 1"})
+    plain = job_result(failed, samples=("s1", "s2"), model={"name": "m2"})
+    ours = {
+        "Meta-SV of Model 1: sample s1 failed: no memory",
+        "Meta-SV of m2: sample s1 failed: no memory",
+        "Meta-SV of m2: 1 of 2 samples not computed yet.",
+    }
+    assert {note for note in separation_table([labelled, plain], "tiny").notes if "Meta-SV" in note} == ours
+    for model in (labelled, plain):
+        other = job_result(failed, model=model.config.model, name="ih", label="IH", meta=False)
+        notes = separation_table([model, other], "tiny").notes
+        assert {"Meta-SV: sample s1 failed: no memory", "IH: sample s1 failed: no memory"} <= set(notes)
+        assert not any(name in note for note in notes for name in (" of m2", "Model 1"))
 
 
 def test_a_complete_job_has_no_notes():
@@ -199,7 +217,7 @@ def test_a_row_matches_where_every_published_entry_is_equal(change, matches):
 
 def test_the_row_of_a_failed_method_stays_in_table_1_without_entries():
     done, failed = Record("k", "s1", "done", {"entries": META_SV}), Record("k", "s1", "failed", error="no memory")
-    table = separation_table([job_result(done), job_result(failed, name="ih", label="IH")], "tiny")
+    table = separation_table([job_result(done), job_result(failed, name="ih", label="IH", meta=False)], "tiny")
     assert table.rows[1] == {"type": "shapley", "method": "IH"}
     assert "IH: sample s1 failed: no memory" in table.notes
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from math import comb
 from numbers import Integral
 
@@ -49,12 +50,12 @@ def shapley(values: Float[np.ndarray, "2**n t"], n: int) -> Float[np.ndarray, "n
 
 def banzhaf(values: Float[np.ndarray, "2**n t"], n: int, order: int = 1) -> Float[np.ndarray, ...]:
     """Banzhaf value; at order 2 the Banzhaf interaction index, with the value on the diagonal. Not efficient."""
-    return _index(values, n, order, lambda s, t: Fraction(1, 2 ** (t - s)))
+    return _index(values, n, order, _banzhaf)
 
 
 def sii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
     """Shapley interaction index, with the Shapley value on the diagonal. Not hierarchically efficient."""
-    return _index(values, n, order, lambda s, t: Fraction(1, t - s + 1))
+    return _index(values, n, order, _sii)
 
 
 def ksv(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
@@ -78,6 +79,14 @@ PAIRWISE = {"sii": sii, "ksv": ksv, "stii": stii, "fsii": fsii, "banzhaf": banzh
 
 def _shapley(s: int, t: int) -> Fraction:
     return Fraction(1, t)
+
+
+def _banzhaf(s: int, t: int) -> Fraction:
+    return Fraction(1, 2 ** (t - s))
+
+
+def _sii(s: int, t: int) -> Fraction:
+    return Fraction(1, t - s + 1)
 
 
 def _ksv(s: int, t: int) -> Fraction:
@@ -128,6 +137,7 @@ def _weight_rows(rows: np.ndarray, first: np.ndarray, second: np.ndarray, weight
     return out
 
 
+@lru_cache(maxsize=64)
 def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "s+1 n+1"]:
     r"""w[a, r]: weight of v(R) in index_S, |R| = r and |R & S| = a.
 

@@ -6,8 +6,10 @@ import json
 import logging
 import platform
 import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,19 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.attributions.method import FirstOrder, Meta
+from metagame.attributions.method import Explanation, FirstOrder, Meta, MetaInteractions
 from metagame.games import GameError, Progress
 from metagame.progress import JobProgress
 from metagame.records import Record, RecordStore, digest, replace_atomically, sample_key
 
 log = logging.getLogger(__name__)
 
+IRRELEVANT = ("label", "scales", "device", "batch_size")
+"""Keys of the parts of a job that its results do not depend on; ``scales`` lists values to choose from."""
+
 LIBRARIES = (
-    "metagame", "torch", "transformers", "diffusers", "lxt", "shapiq", "numpy", "scipy", "scikit-learn", "sympy",
+    "metagame", "torch", "transformers", "open_clip_torch", "diffusers", "lxt", "shapiq", "numpy", "scipy", "sympy",
+    "scikit-learn", "pillow",
 )  # fmt: skip
 
 
@@ -39,13 +45,14 @@ class Job:
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Job:
-        """Instantiate the parts.
+        """Instantiate the parts, the model last.
 
         Raises:
-            GameError: ``attribution.meta`` is set on a method that is no first-order attribution, or a part refuses its
-                arguments.
+            GameError: there is no GPU where the scale needs one; ``attribution.meta`` is set on a method that is no
+                first-order attribution; a part refuses its arguments or misses its data.
         """
-        benchmark = build(cfg.benchmark, leave_out=("name",))
+        _check_gpu(cfg)
+        benchmark = build(cfg.benchmark)
         method = build(cfg.attribution.method)
         if cfg.attribution.meta:
             if not isinstance(method, FirstOrder):
@@ -53,25 +60,47 @@ class Job:
             estimator = build(cfg.estimator, leave_out=("name", "budget", "batch_size"))
             budget, batch_size = cfg.estimator.budget, cfg.estimator.batch_size
             method = Meta(method, estimator, budget=budget, seed=cfg.seed, batch_size=batch_size)
-        return cls(build(cfg.model, leave_out=("name",)), method, benchmark)
+            if "index" in cfg.attribution:
+                method = MetaInteractions(method, cfg.attribution.index)
+        return cls(build(cfg.model), method, benchmark)
 
-    def evaluate(self, sample: Any, progress: Progress) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Explain and score one sample: its scores and arrays.
+    def prepare(self, samples: Sequence[Any]) -> list[Any]:
+        """The explicand of each sample, or the error that it met.
+
+        A sample that asks several questions of one input has a dictionary of explicands. A model with ``prepare_batch``
+        takes the samples together.
+        """
+        fitting = [isinstance(sample, self.model.sample_type) for sample in samples]
+        if not all(fitting):
+            names = f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}."
+            return [GameError(names)] * len(samples)
+        if hasattr(self.model, "prepare_batch"):
+            prepared = _result_or_error(self.model.prepare_batch, samples)
+            return [prepared] * len(samples) if isinstance(prepared, Exception) else prepared
+        return [_result_or_error(self.model.prepare, sample) for sample in samples]
+
+    def evaluate(self, sample: Any, explicand: Any, progress: Progress) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Explain and score one sample: its scores and arrays; of several questions ``question.array``.
 
         Raises:
             GameError: the parts do not fit each other, or the explanation or a score is not finite.
         """
-        if not isinstance(sample, self.model.sample_type):
-            raise GameError(f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}.")
-        explicand = self.model.prepare(sample)
-        if not isinstance(explicand, self.method.explicand_type):
-            raise GameError(f"attribution method {_name(self.method)} does not explain model {_name(self.model)}.")
-        explanation = self.method.explain(explicand, progress)
+        if isinstance(explicand, dict):
+            explanation = {question: self._explain(each, progress) for question, each in explicand.items()}
+            named = [(f"{question}.", each) for question, each in explanation.items()]
+        else:
+            explanation = self._explain(explicand, progress)
+            named = [("", explanation)]
         scores = self.benchmark.score(sample, explicand, explanation)
         for name, score in scores.items():
             if isinstance(score, float) and not np.isfinite(score):
                 raise GameError(f"score {name} is {score}: check the model and the method on this sample.")
-        return scores, explanation.arrays()
+        return scores, {f"{prefix}{name}": array for prefix, each in named for name, array in each.arrays().items()}
+
+    def _explain(self, explicand: Any, progress: Progress) -> Explanation:
+        if not isinstance(explicand, self.method.explicand_type):
+            raise GameError(f"attribution method {_name(self.method)} does not explain model {_name(self.model)}.")
+        return self.method.explain(explicand, progress)
 
 
 @dataclass(frozen=True)
@@ -109,10 +138,11 @@ def run_job(cfg: DictConfig) -> Outcome:
         log.info("%d samples were computed by other code; remove %s to compute them again.", older, store.folder)
     with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(samples), len(done)) as progress:
         worker = Worker(job, store, progress, commit=environment["git_commit"], fail_fast=cfg.fail_fast)
-        pending = [key for key in samples if key not in done]
-        held_elsewhere = [key for key in pending if not worker.work(key, samples[key], wait=False)]
-        for key in held_elsewhere:
-            worker.work(key, samples[key], wait=True)
+        held_elsewhere = {}
+        for batch in _batches(samples, getattr(job.model, "batch_size", 1)):
+            held_elsewhere |= worker.work(batch, [key for key in batch if key not in done], wait=False)
+        for key, sample in held_elsewhere.items():
+            worker.work({key: sample}, [key], wait=True)
 
     records = [record for key, record in store.read().items() if key in samples]
     errors = [record.error for record in records if record.status == "failed"]
@@ -124,8 +154,28 @@ def run_job(cfg: DictConfig) -> Outcome:
     return Outcome(store.folder, len(samples), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
 
 
+def _batches(samples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+    """Cut all samples into batches, done or not: so a sample has the same company in every run."""
+    items = iter(samples.items())
+    while batch := dict(islice(items, size)):
+        yield batch
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device's memory does not suffice: lower model.batch_size or estimator.batch_size."
+    return str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
+
+
+def _result_or_error(function: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return function(argument)
+    except Exception as error:
+        return error
+
+
 class Worker:
-    """Evaluates and records samples, one at a time; says each kind of failure once."""
+    """Prepares samples in batches, evaluates and records them one at a time; says each kind of failure once."""
 
     def __init__(
         self, job: Job, store: RecordStore, progress: JobProgress, *, commit: str | None, fail_fast: bool
@@ -137,22 +187,34 @@ class Worker:
         self.fail_fast = fail_fast
         self._said: set[str] = set()
 
-    def work(self, key: str, sample: Any, *, wait: bool) -> bool:
-        """Evaluate and record a sample that nobody has finished; False where another process holds it."""
-        with self.store.claim(key, wait=wait) as claimed:
-            if not claimed:
-                return False
-            record = self.store.read().get(key)
-            if record is None or record.status == "failed":
-                self._evaluate_and_append(key, sample)
-            self.progress.advance()
-        return True
+    def work(self, batch: dict[str, Any], pending: list[str], *, wait: bool) -> dict[str, Any]:
+        """Evaluate and record the pending samples of a batch that nobody has finished.
 
-    def _evaluate_and_append(self, key: str, sample: Any) -> None:
+        Returns:
+            Those that another process holds.
+        """
+        explicands: dict[str, Any] = {}
+        held = {}
+        for key in pending:
+            with self.store.claim(key, wait=wait) as claimed:
+                if not claimed:
+                    held[key] = batch[key]
+                    continue
+                record = self.store.read().get(key)
+                if record is None or record.status == "failed":
+                    if not explicands:
+                        explicands = dict(zip(batch, self.job.prepare(list(batch.values())), strict=True))
+                    self._evaluate_and_append(key, batch[key], explicands.pop(key))
+                self.progress.advance()
+        return held
+
+    def _evaluate_and_append(self, key: str, sample: Any, explicand: Any) -> None:
         try:
-            scores, arrays = self.job.evaluate(sample, self.progress.within_sample)
+            if isinstance(explicand, Exception):
+                raise explicand
+            scores, arrays = self.job.evaluate(sample, explicand, self.progress.within_sample)
         except Exception as error:
-            message = str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
+            message = _message(error)
             self.store.append(Record(key, sample.id, "failed", error=message, commit=self.commit), {})
             if message not in self._said:
                 log.warning("sample %s failed: %s", sample.id, message)
@@ -166,12 +228,28 @@ class Worker:
 
 def job_identity(cfg: DictConfig) -> dict:
     """The part of the config that the results depend on."""
-    identity = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("model", "attribution", "benchmark")}
-    identity["attribution"] = {key: identity["attribution"][key] for key in ("name", "meta", "method")}
-    if cfg.attribution.meta:
-        identity["estimator"] = OmegaConf.to_container(cfg.estimator, resolve=True)
-        del identity["estimator"]["batch_size"]
+    parts = {"model": cfg.model, "benchmark": cfg.benchmark} | (
+        {"estimator": cfg.estimator} if cfg.attribution.meta else {}
+    )
+    identity = {name: _without_irrelevant(OmegaConf.to_container(part, resolve=True)) for name, part in parts.items()}
+    attribution = OmegaConf.to_container(cfg.attribution, resolve=True)
+    relevant = ("name", "meta", "index", "method")
+    identity["attribution"] = _without_irrelevant({key: attribution[key] for key in relevant if key in attribution})
     return identity | {"seed": cfg.seed, "scale": cfg.scale.name}
+
+
+def _check_gpu(cfg: DictConfig) -> None:
+    undecided = "device" in cfg.model and cfg.model.device is None
+    if undecided and cfg.scale.get("needs_gpu", False) and not torch.cuda.is_available():
+        raise GameError(
+            f"scale={cfg.scale.name} is for a GPU and none is visible: run on a GPU node, or add model.device=cpu and"
+            " have patience."
+        )
+
+
+def is_left_out(cfg: DictConfig) -> bool:
+    """Whether the experiment leaves this combination out of its grid: an entry of ``leave_out`` names all its parts."""
+    return any(all(cfg[part].name == name for part, name in entry.items()) for entry in cfg.leave_out)
 
 
 def job_folder(cfg: DictConfig) -> Path:
@@ -180,14 +258,15 @@ def job_folder(cfg: DictConfig) -> Path:
     return Path(cfg.output_dir) / "jobs" / f"{names}-{digest(job_identity(cfg))[:8]}"
 
 
-def build(node: DictConfig, leave_out: tuple[str, ...] = ()) -> Any:
-    """Instantiate a config node without the keys in ``leave_out``.
+def build(node: DictConfig, leave_out: tuple[str, ...] = ("name", "label", "scales")) -> Any:
+    """Instantiate a config node without the keys in ``leave_out``, which are no arguments.
 
     Raises:
         GameError: as the node's target raised it, without Hydra's wrapping.
     """
     try:
-        return instantiate({key: value for key, value in node.items() if key not in leave_out})
+        content = OmegaConf.to_container(node, resolve=True)
+        return instantiate({key: value for key, value in content.items() if key not in leave_out})
     except InstantiationException as error:
         if isinstance(error.__cause__, GameError):
             raise error.__cause__ from None
@@ -198,6 +277,21 @@ def display_label(cfg: DictConfig) -> str:
     """What tables and figures call the job's method; the metagame of a first-order one says so."""
     label = cfg.attribution.label
     return f"Meta-{label}" if cfg.attribution.meta and not label.startswith("Meta-") else label
+
+
+def _without_irrelevant(node: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_irrelevant(value) if isinstance(value, dict) else value
+        for key, value in node.items()
+        if key not in IRRELEVANT
+    }
+
+
+def job_label(cfg: DictConfig, jobs: Sequence[DictConfig]) -> str:
+    """What notes call a job: its method, and its model where ``jobs`` have several."""
+    if len({each.model.name for each in jobs}) == 1:
+        return display_label(cfg)
+    return f"{display_label(cfg)} of {cfg.model.get('label', cfg.model.name)}"
 
 
 def _check_settings(cfg: DictConfig) -> None:

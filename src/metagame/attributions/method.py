@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from metagame.estimators import Estimate
 from metagame.games import AttributionGame, GameError, Progress
-from metagame.meta import meta_attributions
+from metagame.meta import MetaAttributions, meta_attributions
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Explanation:
         matrix: second-order values, ``(t, n)``: row = target i, column = player j, entry j -> i.
         standard_error: of ``matrix``, where it was estimated with one.
         empty: phi_i(empty), ``(t,)``, where the targets are no players: row i sums to phi_i(N) - phi_i(empty).
+        pairs: interactions of pairs of players, ``(t, n, n)``, symmetric, single players on the diagonal.
     """
 
     first_order: Float[np.ndarray, " t"] | None = None
     matrix: Float[np.ndarray, "t n"] | None = None
     standard_error: Float[np.ndarray, "t n"] | None = None
     empty: Float[np.ndarray, " t"] | None = None
+    pairs: Float[np.ndarray, "t n n"] | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.arrays().items():
@@ -91,14 +93,43 @@ class Meta:
 
     def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
         """phi_{j->i} of every player j on every target i."""
+        phi = self.play(explicand, progress)
+        return Explanation(phi.first_order, phi.values, phi.standard_error, None if phi.endogenous else phi.empty)
+
+    def play(self, explicand: Any, progress: Progress | None = None, **settings: Any) -> MetaAttributions:
+        """The metagame of one explicand; ``settings`` are those of order and index."""
         game = self.method.game(explicand)
         game.batch_size = self.batch_size
-        phi = meta_attributions(
+        return meta_attributions(
             game,
             self.estimator,
             endogenous=self.method.endogenous,
             budget=self.budget,
             seed=self.seed,
             progress=progress,
+            **settings,
         )
-        return Explanation(phi.first_order, phi.values, phi.standard_error, None if phi.endogenous else phi.empty)
+
+
+class MetaInteractions:
+    """The order-2 metagame of a first-order method: the joint influence of pairs of players on each target.
+
+    Args:
+        meta: the metagame of order 1, whose method and estimator are used.
+        index: of the interactions, see :func:`metagame.meta.meta_attributions`.
+
+    Raises:
+        GameError: the players of the method are its targets.
+    """
+
+    def __init__(self, meta: Meta, index: str = "ksv") -> None:
+        if meta.method.endogenous:
+            raise GameError("attribution.index needs a method whose targets are no players (patches, not tokens).")
+        self.meta = meta
+        self.explicand_type = meta.explicand_type
+        self.index = index
+
+    def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
+        """The interaction index of every pair of players on every target."""
+        phi = self.meta.play(explicand, progress, order=2, index=self.index)
+        return Explanation(phi.first_order, empty=phi.empty, pairs=phi.values)

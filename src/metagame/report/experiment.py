@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from metagame.games import GameError
-from metagame.jobs import display_label, job_folder
+from metagame.jobs import is_left_out, job_folder, job_label
 from metagame.records import replace_atomically
 from metagame.report.results import JobResult, read_job, tell_apart
 from metagame.report.table import write_table
@@ -43,7 +43,7 @@ def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
         raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
-    never_run = [display_label(cfg) for cfg, result in zip(configs, found, strict=True) if result is None]
+    never_run = [job_label(cfg, configs) for cfg, result in zip(configs, found, strict=True) if result is None]
     if settings.limit is not None:
         table.notes.append(f"Only the first {settings.limit} samples (limit={settings.limit}).")
     if never_run:
@@ -80,6 +80,7 @@ def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictCon
     for cell in cells:
         distinct.setdefault(frozenset(cell), cell)
     configs = [compose("config", overrides=cell) for cell in distinct.values()]
+    configs = [cfg for cfg in configs if not is_left_out(cfg)]
     return list({job_folder(cfg): cfg for cfg in configs}.values())
 
 

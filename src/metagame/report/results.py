@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.jobs import display_label, job_folder, job_identity
+from metagame.jobs import display_label, job_folder, job_identity, job_label
 from metagame.records import Record, RecordStore
 
 
@@ -59,13 +59,17 @@ def read_job(cfg: DictConfig) -> JobResult | None:
 
 
 def tell_apart(results: list[JobResult]) -> list[JobResult]:
-    """Add to the label of jobs that share one what sets them apart, such as ``IG (method.steps=8)``."""
-    for label, count in Counter(result.config.attribution.label for result in results).items():
-        same = [result for result in results if result.config.attribution.label == label]
+    """Add to the label of a model's jobs that share one what sets them apart, such as ``IG (method.steps=8)``."""
+    for (model, label), count in Counter(map(_model_and_label, results)).items():
+        same = [result for result in results if _model_and_label(result) == (model, label)]
         if count > 1:
             for result, difference in zip(same, _differences(same), strict=True):
                 result.config.attribution.label = f"{label} ({difference})"
     return results
+
+
+def _model_and_label(result: JobResult) -> tuple[str, str]:
+    return result.config.model.name, result.config.attribution.label
 
 
 def _differences(results: list[JobResult]) -> list[str]:
@@ -91,8 +95,9 @@ def _flat(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 def failure_notes(results: list[JobResult]) -> list[str]:
     """A footnote for each job with failed or missing samples."""
     notes = []
+    configs = [result.config for result in results]
     for result in results:
-        name = result.config.attribution.label
+        name = job_label(result.config, configs)
         notes += [f"{name}: sample {record.sample} failed: {record.error}" for record in result.failed]
         missing = len(result.sample_ids) - len(result.records)
         if missing:

@@ -1,0 +1,101 @@
+"""Generic attention relevance (Chefer et al., 2021) of image patches for an image-text logit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from metagame.attributions.method import FirstOrder
+from metagame.games import AttributionGame, GameError
+from metagame.models.towers import ClassTokenTower, ProbeTower, Tower
+from metagame.models.vision_language import EncodedImage, ImageText
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one image leaves behind on its way from a block to its unit embedding ``(1, E)``, with its graph.
+
+    ``weights``: attention of the blocks, ``(1, h, T, T)``; of a last block before a [CLS] token its row only,
+    ``(1, h, 1, T)``; of a pooling head, last, ``(1, h, 1, P)``.
+    """
+
+    weights: list[Tensor]
+    embedding: Float[Tensor, "1 E"]
+
+
+class GenericAttention(FirstOrder):
+    """R <- R + (mean_h(dz/dA) * mean_h(A))+ R from R = I, z the logit; the map is R's row of [CLS], without [CLS].
+
+    A SigLIP has no [CLS]: its map is A_map R with A_map = mean_h((dz/dA * A)+) of the pooling head. Not negative, in
+    units of the logit. Source: Chefer et al. (2021, Eqs. 5-6); paper App. C.3 for SigLIP-2.
+
+    Args:
+        start_layer: the first block that takes part, 0 to the number of blocks - 1; ``last`` as in the paper.
+    """
+
+    explicand_type = ImageText
+    endogenous = False
+
+    def __init__(self, start_layer: int | str = "last") -> None:
+        if start_layer != "last" and (type(start_layer) is not int or start_layer < 0):
+            raise GameError(f"start_layer={start_layer!r}: give 'last' or the number of a block, from 0.")
+        self.start_layer = start_layer
+
+    def game(self, explicand: ImageText) -> AttributionGame:
+        tower, name = explicand.model.tower, ("attention", self.start_layer)
+        trace = explicand.image.keep(name, lambda: self._trace(tower, explicand.image))
+
+        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
+            seeds = texts * explicand.model.logit_scale
+            gradients = torch.autograd.grad(
+                trace.embedding, trace.weights, seeds[:, None], is_grads_batched=True, retain_graph=True
+            )
+            with torch.no_grad():
+                return relevance(tower, trace.weights, gradients)
+
+        return AttributionGame(lambda coalitions: explicand.maps(name, coalitions, attribute), explicand.n_players)
+
+    def _trace(self, tower: Tower, image: EncodedImage) -> Trace:
+        n_blocks = len(tower.blocks)
+        start = n_blocks - 1 if self.start_layer == "last" else self.start_layer
+        if start >= n_blocks:
+            raise GameError(f"start_layer={start}: the image encoder has blocks 0 to {n_blocks - 1}.")
+        return run_from(tower, image.block_input(start), start)
+
+
+@torch.enable_grad()
+def run_from(tower: Tower, x: Float[Tensor, "1 T D"], start: int) -> Trace:
+    """Run the encoder from block ``start`` on; the last block of a [CLS] encoder for the [CLS] token only."""
+    x = x.detach().requires_grad_()  # so that the first weights have a graph although no weight of the model needs one
+    weights = []
+    *inner, last = tower.blocks[start:]
+    for block in inner:
+        attention, x = block.forward(x)
+        weights.append(attention)
+    if isinstance(tower, ClassTokenTower):
+        attention, x = last.forward(x, rows=slice(0, 1))
+        embedding = tower.project(x[:, 0])
+    else:
+        attention, x = last.forward(x)
+        weights.append(attention)
+        attention, embedding = tower.head.forward(tower.norm(x))
+    return Trace([*weights, attention], normalize(embedding, dim=-1))
+
+
+def relevance(tower: Tower, weights: list[Tensor], gradients: tuple[Tensor, ...]) -> Float[Tensor, "k P"]:
+    """The map of each of k seeds from attention weights ``(1, h, ., T)`` and their gradients ``(k, 1, h, ., T)``."""
+    r = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
+    for a, g in zip(weights[:-1], gradients[:-1], strict=True):
+        r = r + _update(a, g) @ r
+    if isinstance(tower, ProbeTower):  # rectified before the mean over heads, and without a residual
+        return ((gradients[-1] * weights[-1]).clamp(min=0).mean(2)[:, 0] @ r)[:, 0]
+    return (r[..., :1, :] + _update(weights[-1], gradients[-1]) @ r)[:, 0, 1:]
+
+
+def _update(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k Q T"]:
+    """(mean_h(dz/dA) * mean_h(A))+ of each seed."""
+    return (gradients.mean(2) * weights.mean(1)).clamp(min=0)[:, 0]

@@ -1,0 +1,105 @@
+"""Grad-ECLIP and Grad-ESigLIP: channels weighted by gradients, patches by loosened attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from metagame.attributions.method import FirstOrder
+from metagame.games import AttributionGame, GameError
+from metagame.models.towers import ClassTokenTower, ProbeTower, attend, cosine
+from metagame.models.vision_language import ImageText
+
+Channels = tuple[Tensor, Tensor, Tensor]
+"""Unit embedding ``(1, E)``; the leaf ``(1, Q, D)`` that it depends on; lambda_p x features, ``(P, D)``."""
+
+
+class GradECLIP(FirstOrder):
+    """(sum_d g_d v_pd lambda_p)+, with g = dcos/do at [CLS] and lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1].
+
+    All of the last block, o its attention output before W_o. Not negative. Source: Zhao et al. (2024).
+
+    Args:
+        heads: ``one``: the last attention is evaluated with a single head over the full width, as the original code
+            does (the score changes with it); ``native``: with the model's heads.
+    """
+
+    explicand_type = ImageText
+    endogenous = False
+
+    def __init__(self, heads: str = "one") -> None:
+        if heads not in ("one", "native"):
+            raise GameError(f"heads={heads!r}: give 'one' or 'native'.")
+        self.heads = heads
+
+    def game(self, explicand: ImageText) -> AttributionGame:
+        return _gradient_game(explicand, f"grad_eclip {self.heads}", self._channels)
+
+    @torch.enable_grad()
+    def _channels(self, explicand: ImageText) -> Channels:
+        tower = explicand.model.tower
+        if not isinstance(tower, ClassTokenTower):
+            raise GameError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
+        block = tower.blocks[-1]
+        x = explicand.image.block_input(-1)
+        q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
+        o = attend(q, k, v, 1 if self.heads == "one" else block.n_heads)[1].detach().requires_grad_()
+        embedding = normalize(tower.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
+        weight = min_max(cosine(block.output(q), block.output(k))[0, 1:])
+        return embedding, o, v[0, 1:] * weight[:, None]
+
+
+class GradESigLIP(FirstOrder):
+    """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1].
+
+    z is the normed output of the encoder, q, k, W_o are of its last block. Not negative. Source: paper App. C.3.
+    """
+
+    explicand_type = ImageText
+    endogenous = False
+
+    def game(self, explicand: ImageText) -> AttributionGame:
+        return _gradient_game(explicand, "grad_esiglip", self._channels)
+
+    @torch.enable_grad()
+    def _channels(self, explicand: ImageText) -> Channels:
+        tower = explicand.model.tower
+        if not isinstance(tower, ProbeTower):
+            raise GameError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
+        block = tower.blocks[-1]
+        x = explicand.image.block_input(-1)
+        z = tower.norm(block.forward(x)[1]).detach().requires_grad_()
+        embedding = normalize(tower.head.forward(z)[1], dim=-1)
+        query = block.output(block.queries(x)).mean(1, keepdim=True)
+        weight = min_max(cosine(query, block.output(block.keys(x)))[0])
+        return embedding, z, z.detach()[0] * weight[:, None]
+
+
+def _gradient_game(explicand: ImageText, name: str, make_channels: Callable[[ImageText], Channels]) -> AttributionGame:
+    """The embedding's path once for an image, then one batched backward pass for all coalitions."""
+    embedding, leaf, features = explicand.image.keep(name, lambda: make_channels(explicand))
+
+    def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
+        (gradients,) = torch.autograd.grad(embedding, leaf, texts[:, None], is_grads_batched=True, retain_graph=True)
+        return (gradients[:, 0].mean(1) @ features.T).clamp(min=0)
+
+    return AttributionGame(lambda coalitions: explicand.maps(name, coalitions, attribute), explicand.n_players)
+
+
+def min_max(weights: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Scaled to [0, 1].
+
+    Raises:
+        GameError: all are equal.
+    """
+    low, high = weights.min(), weights.max()
+    if not high > low:
+        raise GameError(
+            f"lambda_p is {low.item():.3g} on every patch, so that it cannot be scaled to [0, 1]: the image is probably"
+            " blank."
+        )
+    return (weights - low) / (high - low)

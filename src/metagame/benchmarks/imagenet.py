@@ -1,0 +1,249 @@
+"""ImageNet-1k validation images by class, in the three layouts in which people have them."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from metagame.games import GameError
+from metagame.images import read_image
+
+N_CLASSES = 1000
+N_IMAGES = 50_000
+TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
+
+
+class ImageNet:
+    """Validation images of ImageNet-1k: the k-th of a class in file order; labels are 0 to 999 in the usual order.
+
+    Args:
+        root: a folder with 1,000 class folders (their sorted names, WordNet ids, are labels 0 to 999); or with the
+            50,000 files ``ILSVRC2012_val_*`` and their ground truth; or with parquet or arrow files of columns
+            ``image`` and ``label``.
+
+    Raises:
+        GameError: there is none of these.
+    """
+
+    def __init__(self, root: str) -> None:
+        folder = Path(root)
+        layouts = (ClassFolders, FlatFolder, Tables)
+        found = next((layout for layout in layouts if layout.fits(folder)), None)
+        if found is None:
+            raise GameError(
+                f"folder {root!r} holds no ImageNet-1k validation set: put there {N_CLASSES:,} class"
+                f" folders, or the ILSVRC2012_val files with {TRUTH}, or its parquet or arrow files."
+            )
+        self._layout = found(folder)
+
+    def image(self, label: int, k: int) -> Image.Image:
+        """Image ``k``, from 0, of class ``label``, in RGB.
+
+        Raises:
+            GameError: there is no such image, or it cannot be decoded.
+        """
+        if label not in range(N_CLASSES):
+            raise GameError(f"class {label} is not in ImageNet-1k: give labels 0 to {N_CLASSES - 1}.")
+        return self._layout.image(label, k)
+
+
+def nth(items: list, k: int, label: int, root: Path) -> object:
+    """Item k of a class.
+
+    Raises:
+        GameError: there are too few.
+    """
+    if not 0 <= k < len(items):
+        raise GameError(f"class {label} has {len(items)} images under {root}: image {k} is missing; complete the set.")
+    return items[k]
+
+
+class Layout(ABC):
+    """A way to store the images; ``fits`` looks whether a folder is stored so."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, root: Path) -> bool: ...
+
+    @abstractmethod
+    def image(self, label: int, k: int) -> Image.Image: ...
+
+
+class ClassFolders(Layout):
+    """A folder for each class, named by its WordNet id."""
+
+    @classmethod
+    def fits(cls, root: Path) -> bool:
+        return root.is_dir() and any(re.fullmatch(r"n\d{8}", path.name) for path in root.iterdir())
+
+    @cached_property
+    def _folders(self) -> list[Path]:
+        folders = sorted(path for path in self.root.iterdir() if re.fullmatch(r"n\d{8}", path.name))
+        if len(folders) != N_CLASSES:
+            raise GameError(
+                f"{self.root} has {len(folders)} class folders: all {N_CLASSES:,} are needed, their order gives labels."
+            )
+        return folders
+
+    def image(self, label: int, k: int) -> Image.Image:
+        folder = self._folders[label]
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        path = nth(files, k, label, folder)
+        return read_image(path, str(path))
+
+
+class FlatFolder(Layout):
+    """All images in one folder, and a text file of their labels.
+
+    The ground-truth file has a line for each image, in order of their names. Its numbers are ILSVRC2012 ids from 1 to
+    1000 in the order of the development kit, which ``meta.mat`` or ``ILSVRC2012_ids.txt`` (a WordNet id a line) beside
+    it explains; numbers from 0 to 999 are taken as labels.
+    """
+
+    @classmethod
+    def fits(cls, root: Path) -> bool:
+        return root.is_dir() and next(root.glob("ILSVRC2012_val_*"), None) is not None
+
+    @cached_property
+    def _files(self) -> dict[int, list[Path]]:
+        files = sorted(path for path in self.root.glob("ILSVRC2012_val_*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        labels = self._labels()
+        if len(labels) != len(files):
+            raise GameError(
+                f"{TRUTH} has {len(labels)} lines for {len(files)} images under {self.root}: complete the set."
+            )
+        by_label: dict[int, list[Path]] = {}
+        for path, label in zip(files, labels, strict=True):
+            by_label.setdefault(label, []).append(path)
+        return by_label
+
+    def _labels(self) -> list[int]:
+        path = self._beside(TRUTH)
+        if path is None:
+            raise GameError(f"{self.root} has no {TRUTH} in it or above it: take it from the development kit.")
+        try:
+            ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
+        except ValueError as error:
+            raise GameError(f"{path} is not a number a line: take it from the development kit again.") from error
+        if not ids or min(ids) < 0 or max(ids) > N_CLASSES:
+            raise GameError(
+                f"{path} does not have numbers from 1 to {N_CLASSES}: take it from the development kit again."
+            )
+        if min(ids) == 0:
+            return ids
+        order = self._wordnet_ids()
+        if max(ids) > len(order):
+            raise GameError(f"{path} has class {max(ids)}, of {len(order)} that are explained: complete its meta.mat.")
+        rank = {wordnet: label for label, wordnet in enumerate(sorted(order))}
+        return [rank[order[number - 1]] for number in ids]
+
+    def _wordnet_ids(self) -> list[str]:
+        """WordNet ids of ILSVRC2012 ids 1 to 1000."""
+        names, meta = self._beside("ILSVRC2012_ids.txt"), self._beside("meta.mat")
+        if names is not None:
+            ids = names.read_text(encoding="utf-8").split()
+        elif meta is not None:
+            ids = _kit_order(meta)
+        else:
+            raise GameError(f"{TRUTH} counts classes as the development kit does: put its meta.mat beside it.")
+        return ids[:N_CLASSES]
+
+    def _beside(self, name: str) -> Path | None:
+        """The file in the folder, above it, or in the development kit's place."""
+        places = (self.root, self.root.parent, self.root / "ILSVRC2012_devkit_t12" / "data")
+        places += (self.root.parent / "ILSVRC2012_devkit_t12" / "data",)
+        return next((place / name for place in places if (place / name).is_file()), None)
+
+    def image(self, label: int, k: int) -> Image.Image:
+        path = nth(self._files.get(label, []), k, label, self.root)
+        return read_image(path, str(path))
+
+
+def _kit_order(meta: Path) -> list[str]:
+    """WordNet ids in the order of the development kit's ``meta.mat``."""
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        return [str(synset["WNID"]) for synset in sorted(synsets, key=lambda each: int(each["ILSVRC2012_ID"]))]
+    except Exception as error:  # scipy's reader raises many kinds on a broken file
+        raise GameError(f"{meta} cannot be read: take it from the development kit again.") from error
+
+
+class Tables(Layout):
+    """Parquet or arrow files with columns ``image`` (a struct with ``bytes``) and ``label``, as the hub stores them."""
+
+    @classmethod
+    def fits(cls, root: Path) -> bool:
+        return bool(cls._paths(root))
+
+    @staticmethod
+    def _paths(root: Path) -> list[Path]:
+        paths = sorted([*root.glob("**/*.parquet"), *root.glob("**/*.arrow")]) if root.is_dir() else []
+        validation = [path for path in paths if "val" in path.name]
+        return validation or paths
+
+    @cached_property
+    def _rows(self) -> dict[int, list[tuple[int, int]]]:
+        """For each label, (file, row) of its images in file order; only the label column is read."""
+        by_label: dict[int, list[tuple[int, int]]] = {}
+        for number, path in enumerate(self._paths(self.root)):
+            for row, label in enumerate(_read(path, "label")):
+                by_label.setdefault(label, []).append((number, row))
+        return by_label
+
+    def image(self, label: int, k: int) -> Image.Image:
+        number, row = nth(self._rows.get(label, []), k, label, self.root)
+        path = self._paths(self.root)[number]
+        return read_image(_read_image_bytes(path, row), f"{path}, row {row}")
+
+
+def _read(path: Path, column: str) -> list:
+    """A column of a parquet or arrow file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path, columns=[column])[column].to_pylist()
+        return _arrow_table(path)[column].to_pylist()
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise GameError(f"{path} has no readable column {column!r}: fetch the file again.") from error
+
+
+def _arrow_table(path: Path):
+    """An arrow file, streamed (as the datasets library caches it) or random-access; memory-mapped."""
+    import pyarrow as pa
+
+    source = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_stream(source).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _read_image_bytes(path: Path, row: int) -> bytes:
+    """The encoded image in a row; of a parquet file only its row group is read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".arrow":
+            return _arrow_table(path)["image"][row].as_py()["bytes"]
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if row < n_rows:
+                return file.read_row_group(group, columns=["image"])["image"][row].as_py()["bytes"]
+            row -= n_rows
+    except (pa.ArrowInvalid, KeyError, OSError, TypeError) as error:
+        raise GameError(f"{path} has no readable images: fetch the file again.") from error
+    raise GameError(f"{path} has no row {row}: fetch the file again.")

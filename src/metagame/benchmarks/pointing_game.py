@@ -1,0 +1,183 @@
+"""The pointing game of Tables 2 and 4: does a word's map lie on the quadrant that shows the word's object?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from metagame.attributions.method import Explanation
+from metagame.games import GameError
+from metagame.images import composite, grid_side, read_image
+from metagame.models.vision_language import ImageText, Tokenizer, WordPlayers
+
+SCENARIOS = (1, 2, 3, 4)
+
+
+class Images(Protocol):
+    """Images of classes, such as :class:`metagame.benchmarks.imagenet.ImageNet`."""
+
+    def image(self, label: int, k: int) -> Image.Image:
+        """Image ``k``, from 0, of class ``label``."""
+
+
+class Scenes(Protocol):
+    """Where the grids of images come from."""
+
+    def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
+        """Image ``k`` of each of a game's classes, in a 2x2 grid in reading order."""
+
+
+@dataclass(frozen=True)
+class ComposedScenes:
+    """Grids made when they are needed.
+
+    Attributes:
+        images: images by class.
+        side: of a quadrant in pixels; images are resized by their short side and cropped to it.
+    """
+
+    images: Images
+    side: int
+
+    def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
+        return composite([self.images.image(label, k) for label in labels], self.side)
+
+
+class PreparedScenes:
+    """Grids made once, as files ``root/GAME/kk.png``.
+
+    Raises:
+        GameError: there is no such folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise GameError(
+                f"benchmark.scales.paper.scenes.root={root!r} does not exist: make the grids with 'python -m"
+                f" scripts.prepare_pointing_game --imagenet FOLDER --out {root}'."
+            )
+
+    def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
+        path = self.root / game / f"{k:02d}.png"
+        if not path.is_file():
+            raise GameError(f"grid {path} is missing: make it with 'python -m scripts.prepare_pointing_game'.")
+        return read_image(path, str(path))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Image ``k`` of four classes in a grid; scenario m asks about the first m words.
+
+    Attributes:
+        id: ``game/k``.
+        game: its words, joined by ``-``, in reading order.
+        labels: classes of the words.
+        k: which image of each class.
+        scenes: where the grid comes from.
+    """
+
+    id: str
+    game: str
+    labels: tuple[int, ...]
+    k: int
+    scenes: Scenes
+
+    @property
+    def words(self) -> list[str]:
+        return self.game.split("-")
+
+    def image(self) -> Image.Image:
+        return self.scenes.image(self.game, self.labels, self.k)
+
+    def players(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
+        # the longest text first: its coalitions are those of the others too, whose maps are then known
+        return {str(m): WordPlayers(tokenizer, self.words[:m]) for m in reversed(SCENARIOS)}
+
+
+class PointingGame:
+    """Scores ``objects_1`` to ``objects_4``: the recognition of each scenario; None where all maps are zero.
+
+    Args:
+        scenes: where the grids come from.
+        classes: class label of each word.
+        games: four words each, joined by ``-``, in reading order of the grid.
+        n_images: images of each game.
+        n_games: play the first ones only; None: all.
+    """
+
+    def __init__(
+        self,
+        scenes: Scenes,
+        classes: Mapping[str, int],
+        games: Sequence[str],
+        n_images: int,
+        n_games: int | None = None,
+    ) -> None:
+        if n_images < 1 or (n_games is not None and n_games < 1):
+            raise GameError(f"benchmark.n_images={n_images}, benchmark.n_games={n_games}: give positive numbers.")
+        self.scenes = scenes
+        self.n_images = n_images
+        self.games = {game: _labels(game, classes) for game in list(games)[:n_games]}
+
+    def samples(self) -> list[Scene]:
+        return [
+            Scene(f"{game}/{k}", game, labels, k, self.scenes)
+            for game, labels in self.games.items()
+            for k in range(self.n_images)
+        ]
+
+    def score(
+        self, sample: Scene, explicand: dict[str, ImageText], explanation: dict[str, Explanation]
+    ) -> dict[str, float | None]:
+        return {f"objects_{m}": recognition(word_maps(explanation[m], int(m))) for m in sorted(explicand)}
+
+
+def _labels(game: str, classes: Mapping[str, int]) -> tuple[int, ...]:
+    words = game.split("-")
+    unknown = [word for word in words if word not in classes]
+    if len(words) != len(SCENARIOS) or len(set(words)) != len(words) or unknown:
+        raise GameError(f"game {game!r}: give four different words of benchmark.classes, joined by '-'.")
+    return tuple(classes[word] for word in words)
+
+
+def word_maps(explanation: Explanation, n_words: int) -> Float[np.ndarray, "P m"]:
+    """The map of each word: its meta-attributions; of a first-order method its one map, for every word."""
+    if explanation.matrix is not None:
+        return explanation.matrix
+    return np.repeat(explanation.first_order[:, None], n_words, axis=1)
+
+
+def recognition(maps: Float[np.ndarray, "P m"]) -> float | None:
+    """Share correct / (correct + wrong), from 0 to 1; None where all maps are zero.
+
+    Correct is what is positive in a word's own quadrant and negative outside; wrong is the rest (paper App. D.2).
+
+    Raises:
+        GameError: the patches cannot be divided into four quadrants.
+    """
+    own = quadrants(len(maps))[:, : maps.shape[1]]
+    size = np.abs(maps)
+    total = size.sum()
+    correct = size[own == (maps > 0)].sum()
+    return float(correct / total) if total > 0 else None
+
+
+def quadrants(n_patches: int) -> Bool[np.ndarray, "P 4"]:
+    """Whether a patch lies in each quadrant, in reading order.
+
+    Raises:
+        GameError: the grid of patches is no square with an even side.
+    """
+    side = grid_side(n_patches)
+    if side % 2:
+        raise GameError(f"a grid of {side} x {side} patches has no quadrants: choose a model with an even grid.")
+    row, column = np.divmod(np.arange(n_patches), side)
+    quadrant = (row >= side // 2) * 2 + (column >= side // 2)
+    return quadrant[:, None] == np.arange(4)

@@ -1,0 +1,85 @@
+"""Pictures: reading them whatever their mode, squares, and 2x2 grids."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from io import BytesIO
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from metagame.games import GameError
+
+log = logging.getLogger(__name__)
+
+
+def read_image(source: Path | bytes, name: str) -> Image.Image:
+    """An image from a file or its bytes, in RGB.
+
+    Raises:
+        GameError: there is no such file, it cannot be decoded, or the image has a side of one pixel.
+    """
+    try:
+        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+            image.load()
+            return to_rgb(image, name)
+    except GameError:
+        raise
+    except FileNotFoundError as error:
+        raise GameError(f"image {name} does not exist: give the path of an image file.") from error
+    except Exception as error:  # a broken file raises whatever Pillow's decoder of that format meets
+        raise GameError(f"image {name} cannot be decoded: replace the file.") from error
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The image in RGB: a grey one gets three equal channels, a transparent one a white ground; both are logged.
+
+    Raises:
+        GameError: it has a side of one pixel, or numbers whose range is not known.
+    """
+    if min(image.size) < 2:
+        raise GameError(f"image {name} is {image.width} x {image.height} pixels: give one with sides of two or more.")
+    if image.mode == "RGB":
+        return image
+    if "A" in image.getbands() or "transparency" in image.info:
+        log.info("image %s is transparent: the model sees it on white.", name)
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise GameError(f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits a channel.")
+    log.info("image %s has mode %s: the model sees it as RGB.", name, image.mode)
+    return image.convert("RGB")
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The image, its short side resized to ``side`` (bicubic), its centre cropped to a square."""
+    scale = side / min(image.size)
+    width, height = (max(side, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def composite(images: Sequence[Image.Image], side: int) -> Image.Image:
+    """Up to four RGB images as squares of ``side`` pixels in a 2x2 grid, in reading order; empty cells are black."""
+    canvas = Image.new("RGB", (2 * side, 2 * side))
+    for cell, image in enumerate(images):
+        canvas.paste(square(image, side), (cell % 2 * side, cell // 2 * side))
+    return canvas
+
+
+def grid_side(n_patches: int) -> int:
+    """Patches along one side of a square grid.
+
+    Raises:
+        GameError: they make no square.
+    """
+    side = isqrt(n_patches)
+    if side * side != n_patches:
+        raise GameError(f"{n_patches} patches make no square grid.")
+    return side

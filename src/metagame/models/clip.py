@@ -1,0 +1,31 @@
+"""CLIP and MetaCLIP-2 of transformers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import CLIPModel, MetaClip2Model, PreTrainedModel
+
+from metagame.models.towers import ClassTokenTower, transformers_block
+from metagame.models.transformers_encoder import TransformersEncoder
+from metagame.models.vision_language import Text
+
+
+class CLIP(TransformersEncoder):
+    """CLIPModel or MetaClip2Model: [CLS] becomes the image's embedding, the first end token the text's."""
+
+    classes: ClassVar[dict[str, type[PreTrainedModel]]] = {"clip": CLIPModel, "metaclip_2": MetaClip2Model}
+
+    def padded_length(self, text: Text) -> int:
+        """The next power of two: attention is causal and the end token read, so that padding changes nothing."""
+        return min(self.tokenizer.context, max(8, 1 << (len(text.ids) - 1).bit_length()))
+
+    @staticmethod
+    def view(net: CLIPModel | MetaClip2Model) -> ClassTokenTower:
+        vision = net.vision_model
+
+        def project(x: Tensor) -> Tensor:
+            return net.visual_projection(vision.post_layernorm(x))
+
+        return ClassTokenTower(tuple(map(transformers_block, vision.encoder.layers)), project)

@@ -1,0 +1,168 @@
+"""Vision transformers of open_clip with a [CLS] token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from PIL import Image
+from torch import Tensor, nn
+
+from metagame.games import GameError
+from metagame.models.pretrained import PretrainedTokenizer, settle_device, without_retry_warnings
+from metagame.models.revision import file_revision
+from metagame.models.towers import ClassTokenTower, open_clip_block
+from metagame.models.vision_language import Text, Tokenizer, VisionLanguage, padded
+
+
+class OpenCLIP(VisionLanguage):
+    """A ViT CLIP of open_clip; its maps are those of :class:`metagame.models.clip.CLIP` with the same weights.
+
+    Args:
+        net: the model, as ``open_clip.create_model`` gives it.
+        transform: its preprocessing of an image.
+        tokenizer, revision, batch_size: as for :class:`VisionLanguage`.
+
+    Raises:
+        GameError: the image encoder has no [CLS] token that becomes the embedding.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        transform: Callable[[Image.Image], Tensor],
+        tokenizer: Tokenizer,
+        revision: str,
+        batch_size: int = 50,
+    ) -> None:
+        visual = net.visual
+        blocks = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
+        pooled = bool(blocks) and visual.attn_pool is None and visual.pool_type == "tok"
+        if not pooled or not all(type(block) is ResidualAttentionBlock for block in blocks):
+            raise GameError(
+                f"the image encoder {type(visual).__name__} is no plain vision transformer with a [CLS] token: choose a"
+                " ViT CLIP, or model=siglip2_vitl16 for a SigLIP."
+            )
+
+        def project(x: Tensor) -> Tensor:
+            x = visual.ln_post(x)
+            return x if visual.proj is None else x @ visual.proj
+
+        super().__init__(
+            net, ClassTokenTower(tuple(map(open_clip_block, blocks)), project), tokenizer, revision, batch_size
+        )
+        self.transform = transform
+
+    @classmethod
+    def load(
+        cls, architecture: str, pretrained: str | None = None, device: str | None = None, batch_size: int = 50
+    ) -> OpenCLIP:
+        """By open_clip's names, such as ``ViT-B-16-quickgelu`` and ``openai``; ``pretrained`` may be a weights file.
+
+        ``architecture`` may also be ``local-dir:PATH`` or ``hf-hub:ID``, without ``pretrained``.
+
+        Raises:
+            GameError: open_clip does not know the names, or the weights cannot be loaded.
+        """
+        import open_clip
+
+        try:
+            with without_retry_warnings():
+                net, _, transform = open_clip.create_model_and_transforms(
+                    architecture, pretrained=pretrained, device=settle_device(device), require_pretrained=True
+                )
+                words = open_clip.get_tokenizer(architecture)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            raise GameError(
+                f"model.architecture={architecture!r}, model.pretrained={pretrained!r} cannot be loaded ({reason}):"
+                " give names that open_clip.list_pretrained() lists, and fetch the weights where there is a network."
+            ) from error
+        return cls(
+            net,
+            transform,
+            adapt_tokenizer(words, net.context_length),
+            _revision(architecture, pretrained),
+            batch_size,
+        )
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        return self.net.logit_scale.exp().squeeze()
+
+    @property
+    def patch_size(self) -> int:
+        return self.net.visual.patch_size[0]
+
+    def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
+        return self.transform(image)
+
+    def encode_images(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        return self.net.encode_image(pixels)
+
+    def encode_texts(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
+        ids, attended = padded(texts, self.tokenizer.context, self.tokenizer.pad_id)
+        with self._masked(attended.to(self.device)):
+            return self.net.encode_text(ids.to(self.device))
+
+    @contextmanager
+    def _masked(self, attended: Tensor) -> Iterator[None]:
+        """Within: tokens that are not attended to are masked beside the causal mask."""
+        if attended.all():
+            yield
+            return
+        owner = self.net if hasattr(self.net, "attn_mask") else self.net.text
+        before = getattr(owner, "attn_mask", None)
+        if before is None:
+            raise GameError(
+                "this text encoder has no causal mask to add to: its texts cannot be masked, as FIxLIP does."
+            )
+        try:
+            absent = torch.zeros(attended.shape, dtype=before.dtype, device=before.device)
+            absent.masked_fill_(~attended, float("-inf"))
+            n_heads = owner.transformer.resblocks[0].attn.num_heads
+            owner.attn_mask = (before + absent[:, None]).repeat_interleave(n_heads, 0)
+            yield
+        finally:
+            owner.attn_mask = before
+
+
+class SimpleTokenizer:
+    """open_clip's own byte-pair tokenizer, see :class:`metagame.models.vision_language.Tokenizer`."""
+
+    pad_id = 0
+
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        self.encode = cache(self._encode)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return (self.tokenizer.sot_token_id, *self.tokenizer.encode(text), self.tokenizer.eot_token_id)
+
+    def split(self, text: str) -> list[tuple[int, bool, str]]:
+        special = set(self.tokenizer.all_special_ids)
+        return [(token, token in special, self.tokenizer.decode([token]).strip()) for token in self.encode(text)]
+
+
+def adapt_tokenizer(tokenizer: Any, context: int) -> Tokenizer:
+    """The view of a tokenizer of open_clip, its own or one of transformers."""
+    if hasattr(tokenizer, "sot_token_id"):
+        return SimpleTokenizer(tokenizer, context)
+    return PretrainedTokenizer(tokenizer.tokenizer, context, clean=tokenizer.clean_fn)
+
+
+def _revision(architecture: str, pretrained: str | None) -> str:
+    """A hash of the weights files where they are given as such, else the names of the weights."""
+    files = sorted(Path(architecture.removeprefix("local-dir:")).glob("*.safetensors"))
+    if pretrained is not None and Path(pretrained).is_file():
+        files = [Path(pretrained)]
+    if files:
+        return "-".join(map(file_revision, files))
+    return f"{architecture}/{pretrained}"

@@ -1,0 +1,155 @@
+"""Loading of checkpoints: from a folder or from the Hugging Face hub, with one sentence where that fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from metagame.games import GameError
+from metagame.models.revision import file_revision
+
+
+def load_pretrained(load: Callable[..., Any], checkpoint: str, revision: str | None, **settings: Any) -> Any:
+    """``load(checkpoint, revision=..., **settings)``; a folder that exists is never asked of the hub.
+
+    Honours ``HF_HOME``, ``HF_HUB_OFFLINE`` and a login, as Hugging Face's libraries do.
+
+    Raises:
+        GameError: the checkpoint is absent, cannot be reached, is gated or is broken.
+    """
+    try:
+        if Path(checkpoint).is_dir():
+            return load(checkpoint, local_files_only=True, **settings)
+        with without_retry_warnings():
+            return load(checkpoint, revision=revision, **settings)
+    except Exception as error:
+        raise GameError(_why(checkpoint, error)) from error
+
+
+@contextmanager
+def without_retry_warnings() -> Iterator[None]:
+    """Within: the hub's client does not tell of each attempt to connect; the last one's failure is an exception."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _why(checkpoint: str, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError
+
+    name = f"model.checkpoint={checkpoint!r}"
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        page = f"https://huggingface.co/{checkpoint}"
+        return f"{name} is gated: accept its licence at {page}, then log in with 'hf auth login'."
+    if Path(checkpoint).is_dir():
+        return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
+    if isinstance(error, OSError):
+        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "no network"
+        return (
+            f"{name} is no folder here, and neither in the Hugging Face cache nor to be had from the hub (a wrong name,"
+            f" or {offline}): fetch it with 'hf download {checkpoint}' where there is a network."
+        )
+    return f"{name} cannot be loaded ({type(error).__name__}: {_first_line(error)})."
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
+
+
+def load_model(
+    classes: dict[str, type[PreTrainedModel]],
+    checkpoint: str,
+    revision: str | None,
+    device: str | None,
+    attention: str | None = None,
+) -> PreTrainedModel:
+    """The model in float32 on ``device``; ``classes`` maps the architectures that are possible to model classes.
+
+    Raises:
+        GameError: as :func:`load_pretrained`, or the checkpoint is of another architecture.
+    """
+    config: PretrainedConfig = load_pretrained(AutoConfig.from_pretrained, checkpoint, revision)
+    if config.model_type not in classes:
+        raise GameError(
+            f"model.checkpoint={checkpoint!r} is of architecture {config.model_type!r}: this adapter is for"
+            f" {_listed(classes)}; choose the model whose adapter fits."
+        )
+    model_class = classes[config.model_type]
+    settings = {"dtype": torch.float32, "attn_implementation": attention, "output_loading_info": True}
+    net, found = load_pretrained(model_class.from_pretrained, checkpoint, revision, **settings)
+    lacking = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if lacking:
+        raise GameError(
+            f"model.checkpoint={checkpoint!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
+            " save it again."
+        )
+    return net.to(settle_device(device))
+
+
+def _listed(names: Collection[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def settle_device(device: str | None) -> str:
+    """``device``, or the GPU where there is one and the CPU where not, when None."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_revision(net: PreTrainedModel, checkpoint: str) -> str:
+    """The hub's commit of the weights; of a folder a hash of its weights files."""
+    commit = getattr(net.config, "_commit_hash", None)
+    if commit is not None:
+        return commit
+    weights = sorted([*Path(checkpoint).glob("*.safetensors"), *Path(checkpoint).glob("*.bin")])
+    return "-".join(map(file_revision, weights)) or "unknown"
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers, see :class:`metagame.models.vision_language.Tokenizer`.
+
+    Args:
+        tokenizer: of transformers.
+        context: the most tokens that the encoder takes, special ones included.
+        clean: what is done to a text before, such as lower case.
+    """
+
+    def __init__(self, tokenizer: Any, context: int, clean: Callable[[str], str] = str) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        self.clean = clean
+        self.encode = cache(self._encode)
+
+    @classmethod
+    def load(
+        cls, checkpoint: str, revision: str | None, context: int, clean: Callable[[str], str] = str
+    ) -> PretrainedTokenizer:
+        return cls(load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision), context, clean)
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(self.clean(text), verbose=False)["input_ids"])
+
+    def split(self, text: str) -> list[tuple[int, bool, str]]:
+        # of the tokenizer's template, so that a word that is unknown to it is no special token
+        encoded = self.tokenizer(self.clean(text), return_special_tokens_mask=True, verbose=False)
+        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+        pieces = (self.tokenizer.decode([token], clean_up_tokenization_spaces=False).strip() for token in ids)
+        return [(token, bool(flag), piece) for token, flag, piece in zip(ids, special, pieces, strict=True)]

@@ -1,0 +1,368 @@
+"""An image and a text before a two-tower encoder: pieces of the text are players, patches of the image are targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from metagame.games import GameError
+from metagame.images import to_rgb
+from metagame.models.towers import Tower
+
+TEXT_BATCH = 16
+"""Texts go through the encoder in batches of just this size, so that an embedding does not depend on its company."""
+
+SEEDS = 64
+"""The most texts whose maps are made at once: bounds the memory of their gradients."""
+
+
+class _ForwardPassEnds(Exception):  # noqa: N818 (it is no error)
+    """Ends a forward pass whose rest is not needed."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids of a text with the tokenizer's special tokens; ``attended`` is False where a token is masked."""
+
+    ids: tuple[int, ...]
+    attended: tuple[bool, ...]
+
+
+class Tokenizer(Protocol):
+    """What turns a text into ids, with special tokens.
+
+    ``encode`` gives ids; ``split`` the ids with, for each, whether it is a special token, and its piece of the text.
+    """
+
+    context: int
+    pad_id: int
+
+    def encode(self, text: str) -> tuple[int, ...]: ...
+
+    def split(self, text: str) -> list[tuple[int, bool, str]]: ...
+
+
+class Players(ABC):
+    """Pieces of a text that are present or absent.
+
+    Attributes:
+        labels: a piece each.
+    """
+
+    labels: tuple[str, ...]
+
+    @abstractmethod
+    def dropped(self, present: Sequence[bool]) -> Text:
+        """The text without its absent pieces."""
+
+    @abstractmethod
+    def masked(self, present: Sequence[bool]) -> Text:
+        """The whole text; absent pieces are not attended to, special tokens are."""
+
+
+class WordPlayers(Players):
+    """Words, joined by spaces; the rest is tokenized anew when some are dropped."""
+
+    def __init__(self, tokenizer: Tokenizer, words: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.labels = tuple(words)
+
+    def dropped(self, present: Sequence[bool]) -> Text:
+        ids = self.tokenizer.encode(" ".join(word for word, here in zip(self.labels, present, strict=True) if here))
+        return Text(ids, (True,) * len(ids))
+
+    def masked(self, present: Sequence[bool]) -> Text:
+        pieces = self.tokenizer.split(" ".join(self.labels))
+        counts = [sum(not special for _, special, _ in self.tokenizer.split(word)) for word in self.labels]
+        if sum(counts) != sum(not special for _, special, _ in pieces):
+            raise GameError(f"the words of {' '.join(self.labels)!r} share tokens: masking needs words of their own.")
+        here = iter([flag for flag, count in zip(present, counts, strict=True) for _ in range(count)])
+        return Text(tuple(i for i, _, _ in pieces), tuple(special or next(here) for _, special, _ in pieces))
+
+
+class TokenPlayers(Players):
+    """The tokens of a caption, without special ones, which always stay."""
+
+    def __init__(self, tokenizer: Tokenizer, caption: str) -> None:
+        self._pieces = tokenizer.split(caption)
+        self.labels = tuple(piece for _, special, piece in self._pieces if not special)
+        if not self.labels:
+            raise GameError(f"caption {caption!r} has no tokens: give at least one word.")
+
+    def dropped(self, present: Sequence[bool]) -> Text:
+        whole = self.masked(present)
+        ids = tuple(i for i, attended in zip(whole.ids, whole.attended, strict=True) if attended)
+        return Text(ids, (True,) * len(ids))
+
+    def masked(self, present: Sequence[bool]) -> Text:
+        here = iter(present)
+        attended = tuple(special or next(here) for _, special, _ in self._pieces)
+        return Text(tuple(i for i, _, _ in self._pieces), attended)
+
+
+@runtime_checkable
+class Sample(Protocol):
+    """An image, and texts about it, each a question of its own: ``players`` gives their pieces by name."""
+
+    id: str
+
+    def image(self) -> Image.Image: ...
+
+    def players(self, tokenizer: Tokenizer) -> dict[str, Players]: ...
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """An image and the players of a text, before a model; patches of the image are the targets.
+
+    Attributes:
+        model: the encoder.
+        image: encoded when first needed, with its batch, and shared by all texts about it.
+        players: pieces of the text.
+    """
+
+    model: VisionLanguage
+    image: EncodedImage
+    players: Players
+
+    @property
+    def n_players(self) -> int:
+        return len(self.players.labels)
+
+    def maps(
+        self, method: Hashable, coalitions: Bool[np.ndarray, "k n"], attribute: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "k P"]:
+        """The map of the text of each coalition: absent pieces are dropped; a text has one map, whoever asks for it.
+
+        Args:
+            method: names what the maps are made by.
+            coalitions: of the players.
+            attribute: unit embeddings of texts ``(k, E)`` -> maps ``(k, P)``; it is given those not yet known.
+        """
+        texts = [self.players.dropped(row) for row in coalitions.tolist()]
+        known = self.image.keep(("maps", method), dict)
+        unknown = [text for text in dict.fromkeys(texts) if text not in known]
+        for start in range(0, len(unknown), SEEDS):
+            part = unknown[start : start + SEEDS]
+            known |= zip(part, attribute(self.model.embed(part)), strict=True)
+        return torch.stack([known[text] for text in texts])
+
+    def masked_texts(self, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k E"]:
+        """Unit embeddings of the text of each coalition: absent pieces are masked by attention."""
+        return self.model.embed([self.players.masked(row) for row in coalitions.tolist()])
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images that go through the encoder together, when the first of them is asked for."""
+
+    model: VisionLanguage
+    pixels: Float[Tensor, "B 3 H W"]
+    _inputs: dict[int, Tensor] = field(default_factory=dict)
+
+    def block_input(self, layer: int) -> Float[Tensor, "B T D"]:
+        """What block ``layer`` is given; one forward pass for the batch."""
+        layer %= len(self.model.tower.blocks)
+        if layer not in self._inputs:
+            self._inputs[layer] = self.model.block_input(self.pixels, layer)
+        return self._inputs[layer]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image of a batch."""
+
+    batch: ImageBatch
+    row: int
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> Float[Tensor, "3 H W"]:
+        return self.batch.pixels[self.row]
+
+    def block_input(self, layer: int) -> Float[Tensor, "1 T D"]:
+        """What block ``layer`` is given of this image."""
+        return self.batch.block_input(layer)[self.row : self.row + 1]
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """``make()``, once for all texts about this image."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+
+class VisionLanguage(ABC):
+    """Adapter of a two-tower encoder: score = cosine of image and text embedding, logit = scale x score + bias.
+
+    Args:
+        net: the model; it is not changed but put into evaluation mode, without gradients of its weights.
+        tower: view of its image encoder.
+        tokenizer: of its texts.
+        revision: what identifies its weights.
+        batch_size: the most images to encode together.
+    """
+
+    sample_type = Sample
+
+    def __init__(self, net: nn.Module, tower: Tower, tokenizer: Tokenizer, revision: str, batch_size: int) -> None:
+        if torch.finfo(next(net.parameters()).dtype).bits < 32:
+            raise GameError(
+                "the weights are in half precision, too coarse for attributions: give the model in float32."
+            )
+        self.net = net.eval().requires_grad_(False)
+        self.tower = tower
+        self.tokenizer = tokenizer
+        self.revision = revision
+        self.batch_size = batch_size
+        self.text_batch = TEXT_BATCH
+        self._embeddings: dict[Text, Tensor] = {}
+
+    @property
+    def device(self) -> str:
+        return str(next(self.net.parameters()).device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """What the model multiplies the cosine by."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+
+    def n_patches(self, pixels: Float[Tensor, "3 H W"]) -> int:
+        """How many patches an image is cut into."""
+        return (pixels.shape[-2] // self.patch_size) * (pixels.shape[-1] // self.patch_size)
+
+    @abstractmethod
+    def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
+        """The model's own preparation of an RGB image."""
+
+    @abstractmethod
+    def encode_images(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        """The model's own image embeddings, not normalised."""
+
+    @abstractmethod
+    def encode_texts(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
+        """The model's own text embeddings, not normalised, of texts that have one padded length."""
+
+    def padded_length(self, text: Text) -> int:
+        """To how many tokens a text is padded."""
+        return self.tokenizer.context
+
+    def prepare(self, sample: Sample) -> dict[str, ImageText]:
+        """An explicand for each text about the sample's image.
+
+        Raises:
+            GameError: the image cannot be used, or a text is longer than the context.
+        """
+        (prepared,) = self.prepare_batch([sample])
+        if isinstance(prepared, Exception):
+            raise prepared
+        return prepared
+
+    def prepare_batch(self, samples: Sequence[Sample]) -> list[dict[str, ImageText] | Exception]:
+        """As :meth:`prepare`, images in one batch; for a sample that cannot be prepared, its error."""
+        prepared = [self._open(sample) for sample in samples]
+        usable = [parts for parts in prepared if not isinstance(parts, Exception)]
+        if not usable:
+            return prepared
+        batch = ImageBatch(self, torch.stack([pixels for pixels, _ in usable]).to(self.device, self.dtype))
+        rows = iter(range(len(usable)))
+        return [
+            parts if isinstance(parts, Exception) else self._explicands(EncodedImage(batch, next(rows)), parts[1])
+            for parts in prepared
+        ]
+
+    def _open(self, sample: Sample) -> tuple[Tensor, dict[str, Players]] | Exception:
+        try:
+            players = sample.players(self.tokenizer)
+            for each in players.values():
+                self._check_length(each.dropped([True] * len(each.labels)))
+            return self.process(to_rgb(sample.image(), sample.id)), players
+        except Exception as error:
+            return error
+
+    def _explicands(self, image: EncodedImage, players: dict[str, Players]) -> dict[str, ImageText]:
+        return {name: ImageText(self, image, each) for name, each in players.items()}
+
+    @torch.no_grad()
+    def block_input(self, pixels: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B T D"]:
+        """What block ``layer`` of the image encoder is given; one forward pass, up to there.
+
+        Raises:
+            GameError: the device's memory does not suffice.
+        """
+        seen = []
+
+        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            raise _ForwardPassEnds
+
+        handle = self.tower.blocks[layer].module.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            self.encode_images(pixels)
+        except _ForwardPassEnds:
+            pass
+        except torch.OutOfMemoryError as error:
+            raise GameError(
+                f"{len(pixels)} images at once exceed the device's memory: lower model.batch_size."
+            ) from error
+        finally:
+            handle.remove()
+        return seen[0].detach()
+
+    def _check_length(self, text: Text) -> None:
+        if len(text.ids) > self.tokenizer.context:
+            raise GameError(
+                f"a text has {len(text.ids)} tokens with special ones, the encoder's context is"
+                f" {self.tokenizer.context}: shorten it."
+            )
+
+    def forget_texts(self) -> None:
+        """Encode texts anew when they are asked for again."""
+        self._embeddings.clear()
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
+        """Unit embeddings; each distinct text is encoded once.
+
+        Raises:
+            GameError: a text is longer than the encoder's context.
+        """
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        for text in unknown:
+            self._check_length(text)
+        by_length: dict[int, list[Text]] = {}
+        for text in unknown:
+            by_length.setdefault(self.padded_length(text), []).append(text)
+        for alike in by_length.values():
+            for start in range(0, len(alike), self.text_batch):
+                part = alike[start : start + self.text_batch]
+                filled = [part[min(row, len(part) - 1)] for row in range(self.text_batch)]
+                self._embeddings |= zip(part, normalize(self.encode_texts(filled), dim=-1)[: len(part)], strict=True)
+        return torch.stack([self._embeddings[text] for text in texts])
+
+
+def padded(texts: Sequence[Text], length: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and whether they are attended to, ``(k, length)``; padding stands behind and is attended to."""
+    ids = torch.full((len(texts), length), pad_id)
+    attended = torch.ones(len(texts), length, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        ids[row, : len(text.ids)] = torch.tensor(text.ids)
+        attended[row, : len(text.ids)] = torch.tensor(text.attended)
+    return ids, attended

@@ -1,0 +1,118 @@
+"""Maps of image patches: heat maps on the picture, and lines from pieces of a text to the patches they point to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, to_rgba
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from metagame.images import grid_side
+
+# Okabe and Ito's colours, without black and yellow, which vanish on pictures.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DIVERGING = "PuOr_r"
+TOP = 10
+
+
+def word_colors(pieces: Sequence[str]) -> list[str]:
+    """A colour for each piece of a text, by place; six colours in turn."""
+    return [COLORS[place % len(COLORS)] for place in range(len(pieces))]
+
+
+@dataclass(frozen=True)
+class EdgeScale:
+    """What the width of a line means, for all panels of a figure.
+
+    Attributes:
+        largest: the largest size of a value; drawn four points wide.
+    """
+
+    largest: float
+
+    def width(self, value: float) -> float:
+        return 0.3 + 3.7 * abs(value) / self.largest
+
+    def add_legend(self, figure: Figure | SubFigure, title: str) -> None:
+        """Three widths with their values, and what a dashed line is."""
+        lines = [
+            Line2D([], [], color="0.3", linewidth=self.width(share * self.largest), label=f"{share * self.largest:.2g}")
+            for share in (0.25, 0.5, 1.0)
+        ]
+        lines.append(Line2D([], [], color="0.3", linewidth=1.5, linestyle=(0, (2, 1.5)), label="negative"))
+        figure.legend(handles=lines, title=title, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def edge_scale(maps: Iterable[Float[np.ndarray, "P m"]]) -> EdgeScale:
+    """One scale for several panels."""
+    return EdgeScale(max((float(np.abs(each).max()) for each in maps), default=0.0) or 1.0)
+
+
+def draw_edges(
+    axes: Axes,
+    image: Image.Image,
+    pieces: Sequence[str],
+    maps: Float[np.ndarray, "P m"],
+    scale: EdgeScale,
+) -> None:
+    """The picture, the pieces below it, and lines from each to its ten patches of largest size, which are tinted."""
+    side = grid_side(len(maps))
+    patch = image.width / side
+    lowest = image.height * 1.16
+    axes.imshow(_faded(image))
+    places = (np.arange(len(pieces)) + 0.5) * image.width / len(pieces)
+    for piece, color, place, values in zip(pieces, word_colors(pieces), places, maps.T, strict=True):
+        strongest = np.argsort(-np.abs(values), kind="stable")[:TOP]
+        for index in strongest[values[strongest] != 0]:
+            row, column = divmod(int(index), side)
+            share = abs(values[index]) / scale.largest
+            style = "-" if values[index] > 0 else (0, (2, 1.5))
+            tint = to_rgba(color, 0.55 * share if values[index] > 0 else 0)
+            corner = (column * patch - 0.5, row * patch - 0.5)
+            axes.add_patch(
+                Rectangle(corner, patch, patch, facecolor=tint, edgecolor=color, linewidth=0.8, linestyle=style)
+            )
+            ends = ([place, (column + 0.5) * patch - 0.5], [lowest, (row + 0.5) * patch - 0.5])
+            axes.plot(*ends, color=color, linewidth=scale.width(values[index]), linestyle=style, alpha=0.75)
+        box = {"boxstyle": "round,pad=0.25", "facecolor": color, "edgecolor": "none"}
+        size = 9 if len(pieces) <= 6 else 7
+        axes.text(place, lowest, piece, color="white", weight="bold", ha="center", va="center", fontsize=size, bbox=box)
+    axes.set_xlim(-0.5, image.width - 0.5)
+    axes.set_ylim(lowest + image.height * 0.07, -0.5)
+    _bare(axes)
+
+
+def heat_scale(maps: Iterable[Float[np.ndarray, " P"]]) -> ScalarMappable:
+    """One diverging colour scale, zero in its middle, for several panels; clips the largest hundredth of values."""
+    sizes = np.abs(np.concatenate([np.zeros(1), *maps]))
+    largest = float(np.quantile(sizes, 0.99) or sizes.max() or 1.0)
+    return ScalarMappable(Normalize(-largest, largest), DIVERGING)
+
+
+def draw_map(axes: Axes, image: Image.Image, values: Float[np.ndarray, " P"], scale: ScalarMappable) -> None:
+    """The picture in pale grey, tinted by the map; it stays grey where the map is zero."""
+    side = grid_side(len(values))
+    grey = np.asarray(image.convert("L"))[..., None] / 255
+    tint = Image.fromarray(scale.to_rgba(values.reshape(side, side), bytes=True)[..., :3])
+    tint = np.asarray(tint.resize(image.size, Image.Resampling.NEAREST)) / 255
+    axes.imshow(tint * (0.72 + 0.28 * grey))
+    _bare(axes)
+
+
+def _faded(image: Image.Image) -> Image.Image:
+    return Image.blend(image, Image.new("RGB", image.size, "white"), 0.45)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

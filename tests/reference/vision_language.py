@@ -1,0 +1,253 @@
+"""Slow twins of the maps of vision-language encoders, and of FIxLIP: one image, one text, a loop for every sum.
+
+Models are CLIPModel, MetaClip2Model or SiglipModel of transformers; pixels are ``(3, H, W)``, ids those of one text,
+padded as the model expects. Attention is written out with the model's weights, head by head, so that float64 stays
+float64; a text has one backward pass of its own, through the whole image encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+
+@dataclass
+class Pass:
+    """An image's way through the encoder.
+
+    ``inputs[l]``: what layer l is given, ``(T, D)``; ``weights[l]``: its attention, a ``(T, T)`` matrix for each head;
+    ``output``: of the last layer.
+    """
+
+    inputs: list[Tensor]
+    weights: list[list[Tensor]]
+    output: Tensor
+
+
+def has_class_token(model: nn.Module) -> bool:
+    return hasattr(model, "visual_projection")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> tuple[list[Tensor], Tensor]:
+    """softmax(q k^T / sqrt(d)) of each head, and the heads' mixes of v side by side."""
+    width = q.shape[1] // n_heads
+    weights, mixed = [], []
+    for head in range(n_heads):
+        part = slice(head * width, (head + 1) * width)
+        weights.append(torch.softmax(q[:, part] @ k[:, part].T / width**0.5, dim=1))
+        mixed.append(weights[head] @ v[:, part])
+    return weights, torch.cat(mixed, dim=1)
+
+
+def projections(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v of a layer of the encoder."""
+    normed = layer.layer_norm1(x)
+    return layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)
+
+
+def finish(layer: nn.Module, x: Tensor, o: Tensor) -> Tensor:
+    """W_o, residual, MLP, residual."""
+    x = x + layer.self_attn.out_proj(o)
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+def encode(model: nn.Module, pixels: Tensor) -> Pass:
+    """All layers of the image encoder; attention weights are part of the graph."""
+    vision = model.vision_model
+    x = vision.embeddings(pixels[None])[0]
+    if has_class_token(model):
+        x = vision.pre_layrnorm(x)
+    x = x.detach().requires_grad_()
+    inputs, weights = [], []
+    for layer in vision.encoder.layers:
+        inputs.append(x)
+        of_layer, o = attend(*projections(layer, x), layer.self_attn.num_heads)
+        weights.append(of_layer)
+        x = finish(layer, x, o)
+    return Pass(inputs, weights, x)
+
+
+def project(model: nn.Module, token: Tensor) -> Tensor:
+    """A token of the last layer in the shared space of a CLIP."""
+    return model.visual_projection(model.vision_model.post_layernorm(token))
+
+
+def pool(model: nn.Module, z: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The pooling head of a SigLIP on normed tokens z: the probe's attention, ``(1, P)`` a head, and the embedding."""
+    head = model.vision_model.head
+    (w_q, w_k, w_v), (b_q, b_k, b_v) = head.attention.in_proj_weight.chunk(3), head.attention.in_proj_bias.chunk(3)
+    weights, o = attend(head.probe[0] @ w_q.T + b_q, z @ w_k.T + b_k, z @ w_v.T + b_v, head.attention.num_heads)
+    u = head.attention.out_proj(o)
+    return weights, (u + head.mlp(head.layernorm(u)))[0]
+
+
+def image_embedding(model: nn.Module, pixels: Tensor) -> Tensor:
+    """``(E,)``, not normalised."""
+    x = encode(model, pixels).output
+    if has_class_token(model):
+        return project(model, x[0])
+    return pool(model, model.vision_model.post_layernorm(x))[1]
+
+
+@torch.no_grad()
+def text_embedding(model: nn.Module, ids: Sequence[int], attended: Sequence[bool] | None = None) -> Tensor:
+    """``(E,)``, not normalised; the attention mask is 0 where ``attended`` is False."""
+    mask = None if attended is None else torch.tensor([attended]).long()
+    return model.get_text_features(input_ids=torch.tensor([ids]), attention_mask=mask)[0]
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return cosine_similarity(a, b, dim=0)
+
+
+def mean(tensors: Sequence[Tensor]) -> Tensor:
+    return sum(tensors) / len(tensors)
+
+
+def attention(model: nn.Module, pixels: Tensor, ids: Sequence[int], start_layer: int | str = "last") -> np.ndarray:
+    """R <- R + (mean_h(dz/dA) * mean_h(A))+ R from R = I, z the logit; row [CLS]."""
+    run = encode(model, pixels)
+    logit = model.logit_scale.exp() * cosine(project(model, run.output[0]), text_embedding(model, ids))
+    return _relevance(run, logit, start_layer)[0, 1:].detach().numpy()
+
+
+def attention_siglip(
+    model: nn.Module, pixels: Tensor, ids: Sequence[int], start_layer: int | str = "last"
+) -> np.ndarray:
+    """The same R, then mean_h((dz/dA_map * A_map)+) R with A_map of the pooling head."""
+    run = encode(model, pixels)
+    map_weights, embedding = pool(model, model.vision_model.post_layernorm(run.output))
+    logit = model.logit_scale.exp().squeeze() * cosine(embedding, text_embedding(model, ids))
+    relevance = _relevance(run, logit, start_layer)
+    gradients = torch.autograd.grad(logit, map_weights, retain_graph=True)
+    a_map = mean([(g * a).relu() for g, a in zip(gradients, map_weights, strict=True)])
+    return (a_map @ relevance)[0].detach().numpy()
+
+
+def _relevance(run: Pass, logit: Tensor, start_layer: int | str) -> Tensor:
+    relevance = torch.eye(len(run.output), dtype=run.output.dtype)
+    for weights in run.weights[-1:] if start_layer == "last" else run.weights[start_layer:]:
+        gradients = torch.autograd.grad(logit, weights, retain_graph=True)
+        relevance = relevance + (mean(gradients) * mean(weights)).relu() @ relevance
+    return relevance
+
+
+def mask_clip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarray:
+    """cos(patch p's value through W_o, residual, MLP, norm and projection, text) * cos(W_o k_p, W_o k_CLS)."""
+    x, layer, text = encode(model, pixels).inputs[-1], model.vision_model.encoder.layers[-1], text_embedding(model, ids)
+    _, k, v = projections(layer, x)
+    w_o = layer.self_attn.out_proj
+    values = []
+    for p in range(1, len(x)):
+        embedding = project(model, finish(layer, x[p], v[p]))
+        values.append((cosine(embedding, text) * cosine(w_o(k[p]), w_o(k[0]))).item())
+    return np.array(values)
+
+
+def mask_siglip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarray:
+    """cos(u_p + MLP(LN(u_p)), text), u_p = W_o (W_v z_p + b_v) + b_o of the pooling head."""
+    head, text = model.vision_model.head, text_embedding(model, ids)
+    w_v, b_v = head.attention.in_proj_weight.chunk(3)[2], head.attention.in_proj_bias.chunk(3)[2]
+    w_o, b_o = head.attention.out_proj.weight, head.attention.out_proj.bias
+    values = []
+    for z_p in model.vision_model.post_layernorm(encode(model, pixels).output):
+        u = w_o @ (w_v @ z_p + b_v) + b_o
+        values.append(cosine(u + head.mlp(head.layernorm(u)), text).item())
+    return np.array(values)
+
+
+def grad_eclip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str = "one") -> np.ndarray:
+    """(sum_d g_d v_pd lambda_p)+, g = dcos/do at [CLS], lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1]."""
+    x, layer = encode(model, pixels).inputs[-1], model.vision_model.encoder.layers[-1]
+    q, k, v = projections(layer, x)
+    w_o = layer.self_attn.out_proj
+    _, o = attend(q[:1], k, v, 1 if heads == "one" else layer.self_attn.num_heads)
+    o = o[0].detach().requires_grad_()
+    score = cosine(project(model, finish(layer, x[0].detach(), o)), text_embedding(model, ids))
+    (g,) = torch.autograd.grad(score, o)
+    weights = _min_max([cosine(w_o(q[0]), w_o(k_p)).item() for k_p in k[1:]])
+    return _weighted_channels(g, v[1:], weights)
+
+
+def grad_esiglip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarray:
+    """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1]."""
+    run, layer = encode(model, pixels), model.vision_model.encoder.layers[-1]
+    z = model.vision_model.post_layernorm(run.output).detach().requires_grad_()
+    score = cosine(pool(model, z)[1], text_embedding(model, ids))
+    (gradients,) = torch.autograd.grad(score, z)
+    q, k, _ = projections(layer, run.inputs[-1])
+    w_o = layer.self_attn.out_proj
+    query = mean([w_o(q_p) for q_p in q])
+    weights = _min_max([cosine(query, w_o(k_p)).item() for k_p in k])
+    return _weighted_channels(mean(list(gradients)), z, weights)
+
+
+def _min_max(values: list[float]) -> list[float]:
+    return [(value - min(values)) / (max(values) - min(values)) for value in values]
+
+
+def _weighted_channels(g: Tensor, features: Tensor, weights: list[float]) -> np.ndarray:
+    rows = zip(features.tolist(), weights, strict=True)
+    return np.array([max(0.0, sum(g_d * x_d * w for g_d, x_d in zip(g.tolist(), row, strict=True))) for row, w in rows])
+
+
+def masked_image(pixels: Tensor, present: Sequence[bool], side: int) -> Tensor:
+    """The image with zeros on its absent patches, ``side`` x ``side`` of them."""
+    masked = pixels.clone()
+    height, width = pixels.shape[1] // side, pixels.shape[2] // side
+    for patch, here in enumerate(present):
+        if not here:
+            top, left = patch // side * height, patch % side * width
+            masked[:, top : top + height, left : left + width] = 0
+    return masked
+
+
+def fixlip(
+    model: nn.Module, pixels: Tensor, ids: Sequence[int], players: Sequence[int], side: int, interactions: str = "cross"
+) -> np.ndarray:
+    """``(P, m)``: the interactions of patches and words in the logit, from one forward pass for every coalition.
+
+    ``players[j]`` is the position in ``ids`` of word j, which must be one token.
+    """
+    n_patches, n = side * side, side * side + len(players)
+    values = np.empty(1 << n)
+    for number in range(1 << n):
+        present = [bool(number >> player & 1) for player in range(n)]
+        attended = [True] * len(ids)
+        for position, here in zip(players, present[n_patches:], strict=True):
+            attended[position] = here
+        image = image_embedding(model, masked_image(pixels, present[:n_patches], side))
+        score = cosine(image, text_embedding(model, ids, attended))
+        values[number] = (model.logit_scale.exp() * score).item()
+    pairs = [
+        pair
+        for pair in combinations(range(n), 2)
+        if interactions == "all" or (pair[0] < n_patches and pair[1] >= n_patches)
+    ]
+    found = weighted_least_squares(values, n, pairs)
+    return np.array([[found[patch, word] for word in range(n_patches, n)] for patch in range(n_patches)])
+
+
+def weighted_least_squares(values: np.ndarray, n: int, pairs: Sequence[tuple[int, int]]) -> dict[tuple, float]:
+    """Constant, players and ``pairs`` closest to ``values`` (row S: v(S)) under the Shapley kernel; met at both ends.
+
+    The constant is v(empty), and the other terms sum to v(N) - v(empty), so the last of them follows from the rest.
+    """
+    terms = [*((player,) for player in range(n)), *pairs]
+    constant, total = values[0], values[-1] - values[0]
+    rows, targets = [], []
+    for number in range(1, (1 << n) - 1):
+        size = number.bit_count()
+        weight = np.sqrt((n - 1) / (comb(n, size) * size * (n - size)))
+        inside = np.array([all(number >> player & 1 for player in term) for term in terms], dtype=float)
+        rows.append(weight * (inside[:-1] - inside[-1]))
+        targets.append(weight * (values[number] - constant - total * inside[-1]))
+    free = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]
+    return {(): constant} | dict(zip(terms, [*free, total - free.sum()], strict=True))

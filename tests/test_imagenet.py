@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from scipy.io import savemat
+
+from metagame.benchmarks import imagenet
+from metagame.benchmarks.imagenet import TRUTH, ImageNet
+from metagame.benchmarks.pointing_game import PreparedScenes
+from metagame.games import GameError
+from scripts import prepare_pointing_game
+from scripts.prepare_pointing_game import prepare
+
+WORDNET = ("n01440764", "n01882714", "n02691156", "n02782093", "n03028079")
+"""WordNet ids of labels 0 to 4: a label is the place among the sorted ids."""
+KIT = ("n02782093", "n01440764", "n03028079", "n01882714", "n02691156")
+"""The same classes in the order of the development kit."""
+LABELS = (3, 0, 3, 1, 4, 2, 0, 3, 1, 2, 4, 0)
+"""Labels of the images 293, 294, ... in file order."""
+NUMBERS = range(293, 293 + len(LABELS))
+K_OF_EACH = [(label, k) for label in range(5) for k in range(LABELS.count(label))]
+
+
+def picture(number):
+    """A picture of one colour, which tells its number, of an odd size."""
+    return Image.new("RGB", (12, 9), (number % 256, 40, 200))
+
+
+def jpeg(number):
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "JPEG", quality=100, subsampling=0)
+    return buffer.getvalue()
+
+
+def name(number):
+    return f"ILSVRC2012_val_{number:08d}.JPEG"
+
+
+def number_of(label, k):
+    """The number of the k-th image of a class in file order."""
+    return [number for number, each in zip(NUMBERS, LABELS, strict=True) if each == label][k]
+
+
+def same_image(image, number):
+    return image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - np.asarray(picture(number))).max() <= 2
+
+
+def class_folders(root):
+    for label, wordnet in enumerate(WORDNET):
+        (root / wordnet).mkdir(parents=True)
+        for number in reversed([n for n, each in zip(NUMBERS, LABELS, strict=True) if each == label]):
+            (root / wordnet / name(number)).write_bytes(jpeg(number))
+    return root
+
+
+def flat_folder(root):
+    """The images only."""
+    root.mkdir(parents=True)
+    for number in reversed(NUMBERS):
+        (root / name(number)).write_bytes(jpeg(number))
+    return root
+
+
+def write_truth(folder, numbers):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRUTH).write_text("".join(f"{number}\n" for number in numbers), encoding="utf-8")
+
+
+def write_meta(folder):
+    """The kit's ``meta.mat``: a struct array of all synsets, those with images first in the kit's order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    kinds += [("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O")]
+    leaves = [(number + 1, wordnet, 0) for number, wordnet in enumerate(KIT)]
+    internal = [(1001, "n00001740", 2), (1002, "n04524313", 3), (1003, "n09999999", 1)]
+    synsets = np.zeros((len(leaves) + len(internal), 1), dtype=kinds)
+    # inner nodes stand among the others, so that a row's place is not its id
+    for row, (number, wordnet, n_children) in enumerate([internal[0], *leaves[::-1], *internal[1:]]):
+        children = np.arange(n_children, dtype=np.uint16)
+        synsets[row, 0] = (
+            np.array([[float(number)]]), wordnet, f"words, of {wordnet}", "a gloss", float(n_children), children, 4.0,
+            1300.0,
+        )  # fmt: skip
+    savemat(folder / "meta.mat", {"synsets": synsets})
+
+
+def kit_numbers():
+    return [KIT.index(WORDNET[label]) + 1 for label in LABELS]
+
+
+def flat_with_meta(root):
+    flat_folder(root)
+    write_truth(root, kit_numbers())
+    write_meta(root)
+    return root
+
+
+def flat_with_kit_beside(root):
+    flat_folder(root / "val")
+    write_truth(root / "ILSVRC2012_devkit_t12" / "data", kit_numbers())
+    write_meta(root / "ILSVRC2012_devkit_t12" / "data")
+    return root / "val"
+
+
+def flat_with_ids(root):
+    flat_folder(root)
+    write_truth(root, kit_numbers())
+    (root / "ILSVRC2012_ids.txt").write_text("\n".join(KIT) + "\n", encoding="utf-8")
+    return root
+
+
+def flat_with_labels(root):
+    flat_folder(root)
+    write_truth(root, LABELS)
+    return root
+
+
+def columns(part):
+    """Images and labels of the files and rows ``part``, as the hub stores them."""
+    return pa.table(
+        {
+            "image": [{"bytes": jpeg(NUMBERS[row]), "path": name(NUMBERS[row])} for row in part],
+            "label": pa.array([LABELS[row] for row in part], pa.int64()),
+        }
+    )
+
+
+PARTS = (range(7), range(7, len(LABELS)))
+
+
+def parquet(root):
+    (root / "data").mkdir(parents=True)
+    for number, part in enumerate(PARTS):
+        path = root / "data" / f"validation-{number:05d}-of-{len(PARTS):05d}.parquet"
+        pq.write_table(columns(part), path, row_group_size=3)
+    return root
+
+
+def arrow(root, streamed):
+    root.mkdir(parents=True)
+    for number, part in enumerate(PARTS):
+        path = root / f"imagenet-1k-validation-{number:05d}-of-{len(PARTS):05d}.arrow"
+        table = columns(part)
+        writer = (pa.ipc.new_stream if streamed else pa.ipc.new_file)(path, table.schema)
+        with writer:
+            writer.write_table(table, max_chunksize=2)
+    return root
+
+
+LAYOUTS = {
+    "class folders": class_folders,
+    "flat, meta.mat": flat_with_meta,
+    "flat, kit beside": flat_with_kit_beside,
+    "flat, ids": flat_with_ids,
+    "flat, labels from 0": flat_with_labels,
+    "parquet": parquet,
+    "streamed arrow": lambda root: arrow(root, streamed=True),
+    "random-access arrow": lambda root: arrow(root, streamed=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def five_classes(monkeypatch):
+    monkeypatch.setattr(imagenet, "N_CLASSES", len(WORDNET))
+
+
+@pytest.fixture(params=LAYOUTS)
+def stored(request, tmp_path):
+    return ImageNet(str(LAYOUTS[request.param](tmp_path / "imagenet")))
+
+
+def refused(root, label=0, k=0):
+    """Why an image is refused, in one line."""
+    with pytest.raises(GameError) as error:
+        ImageNet(str(root)).image(label, k)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_every_layout_gives_the_same_image_for_the_same_label_and_place(stored):
+    assert all(same_image(stored.image(label, k), number_of(label, k)) for label, k in K_OF_EACH)
+
+
+def test_every_layout_gives_images_in_any_order_and_again(stored):
+    images = [np.asarray(stored.image(3, k)) for k in (2, 0, 2)]
+    assert np.array_equal(images[0], images[2])
+    assert not np.array_equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("k", [3, -1])
+def test_every_layout_refuses_an_image_that_a_class_has_not(stored, k):
+    with pytest.raises(GameError, match=rf"class 3 has 3 images under .*: image {k} is missing"):
+        stored.image(3, k)
+
+
+@pytest.mark.parametrize("label", [-1, 5, 1000])
+def test_every_layout_refuses_a_label_out_of_range(stored, label):
+    with pytest.raises(GameError, match=f"class {label} is not in ImageNet-1k: give labels 0 to 4"):
+        stored.image(label, 0)
+
+
+def test_the_images_of_a_class_come_in_file_order_whatever_the_folder_lists_first(tmp_path):
+    folder = tmp_path / WORDNET[0]
+    for wordnet in WORDNET:
+        (tmp_path / wordnet).mkdir()
+    for number in (44_000, 293, 7_001):
+        (folder / name(number)).write_bytes(jpeg(number))
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
+    images = [ImageNet(str(tmp_path)).image(0, k) for k in range(3)]
+    assert all(same_image(image, number) for image, number in zip(images, (293, 7_001, 44_000), strict=True))
+
+
+def test_other_folders_and_files_beside_the_class_folders_do_not_count(tmp_path):
+    class_folders(tmp_path)
+    (tmp_path / "n1").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "synsets.txt").write_text("", encoding="utf-8")
+    assert same_image(ImageNet(str(tmp_path)).image(4, 0), number_of(4, 0))
+
+
+def test_only_the_validation_files_of_a_folder_with_training_files_count(tmp_path):
+    parquet(tmp_path)
+    other = pa.table({"image": [{"bytes": jpeg(1), "path": "n_1.JPEG"}], "label": [3]})
+    pq.write_table(other, tmp_path / "data" / "train-00000-of-00294.parquet")
+    assert same_image(ImageNet(str(tmp_path)).image(3, 0), number_of(3, 0))
+
+
+@pytest.mark.parametrize("place", [".", "absent"])
+def test_a_folder_without_images_is_refused_with_what_to_put_there(tmp_path, place):
+    with pytest.raises(GameError, match="holds no ImageNet-1k validation set: put there 5 class folders, or the"):
+        ImageNet(str(tmp_path / place))
+
+
+def test_too_few_class_folders_are_refused(tmp_path):
+    (class_folders(tmp_path) / WORDNET[2]).rename(tmp_path / "elsewhere")
+    assert "has 4 class folders: all 5 are needed" in refused(tmp_path)
+
+
+def test_a_flat_folder_without_ground_truth_is_refused(tmp_path):
+    assert f"has no {TRUTH} in it or above it" in refused(flat_folder(tmp_path / "val"))
+
+
+@pytest.mark.parametrize("n_lines", [11, 13])
+def test_a_ground_truth_with_another_number_of_lines_is_refused(tmp_path, n_lines):
+    flat_with_meta(tmp_path / "val")
+    write_truth(tmp_path / "val", [1] * n_lines)
+    assert f"{TRUTH} has {n_lines} lines for 12 images" in refused(tmp_path / "val")
+
+
+def test_an_empty_ground_truth_is_refused(tmp_path):
+    flat_with_meta(tmp_path / "val")
+    write_truth(tmp_path / "val", [])
+    assert TRUTH in refused(tmp_path / "val")
+
+
+def test_a_ground_truth_that_is_no_numbers_is_refused(tmp_path):
+    flat_with_meta(tmp_path / "val")
+    write_truth(tmp_path / "val", WORDNET)
+    assert "is not a number a line: take it from the development kit again" in refused(tmp_path / "val")
+
+
+def test_a_ground_truth_with_ids_that_the_kit_has_not_is_refused(tmp_path):
+    flat_with_meta(tmp_path / "val")
+    write_truth(tmp_path / "val", [*kit_numbers()[:-1], 6])
+    assert TRUTH in refused(tmp_path / "val")
+
+
+def test_ids_of_the_kit_without_the_kit_are_refused(tmp_path):
+    flat_with_meta(tmp_path / "val")
+    (tmp_path / "val" / "meta.mat").unlink()
+    assert "counts classes as the development kit does: put its meta.mat beside it" in refused(tmp_path / "val")
+
+
+def test_a_broken_meta_mat_is_refused(tmp_path):
+    flat_with_meta(tmp_path / "val")
+    (tmp_path / "val" / "meta.mat").write_bytes(b"no MATLAB file" * 20)
+    assert "meta.mat" in refused(tmp_path / "val")
+
+
+def broken_class_folders(root):
+    (class_folders(root) / WORDNET[0] / name(number_of(0, 0))).write_bytes(jpeg(1)[:80])
+    return root
+
+
+def broken_flat_folder(root):
+    (flat_with_labels(root) / name(number_of(0, 0))).write_bytes(jpeg(1)[:80])
+    return root
+
+
+def broken_parquet(root):
+    root.mkdir()
+    table = columns(range(len(LABELS))).to_pydict()
+    table["image"][1]["bytes"] = jpeg(1)[:80]
+    pq.write_table(pa.table(table), root / "validation-00000-of-00001.parquet")
+    return root
+
+
+@pytest.mark.parametrize("layout", [broken_class_folders, broken_flat_folder, broken_parquet])
+def test_a_broken_image_is_refused_and_the_others_are_not(tmp_path, layout):
+    root = layout(tmp_path / "imagenet")
+    assert "cannot be decoded: replace the file" in refused(root, 0, 0)
+    assert same_image(ImageNet(str(root)).image(0, 1), number_of(0, 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 but nothing else PAR1", b"x" * 500])
+@pytest.mark.parametrize("file", ["validation-00001-of-00002.parquet", "validation-00001-of-00002.arrow"])
+def test_a_broken_table_is_refused_by_name(tmp_path, file, content):
+    parquet(tmp_path)
+    path = tmp_path / "data" / file
+    path.write_bytes(content)
+    assert f"{path} has no readable column 'label'" in refused(tmp_path)
+
+
+def test_a_truncated_parquet_file_is_refused(tmp_path):
+    path = next(parquet(tmp_path).glob("**/*.parquet"))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "fetch the file again" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"picture": [1], "label": [0]},
+        {"image": [None], "label": [0]},
+        {"image": [7], "label": [0]},
+        {"image": [{"bytes": None, "path": "x.JPEG"}], "label": [0]},
+        {"image": [{"path": "x.JPEG"}], "label": [0]},
+    ],
+)
+def test_a_table_without_images_in_it_is_refused(tmp_path, table):
+    pq.write_table(pa.table(table), tmp_path / "validation-00000-of-00001.parquet")
+    assert "validation-00000-of-00001.parquet" in refused(tmp_path)
+
+
+def test_a_table_without_labels_is_refused(tmp_path):
+    pq.write_table(pa.table({"image": [{"bytes": jpeg(1)}]}), tmp_path / "validation-00000-of-00001.parquet")
+    assert "has no readable column 'label'" in refused(tmp_path)
+
+
+GAMES = ("a-b-c-d", "b-c-d-e")
+
+
+@pytest.fixture
+def protocol(monkeypatch, tmp_path):
+    """The script's protocol on the five classes of these tests."""
+    paper = {"classes": dict(zip("abcde", (3, 0, 1, 2, 4), strict=True)), "games": list(GAMES)}
+    path = tmp_path / "pointing_game.yaml"
+    OmegaConf.save({"scales": {"paper": paper}}, path)
+    monkeypatch.setattr(prepare_pointing_game, "CONFIG", path)
+
+
+def corners(grid):
+    """The red of the middle of each quadrant, which tells the number of its image."""
+    return [grid.getpixel((x, y))[0] for y in (112, 336) for x in (112, 336)]
+
+
+def grids(out):
+    return sorted(str(path.relative_to(out)) for path in out.glob("**/*") if path.is_file())
+
+
+def test_the_script_writes_the_grids_of_all_games_in_reading_order(tmp_path, protocol):
+    out = tmp_path / "out"
+    assert prepare(str(class_folders(tmp_path / "imagenet")), out, 2) == []
+    assert grids(out) == [f"{game}/0{k}.png" for game in GAMES for k in range(2)]
+    for game, labels in zip(GAMES, ((3, 0, 1, 2), (0, 1, 2, 4)), strict=True):
+        for k in range(2):
+            with Image.open(out / game / f"{k:02d}.png") as grid:
+                assert (grid.format, grid.mode, grid.size) == ("PNG", "RGB", (448, 448))
+                expected = [number_of(label, k) % 256 for label in labels]
+                assert corners(grid) == pytest.approx(expected, abs=2)
+
+
+def test_the_script_keeps_the_grids_that_there_are(tmp_path, protocol):
+    out, root = tmp_path / "out", str(class_folders(tmp_path / "imagenet"))
+    prepare(root, out, 1)
+    kept = out / GAMES[0] / "00.png"
+    kept.write_bytes(b"mine")
+    (out / GAMES[1] / "00.png").unlink()
+    assert prepare(root, out, 1) == []
+    assert kept.read_bytes() == b"mine"
+    assert grids(out) == [f"{game}/00.png" for game in GAMES]
+
+
+def test_the_script_says_what_it_could_not_make_and_goes_on(tmp_path, protocol):
+    root, out = class_folders(tmp_path / "imagenet"), tmp_path / "out"
+    (root / WORDNET[3] / name(number_of(3, 0))).write_bytes(b"no image")
+    errors = prepare(str(root), out, 2)
+    (error,) = errors
+    assert error.startswith("a-b-c-d/0: image ")
+    assert name(number_of(3, 0)) in error
+    assert "cannot be decoded" in error
+    assert grids(out) == ["a-b-c-d/01.png", "b-c-d-e/00.png", "b-c-d-e/01.png"]
+
+
+def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_path, protocol):
+    errors = prepare(str(parquet(tmp_path / "imagenet")), tmp_path / "out", 3)
+    assert [error.split(":")[0] for error in errors] == ["a-b-c-d/2", "b-c-d-e/2"]
+
+
+def test_the_script_refuses_a_folder_that_is_not_imagenet(tmp_path, protocol):
+    with pytest.raises(GameError, match="holds no ImageNet-1k validation set"):
+        prepare(str(tmp_path / "absent"), tmp_path / "out", 1)
+
+
+@pytest.mark.parametrize(("image", "said"), [(b"no image", "a-b-c-d/0: image "), (None, None)])
+def test_the_command_ends_with_what_it_could_not_make(tmp_path, protocol, monkeypatch, image, said):
+    root = class_folders(tmp_path / "imagenet")
+    if image is not None:
+        (root / WORDNET[3] / name(number_of(3, 0))).write_bytes(image)
+    arguments = ["prepare", "--imagenet", str(root), "--out", str(tmp_path / "out"), "--images", "1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    if said is None:
+        prepare_pointing_game.main()
+    else:
+        with pytest.raises(SystemExit, match=said):
+            prepare_pointing_game.main()
+    assert len(grids(tmp_path / "out")) == (2 if said is None else 1)
+
+
+def test_the_command_says_in_a_sentence_that_the_folder_is_not_imagenet(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["prepare", "--imagenet", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="holds no ImageNet-1k validation set"):
+        prepare_pointing_game.main()
+
+
+def test_the_grids_that_the_script_made_are_the_scenes_of_the_game(tmp_path, protocol):
+    out = tmp_path / "out"
+    prepare(str(class_folders(tmp_path / "imagenet")), out, 2)
+    grid = PreparedScenes(str(out)).image(GAMES[1], (0, 1, 2, 4), 1)
+    with Image.open(out / GAMES[1] / "01.png") as stored:
+        assert np.array_equal(np.asarray(grid), np.asarray(stored))
+
+
+def test_a_scene_that_was_not_made_is_refused_by_name(tmp_path):
+    with pytest.raises(
+        GameError, match=r"a-b-c-d/07\.png is missing: make it with .python -m scripts\.prepare_pointing_game"
+    ):
+        PreparedScenes(str(tmp_path)).image("a-b-c-d", (0, 1, 2, 3), 7)
+
+
+def test_a_missing_folder_of_scenes_says_the_command_that_makes_it(tmp_path):
+    root = str(tmp_path / "absent")
+    with pytest.raises(GameError) as error:
+        PreparedScenes(root)
+    command = f"python -m scripts.prepare_pointing_game --imagenet FOLDER --out {root}"
+    assert f"does not exist: make the grids with '{command}'." in str(error.value)

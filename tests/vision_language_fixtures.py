@@ -1,0 +1,226 @@
+"""Small vision-language models with random weights of every family, a tokenizer of words, and samples about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    MetaClip2Config,
+    MetaClip2Model,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+from metagame import GameError
+from metagame.attributions.generic_attention import GenericAttention
+from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP
+from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP
+from metagame.attributions.method import FirstOrder
+from metagame.models.clip import CLIP
+from metagame.models.open_clip import OpenCLIP
+from metagame.models.pretrained import PretrainedTokenizer
+from metagame.models.siglip2 import SigLIP2
+from metagame.models.vision_language import ImageText, Players, Tokenizer, VisionLanguage, WordPlayers
+from scripts.convert_to_open_clip import convert, write
+from scripts.train_vision_language import END, PAD, RECIPES, START, VOCABULARY, build_tokenizer
+from tests.reference import vision_language as reference
+
+SIDE, WIDTH, TEXT_WIDTH, N_HEADS, N_LAYERS = 32, 32, 24, 4, 3
+HALF = [0.5, 0.5, 0.5]
+FAMILIES = ("clip", "metaclip2", "siglip2", "open_clip")
+CLASS_TOKEN_FAMILIES = ("clip", "metaclip2", "open_clip")
+NETS = {
+    "clip": (CLIPModel, CLIPConfig),
+    "metaclip2": (MetaClip2Model, MetaClip2Config),
+    "siglip2": (SiglipModel, SiglipConfig),
+}
+
+
+@contextmanager
+def refused(match):
+    """What is off is said in one sentence."""
+    with pytest.raises(GameError, match=match) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A first-order method, and its slow twin: model, pixels ``(3, H, W)``, ids -> map ``(P,)``."""
+
+    name: str
+    make: Callable[[], FirstOrder]
+    twin: Callable[[nn.Module, Tensor, Sequence[int]], np.ndarray]
+
+
+CLASS_TOKEN_METHODS = (
+    Method("attention", GenericAttention, reference.attention),
+    Method("attention-0", partial(GenericAttention, 0), partial(reference.attention, start_layer=0)),
+    Method("attention-1", partial(GenericAttention, 1), partial(reference.attention, start_layer=1)),
+    Method("mask_clip", MaskCLIP, reference.mask_clip),
+    Method("grad_eclip-one", GradECLIP, reference.grad_eclip),
+    Method("grad_eclip-native", partial(GradECLIP, "native"), partial(reference.grad_eclip, heads="native")),
+)
+PROBE_METHODS = (
+    Method("attention", GenericAttention, reference.attention_siglip),
+    Method("attention-0", partial(GenericAttention, 0), partial(reference.attention_siglip, start_layer=0)),
+    Method("attention-1", partial(GenericAttention, 1), partial(reference.attention_siglip, start_layer=1)),
+    Method("mask_siglip", MaskSigLIP, reference.mask_siglip),
+    Method("grad_esiglip", GradESigLIP, reference.grad_esiglip),
+)
+
+
+def methods_of(family: str) -> tuple[Method, ...]:
+    return PROBE_METHODS if family == "siglip2" else CLASS_TOKEN_METHODS
+
+
+FAMILIES_AND_METHODS = [(family, method) for family in FAMILIES for method in methods_of(family)]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image and texts about it, by name, a tuple of words each."""
+
+    id: str
+    picture: Image.Image
+    texts: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"text": ("one", "two", "three")})
+
+    def image(self) -> Image.Image:
+        return self.picture
+
+    def players(self, tokenizer: Tokenizer) -> dict[str, Players]:
+        return {name: WordPlayers(tokenizer, words) for name, words in self.texts.items()}
+
+
+SCENARIOS = {
+    "1": ("one",),
+    "2": ("one", "two"),
+    "3": ("one", "two", "three"),
+    "4": ("one", "two", "three", "four"),
+}
+
+
+def picture(seed: int = 0, side: int = SIDE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def scene(seed: int = 0, **texts: Sequence[str]) -> Scene:
+    return Scene(f"scene {seed}", picture(seed), texts) if texts else Scene(f"scene {seed}", picture(seed))
+
+
+@dataclass(frozen=True)
+class Built:
+    """An adapter, and the transformers model with the same weights that the slow twins take."""
+
+    family: str
+    model: VisionLanguage
+    net: nn.Module
+    tokenizer: PreTrainedTokenizerFast
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text as the model's own processor gives them."""
+        if self.family == "siglip2":
+            context = self.model.tokenizer.context
+            return self.tokenizer(text.lower(), padding="max_length", max_length=context)["input_ids"]
+        return self.tokenizer(text)["input_ids"]
+
+    def explicand(self, seed: int = 0, words: Sequence[str] = ("one", "two", "three")) -> ImageText:
+        return self.model.prepare(scene(seed, text=words))["text"]
+
+    def twin(self, method: Method, explicand: ImageText, words: Sequence[str]) -> np.ndarray:
+        """The slow twin's map of the text that ``words`` make."""
+        return method.twin(self.net, explicand.image.pixels, self.ids(" ".join(words)))
+
+    def twin_table(self, method: Method, explicand: ImageText) -> np.ndarray:
+        """The slow twin's map of the text of every coalition, ``(2**m, P)``."""
+        words = explicand.players.labels
+        kept = [[word for j, word in enumerate(words) if number >> j & 1] for number in range(1 << len(words))]
+        return np.array([self.twin(method, explicand, part) for part in kept])
+
+
+def build(family: str, dtype: torch.dtype = torch.float64, patch: int = 8, context: int = 8, seed: int = 3) -> Built:
+    """A small random model of ``family``; open_clip's has the weights of a CLIPModel."""
+    net = build_net("clip" if family == "open_clip" else family, patch, context, seed).to(dtype)
+    tokenizer = build_tokenizer(RECIPES["siglip2_p8" if family == "siglip2" else "clip"])
+    words = PretrainedTokenizer(tokenizer, context, clean=str.lower if family == "siglip2" else str)
+    if family == "open_clip":
+        model = OpenCLIP(convert(net), open_clip_transform(), words, "random")
+    else:
+        adapter = SigLIP2 if family == "siglip2" else CLIP
+        model = adapter(net, build_image_processor(family), words, "random")
+    return Built(family, model, net, tokenizer)
+
+
+def build_net(family: str, patch: int = 8, context: int = 8, seed: int = 3) -> nn.Module:
+    """A model of transformers with random weights large enough for maps that are not flat."""
+    net_class, config_class = NETS[family]
+    text = {
+        "vocab_size": len(VOCABULARY), "hidden_size": TEXT_WIDTH, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": N_HEADS, "max_position_embeddings": context, "bos_token_id": VOCABULARY[START],
+        "eos_token_id": VOCABULARY[END], "pad_token_id": VOCABULARY[PAD],
+    }  # fmt: skip
+    vision = {
+        "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS,
+        "image_size": SIDE, "patch_size": patch,
+    }  # fmt: skip
+    extra = {"projection_dim": 20}
+    if family == "siglip2":
+        text["projection_size"], extra = WIDTH, {}
+    net = net_class(config_class(text_config=text, vision_config=vision, **extra)).eval()
+    return randomise(net, seed)
+
+
+def randomise(net: nn.Module, seed: int) -> nn.Module:
+    """Every weight drawn anew: matrices for a gain of about 1, norms around 1, biases not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            if name in ("logit_scale", "logit_bias"):
+                parameter.copy_(1.5 + noise.abs())
+            elif parameter.ndim == 1:
+                norm = "norm" in name and name.endswith("weight")
+                parameter.copy_(norm + 0.2 * noise)
+            elif "embedding" in name and "patch" not in name:
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(1.5 * noise / parameter[0].numel() ** 0.5)
+    return net
+
+
+def build_image_processor(family: str) -> CLIPImageProcessor | SiglipImageProcessor:
+    size = {"height": SIDE, "width": SIDE}
+    if family == "siglip2":
+        return SiglipImageProcessor(size=size, image_mean=HALF, image_std=HALF)
+    return CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size, image_mean=HALF, image_std=HALF)
+
+
+def open_clip_transform() -> Callable[[Image.Image], Tensor]:
+    return image_transform_v2(PreprocessCfg(size=SIDE, mean=tuple(HALF), std=tuple(HALF)), is_train=False)
+
+
+def save(family: str, folder: Path, seed: int = 3) -> Path:
+    """A model, its tokenizer and its image processor, as a checkpoint in ``folder``."""
+    if family == "open_clip":
+        write(str(save("clip", folder / "transformers", seed)), folder)
+        return folder
+    built = build(family, torch.float32, seed=seed)
+    for part in (built.net, built.tokenizer, build_image_processor(family)):
+        part.save_pretrained(folder)
+    return folder
