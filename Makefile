@@ -31,7 +31,7 @@ lint: setup  ## check style and format
 	$(PYTHON) -m ruff format --check .
 
 test: lint  ## check style, then run the tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 demo: setup $(TABLES)  ## every table at this scale
 
