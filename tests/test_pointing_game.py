@@ -27,6 +27,7 @@ from metagame.benchmarks.pointing_game import (
     recognition,
     word_maps,
 )
+from metagame.estimators.exact import MAX_PLAYERS
 from metagame.games import GameError
 from metagame.jobs import is_left_out, job_folder, run_job
 from metagame.models.vision_language import Sample
@@ -1057,3 +1058,7 @@ def test_samples_of_another_kind_fail_with_one_reason(tmp_path, monkeypatch):
     outcome = run_job(stub_config(tmp_path))
     assert outcome.errors == ("model Together does not explain samples of benchmark Numbers.",)
     assert outcome.n_failed == 5
+
+
+def test_as_many_pieces_as_an_exact_metagame_plays_have_colours_of_their_own():
+    assert len(set(word_colors("abcdefghijkl"))) == MAX_PLAYERS

@@ -38,7 +38,7 @@ class CaptionedImage:
     side: int
 
     def image(self) -> Image.Image:
-        """The picture, upright as its camera says (benchmarks of photographs keep them as they are stored)."""
+        """The picture, turned as its camera says; ImageNet's, by contrast, stay as they are stored."""
         return square(ImageOps.exif_transpose(read_image(Path(self.path), self.path)), self.side)
 
     def players(self, tokenizer: Tokenizer) -> dict[str, TokenPlayers]:

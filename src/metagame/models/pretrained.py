@@ -31,7 +31,7 @@ def load_pretrained(load: Callable[..., Any], checkpoint: str, revision: str | N
         with without_retry_warnings():
             return load(checkpoint, revision=revision, **settings)
     except Exception as error:
-        raise GameError(_why(checkpoint, error)) from error
+        raise GameError(_why(checkpoint, revision, error)) from error
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def without_retry_warnings() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _why(checkpoint: str, error: Exception) -> str:
+def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub.errors import GatedRepoError
 
     name = f"model.checkpoint={checkpoint!r}"
@@ -60,9 +60,10 @@ def _why(checkpoint: str, error: Exception) -> str:
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
     if isinstance(error, OSError):
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "no network"
+        command = f"hf download {checkpoint}" + (f" --revision {revision}" if revision not in (None, "main") else "")
         return (
             f"{name} is no folder here, and neither in the Hugging Face cache nor to be had from the hub (a wrong name,"
-            f" or {offline}): fetch it with 'hf download {checkpoint}' where there is a network."
+            f" or {offline}): fetch it with '{command}' where there is a network."
         )
     return f"{name} cannot be loaded ({type(error).__name__}: {_first_line(error)})."
 

@@ -17,14 +17,18 @@ from PIL import Image
 
 from metagame.images import grid_side
 
-# Okabe and Ito's colours, without black and yellow, which vanish on pictures.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe and Ito's colours without black and yellow, which vanish on pictures; then Tol's muted ones and grey: twelve, as
+# many as an exact metagame has players.
+COLORS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00",
+    "#332288", "#999933", "#882255", "#DDCC77", "#666666", "#AA4499",
+)  # fmt: skip
 DIVERGING = "PuOr_r"
 TOP = 10
 
 
 def word_colors(pieces: Sequence[str]) -> list[str]:
-    """A colour for each piece of a text, by place; six colours in turn."""
+    """A colour for each piece of a text, by place; after twelve they begin anew."""
     return [COLORS[place % len(COLORS)] for place in range(len(pieces))]
 
 
