@@ -1,12 +1,12 @@
 SCALE ?= tiny
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
-TABLES := table1 table2 table4
-FIGURES := figure1 figure2 figure5 figure6 figure7 figure8 figure9
+TABLES := table1 table2 table4 pair_deletion
+FIGURES := figure1 figure2 figure3 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12
 EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test demo figures bench train-adder train-vision-language clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test demo figures bench train-adder train-vision-language train-language clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,8 @@ figures: setup $(FIGURES)  ## every figure at this scale
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_concept
 	$(PYTHON) -m scripts.bench_vision_language
+	$(PYTHON) -m scripts.bench_language
+	$(PYTHON) -m scripts.compare_estimators
 
 train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
 	$(PYTHON) scripts/train_adder.py
@@ -50,6 +52,9 @@ train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
 train-vision-language: setup  ## train the four small vision-language models (two hours on a core), in place of data/tiny/*
 	for model in clip metaclip2 siglip2_p8 siglip2_p16; do $(PYTHON) -m scripts.train_vision_language --model $$model || exit; done
 	$(PYTHON) -m scripts.convert_to_open_clip
+
+train-language: setup  ## train the small Gemma 3 (ten minutes on a core), in place of data/tiny/gemma3
+	$(PYTHON) -m scripts.train_language
 
 clean:  ## remove all results of both scales, keep the environment
 	git clean -fdXq outputs

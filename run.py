@@ -59,8 +59,9 @@ def explain_parse_errors(arguments: list[str]) -> None:
         except HydraException as error:
             key, value = argument.split("=", 1)
             reason = str(error).splitlines()[0].split(" expecting ")[0]
+            quoted = value.replace("'", "\\'")
             sys.exit(
-                f"Hydra cannot read {argument!r} ({reason}): quote the value inside the quotes, \"{key}='{value}'\"."
+                f"Hydra cannot read {argument!r} ({reason}): quote the value inside the quotes, \"{key}='{quoted}'\"."
             )
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -42,6 +41,7 @@ from transformers import (
 )
 
 from metagame.benchmarks.digits import Digits
+from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 START, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
@@ -184,10 +184,7 @@ def steps_of(
     first = load_checkpoint(model, optimiser, state)
     model.train()
     for step in range(first, n_steps):
-        warm, rest = (step + 1) / WARM_UP, (step - WARM_UP) / max(1, n_steps - WARM_UP)
-        rate = LEARNING_RATE * min(warm, 0.5 + 0.5 * math.cos(math.pi * max(0.0, rest)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(optimiser, LEARNING_RATE, step, n_steps, WARM_UP)
         scenes = draw_scenes(digits, BATCH, np.random.default_rng([seed, 0, step]))
         loss = matching_loss(model, recipe, tokenize(tokenizer, scenes.captions), scenes)
         optimiser.zero_grad()
@@ -199,41 +196,11 @@ def steps_of(
         yield step, loss.item()
 
 
-def save_checkpoint(model: PreTrainedModel, optimiser: torch.optim.Optimizer, state: Path, step: int) -> None:
-    """Weights and Adam's moments, moved into place as a whole."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-    state.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, state / "new.safetensors",
-              metadata={"step": str(step)})  # fmt: skip
-    (state / "new.safetensors").replace(state / f"step{step:06d}.safetensors")
-    for older in sorted(state.glob("step*.safetensors"))[:-1]:
-        older.unlink()
-
-
-def load_checkpoint(model: PreTrainedModel, optimiser: torch.optim.Optimizer, state: Path) -> int:
-    """Take up the last checkpoint; the step to go on with, 0 where there is none."""
-    found = sorted(state.glob("step*.safetensors"))
-    if not found:
-        return 0
-    tensors = load_file(found[-1])
-    model.load_state_dict({key.removeprefix("model."): v for key, v in tensors.items() if key.startswith("model.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("adam."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
-    return int(found[-1].stem.removeprefix("step"))
-
-
 def train(name: str, n_steps: int, seed: int, state: Path, out: Path) -> dict:
     """Train model ``name`` and write it to ``out``; its card."""
     recipe = RECIPES[name]
     model, tokenizer = build_model(recipe, seed), build_tokenizer(recipe)
-    curve_path = state / "losses.json"
-    curve = json.loads(curve_path.read_text(encoding="utf-8")) if curve_path.exists() else {}
+    curve = read_curve(state)
     window = []
     for step, loss in track(steps_of(model, recipe, tokenizer, n_steps, seed, state), name, total=n_steps):
         window.append(loss)
@@ -241,7 +208,7 @@ def train(name: str, n_steps: int, seed: int, state: Path, out: Path) -> dict:
             curve[str(step + 1)] = round(sum(window) / len(window), 4)
             window = []
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            curve_path.write_text(json.dumps(curve), encoding="utf-8")
+            save_curve(curve, state)
             print(f"{name} step {step + 1}: loss {curve[str(step + 1)]}", flush=True)
     model.half()  # on disk; it is loaded in float32, and measured as it will be loaded
     for part in (model.eval(), tokenizer, build_image_processor(recipe)):

@@ -1,8 +1,10 @@
 """The speed comparison measures what it says, on a size that takes a moment."""
 
 import pytest
+import torch
 
-from scripts import bench_concept, bench_vision_language
+from metagame.benchmarks.prompts import review_prompts
+from scripts import bench_concept, bench_language, bench_vision_language, compare_estimators
 
 
 @pytest.mark.slow
@@ -31,3 +33,32 @@ def test_vision_language_bench_reports_ratio_error_and_memory(monkeypatch):
     assert result["memory"] > 0
     assert {"ratio", "ratio_short_backward", "ratio_to_bare_encoder", "error", "memory"} <= set(result["units"])
     assert set(result["seconds"]) >= {f"ours, {name}" for name in bench_vision_language.METHODS}
+
+
+@pytest.mark.slow
+def test_language_bench_counts_passes_and_reports_ratio_error_and_memory(monkeypatch):
+    monkeypatch.setattr(bench_language, "SMALL", (6, 2))
+    small = bench_language.bench_small()
+    assert small["passes"] == {"ours": 64, "paper": 2 * 6 * 160}
+    assert small["ratio"] == 30
+    assert small["error"] < 1e-5 < small["error_of_the_paper"] < 0.2
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    monkeypatch.setitem(bench_language.SHAPES, "small", shape | {"num_key_value_heads": 1, "head_dim": 16})
+    monkeypatch.setattr(bench_language, "TIMED_PASSES", 8)
+    model = bench_language.random_gemma("small", "cpu", torch.bfloat16, 1024)
+    large = bench_language.bench_large(model, "small")
+    assert large["ratio_large"] == 1500
+    assert large["memory"] > 0
+    assert {"ratio", "ratio_large", "error", "memory"} <= set(bench_language.UNITS)
+
+
+@pytest.mark.slow
+def test_estimators_are_compared_with_the_exact_metagame_and_the_paper(monkeypatch):
+    prompts = review_prompts(1, 7, 7)
+    monkeypatch.setattr(compare_estimators, "review_prompts", lambda *arguments, **settings: prompts)
+    monkeypatch.setattr(compare_estimators, "BUDGETS", (0.2, 2))
+    result = compare_estimators.compare(n_prompts=1, n_seeds=1)
+    assert result["errors"]["trees, 2 B"] < 1e-8 < result["errors"]["trees, 0.2 B"]
+    assert result["error_of_the_paper"] == result["errors"]["paper"]
+    axes = compare_estimators.curve_figure(result | {"standard_errors": dict.fromkeys(result["errors"], 0.0)}).axes[0]
+    assert axes.get_xlabel().startswith("coalitions in all")

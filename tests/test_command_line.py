@@ -124,6 +124,10 @@ REFUSED = {
         ("experiment=table1", "benchmark.function=(x1+x2)**2*x3"),
         "quote the value inside the quotes, \"benchmark.function='(x1+x2)**2*x3'\".",
     ),
+    "a prompt with an apostrophe without inner quotes": (
+        ("experiment=figure11", "benchmark.prompt=The jury's verdict, fine"),
+        "quote the value inside the quotes, \"benchmark.prompt='The jury\\'s verdict, fine'\".",
+    ),
     "a function that is no polynomial": (
         ("benchmark.function='sin(x1)'",),
         "benchmark.function='sin(x1)' is no polynomial ('sin(x1)' is not allowed): use numbers",

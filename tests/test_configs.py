@@ -126,7 +126,13 @@ def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
 def test_every_job_of_an_experiment_composes_into_a_folder_of_its_own(experiment, scale):
     configs = experiments_jobs(experiment, scale)
     cells = np.prod([line.count(",") + 1 for line in grid(experiment)])
-    assert len({job_folder(cfg) for cfg in configs}) == cells - len(compose_experiment(experiment).leave_out)
+    swept = dict(line.split("=") for line in grid(experiment))
+    left_out = [entry for entry in compose_experiment(experiment).leave_out if entry.get("scale", scale) == scale]
+    fewer = sum(
+        int(np.prod([values.count(",") + 1 for group, values in swept.items() if group not in entry]))
+        for entry in left_out
+    )
+    assert len({job_folder(cfg) for cfg in configs}) == cells - fewer
     assert {cfg.output_dir for cfg in configs} == {f"outputs/{scale}/{experiment}"}
 
 

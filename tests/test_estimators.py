@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor
 
 from metagame import AttributionGame, meta_attributions
+from metagame.estimators import trees
 from metagame.estimators.permutation import _zigzags
 from metagame.estimators.pool import draw_pool
 from metagame.estimators.trees import tree_index
@@ -307,3 +310,13 @@ def test_exogenous_pool_pairs_complements(n, seed):
     pool = draw_pool(n, 2 * n + 12, endogenous=False, seed=seed)
     rows = {coalition.tobytes() for coalition in pool.coalitions}
     assert all((~coalition).tobytes() in rows for coalition in pool.coalitions)
+
+
+def test_threads_change_nothing():
+    values = random_game(6, 6)
+    one, several, all_cores = (
+        meta_attributions(AttributionGame.from_values(values), partial(trees, n_threads=count), True, 40).values
+        for count in (1, 3, None)
+    )
+    assert np.array_equal(one, several)
+    assert np.array_equal(one, all_cores)

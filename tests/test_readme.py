@@ -30,7 +30,7 @@ def lines_starting(start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [line for line in lines_starting("python run.py") if "leave_one_out" not in line])
+@pytest.mark.parametrize("command", [line for line in lines_starting("python run.py") if "keep_one" not in line])
 def test_run_commands_write_a_table(command, tmp_path):
     arguments = shlex.split(command, comments=True)[1:]
     subprocess.run([sys.executable, *arguments, "limit=1", f"output_dir={tmp_path}"], cwd=ROOT, check=True)
@@ -76,13 +76,13 @@ def new_method(monkeypatch):
     module = types.ModuleType(config["method"]["_target_"].rsplit(".", 1)[0])
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(sys.modules["metagame.attributions"], "leave_one_out", module, raising=False)
+    monkeypatch.setattr(sys.modules["metagame.attributions"], "keep_one", module, raising=False)
     return build(OmegaConf.create(config).method)
 
 
-def test_added_method_is_leave_one_out_and_has_a_metagame(new_method):
+def test_added_method_keeps_one_feature_and_has_a_metagame(new_method):
     f = MaskedModel.of_function(lambda x: x[:, 0] + x[:, 0] * x[:, 1] ** 2, x=[1.0, 1.0])
-    np.testing.assert_allclose(new_method.explain(f).first_order, [2, 1])
+    np.testing.assert_allclose(new_method.explain(f).first_order, [1, 0])
     explicand = Adder(ROOT / "data/tiny/adder").prepare(Sum.parse("3 - (-5)"))
     explanation = Meta(new_method).explain(explicand)
     np.testing.assert_allclose(explanation.matrix.sum(1), explanation.first_order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import platform
@@ -26,8 +27,11 @@ from metagame.records import Record, RecordStore, digest, replace_atomically, sa
 
 log = logging.getLogger(__name__)
 
-IRRELEVANT = ("label", "scales", "device", "batch_size")
-"""Keys of the parts of a job that its results do not depend on; ``scales`` lists values to choose from."""
+IRRELEVANT = ("label", "scales", "device", "batch_size", "tokens_per_batch", "n_threads", "ids")
+"""Keys of the parts of a job that its results do not depend on, up to the rounding of the model's numbers.
+
+``scales`` lists values to choose from, ``ids`` samples, which have keys of their own.
+"""
 
 LIBRARIES = (
     "metagame", "torch", "transformers", "open_clip_torch", "diffusers", "lxt", "shapiq", "numpy", "scipy", "sympy",
@@ -124,6 +128,7 @@ def run_job(cfg: DictConfig) -> Outcome:
         RecordError: the records of an earlier run cannot be read.
     """
     _check_settings(cfg)
+    _free_memory()
     job = Job.build(cfg)
     identity = job_identity(cfg)
     samples = {
@@ -154,6 +159,13 @@ def run_job(cfg: DictConfig) -> Outcome:
     return Outcome(store.folder, len(samples), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
 
 
+def _free_memory() -> None:
+    """Give back what an earlier job of this process left on the device, before another model is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _batches(samples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
     """Cut all samples into batches, done or not: so a sample has the same company in every run."""
     items = iter(samples.items())
@@ -163,7 +175,10 @@ def _batches(samples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
 
 def _message(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        return "the device's memory does not suffice: lower model.batch_size or estimator.batch_size."
+        return (
+            "the device's memory does not suffice: lower estimator.batch_size, or model.batch_size (of language models"
+            " model.tokens_per_batch)."
+        )
     return str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
 
 

@@ -1,66 +1,85 @@
-"""AttnLRP (Achtibat et al., 2024) on small torch modules: gradient x input with a modified backward pass."""
+"""AttnLRP (Achtibat et al., 2024) and CP-LRP (Ali et al., 2022): gradient x input with a modified backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metagame.attributions.lxt_rules import lxt_rules
 from metagame.attributions.method import FirstOrder
 from metagame.games import AttributionGame, GameError
 from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
 
+Rules = Mapping[type[nn.Module], Callable]
 
-class AttnLRP(FirstOrder):
+
+class RelevancePropagation(FirstOrder):
     """phi_i(S): relevance of feature i at the masked input, sum_d x_{i,d} R-gradient_{i,d}; signed, in units of f.
 
-    The backward pass is linear in the output seed. Rules (:data:`RULES`): a normaliser passes relevance as if its scale
-    were constant (identity rule); GELU likewise, as x times a constant gate; a product of two activations halves
-    the gradient (uniform rule). Linear layers and the softmax keep their gradient (epsilon rule at 0 and the
-    deep Taylor rule). Relevance is that of the features given as x, not of what the model adds to them.
-
-    Relevance is not conserved: the softmax and what a model adds to x (positions, tokens that do not play) take a
-    share. Products and nonlinearities that are no modules cannot be seen: use :class:`metagame.models.layers.MatMul`.
+    The backward pass is linear in the output seed. Models of transformers get LXT's rules, other modules the rules of
+    this file, layer by layer. Relevance is that of the features given as x, not of what the model adds to them.
 
     Raises:
-        GameError: the masked model has no torch module to put the rules on, or one with a layer that has no rule.
+        GameError: the masked model has no torch module to put the rules on, or one that no rules are known for.
     """
 
     explicand_type = MaskedModel
 
+    @property
+    @abstractmethod
+    def rules(self) -> Rules:
+        """Of each type of layer with another gradient than its own."""
+
+    @property
+    @abstractmethod
+    def lxt_variant(self) -> str:
+        """LXT's name of the same rules."""
+
     def game(self, explicand: MaskedModel) -> AttributionGame:
         if explicand.module is None:
             raise GameError(
-                "attribution=attnlrp needs a torch module; this model is a plain function: use gradient_input."
+                f"{type(self).__name__} needs a torch module; this model is a plain function: use"
+                " attribution=gradient_input."
             )
 
         def attribute(coalitions) -> Float[Tensor, "k n"]:
             inputs = explicand.masked(coalitions)
-            with relevance_rules(explicand.module):
+            with self.backward_rules(explicand.module):
                 return (inputs * explicand.gradients(inputs)).sum(-1)
 
-        return AttributionGame(attribute, explicand.n_players)
+        return explicand.game(attribute)
+
+    def backward_rules(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within: the module has the modified backward pass; same outputs, other gradients."""
+        if any(base.__module__.startswith("transformers.") for base in type(module).__mro__):
+            return lxt_rules(module, self.lxt_variant)
+        return relevance_rules(module, self.rules)
 
 
 @contextmanager
-def relevance_rules(module: nn.Module) -> Iterator[None]:
-    """Within: every layer of a type in :data:`RULES` has its rule: same outputs, other gradients.
+def relevance_rules(module: nn.Module, rules: Rules) -> Iterator[None]:
+    """Within: every layer of a type in ``rules`` has its rule: same outputs, other gradients.
 
     Raises:
         GameError: a layer has neither a rule nor a gradient that is its rule.
     """
     layers = [layer for layer in module.modules() if not list(layer.children())]
-    ruled = [layer for layer in layers if type(layer) in RULES]
-    unknown = {type(layer).__name__ for layer in layers if layer not in ruled and not isinstance(layer, UNCHANGED)}
+    ruled = [layer for layer in layers if type(layer) in rules]
+    known = (*UNCHANGED, *RULES)
+    unknown = {type(layer).__name__ for layer in layers if layer not in ruled and not isinstance(layer, known)}
     if unknown:
-        raise GameError(f"attribution=attnlrp has no rule for {', '.join(sorted(unknown))}: add one to RULES.")
+        raise GameError(
+            f"relevance has no rule for {', '.join(sorted(unknown))}: add one to RULES (and CP_RULES) of {__name__}."
+        )
     with ExitStack() as stack:
         for layer in ruled:
-            stack.callback(layer.register_forward_hook(RULES[type(layer)]).remove)
+            stack.callback(layer.register_forward_hook(rules[type(layer)]).remove)
         yield
 
 
@@ -81,5 +100,37 @@ def _half_gradient(layer: MatMul, inputs: tuple[Tensor, Tensor], output: Tensor)
     return 0.5 * output + 0.5 * output.detach()
 
 
-RULES = {nn.RMSNorm: _constant_scale, nn.GELU: _constant_gate, MatMul: _half_gradient}
+def _no_gradient(layer: nn.Softmax, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.detach()
+
+
+RULES: Rules = {nn.RMSNorm: _constant_scale, nn.GELU: _constant_gate, MatMul: _half_gradient}
+CP_RULES: Rules = {nn.RMSNorm: _constant_scale, nn.GELU: _constant_gate, nn.Softmax: _no_gradient}
 UNCHANGED = (nn.Linear, nn.Embedding, nn.Softmax, nn.ReLU, nn.Dropout, nn.Identity)
+
+
+class AttnLRP(RelevancePropagation):
+    """AttnLRP: the relevance of a product is halved between its factors, and flows through the softmax.
+
+    A normaliser passes relevance as if its scale were constant (identity rule); GELU likewise, as x times a constant
+    gate; a product of two activations halves the gradient (uniform rule). Linear layers and the softmax keep their
+    gradient (epsilon rule at 0 and the deep Taylor rule).
+
+    Relevance is not conserved: the softmax and what a model adds to x (positions, tokens that do not play) take a
+    share. Products and nonlinearities that are no modules cannot be seen in models of one's own: use
+    :class:`metagame.models.layers.MatMul`.
+    """
+
+    rules = RULES
+    lxt_variant = "attnLRP"
+
+
+class CPLRP(RelevancePropagation):
+    """CP-LRP: attention weights (and gates of a gated feed-forward layer) are constants of the backward pass.
+
+    A model without biases is then linear in its input, so that the relevance of all input embeddings, players or not,
+    sums to f.
+    """
+
+    rules = CP_RULES
+    lxt_variant = "cp_LRP"

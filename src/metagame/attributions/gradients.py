@@ -26,7 +26,7 @@ class GradientInput(FirstOrder):
             inputs = explicand.masked(coalitions)
             return (inputs * explicand.gradients(inputs)).sum(-1)
 
-        return AttributionGame(attribute, explicand.n_players)
+        return explicand.game(attribute)
 
 
 class IntegratedGradients(FirstOrder):
@@ -50,7 +50,7 @@ class IntegratedGradients(FirstOrder):
             gradients = explicand.gradients(path.flatten(0, 1)).unflatten(0, path.shape[:2])
             return (delta * gradients.mean(0)).sum(-1)
 
-        return AttributionGame(attribute, explicand.n_players)
+        return explicand.game(attribute, inputs=self.steps)
 
 
 class IntegratedHessians:
@@ -68,6 +68,8 @@ class IntegratedHessians:
         self.steps = _check_steps(steps)
 
     def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
+        if explicand.in_batches is not None:
+            raise GameError("attribution=ih needs second derivatives, which this model has none of: choose meta_ig.")
         delta = explicand.x - explicand.baseline
         alpha = midpoints(self.steps, delta)
         with torch.enable_grad():

@@ -72,7 +72,8 @@ class Meta:
     Args:
         method: the first-order method.
         estimator, budget, seed: as in :func:`metagame.meta.meta_attributions`.
-        batch_size: the most coalitions that the method is given at once; all of them when None. Bounds memory only.
+        batch_size: the most coalitions that the method is given at once; None: as many as the method
+            says, or all of them. Bounds memory only.
     """
 
     def __init__(
@@ -99,7 +100,8 @@ class Meta:
     def play(self, explicand: Any, progress: Progress | None = None, **settings: Any) -> MetaAttributions:
         """The metagame of one explicand; ``settings`` are those of order and index."""
         game = self.method.game(explicand)
-        game.batch_size = self.batch_size
+        if self.batch_size is not None:
+            game.batch_size = self.batch_size
         return meta_attributions(
             game,
             self.estimator,

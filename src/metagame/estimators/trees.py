@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from math import factorial
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ def trees(
     n_trees: int = 100,
     depth: int = 4,
     learning_rate: float = 0.1,
+    n_threads: int | None = 1,
 ) -> Estimate:
     """Boost trees on a shared pool of coalitions, take their exact Shapley value, then regress what they leave.
 
@@ -46,6 +48,8 @@ def trees(
 
     Differs from the paper: it fits trees per step and target on 32(n-1) coalitions of their own and leaves the
     residuals.
+
+    ``n_threads`` targets are fitted side by side at order 1; None: as many as there are cores.
 
     Raises:
         GameError: ``budget`` is too small for the regression.
@@ -73,7 +77,7 @@ def trees(
     budget = settle_budget("trees", budget, least_budget(n), n)
     pool = draw_pool(n, budget, endogenous=endogenous, seed=seed)
     values = game(pool.coalitions, progress)
-    phi, rest = _boost_targets(boost, pool, values, endogenous)
+    phi, rest = _boost_targets(boost, pool, values, endogenous, n_threads)
     fit = fit_endogenous if endogenous else fit_exogenous
     phi += fit(pool, rest)[0]
     if endogenous:
@@ -83,22 +87,30 @@ def trees(
 
 
 def _boost_targets(
-    boost: GradientBoostingRegressor, pool: Pool, values: Values, endogenous: bool
+    boost: GradientBoostingRegressor, pool: Pool, values: Values, endogenous: bool, n_threads: int | None
 ) -> tuple[Float[np.ndarray, "t n"], Values]:
     """Shapley values of the trees of every target, and the values less the trees' predictions."""
+    from joblib import cpu_count  # that a job of a cluster may use, not of the node
+    from sklearn.base import clone
+
     n = pool.coalitions.shape[1]
     phi, rest = np.zeros((values.shape[1], n)), values.copy()
-    for target in range(values.shape[1]):
+
+    def fit_target(target: int) -> None:
         seen, others = np.ones(len(values), bool), np.ones(n, bool)
         if endogenous:
             seen, others[target] = pool.coalitions[:, target], False
         if not others.any():
-            continue
+            return
         sub = Pool(pool.coalitions[np.ix_(seen, others)], pool.weights[seen], pool.draws[seen], pool.paired)
         weights = kernel_weights(sub)
-        boost.fit(sub.coalitions, values[seen, target], np.where(weights > 0, weights, weights.max(initial=0) or 1))
-        phi[target, others] = tree_index(boost, 1)
-        rest[seen, target] -= boost.predict(sub.coalitions)
+        weights = np.where(weights > 0, weights, weights.max(initial=0) or 1)
+        fitted = clone(boost).fit(sub.coalitions, values[seen, target], weights)
+        phi[target, others] = tree_index(fitted, 1)
+        rest[seen, target] -= fitted.predict(sub.coalitions)
+
+    with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
+        list(executor.map(fit_target, range(values.shape[1])))
     return phi, rest
 
 

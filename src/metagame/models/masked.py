@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from metagame.games import GameError
+from metagame.games import AttributionGame, GameError
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class MaskedModel:
         x: the features present, ``(n, d)``.
         baseline: what replaces each feature, ``(n, d)``.
         module: the torch module inside f, for methods that reach into it.
+        in_batches: applies a function of rows to all rows, as many at a time as memory allows; at once when None.
+        batch_size: the most inputs that are kept at once, of as many coalitions; all of them when None.
     """
 
     f: Callable[[Float[Tensor, "k n d"]], Float[Tensor, " k"]]
     x: Float[Tensor, "n d"]
     baseline: Float[Tensor, "n d"]
     module: nn.Module | None = None
+    in_batches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.x.shape != self.baseline.shape:
@@ -66,7 +71,10 @@ class MaskedModel:
         return outputs
 
     def gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
-        """df/dx of every row, with one backward pass for all rows; the parameters of f get no gradient."""
+        """df/dx of every row, with one backward pass for the rows of a batch; the parameters of f get no gradient."""
+        return self._batched(self._gradients, inputs)
+
+    def _gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
         with torch.enable_grad():
             inputs = inputs.detach().requires_grad_()
             return torch.autograd.grad(self.outputs(inputs).sum(), inputs)[0]
@@ -74,4 +82,14 @@ class MaskedModel:
     @torch.no_grad()
     def values(self, coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, " k"]:
         """f_S of each coalition."""
-        return self.outputs(self.masked(coalitions))
+        return self._batched(self.outputs, self.masked(coalitions))
+
+    def _batched(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        return function(rows) if self.in_batches is None else self.in_batches(function, rows)
+
+    def game(
+        self, attribute: Callable[[Bool[np.ndarray, "k n"]], Float[Tensor, "k t"]], inputs: int = 1
+    ) -> AttributionGame:
+        """The game of a function that attributes coalitions, each by that many inputs of f."""
+        batch_size = None if self.batch_size is None else max(1, self.batch_size // inputs)
+        return AttributionGame(attribute, self.n_players, batch_size=batch_size)

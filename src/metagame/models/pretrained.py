@@ -15,6 +15,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from metagame.games import GameError
 from metagame.models.revision import file_revision
+from metagame.records import digest
+
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 def load_pretrained(load: Callable[..., Any], checkpoint: str, revision: str | None, **settings: Any) -> Any:
@@ -78,8 +81,38 @@ def load_model(
     revision: str | None,
     device: str | None,
     attention: str | None = None,
+    dtype: str = "float32",
 ) -> PreTrainedModel:
-    """The model in float32 on ``device``; ``classes`` maps the architectures that are possible to model classes.
+    """The model on ``device``; ``classes`` maps the architectures that are possible to model classes.
+
+    Raises:
+        GameError: as :func:`load_pretrained`, the checkpoint is of another architecture, ``dtype`` is none of
+            :data:`DTYPES`, or the device's memory does not suffice.
+    """
+    if dtype not in DTYPES:
+        raise GameError(f"model.dtype={dtype!r}: give one of {', '.join(DTYPES)}.")
+    model_class = find_class(classes, checkpoint, revision)
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention, "output_loading_info": True}
+    net, found = load_pretrained(model_class.from_pretrained, checkpoint, revision, **settings)
+    lacking = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if lacking:
+        raise GameError(
+            f"model.checkpoint={checkpoint!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
+            " save it again."
+        )
+    try:
+        return net.to(settle_device(device))
+    except torch.OutOfMemoryError as error:
+        raise GameError(
+            f"model.checkpoint={checkpoint!r} does not fit the memory of {settle_device(device)}: choose a smaller"
+            " model or a larger device."
+        ) from error
+
+
+def find_class(
+    classes: dict[str, type[PreTrainedModel]], checkpoint: str, revision: str | None
+) -> type[PreTrainedModel]:
+    """The class of a checkpoint's architecture, from its config alone.
 
     Raises:
         GameError: as :func:`load_pretrained`, or the checkpoint is of another architecture.
@@ -90,16 +123,7 @@ def load_model(
             f"model.checkpoint={checkpoint!r} is of architecture {config.model_type!r}: this adapter is for"
             f" {_listed(classes)}; choose the model whose adapter fits."
         )
-    model_class = classes[config.model_type]
-    settings = {"dtype": torch.float32, "attn_implementation": attention, "output_loading_info": True}
-    net, found = load_pretrained(model_class.from_pretrained, checkpoint, revision, **settings)
-    lacking = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
-    if lacking:
-        raise GameError(
-            f"model.checkpoint={checkpoint!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
-            " save it again."
-        )
-    return net.to(settle_device(device))
+    return classes[config.model_type]
 
 
 def _listed(names: Collection[str]) -> str:
@@ -112,12 +136,13 @@ def settle_device(device: str | None) -> str:
 
 
 def model_revision(net: PreTrainedModel, checkpoint: str) -> str:
-    """The hub's commit of the weights; of a folder a hash of its weights files."""
+    """The hub's commit; of a folder a hash of its files of weights and of its tokenizer."""
     commit = getattr(net.config, "_commit_hash", None)
     if commit is not None:
         return commit
-    weights = sorted([*Path(checkpoint).glob("*.safetensors"), *Path(checkpoint).glob("*.bin")])
-    return "-".join(map(file_revision, weights)) or "unknown"
+    patterns = ("*.safetensors", "*.bin", "tokenizer*.json", "chat_template*")
+    files = sorted(path for pattern in patterns for path in Path(checkpoint).glob(pattern))
+    return digest([file_revision(path) for path in files])[:16] if files else "unknown"
 
 
 class PretrainedTokenizer:

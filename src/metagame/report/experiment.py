@@ -50,7 +50,9 @@ def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
     write_table(table, folder)
     if settings.report.figure is not None:
-        save_figure(instantiate(settings.report.figure, _partial_=True)(results), folder)
+        figure = instantiate(settings.report.figure, _partial_=True)(results)
+        if figure is not None:
+            save_figure(figure, folder)
     log.info("wrote %s", folder / "table.md")
     return results
 

@@ -15,6 +15,7 @@ from PIL import Image
 from metagame.benchmarks.illustration import CAPTION, PART, CaptionedImage
 from metagame.jobs import build
 from metagame.records import Record
+from metagame.report.labels import told_apart
 from metagame.report.maps import draw_edges, draw_map, edge_scale, heat_scale
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
@@ -151,7 +152,7 @@ def _illustrated(results: list[JobResult], sample: str) -> Illustrated:
     """Gather one sample's maps from the jobs: first-order, meta, pairs."""
     tokens, parts, single, pairs = [], [], None, None
     for record, arrays in _records(results, sample):
-        tokens = _told_apart(record.scores[f"tokens of {CAPTION}"])
+        tokens = told_apart(record.scores[f"tokens of {CAPTION}"])
         if f"{CAPTION}.matrix" in arrays:
             single = arrays[f"{CAPTION}.matrix"]
         elif f"{CAPTION}.pairs" in arrays:
@@ -161,11 +162,6 @@ def _illustrated(results: list[JobResult], sample: str) -> Illustrated:
             titles = (name.removesuffix(".first_order").removeprefix(PART) for name in arrays)
             parts = [("whole caption", whole), *zip(titles, arrays.values(), strict=True)]
     return Illustrated(tokens, parts, single, pairs)
-
-
-def _told_apart(tokens: list[str]) -> list[str]:
-    """Tokens; those that occur again with their place, such as ``dog (2)``, counted from 1."""
-    return [f"{token} ({place})" if tokens.count(token) > 1 else token for place, token in enumerate(tokens, start=1)]
 
 
 def _records(results: list[JobResult], sample: str) -> Iterator[tuple[Record, dict[str, np.ndarray]]]:

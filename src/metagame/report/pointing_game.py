@@ -12,7 +12,7 @@ from metagame.jobs import build
 from metagame.report.maps import TOP, draw_edges, edge_scale
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes
-from metagame.report.scores import mean_cell
+from metagame.report.scores import all_hold, rounded_mean_cell
 from metagame.report.table import Column, Table
 
 TINY_NOTE = (
@@ -56,13 +56,8 @@ def _row(result: JobResult) -> dict:
     }
     for key in OBJECTS:
         scores = [record.scores[key] for record in result.done if record.scores.get(key) is not None]
-        row[key] = _rounded(mean_cell(scores)) if scores else None
+        row[key] = rounded_mean_cell(scores)
     return row
-
-
-def _rounded(cell: dict) -> dict:
-    """Six decimals: images meet other ones in their batch when a run is resumed with other settings."""
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in cell.items()}
 
 
 def _published_row(result: JobResult, rows: list[dict]) -> dict:
@@ -98,25 +93,18 @@ def _claims(results: list[JobResult], texts: dict[str, str]) -> list[dict]:
     models = sorted({model for model, *_ in jobs})
     answers: dict[str, bool | None] = {
         "meta_beats_first_order": _meta_beats_first_order(jobs),
-        "meta_beats_fixlip": _all_hold([_best_meta_beats_fixlip(jobs, model) for model in models]),
+        "meta_beats_fixlip": all_hold([_best_meta_beats_fixlip(jobs, model) for model in models]),
     }
     siglips = [model for model in models if model.startswith("siglip")]
     if siglips:
-        answers["mask_siglip_is_best"] = _all_hold([_is_best(jobs, (model, "mask_siglip", True)) for model in siglips])
+        answers["mask_siglip_is_best"] = all_hold([_is_best(jobs, (model, "mask_siglip", True)) for model in siglips])
     metaclips = [model for model in models if model.startswith("metaclip2")]
     if metaclips:
         rivals = [
             [jobs.get((model, name, True)) for name in ("generic_attention", "grad_eclip")] for model in metaclips
         ]
-        answers["attention_beats_grad_eclip"] = _all_hold([_beats(attention, eclip) for attention, eclip in rivals])
+        answers["attention_beats_grad_eclip"] = all_hold([_beats(attention, eclip) for attention, eclip in rivals])
     return [{"claim": texts[name], "holds": holds} for name, holds in answers.items()]
-
-
-def _all_hold(answers: list[bool | None]) -> bool | None:
-    """Whether all hold; None where none is false and one is not known, or there is none."""
-    if False in answers:
-        return False
-    return None if None in answers or not answers else True
 
 
 def _any_holds(answers: list[bool | None]) -> bool | None:
@@ -145,7 +133,7 @@ def _score(result: JobResult, samples: set[str]) -> float | None:
 def _meta_beats_first_order(jobs: dict[tuple, JobResult]) -> bool | None:
     pairs = [(jobs[kind], jobs[*kind[:2], False]) for kind in jobs if kind[2] and (*kind[:2], False) in jobs]
     cells = [(_row(meta)[key], _row(first)[key]) for (meta, first), key in product(pairs, OBJECTS)]
-    return _all_hold([a["mean"] > b["mean"] if a and b else None for a, b in cells])
+    return all_hold([a["mean"] > b["mean"] if a and b else None for a, b in cells])
 
 
 def _best_meta_beats_fixlip(jobs: dict[tuple, JobResult], model: str) -> bool | None:
@@ -155,7 +143,7 @@ def _best_meta_beats_fixlip(jobs: dict[tuple, JobResult], model: str) -> bool | 
 
 def _is_best(jobs: dict[tuple, JobResult], kind: tuple[str, str, bool]) -> bool | None:
     rivals = [result for other, result in jobs.items() if other[0] == kind[0] and other != kind]
-    return _all_hold([_beats(jobs.get(kind), rival) for rival in rivals])
+    return all_hold([_beats(jobs.get(kind), rival) for rival in rivals])
 
 
 def scenes_figure(results: list[JobResult], images: list[int]) -> Figure:

@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.jobs import display_label, job_folder, job_identity, job_label
-from metagame.records import Record, RecordStore
+from metagame.records import Record, RecordStore, digest
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,17 @@ class JobResult:
     @cached_property
     def failed(self) -> list[Record]:
         return [record for record in self.records if record.status == "failed"]
+
+    @cached_property
+    def setting(self) -> str:
+        """The same for jobs that differ in their method only: a hash of model, benchmark, seed and scale."""
+        identity = job_identity(self.config)
+        return digest({key: value for key, value in identity.items() if key not in ("attribution", "estimator")})
+
+    def uses(self, method: str, *, meta: bool = False) -> bool:
+        """Whether the job's method is of this class, and its metagame played or not."""
+        attribution = self.config.attribution
+        return attribution.method["_target_"].rpartition(".")[2] == method and bool(attribution.meta) == meta
 
     def arrays(self, record: Record) -> dict[str, np.ndarray]:
         return RecordStore(self.folder).load_arrays(record)

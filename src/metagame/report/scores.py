@@ -7,6 +7,8 @@ import numpy as np
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
+DECIDED = "A claim is decided where the mean difference, prompt by prompt, is more than two standard errors."
+
 
 def scores_table(results: list[JobResult], scale: str) -> Table:
     """Mean ± 2 standard errors of every score that is a number."""
@@ -35,3 +37,29 @@ def mean_cell(values: list[float]) -> dict[str, float | int | None]:
     """A cell of type ``mean``: mean, two standard errors of it (None of a single value) and n."""
     two_se = float(2 * np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "two_se": two_se, "n": len(values)}
+
+
+def rounded_mean_cell(values: list[float]) -> dict[str, float | int | None] | None:
+    """As :func:`mean_cell`, of six decimals; None of no values.
+
+    What was computed in another batch differs by the rounding of the model's numbers (in float32 in the last digits),
+    and equal runs are to give equal bytes.
+    """
+    if not values:
+        return None
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in mean_cell(values).items()}
+
+
+def is_positive(differences: list[float]) -> bool | None:
+    """Whether a mean difference is above 0, or below, by more than two standard errors; None: not decided."""
+    cell = mean_cell(differences) if differences else {"two_se": None}
+    if cell["two_se"] is None or abs(cell["mean"]) <= cell["two_se"]:
+        return None
+    return cell["mean"] > 0
+
+
+def all_hold(answers: list[bool | None]) -> bool | None:
+    """Whether all hold; None where none is false and one is not known, or there is none."""
+    if False in answers:
+        return False
+    return None if None in answers or not answers else True

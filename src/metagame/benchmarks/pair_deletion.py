@@ -1,0 +1,61 @@
+"""Token-pair insertion and deletion: what the answer loses without the strongest pairs, and gains with them alone.
+
+Beyond the paper, which names it as the test of faithfulness that it lacks (Sec. 6, Limitations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from metagame.attributions.method import Explanation
+from metagame.benchmarks.prompts import AnnotatedPrompt, pair_matrix, select_prompts
+from metagame.models.language_model import AnsweredPrompt
+
+
+class PairDeletion:
+    """Samples are prompts; scores the mean of f_S along the curves of deletion and insertion, and their difference.
+
+    Pairs are ranked by |M|, of its two directions the larger. Deletion takes the tokens of one pair after the other
+    from the prompt, insertion puts them into one without any; what one pair took, the next finds gone. A curve is f_S
+    over the share of tokens taken or put, piecewise linear, and its mean the area below it. A faithful ranking falls
+    fast and rises fast: the area between the curves, insertion - deletion, is large. In units of f, logits.
+
+    Args:
+        prompts, ids, prompt: as for :class:`metagame.benchmarks.prompts.Prompts`.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[AnnotatedPrompt],
+        ids: Sequence[str] | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        self._samples = select_prompts(prompts, ids, prompt, None)
+
+    def samples(self) -> list[AnnotatedPrompt]:
+        return self._samples
+
+    def score(self, sample: AnnotatedPrompt, explicand: AnsweredPrompt, explanation: Explanation) -> dict[str, float]:
+        taken = pair_path(pair_matrix(explanation))
+        values = explicand.values(np.concatenate([~taken, taken])).cpu().double().numpy()
+        share = taken.mean(1)
+        deletion, insertion = (float(np.trapezoid(curve, share)) for curve in np.split(values, 2))
+        return {"deletion": deletion, "insertion": insertion, "area": insertion - deletion}
+
+
+def pair_path(matrix: Float[np.ndarray, "n n"]) -> Bool[np.ndarray, "k n"]:
+    """The tokens of the strongest 0, 1, 2, ... pairs, from none to all; pairs that add none are left out."""
+    n = len(matrix)
+    first, second = np.triu_indices(n, 1)
+    size = np.maximum(np.abs(matrix), np.abs(matrix.T))[first, second]
+    taken = np.zeros(n, bool)
+    path = [taken.copy()]
+    for pair in np.argsort(-size, kind="stable"):
+        ends = [first[pair], second[pair]]
+        if not taken[ends].all():
+            taken[ends] = True
+            path.append(taken.copy())
+    return np.array(path)

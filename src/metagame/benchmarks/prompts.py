@@ -1,0 +1,214 @@
+"""Prompts with pairs of words that interact, and how soon a method's strongest interactions find them (Figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice, product
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from metagame.attributions.method import Explanation
+from metagame.benchmarks.reviews import Review, reviews
+from metagame.games import GameError
+from metagame.models.language_model import AnsweredPrompt
+
+DRAWS_PER_PROMPT = 100
+"""Reviews to look at for each prompt, at most."""
+SHARES = tuple(range(16))
+"""Percentages of the n(n-1) directed pairs among which a pair is to be found."""
+
+
+@dataclass(frozen=True)
+class AnnotatedPrompt:
+    """A prompt, and pairs of strings in it that interact."""
+
+    id: str
+    text: str
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise GameError(f"benchmark.prompt={self.text!r}: give a text.")
+        if not _is_list(self.pairs) or not all(map(_is_pair, self.pairs)):
+            raise GameError(f"benchmark.pairs={self.pairs!r}: give a list of two strings each, such as [[not, bad]].")
+        object.__setattr__(self, "pairs", tuple(map(tuple, self.pairs)))
+
+
+def _is_pair(pair: Any) -> bool:
+    two = _is_list(pair) and len(pair) == 2
+    return two and all(isinstance(each, str) and each.strip() for each in pair)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def annotated_prompts() -> list[AnnotatedPrompt]:
+    """The paper's 21 prompts (App. D.1)."""
+    text = files("metagame.benchmarks").joinpath("annotated_prompts.yaml").read_text(encoding="utf-8")
+    return [
+        AnnotatedPrompt(entry["id"], entry["text"], tuple(map(tuple, entry["pairs"]))) for entry in yaml.safe_load(text)
+    ]
+
+
+def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[AnnotatedPrompt]:
+    """Reviews that training never saw, with at least one pair that interacts by construction.
+
+    Args:
+        count: of the prompts.
+        least: fewest words.
+        most: most words.
+        seed: of the reviews.
+
+    Raises:
+        GameError: the grammar hardly makes reviews of so many words.
+    """
+
+    def fits(review: Review) -> bool:
+        interacting = {place for pair in review.pairs() for place in pair}
+        named_once = all(review.words.count(review.words[place]) == 1 for place in interacting)
+        return least <= len(review.words) <= most and bool(interacting) and named_once
+
+    found: dict[str, Review] = {}
+    for review in filter(fits, islice(reviews(seed, held_out=True), DRAWS_PER_PROMPT * count)):
+        found[review.text] = review
+        if len(found) == count:
+            break
+    if len(found) < count:
+        raise GameError(
+            f"only {len(found)} of benchmark.prompts.count={count} reviews with {least} to {most} words were found: ask"
+            " for fewer, or for other lengths (least, most)."
+        )
+    return [
+        AnnotatedPrompt(f"review_{number}", text, tuple((review.words[a], review.words[b]) for a, b in review.pairs()))
+        for number, (text, review) in enumerate(found.items())
+    ]
+
+
+class Prompts:
+    """Samples are annotated prompts; the scores Recall@K of their pairs, and what a figure shows beside the map.
+
+    Args:
+        prompts: the samples.
+        ids: of those to take; all of them when None.
+        prompt, pairs: one's own, in place of all others; without pairs nothing is to be recalled.
+
+    Raises:
+        GameError: an id is unknown, or one's own pairs are no pairs.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[AnnotatedPrompt],
+        ids: Sequence[str] | None = None,
+        prompt: str | None = None,
+        pairs: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        self._samples = select_prompts(prompts, ids, prompt, pairs)
+
+    def samples(self) -> list[AnnotatedPrompt]:
+        return self._samples
+
+    def score(self, sample: AnnotatedPrompt, explicand: AnsweredPrompt, explanation: Explanation) -> dict[str, Any]:
+        ranks, unmatched = pair_ranks(sample.pairs, explicand.tokens, pair_matrix(explanation))
+        n = explicand.n_players
+        recall = {
+            f"recall_{share}": float(np.mean([rank <= most_pairs(share, n) for rank in ranks])) if ranks else None
+            for share in SHARES
+        }
+        shown = {"text": sample.text, "tokens": list(explicand.tokens), "answer": explicand.answer}
+        return recall | {"n_players": n, "ranks": ranks, "unmatched": [" + ".join(pair) for pair in unmatched]} | shown
+
+
+def select_prompts(
+    prompts: Sequence[AnnotatedPrompt],
+    ids: Sequence[str] | str | None,
+    prompt: str | None,
+    pairs: Sequence[Sequence[str]] | None,
+) -> list[AnnotatedPrompt]:
+    """One's own prompt if there is one, else those with the ids, else all."""
+    if prompt is not None:
+        return [_own_prompt(prompt, pairs or ())]
+    if pairs is not None:
+        raise GameError("benchmark.pairs needs benchmark.prompt, whose pairs they are.")
+    if ids is None:
+        return list(prompts)
+    ids = list(dict.fromkeys(ids if _is_list(ids) else [ids]))
+    known = {each.id: each for each in prompts}
+    if not ids:
+        raise GameError(f"benchmark.ids is empty; choose among {', '.join(known)}, or null for all.")
+    unknown = [name for name in ids if name not in known]
+    if unknown:
+        raise GameError(f"benchmark.ids: {', '.join(map(str, unknown))} unknown; choose among {', '.join(known)}.")
+    return [known[name] for name in ids]
+
+
+def _own_prompt(prompt: str, pairs: Sequence[Sequence[str]]) -> AnnotatedPrompt:
+    own = AnnotatedPrompt(str(prompt), prompt, pairs)
+    for string in (string for pair in own.pairs for string in pair):
+        if _plain(string) not in _plain(prompt):
+            raise GameError(f"benchmark.pairs: {string!r} is not in the prompt {prompt!r}: spell it as it is there.")
+    return own
+
+
+def pair_matrix(explanation: Explanation) -> Float[np.ndarray, "n n"]:
+    """The score of each directed pair: a second-order method's entry j -> i, or R_i + R_j of a first-order one."""
+    if explanation.matrix is not None:
+        return explanation.matrix
+    return explanation.first_order[:, None] + explanation.first_order[None, :]
+
+
+def most_pairs(share: int, n: int) -> int:
+    """K, of n players: ``share`` percent of the directed pairs, at least one."""
+    return max(1, round(share * n * (n - 1) / 100))
+
+
+def pair_ranks(
+    pairs: Sequence[tuple[str, str]], tokens: Sequence[str], matrix: Float[np.ndarray, "n n"]
+) -> tuple[list[int], list[tuple[str, str]]]:
+    """The rank of each pair among all directed ones by size of the entry, and the pairs that are not in the prompt.
+
+    A rank is 1 + the number of off-diagonal entries that are strictly larger; the better direction counts, and the best
+    match where a string occurs more than once. A string of several tokens is represented by the first.
+    """
+    size = np.abs(matrix)
+    others = np.sort(size[~np.eye(len(size), dtype=bool)])
+    ranks, unmatched = [], []
+    for pair in pairs:
+        places = [(a, b) for a, b in product(*(string_places(string, tokens) for string in pair)) if a != b]
+        if not places:
+            unmatched.append(pair)
+            continue
+        best = max(max(size[a, b], size[b, a]) for a, b in places)
+        ranks.append(int(1 + len(others) - np.searchsorted(others, best, side="right")))
+    return ranks, unmatched
+
+
+def string_places(string: str, tokens: Sequence[str]) -> list[int]:
+    """First tokens of the spans that spell ``string``: those that are it exactly, else those that contain it.
+
+    Case and white space do not count; of several spans the shortest ones.
+    """
+    wanted = _plain(string)
+    pieces = [_plain(token) for token in tokens]
+    exact: dict[int, list[int]] = {}
+    around: dict[int, list[int]] = {}
+    for start in range(len(pieces)):
+        spelled = ""
+        for stop in range(start, len(pieces)):
+            spelled += pieces[stop]
+            if wanted in spelled:
+                found = exact if spelled == wanted else around
+                found.setdefault(stop - start, []).append(start)
+                break
+    matches = exact or around
+    return matches[min(matches)] if matches else []
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split()).casefold()

@@ -1,0 +1,269 @@
+"""Language models of transformers: tokens of the prompt play, the mean logit of the answer's tokens is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    GenerationConfig,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from metagame.games import GameError
+from metagame.models.masked import MaskedModel
+from metagame.models.pretrained import find_class, load_model, load_pretrained, model_revision
+from metagame.models.prompt_tokens import PromptTokens, absent_token_id, require_template, tokenize_prompt
+from metagame.models.token_batches import TokenBatches
+
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    "gemma3_text": Gemma3ForCausalLM,
+    "gemma3": Gemma3ForConditionalGeneration,
+    "llama": LlamaForCausalLM,
+    "mistral": MistralForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+    "qwen3": Qwen3ForCausalLM,
+}
+"""Model class of each architecture that the adapter is for: a decoder, and a head that is a matrix."""
+
+COALITIONS = 256
+"""The most coalitions whose embeddings are kept at once."""
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """A sample with a text to be answered."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AnsweredPrompt(MaskedModel):
+    """A prompt and its answer: f_S is the mean logit of the answer's tokens, given those of the prompt in S.
+
+    Attributes:
+        tokens: the players' pieces of the text.
+        answer: the generated text.
+    """
+
+    tokens: tuple[str, ...] = ()
+    answer: str = ""
+
+
+class LanguageModel:
+    """A causal language model, explained through its input embeddings.
+
+    The answer is generated greedily from the whole prompt. f_S is the mean over its tokens of their logits when they
+    are teacher-forced behind the prompt whose tokens outside S are replaced by the absent token: since the answer is
+    fixed and attention causal, one pass gives all generation steps, and one backward pass of their mean the mean of
+    their attributions (App. C.2). Only the logits of the answer's tokens are computed, in float32.
+
+    Of Gemma 3 checkpoints with a vision tower the text part is kept: LXT has rules for it alone.
+
+    Args:
+        net: the model, in evaluation mode.
+        tokenizer: of transformers.
+        revision: of the weights.
+        chat: whether prompts are put in the tokenizer's chat template.
+        template_settings: what the template is given beside the prompt.
+        max_new_tokens: the most tokens of an answer.
+        tokens_per_batch: tokens in a forward and backward pass; shrinks by itself where memory does not suffice.
+        absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
+
+    Raises:
+        GameError: the tokenizer has no token for absent ones, or the head is more than a matrix.
+    """
+
+    sample_type = Prompt
+
+    def __init__(
+        self,
+        net: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        revision: str,
+        *,
+        chat: bool,
+        template_settings: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 100,
+        tokens_per_batch: int = 8192,
+        absent_token: str | None = None,
+    ) -> None:
+        _check_settings(tokenizer, chat, template_settings, max_new_tokens, tokens_per_batch, absent_token)
+        self.net = text_part(net).eval().requires_grad_(False)
+        if getattr(self.net.config, "final_logit_softcapping", None) is not None:
+            raise GameError(
+                "this model caps its logits (final_logit_softcapping), which no attribution here knows of: choose a"
+                " model whose config has none, such as Gemma 3."
+            )
+        self.tokenizer = tokenizer
+        self.revision = revision
+        self.chat = chat
+        self.template_settings = template_settings
+        self.max_new_tokens = max_new_tokens
+        self.batches = TokenBatches(tokens_per_batch)
+        self.absent_id = absent_token_id(tokenizer, absent_token)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: str = "float32",
+        attention: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """From a folder, or an id on the Hugging Face hub.
+
+        Args:
+            checkpoint: the folder or id.
+            revision: commit, tag or branch on the hub.
+            device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
+            dtype: of weights and activations, such as ``bfloat16``; attributions are summed in float32.
+            attention: the implementation that transformers is to use; None: its own choice.
+            settings: see the class.
+
+        Raises:
+            GameError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
+        """
+        # the weights take minutes: whatever else is off is told before them
+        find_class(CLASSES, checkpoint, revision)
+        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision)
+        _check_settings(tokenizer, **settings)
+        net = load_model(CLASSES, checkpoint, revision, device, attention, dtype)
+        return cls(net, tokenizer, model_revision(net, checkpoint), **settings)
+
+    @property
+    def device(self) -> str:
+        return str(self.net.device)
+
+    def prepare(self, sample: Prompt) -> AnsweredPrompt:
+        """The prompt with the model's answer to it.
+
+        Raises:
+            GameError: the prompt has fewer than two players or is too long, or the answer is empty.
+        """
+        prompt = self.tokenize(sample.text)
+        answer = self.generate(prompt)
+        if not answer:
+            raise GameError(
+                f"the model's answer to {sample.text!r} is empty, it ended at once: there is nothing to explain; ask"
+                " differently, or check model.chat."
+            )
+        return self.explicand(prompt, answer)
+
+    def tokenize(self, text: str) -> PromptTokens:
+        """The tokens of a prompt, and which of them play."""
+        return tokenize_prompt(self.tokenizer, text, self.chat, self.template_settings)
+
+    @torch.no_grad()
+    def generate(self, prompt: PromptTokens) -> tuple[int, ...]:
+        """The tokens of the greedy answer, without the one that ends it."""
+        context = self.net.config.max_position_embeddings
+        if len(prompt.ids) + self.max_new_tokens > context:
+            raise GameError(
+                f"the prompt's {len(prompt.ids)} tokens and an answer of {self.max_new_tokens} are more than the"
+                f" model's context of {context}: shorten the prompt or lower model.max_new_tokens."
+            )
+        recommended = self.net.generation_config
+        ends = _end_ids(recommended.eos_token_id, self.tokenizer.eos_token_id, prompt.turn_end)
+        ids = torch.tensor([prompt.ids], device=self.device)
+        # greedy, whatever sampling the checkpoint recommends
+        self.net.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=self.absent_id,
+        )
+        try:
+            found = self.net.generate(ids, attention_mask=torch.ones_like(ids))
+        except torch.OutOfMemoryError as error:
+            raise GameError(
+                f"an answer of {self.max_new_tokens} tokens is too much for the device's memory: lower"
+                " model.max_new_tokens, or choose a smaller model."
+            ) from error
+        finally:
+            self.net.generation_config = recommended
+        answer = found[0, len(prompt.ids) :].tolist()
+        return tuple(answer[:-1] if answer[-1] in ends else answer)
+
+    def explicand(self, prompt: PromptTokens, answer: tuple[int, ...]) -> AnsweredPrompt:
+        """The prompt as a masked model over the input embeddings of its players, ``(n, d)``, in float32 or better."""
+        precise = torch.promote_types(self.net.dtype, torch.float32)
+        ids = torch.tensor([*prompt.ids, *answer[:-1]], device=self.device)
+        positions = torch.tensor(prompt.positions, device=self.device)
+        embed = self.net.get_input_embeddings()
+        sequence = embed(ids)
+        absent = embed(torch.tensor(self.absent_id, device=self.device))
+        head, decoder = self.net.get_output_embeddings(), self.net.get_decoder()
+        directions = head.weight[list(answer)].to(precise)
+        offset = 0.0 if head.bias is None else head.bias[list(answer)].to(precise).mean()
+
+        def mean_logit(inputs: Float[Tensor, "k n d"]) -> Float[Tensor, " k"]:
+            rows = sequence.expand(len(inputs), -1, -1).index_copy(1, positions, inputs.to(sequence.dtype))
+            hidden = decoder(inputs_embeds=rows, use_cache=False).last_hidden_state[:, len(prompt.ids) - 1 :]
+            return (hidden.to(precise) * directions).sum(-1).mean(1) + offset
+
+        x = sequence[positions].to(precise)
+        return AnsweredPrompt(
+            mean_logit,
+            x,
+            absent.to(precise).expand_as(x),
+            self.net,
+            in_batches=partial(self.batches.map, length=len(ids)),
+            batch_size=COALITIONS,
+            tokens=prompt.labels,
+            answer=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+        )
+
+
+def _check_settings(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: bool,
+    template_settings: Mapping[str, Any] | None = None,
+    max_new_tokens: int = 1,
+    tokens_per_batch: int = 1,
+    absent_token: str | None = None,
+) -> None:
+    """Raise GameError where a setting is off, or does not fit the tokenizer."""
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise GameError(f"model.max_new_tokens={max_new_tokens!r}: give a positive whole number of tokens.")
+    if not isinstance(chat, bool):
+        raise GameError(f"model.chat={chat!r}: give true or false.")
+    if template_settings is not None and not isinstance(template_settings, Mapping):
+        raise GameError(f"model.template_settings={template_settings!r}: give a mapping, such as {{key: value}}.")
+    TokenBatches(tokens_per_batch)
+    absent_token_id(tokenizer, absent_token)
+    if chat:
+        require_template(tokenizer)
+
+
+def _end_ids(*declared: int | list[int] | None) -> set[int]:
+    """All ids among what is one, several or none."""
+    several = [each if isinstance(each, list) else [each] for each in declared]
+    return {token for each in several for token in each if token is not None}
+
+
+def text_part(net: PreTrainedModel) -> PreTrainedModel:
+    """The language model of a checkpoint that has a vision tower too; others as they are."""
+    if not isinstance(net, Gemma3ForConditionalGeneration):
+        return net
+    with torch.device("meta"):
+        text = Gemma3ForCausalLM(net.config.text_config)
+    text.model, text.lm_head = net.model.language_model, net.lm_head
+    text.generation_config = net.generation_config
+    return text

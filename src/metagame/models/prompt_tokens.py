@@ -1,0 +1,128 @@
+"""A prompt as tokens: which of them play, and what stands in for an absent one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from metagame.games import GameError
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """What a language model is given.
+
+    Attributes:
+        ids: of all tokens, the template's and special ones included.
+        positions: in ``ids`` of the players: tokens of the prompt that are neither special nor white space.
+        labels: the players' pieces of the text.
+        turn_end: the special token that the template puts behind the prompt; None without one.
+    """
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    labels: tuple[str, ...]
+    turn_end: int | None = None
+
+
+def tokenize_prompt(
+    tokenizer: PreTrainedTokenizerBase, text: str, chat: bool, template_settings: Mapping[str, Any] | None = None
+) -> PromptTokens:
+    """The prompt in the tokenizer's chat template, or alone.
+
+    Players are found by where they stand: the template is what does not change with the prompt. A word that is unknown
+    to the tokenizer is a special token, and as good as absent.
+
+    Args:
+        tokenizer: a fast one, since places in the text are needed.
+        text: of the prompt.
+        chat: whether to use the chat template, with a generation prompt.
+        template_settings: what the template is given beside the prompt.
+
+    Raises:
+        GameError: the tokenizer is not fast, has no chat template, or fewer than two players are left.
+    """
+    if not tokenizer.is_fast:
+        raise GameError("the tokenizer cannot tell where its tokens stand: use a fast one (a tokenizer.json).")
+    if chat:
+        rendered, start, stop = _render(tokenizer, text, template_settings or {})
+    else:
+        rendered, start, stop = text, 0, len(text)
+    encoded = tokenizer(rendered, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
+    ids, places = encoded["input_ids"], encoded["offset_mapping"]
+    special = special_ids(tokenizer)
+    players = [
+        (position, piece)
+        for position, (token, (left, right)) in enumerate(zip(ids, places, strict=True))
+        if token not in special
+        and max(left, start) < min(right, stop)
+        and (piece := tokenizer.decode([token], clean_up_tokenization_spaces=False).strip())
+    ]
+    if len(players) < 2:
+        raise GameError(
+            f"the prompt {text!r} has {len(players)} players, and a metagame needs two: give more words (those that the"
+            " tokenizer does not know are none)."
+        )
+    behind = [token for token, (left, _) in zip(ids, places, strict=True) if chat and left >= stop]
+    turn_end = behind[0] if behind and behind[0] in special else None
+    positions, labels = zip(*players, strict=True)
+    return PromptTokens(tuple(ids), positions, labels, turn_end)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all tokens that the tokenizer calls special, named ones or not."""
+    added = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def absent_token_id(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> int:
+    """The token that stands in for an absent one: the one named, or the tokenizer's mask, unk or pad token.
+
+    Raises:
+        GameError: there is none.
+    """
+    if name is not None:
+        token = tokenizer.get_vocab().get(name)
+        if token is None:
+            raise GameError(
+                f"model.absent_token={name!r} is no token of the tokenizer: give one as it is spelled there."
+            )
+        return token
+    for token in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return token
+    raise GameError("the tokenizer has no mask, unk or pad token for absent ones: name a token by model.absent_token.")
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise GameError where the tokenizer has no chat template."""
+    if tokenizer.chat_template is None:
+        raise GameError(
+            "model.chat=true needs a tokenizer with a chat template; this one has none: set model.chat=false."
+        )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, text: str, settings: Mapping[str, Any]) -> tuple[str, int, int]:
+    """The prompt in the chat template, and where in it the prompt starts and stops."""
+    require_template(tokenizer)
+
+    fixed = {"tokenize": False, "add_generation_prompt": True}
+    if fixed.keys() & settings.keys():
+        raise GameError(f"model.template_settings cannot set {' or '.join(fixed)}, which are always the same.")
+
+    def render(content: str) -> str:
+        return tokenizer.apply_chat_template([{"role": "user", "content": content}], **fixed, **settings)
+
+    one, other, rendered = render("0"), render("1"), render(text)
+    if one == other:
+        raise GameError(
+            "the tokenizer's chat template does not show a prompt that is a plain text: set model.chat=false."
+        )
+    return rendered, _first_difference(one, other), len(rendered) - _first_difference(one[::-1], other[::-1])
+
+
+def _first_difference(one: str, other: str) -> int:
+    return next(place for place, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)

@@ -1,0 +1,64 @@
+"""Rows through a model in batches that fit the device's memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metagame.games import GameError
+
+log = logging.getLogger(__name__)
+
+
+class TokenBatches:
+    """Batches of sequences with at most ``budget`` tokens together; halved, for good, where memory does not suffice.
+
+    Args:
+        budget: tokens of a batch, at least one sequence.
+
+    Raises:
+        GameError: the budget is no positive whole number.
+    """
+
+    def __init__(self, budget: int) -> None:
+        if not isinstance(budget, int) or budget < 1:
+            raise GameError(f"model.tokens_per_batch={budget!r}: give a positive whole number of tokens.")
+        self.budget = budget
+
+    def map(self, function: Callable[[Tensor], Tensor], rows: Tensor, length: int) -> Tensor:
+        """``function`` of all rows, batch by batch; a row stands for a sequence of ``length`` tokens.
+
+        Raises:
+            GameError: the memory does not suffice for a single row.
+        """
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(rows):
+            size = min(max(1, self.budget // length), len(rows) - start)
+            part = _unless_out_of_memory(function, rows[start : start + size])
+            if part is not None:
+                parts.append(part)
+                start += size
+            elif size == 1:
+                raise GameError(
+                    f"one sequence of {length} tokens is too much for the device's memory: lower model.max_new_tokens,"
+                    " shorten the prompt, or choose a smaller model."
+                )
+            else:
+                self.budget = length * (size // 2)
+                log.info("out of memory: going on with batches of %d tokens (model.tokens_per_batch).", self.budget)
+        return torch.cat(parts) if parts else function(rows)
+
+
+def _unless_out_of_memory(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor | None:
+    try:
+        return function(rows)
+    except torch.OutOfMemoryError:
+        pass
+    # behind the except clause, which keeps the tensors of the failed batch alive
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

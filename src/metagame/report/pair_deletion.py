@@ -1,0 +1,91 @@
+"""The table of token-pair insertion and deletion."""
+
+from __future__ import annotations
+
+from metagame.report.results import JobResult, failure_notes
+from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
+from metagame.report.table import Column, Table
+
+CURVES = {"insertion": "below insertion", "deletion": "below deletion", "area": "between the curves"}
+
+CLAIM = "Meta-AttnLRP has a larger area between the curves than sums of AttnLRP"
+
+
+def pair_deletion_table(results: list[JobResult], scale: str) -> Table:
+    """Rows are model x method; cells the areas of the curves, in logits, and the gain over random pairs."""
+    columns = [Column("model", "model", "text"), Column("method", "method", "text")]
+    columns += [Column(key, label, "mean") for key, label in CURVES.items()]
+    columns += [Column("gain", "gain over random", "mean"), Column("n", "prompts", "text")]
+    return Table(
+        title=f"{results[0].config.name}: insertion and deletion of token pairs",
+        scale=scale,
+        columns=columns,
+        rows=[_row(result, results) for result in results],
+        published=[{} for _ in results],
+        n_samples=max(len(result.done) for result in results),
+        claims=[{"claim": CLAIM, "holds": _meta_beats_sums(results)}],
+        notes=[
+            "Mean logit of the answer's tokens, over the share of prompt tokens that were put (insertion, higher is"
+            " better) or taken (deletion, lower is better) with the strongest pairs first; mean ± 2 standard errors"
+            " over prompts. The area between the curves is insertion - deletion: higher is better.",
+            "Gain: the area between the curves less that of random pairs, prompt by prompt.",
+            "Pairs are ranked by the size of their larger direction, those of first-order methods by |R_a + R_b|.",
+            DECIDED,
+            *_comparison_notes(results),
+            *failure_notes(results),
+        ],
+    )
+
+
+def _row(result: JobResult, results: list[JobResult]) -> dict:
+    row = {
+        "model": result.config.model.label,
+        "method": result.config.attribution.label,
+        "n": str(len(result.done)),
+    }
+    row |= {key: rounded_mean_cell([record.scores[key] for record in result.done]) for key in CURVES}
+    return row | {"gain": rounded_mean_cell(_gains(result, results))}
+
+
+def _gains(result: JobResult, results: list[JobResult]) -> list[float]:
+    """The area less that of random pairs, on the prompts that both have."""
+    for other in results:
+        if other.uses("RandomPairs") and other is not result and other.setting == result.setting:
+            return _differences(result, other, "area")
+    return []
+
+
+def _differences(result: JobResult, other: JobResult, score: str) -> list[float]:
+    """One job's score less another's, on the prompts that both have."""
+    known = {record.sample: record.scores[score] for record in other.done}
+    return [record.scores[score] - known[record.sample] for record in result.done if record.sample in known]
+
+
+def _comparisons(results: list[JobResult]) -> list[tuple[JobResult, JobResult]]:
+    """Meta-AttnLRP and AttnLRP, of which nothing else differs, with prompts that both have."""
+    return [
+        (meta, first)
+        for meta in results
+        for first in results
+        if meta.uses("AttnLRP", meta=True) and first.uses("AttnLRP") and meta.setting == first.setting
+        if _differences(meta, first, "area")
+    ]
+
+
+def _meta_beats_sums(results: list[JobResult]) -> bool | None:
+    return all_hold([is_positive(_differences(meta, first, "area")) for meta, first in _comparisons(results)])
+
+
+def _comparison_notes(results: list[JobResult]) -> list[str]:
+    """How far Meta-AttnLRP is from sums of AttnLRP in each curve, prompt by prompt."""
+    notes = []
+    for meta, first in _comparisons(results):
+        cells = {score: mean_cell(_differences(meta, first, score)) for score in CURVES}
+        texts = [
+            f"{score} {cell['mean']:+.3f}" + ("" if cell["two_se"] is None else f" ± {cell['two_se']:.3f}")
+            for score, cell in cells.items()
+        ]
+        notes.append(
+            f"{meta.config.model.label}: Meta-AttnLRP less sums of AttnLRP, prompt by prompt: {', '.join(texts)}."
+        )
+    return notes

@@ -1,0 +1,164 @@
+"""Recall@K of annotated pairs: the table of Figures 3 and 10, and their curves."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from metagame.benchmarks.prompts import SHARES
+from metagame.report.maps import COLORS
+from metagame.report.results import JobResult, failure_notes
+from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
+from metagame.report.table import Column, Table
+
+STYLES = ("-", "--", "-.", ":")
+SHOWN = (1, 5, 10, 15)
+"""Percentages with a column of their own."""
+CLAIM = "Meta-AttnLRP recalls more of the annotated pairs than sums of AttnLRP (mean over K = 1 to 15 %)"
+
+
+def recall_table(results: list[JobResult], scale: str) -> Table:
+    """Rows are model x method; cells the mean recall over prompts, and how far a method agrees with leave-one-out."""
+    columns = [Column("model", "model", "text"), Column("method", "method", "text")]
+    columns += [Column(f"recall_{share}", f"recall, K = {share} %", "mean") for share in SHOWN]
+    columns += [Column("mean", "mean, 1 to 15 %", "mean"), Column("loo", "rank correlation with LOO", "mean")]
+    columns += [Column("n", "prompts", "text")]
+    return Table(
+        title=f"{results[0].config.name}: recall of annotated pairs of tokens",
+        scale=scale,
+        columns=columns,
+        rows=[_row(result, results) for result in results],
+        published=[{} for _ in results],
+        n_samples=max(len(result.done) for result in results),
+        claims=[{"claim": CLAIM, "holds": _meta_recalls_more(results)}],
+        notes=[
+            "Recall: share of a prompt's pairs among the K largest of the n(n-1) directed entries by size, first-order"
+            " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))).",
+            "Rank correlation: Spearman's, of first-order attributions with leave-one-out's on the same prompt.",
+            DECIDED,
+            *_annotation_notes(results, scale),
+            *failure_notes(results),
+        ],
+    )
+
+
+def recalls(result: JobResult, share: int) -> list[float]:
+    """Recall at one K of all prompts that have pairs."""
+    values = [record.scores[f"recall_{share}"] for record in result.done]
+    return [value for value in values if value is not None]
+
+
+def _row(result: JobResult, results: list[JobResult]) -> dict:
+    row = {
+        "model": result.config.model.label,
+        "method": result.config.attribution.label,
+        "n": str(len(result.done)),
+    }
+    row |= {f"recall_{share}": rounded_mean_cell(recalls(result, share)) for share in SHOWN}
+    return row | {
+        "mean": rounded_mean_cell(list(_mean_recalls(result).values())),
+        "loo": rounded_mean_cell(_correlations(result, results)),
+    }
+
+
+def _mean_recalls(result: JobResult) -> dict[str, float]:
+    """The mean over K = 1 to 15 % of each prompt that has pairs."""
+    records = [record for record in result.done if record.scores["recall_1"] is not None]
+    return {
+        record.sample: float(np.mean([record.scores[f"recall_{share}"] for share in SHARES if share > 0]))
+        for record in records
+    }
+
+
+def _correlations(result: JobResult, results: list[JobResult]) -> list[float]:
+    """Rank correlation with leave-one-out on each prompt that both have; none for second-order methods."""
+    references = [other for other in results if other.uses("LeaveOneOut") and other.setting == result.setting]
+    if not references or result.uses("LeaveOneOut"):
+        return []
+    known = {record.sample: record for record in references[0].done}
+    found = []
+    for record in result.done:
+        arrays = result.arrays(record)
+        if record.sample not in known or "matrix" in arrays:
+            continue
+        pair = arrays["first_order"], references[0].arrays(known[record.sample])["first_order"]
+        if all(np.ptp(each) > 0 for each in pair):
+            found.append(float(spearmanr(*pair).statistic))
+    return found
+
+
+def _meta_recalls_more(results: list[JobResult]) -> bool | None:
+    """Whether it does, on the prompts that both have, in every pair of jobs that differ in nothing else."""
+    answers = []
+    for meta in (result for result in results if result.uses("AttnLRP", meta=True)):
+        for first in (result for result in results if result.uses("AttnLRP") and result.setting == meta.setting):
+            known = _mean_recalls(first)
+            gains = [value - known[sample] for sample, value in _mean_recalls(meta).items() if sample in known]
+            answers += [is_positive(gains)] if gains else []
+    return all_hold(answers)
+
+
+def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
+    """How many pairs there are, and which are no two tokens of the prompt."""
+    notes = []
+    if scale == "tiny":
+        notes.append(
+            "Prompts are reviews of a small grammar, which says what pairs interact. The small model was trained on"
+            " other reviews, half of them with words absent; it is one model, in its chat template or without."
+        )
+    for label in dict.fromkeys(result.config.model.label for result in results):
+        own = [result for result in results if result.config.model.label == label]
+        records = {record.sample: record for result in own for record in result.done}
+        unmatched = {name: record.scores["unmatched"] for name, record in records.items() if record.scores["unmatched"]}
+        count = sum(len(record.scores["ranks"]) for record in records.values())
+        text = "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in unmatched.items())
+        left_out = f"; left out, since they are no two tokens of their prompt: {text}" if unmatched else ""
+        notes.append(f"{label}: {count} pairs in {len(records)} prompts{left_out}.")
+    return notes
+
+
+def recall_figure(results: list[JobResult]) -> Figure | None:
+    """A panel for each model (Figure 10); None where no prompt has pairs."""
+    models = list(dict.fromkeys(result.setting for result in results if _has_curve(result)))
+    if not models:
+        return None
+    columns = min(4, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(0.6 + 3.2 * columns, 0.7 + 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(models) :]:
+        axes.set_axis_off()
+    handles = {}
+    for axes, model in zip(grid.flat, models, strict=False):
+        own = [result for result in results if result.setting == model]
+        draw_recall(axes, own)
+        axes.set_title(own[0].config.model.label, fontsize=10)
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    for axes in grid[:, 0]:
+        axes.set_ylabel("recall of annotated pairs")
+    for axes in grid[-1]:
+        axes.set_xlabel("K, % of all directed pairs")
+    place = {"loc": "outside lower center", "ncols": len(handles), "frameon": False, "fontsize": 9}
+    figure.legend(list(handles.values()), list(handles), **place)
+    return figure
+
+
+def draw_recall(axes: Axes, results: list[JobResult]) -> None:
+    """Mean recall over K of each method of LRP, with a band of two standard errors over prompts."""
+    for result, color, style in zip(filter(_has_curve, results), cycle(COLORS), cycle(STYLES), strict=False):
+        cells = [mean_cell(recalls(result, share)) for share in SHARES]
+        mean = np.array([cell["mean"] for cell in cells])
+        spread = np.array([cell["two_se"] or 0.0 for cell in cells])
+        axes.plot(SHARES, mean, color=color, linestyle=style, linewidth=2, label=result.config.attribution.label)
+        axes.fill_between(SHARES, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+    axes.set_xlim(SHARES[0], SHARES[-1])
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+
+
+def _has_curve(result: JobResult) -> bool:
+    return result.config.attribution.family == "lrp" and bool(recalls(result, 0))

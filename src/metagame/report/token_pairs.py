@@ -1,0 +1,185 @@
+"""Heat maps of tokens with the answer and the strongest directed pairs (Figures 3, 11 and 12)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure, SubFigure
+
+from metagame.report.labels import told_apart
+from metagame.report.maps import heat_scale
+from metagame.report.recall import draw_recall
+from metagame.report.results import JobResult
+
+TOP = 10
+MOST_PROMPTS = 6
+ANSWER_LINES, ANSWER_WIDTH = 9, 36
+BAR_HEIGHT = 0.85
+"""Inches of the colour scale."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of one prompt.
+
+    Attributes:
+        text, answer: of the model.
+        tokens: the players.
+        matrix: meta-attributions; row = target i, column = player j.
+    """
+
+    text: str
+    answer: str
+    tokens: list[str]
+    matrix: Float[np.ndarray, "n n"]
+
+    def strongest(self) -> list[tuple[str, float]]:
+        """The directed pairs ``player → target`` of largest size, with their entries."""
+        names = told_apart(self.tokens)
+        size = np.abs(self.matrix) * ~np.eye(len(self.matrix), dtype=bool)
+        targets, players = np.unravel_index(np.argsort(-size, axis=None, kind="stable")[:TOP], size.shape)
+        return [
+            (f"{names[player]} → {names[target]}", float(self.matrix[target, player]))
+            for target, player in zip(targets, players, strict=True)
+            if player != target
+        ]
+
+
+def tokens_figure(results: list[JobResult]) -> Figure | None:
+    """A row for each of the first six prompts (Figures 11 and 12); None where no job has a matrix."""
+    result = next(filter(_has_matrix, results), None)
+    if result is None:
+        return None
+    shown = shown_prompts(result)
+    figure = Figure(figsize=(11, _height(shown)), layout="constrained")
+    _draw_prompts(figure, shown, result)
+    return figure
+
+
+def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -> Figure | None:
+    """Some prompts on the left, the recall of all prompts on the right (Figure 3); None where no job has a matrix.
+
+    Args:
+        results: of the jobs; of several models the first with a matrix is shown.
+        prompts: ids of those to show; the first ones where none of them was asked.
+    """
+    result = next(filter(_has_matrix, results), None)
+    if result is None:
+        return None
+    shown = shown_prompts(result, prompts) or shown_prompts(result)[: len(prompts)]
+    figure = Figure(figsize=(15.5, _height(shown)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[11, 4.5])
+    _draw_prompts(left, shown, result)
+    axes = right.subplots()
+    draw_recall(axes, [other for other in results if other.setting == result.setting])
+    axes.set_box_aspect(1)
+    axes.set_xlabel("K, % of all directed pairs")
+    axes.set_ylabel("recall of annotated pairs")
+    axes.set_title(f"{result.config.model.label}: mean over prompts ± 2 SE", fontsize=10)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _has_matrix(result: JobResult) -> bool:
+    return any("matrix" in record.arrays for record in result.done)
+
+
+def shown_prompts(result: JobResult, prompts: Sequence[str] | None = None) -> list[Shown]:
+    """The first finished prompts of a job, or those of them with these ids, in order; six at most."""
+    records = [record for record in result.done if prompts is None or record.sample in prompts][:MOST_PROMPTS]
+    return [
+        Shown(record.scores["text"], record.scores["answer"], _signs(record.scores["tokens"]), arrays["matrix"])
+        for record in records
+        if "matrix" in (arrays := result.arrays(record))
+    ]
+
+
+def _signs(tokens: list[str]) -> list[str]:
+    """Tokens whose dollar signs are no formulas."""
+    return [token.replace("$", r"\$") for token in tokens]
+
+
+def _height(shown: list[Shown]) -> float:
+    return BAR_HEIGHT + sum(map(_prompt_height, shown))
+
+
+def _prompt_height(shown: Shown) -> float:
+    return max(3.4, 1.2 + 0.19 * len(shown.tokens))
+
+
+def _draw_prompts(figure: Figure | SubFigure, shown: list[Shown], result: JobResult) -> None:
+    """A row for each prompt, and the colour scale that they share."""
+    scale = heat_scale([each.matrix.ravel() for each in shown])
+    sums = [0.0, *(each.matrix.sum(1).max() for each in shown), *(each.matrix.sum(1).min() for each in shown)]
+    *rows, last = figure.subfigures(len(shown) + 1, 1, height_ratios=[*map(_prompt_height, shown), BAR_HEIGHT])
+    for row, each in zip(rows, shown, strict=True):
+        _draw_prompt(row, each, scale, (min(sums) * 1.05, max(sums) * 1.05))
+    below_maps, beside = last.subplots(1, 2, width_ratios=[6, 4.7])
+    beside.set_axis_off()
+    bar = figure.colorbar(scale, cax=below_maps, orientation="horizontal", extend="both")
+    name, model = result.config.attribution.label, result.config.model.label
+    left_out = len(result.done) - len(shown)
+    more = f" ({left_out} more prompts in the table)" if left_out else ""
+    bar.set_label(
+        f"{name} of {model}, in logits{more}:\ninfluence of player j (column) on the attribution of target i (row)",
+        fontsize=8,
+    )
+    bar.ax.tick_params(labelsize=8)
+
+
+def _draw_prompt(figure: SubFigure, shown: Shown, scale: ScalarMappable, limits: tuple[float, float]) -> None:
+    matrix, bars, text = figure.subplots(1, 3, width_ratios=[6, 1.3, 3.4])
+    _draw_matrix(matrix, shown, scale)
+    _draw_sums(bars, shown, scale)
+    bars.set_xlim(limits)
+    _write_pairs(text, shown)
+    figure.suptitle("\n".join(wrap(shown.text.replace("$", r"\$"), 130)), fontsize=9)
+
+
+def _draw_matrix(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
+    size = 8 if len(shown.tokens) <= 20 else 6
+    axes.imshow(shown.matrix, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    places = range(len(shown.tokens))
+    axes.set_xticks(places, shown.tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(places, shown.tokens, fontsize=size)
+    axes.tick_params(length=0)
+
+
+def _draw_sums(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
+    """The sums of the rows, which are the first-order attributions in a metagame."""
+    sums = shown.matrix.sum(1)
+    colors = scale.to_rgba(0.6 * scale.norm.vmax * np.sign(sums))
+    axes.barh(range(len(sums)), sums, color=colors, height=0.8)
+    axes.set_ylim(len(sums) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.tick_params(labelsize=7)
+    axes.set_title("sum of the row", fontsize=8)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _write_pairs(axes: Axes, shown: Shown) -> None:
+    """The answer, and the strongest pairs below it."""
+    lines = wrap(" ".join(shown.answer.split()).replace("$", r"\$"), ANSWER_WIDTH)
+    if len(lines) > ANSWER_LINES:
+        lines = [*lines[: ANSWER_LINES - 1], "…"]
+    axes.set_axis_off()
+    axes.text(0, 1, "Answer", weight="bold", fontsize=9, va="top", transform=axes.transAxes)
+    axes.annotate(
+        "\n".join([*lines, ""]), (0, 1), (0, -13), "axes fraction", "offset points", fontsize=8, va="top"
+    )  # fmt: skip
+    below = -13 - 11.5 * (len(lines) + 0.6)
+    axes.annotate(
+        "Strongest pairs (player → target)", (0, 1), (0, below), "axes fraction", "offset points", fontsize=9,
+        weight="bold", va="top",
+    )  # fmt: skip
+    pairs = [f"{value:+.3f}".replace("-", "−") + f"  {name}" for name, value in shown.strongest()]
+    axes.annotate("\n".join(pairs), (0, 1), (0, below - 13), "axes fraction", "offset points", fontsize=8, va="top")

@@ -1,0 +1,147 @@
+"""Small language models with random weights of every family, their tokenizer, and prompts for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from metagame.attributions.attnlrp import CPLRP, AttnLRP
+from metagame.attributions.gradients import GradientInput
+from metagame.models.language_model import AnsweredPrompt, LanguageModel
+from scripts.train_language import END, PAD, START, TURN_END, TURN_START, UNKNOWN, VOCABULARY, build_tokenizer
+
+CONTEXT, WINDOW = 64, 5
+SPECIAL = [VOCABULARY[token] for token in (PAD, END, START, UNKNOWN, TURN_START, TURN_END)]
+SHAPE = {
+    "vocab_size": len(VOCABULARY), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": CONTEXT,
+    "pad_token_id": None, "bos_token_id": VOCABULARY[START], "eos_token_id": None, "tie_word_embeddings": False,
+}  # fmt: skip
+SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+NETS = {
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"query_pre_attn_scalar": 8, **SLIDING}),
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, **SLIDING}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 2 * WINDOW}),
+}
+FAMILIES = tuple(NETS)
+TEXT = "the service and the soup"
+ANSWER = tuple(VOCABULARY[word] for word in ("good", "not", "bad"))
+FLOAT32_TOLERANCE = 1e-5
+EVERYTHING = np.ones((1, 5), bool)
+METHODS = [GradientInput(), AttnLRP(), CPLRP()]
+FAMILIES_AND_METHODS = [
+    (family, method)
+    for family in FAMILIES
+    for method in METHODS
+    if family != "mistral" or isinstance(method, GradientInput)
+]
+
+
+def build_net(family: str = "gemma3", dtype: torch.dtype = torch.float32, seed: int = 0, **config) -> PreTrainedModel:
+    """A model of ``family`` whose answers hold no special token, since their logits are 0 and others are not."""
+    net_class, config_class, own = NETS[family]
+    net = randomise(net_class(config_class(**SHAPE | own | config)), seed)
+    if not net.config.tie_word_embeddings:
+        with torch.no_grad():
+            net.lm_head.weight[SPECIAL] = 0
+    return net.eval().to(dtype)
+
+
+def randomise(net: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Every weight drawn anew: matrices for a gain of about 1, norms around 1, biases not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                # Gemma's norms multiply by 1 + weight
+                plain_norm = name.endswith("norm.weight") and not isinstance(net, Gemma3ForCausalLM)
+                parameter.copy_(plain_norm + 0.2 * noise)
+            else:
+                parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)
+    return net
+
+
+def build(family: str = "gemma3", dtype: torch.dtype = torch.float32, seed: int = 0, **config) -> LanguageModel:
+    """A small model that takes prompts in the chat template."""
+    return adapter(build_net(family, dtype, seed, **config))
+
+
+def adapter(net: PreTrainedModel, tokenizer=None, **settings) -> LanguageModel:
+    return LanguageModel(
+        net, tokenizer or build_tokenizer(), "random", **{"chat": True, "max_new_tokens": 4} | settings
+    )
+
+
+def explicand_of(model: LanguageModel, text: str = TEXT, answer: tuple[int, ...] = ANSWER) -> AnsweredPrompt:
+    """The prompt with an answer that need not be the model's own."""
+    return model.explicand(model.tokenize(text), answer)
+
+
+def save(net: PreTrainedModel, folder: Path, tokenizer=None) -> Path:
+    """A model and its tokenizer as a checkpoint in ``folder``."""
+    net.save_pretrained(folder)
+    (tokenizer or build_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def masked_ids(model: LanguageModel, text: str, answer: tuple[int, ...], present) -> list[int]:
+    """Ids of prompt and answer, all but the answer's last, with the absent token in place of absent ones."""
+    prompt = model.tokenize(text)
+    absent = {place for place, here in zip(prompt.positions, present, strict=True) if not here}
+    kept = [model.absent_id if place in absent else token for place, token in enumerate(prompt.ids)]
+    return [*kept, *answer[:-1]]
+
+
+@contextmanager
+def float64_throughout() -> Iterator[None]:
+    """Within: what transformers and the adapter calculate in float32 whatever the weights are is float64."""
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        yield
+
+
+def near(found, expected, tolerance: float) -> bool:
+    """Equal shapes, and equal values up to ``tolerance`` times the largest."""
+    found, expected = np.asarray(found, float), np.asarray(expected, float)
+    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def own_mean_logit(net, model, answer=ANSWER, present=(True,) * 5):
+    """The mean logit of the answer's tokens as the net itself gives them for token ids."""
+    ids = masked_ids(model, TEXT, answer, present)
+    first = len(ids) - len(answer)
+    with torch.no_grad():
+        logits = net(input_ids=torch.tensor([ids])).logits[0]
+    return float(np.mean([logits[first + step, token].item() for step, token in enumerate(answer)]))
+
+
+def greedy(net, ids, count, ends=()):
+    """Answers one token after the other, from the whole sequence each time."""
+    answer = []
+    while len(answer) < count:
+        with torch.no_grad():
+            logits = net(input_ids=torch.tensor([[*ids, *answer]]), use_cache=False).logits[0, -1]
+        if int(logits.argmax()) in ends:
+            break
+        answer.append(int(logits.argmax()))
+    return tuple(answer)

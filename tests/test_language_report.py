@@ -1,0 +1,293 @@
+"""Recall and pair-deletion tables, curves and token maps, from jobs that really ran or from made-up records."""
+
+import numpy as np
+import pytest
+from hydra import compose
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from metagame.benchmarks.prompts import SHARES
+from metagame.jobs import run_job
+from metagame.records import Record, RecordStore
+from metagame.report.experiment import save_figure, sweep_configs
+from metagame.report.labels import told_apart
+from metagame.report.pair_deletion import pair_deletion_table
+from metagame.report.recall import recall_figure, recall_table
+from metagame.report.results import JobResult, read_job
+from metagame.report.scores import is_positive
+from metagame.report.token_pairs import Shown, shown_prompts, tokens_and_recall_figure, tokens_figure
+from tests.jobs_fixtures import shipped_configs
+
+METHODS = {
+    "attnlrp": "AttnLRP",
+    "meta_attnlrp": "AttnLRP",
+    "leave_one_out": "LeaveOneOut",
+    "random_pairs": "RandomPairs",
+    "cp_lrp": "CPLRP",
+}
+
+
+def made_up(folder, attribution, values, model="gemma", family="lrp", meta=False, arrays=None):
+    """A job with records of the given scores, and arrays."""
+    config = OmegaConf.create(
+        {
+            "name": "made_up",
+            "model": {"name": "gemma", "label": model.title(), "checkpoint": model},
+            "attribution": {
+                "name": attribution,
+                "label": attribution.upper(),
+                "family": family,
+                "meta": meta,
+                "method": {"_target_": f"metagame.{METHODS[attribution]}"},
+            },
+            "benchmark": {"name": "prompts"},
+            "estimator": {"name": "trees"},
+            "seed": 0,
+            "scale": {"name": "tiny"},
+        }
+    )
+    store = RecordStore(folder / model / attribution)
+    for number, scores in enumerate(values):
+        own = {} if arrays is None else arrays[number]
+        store.append(Record(f"k{number}", f"s{number}", "done", scores, arrays=list(own)), own)
+    records = list(store.read().values())
+    return JobResult(config, store.folder, [record.sample for record in records], records)
+
+
+def recalled(recall, tokens=("a", "b", "c"), unmatched=()):
+    """The scores of a prompt with the same recall at every K, or none."""
+    scores = {f"recall_{share}": recall for share in SHARES}
+    ranks = [] if recall is None else [1]
+    shown = {"text": " ".join(tokens), "tokens": list(tokens), "answer": "yes"}
+    return scores | {"ranks": ranks, "unmatched": list(unmatched), "n_players": len(tokens)} | shown
+
+
+def first_order(*rows):
+    return [{"first_order": np.array(row, float)} for row in rows]
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return [
+        made_up(tmp_path, "attnlrp", [recalled(0.0), recalled(0.5)], arrays=first_order([1, 2, 3], [3, 2, 1])),
+        made_up(
+            tmp_path, "meta_attnlrp", [recalled(0.5), recalled(1.0)], meta=True,
+            arrays=[{"matrix": np.eye(3) - np.ones((3, 3)), "first_order": np.ones(3)}] * 2,
+        ),
+        made_up(
+            tmp_path, "leave_one_out", [recalled(1.0), recalled(None, unmatched=["x + y"])], family="removal",
+            arrays=first_order([1, 2, 3], [1, 2, 3]),
+        ),
+    ]  # fmt: skip
+
+
+def test_recall_is_the_mean_over_prompts_with_its_error(jobs):
+    row = recall_table(jobs, "tiny").rows[0]
+    assert row["recall_5"] == {"mean": 0.25, "two_se": 0.5, "n": 2}
+    assert row["mean"]["mean"] == 0.25
+
+
+def test_prompts_without_pairs_do_not_count_for_recall(jobs):
+    row = recall_table(jobs, "tiny").rows[2]
+    assert row["recall_5"] == {"mean": 1.0, "two_se": None, "n": 1}
+    assert row["n"] == "2"
+
+
+def test_first_order_methods_are_correlated_with_leave_one_out(jobs):
+    rows = recall_table(jobs, "tiny").rows
+    assert rows[0]["loo"]["mean"] == 0
+    assert rows[0]["loo"]["n"] == 2
+    assert rows[1]["loo"] is None
+    assert rows[2]["loo"] is None
+
+
+def test_the_claim_compares_the_metagame_with_sums_of_every_model(jobs, tmp_path):
+    assert recall_table(jobs, "tiny").claims[0]["holds"] is True
+    assert recall_table(jobs[:1], "tiny").claims[0]["holds"] is None
+    worse = [
+        made_up(tmp_path, "attnlrp", [recalled(1.0)] * 2, model="other"),
+        made_up(tmp_path, "meta_attnlrp", [recalled(0.0)] * 2, model="other", meta=True),
+    ]
+    assert recall_table([*jobs, *worse], "tiny").claims[0]["holds"] is False
+
+
+def test_pairs_that_were_not_found_are_listed(jobs):
+    notes = " ".join(recall_table(jobs, "paper").notes)
+    assert "s1: x + y" in notes
+
+
+def test_a_recall_figure_has_a_panel_for_each_model_and_a_curve_for_each_method_of_lrp(jobs, tmp_path):
+    other = made_up(tmp_path, "cp_lrp", [recalled(1.0)], model="other")
+    figure = recall_figure([*jobs, other])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ATTNLRP", "META_ATTNLRP", "CP_LRP"]
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert [axes.get_title() for axes in panels] == ["Gemma", "Other"]
+    assert [line.get_label() for line in panels[0].lines] == ["ATTNLRP", "META_ATTNLRP"]
+    assert {axes.get_ylim() for axes in panels} == {(0, 1)}
+    np.testing.assert_allclose(panels[0].lines[0].get_ydata(), 0.25)
+
+
+def test_the_strongest_pairs_go_from_player_to_target():
+    shown = Shown("a b", "yes", ["a", "b"], np.array([[9.0, 1.0], [-2.0, 9.0]]))
+    assert shown.strongest() == [("a → b", -2.0), ("b → a", 1.0)]
+
+
+def test_tokens_that_occur_twice_are_told_apart():
+    assert told_apart(["it", "was", "it"]) == ["it (1)", "was", "it (3)"]
+    shown = Shown("it it", "yes", ["it", "it"], np.array([[0.0, 1.0], [2.0, 0.0]]))
+    assert shown.strongest()[0] == ("it (1) → it (2)", 2.0)
+
+
+def test_ten_pairs_are_shown_of_many():
+    matrix = np.arange(64.0).reshape(8, 8)
+    assert len(Shown("", "", list("abcdefgh"), matrix).strongest()) == 10
+
+
+def test_first_order_jobs_alone_have_no_map(jobs):
+    assert tokens_figure([jobs[0], jobs[2]]) is None
+    assert tokens_and_recall_figure([jobs[0], jobs[2]], ["s0"]) is None
+
+
+def test_prompts_without_pairs_have_no_curve(tmp_path):
+    assert recall_figure([made_up(tmp_path, "attnlrp", [recalled(None)])]) is None
+
+
+def test_the_scale_names_the_job_that_is_drawn(jobs, tmp_path):
+    arrays = [{"matrix": np.eye(3)}]
+    other = made_up(tmp_path, "random_pairs", [recalled(0.5)], model="other", arrays=arrays, family="random")
+    labels = " ".join(axes.get_xlabel() for axes in tokens_figure([jobs[0], other, jobs[1]]).axes)
+    assert "RANDOM_PAIRS of Other" in labels
+    assert "META" not in labels
+
+
+def test_six_prompts_are_drawn_of_many(tmp_path):
+    many = made_up(tmp_path, "meta_attnlrp", [recalled(None)] * 8, arrays=[{"matrix": np.eye(3)}] * 8, meta=True)
+    figure = tokens_figure([many])
+    assert sum(bool(axes.images) for axes in figure.axes) == 6
+    assert any("2 more prompts" in axes.get_xlabel() for axes in figure.axes)
+
+
+def test_models_of_one_name_are_not_mixed(tmp_path):
+    jobs = [
+        made_up(tmp_path, "attnlrp", [recalled(0.5)], model="one", arrays=first_order([1, 2, 3])),
+        made_up(tmp_path, "leave_one_out", [recalled(0.5)], model="one", arrays=first_order([1, 2, 3])),
+        made_up(tmp_path, "attnlrp", [recalled(0.5)], model="two", arrays=first_order([1, 2, 3])),
+        made_up(tmp_path, "leave_one_out", [recalled(0.5)], model="two", arrays=first_order([3, 2, 1])),
+    ]
+    rows = recall_table(jobs, "tiny").rows
+    assert [row["loo"] and row["loo"]["mean"] for row in rows] == [1, None, -1, None]
+
+
+def test_maps_of_a_figure_share_their_colours_and_their_axis_of_sums(jobs):
+    figure = tokens_figure(jobs)
+    maps = [axes for axes in figure.axes if axes.images]
+    assert len({(axes.images[0].norm.vmin, axes.images[0].norm.vmax) for axes in maps}) == 1
+    sums = [axes for axes in figure.axes if "sum of the row" in axes.get_title()]
+    assert len(sums) == 2
+    assert len({axes.get_xlim() for axes in sums}) == 1
+
+
+def test_a_figure_shows_the_prompts_that_it_names_or_the_first_ones(jobs):
+    assert len(shown_prompts(jobs[1], ["s1"])) == 1
+    for prompts, n_maps in ((["s1"], 1), (["elsewhere"], 1), (["s0", "s1"], 2)):
+        figure = tokens_and_recall_figure(jobs, prompts)
+        assert sum(bool(axes.images) for axes in figure.axes) == n_maps
+
+
+def test_characters_of_formulas_stay_as_they_are(tmp_path):
+    scores = recalled(None, tokens=("$x_1$", "%", "{y}"))
+    job = made_up(tmp_path, "meta_attnlrp", [scores | {"answer": "$5^2"}], arrays=[{"matrix": np.eye(3)}], meta=True)
+    save_figure(tokens_figure([job]), tmp_path)
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_long_answers_are_cut(tmp_path):
+    scores = recalled(None) | {"answer": "word " * 300}
+    job = made_up(tmp_path, "meta_attnlrp", [scores], arrays=[{"matrix": np.eye(3)}], meta=True)
+    written = [text.get_text() for axes in tokens_figure([job]).axes for text in axes.texts]
+    assert any("…" in text and text.count("word") < 100 for text in written)
+
+
+def deleted(area):
+    return {"insertion": area + 1.0, "deletion": 1.0, "area": area}
+
+
+def test_pair_deletion_has_means_and_the_gain_over_random_pairs_prompt_by_prompt(tmp_path):
+    jobs = [
+        made_up(tmp_path, "meta_attnlrp", [deleted(3.0), deleted(5.0)], meta=True),
+        made_up(tmp_path, "attnlrp", [deleted(0.5), deleted(2.0)]),
+        made_up(tmp_path, "random_pairs", [deleted(1.0)]),
+    ]
+    table = pair_deletion_table(jobs, "tiny")
+    assert table.rows[0]["area"] == {"mean": 4.0, "two_se": 2.0, "n": 2}
+    assert table.rows[0]["gain"] == {"mean": 2.0, "two_se": None, "n": 1}
+    assert table.rows[2]["gain"] is None
+    assert table.claims[0]["holds"] is True
+    assert "area +2.750 ± 0.500" in " ".join(table.notes)
+    assert pair_deletion_table(jobs[1:], "tiny").claims[0]["holds"] is None
+
+
+@pytest.mark.parametrize(
+    ("differences", "holds"),
+    [([1.0, 1.1], True), ([-1.0, -1.1], False), ([1.0, -0.5], None), ([2.0], None), ([], None), ([0.0, 0.0], None)],
+)
+def test_a_difference_within_two_standard_errors_is_not_decided(differences, holds):
+    assert is_positive(differences) is holds
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """Jobs of Figure 3's methods on two short prompts, by the shipped configs."""
+    folder = tmp_path_factory.mktemp("figure3")
+    with shipped_configs():
+        overrides = ["experiment=figure3", f"output_dir={folder}", "benchmark.ids=[review_10,review_21]"]
+        configs = sweep_configs(["attribution=attnlrp,meta_attnlrp,leave_one_out"], overrides)
+        for cfg in configs:
+            run_job(cfg)
+        return [read_job(cfg) for cfg in configs]
+
+
+def test_figure_3_is_drawn_from_its_jobs(computed, tmp_path):
+    figure = tokens_and_recall_figure(computed, ["review_10"])
+    assert isinstance(figure, Figure)
+    save_figure(figure, tmp_path)
+    first = (tmp_path / "figure.png").read_bytes()
+    save_figure(tokens_and_recall_figure(computed, ["review_10"]), tmp_path)
+    assert (tmp_path / "figure.png").read_bytes() == first
+
+
+def test_rows_of_the_maps_sum_to_the_first_order_attributions(computed):
+    attnlrp, meta, _ = computed
+    for first, second in zip(attnlrp.done, meta.done, strict=True):
+        arrays = meta.arrays(second)
+        np.testing.assert_allclose(arrays["matrix"].sum(1), attnlrp.arrays(first)["first_order"], atol=1e-5)
+
+
+def test_the_metagame_finds_the_pairs_that_the_grammar_made(computed):
+    _, meta, _ = computed
+    assert [record.scores["ranks"] for record in meta.done] == [[1], [1]]
+    assert [record.scores["answer"] for record in meta.done] == ["negative", "negative"]
+
+
+def test_a_prompt_of_ones_own_needs_no_pairs(tmp_path):
+    with shipped_configs():
+        cfg = compose(
+            "config",
+            overrides=["experiment=figure11", "benchmark.prompt='the film was not bad .'", f"output_dir={tmp_path}"],
+        )
+        run_job(cfg)
+        result = read_job(cfg)
+    assert result.done[0].scores["recall_5"] is None
+    table = recall_table([result], "tiny")
+    assert table.rows[0]["recall_5"] is None
+    assert table.claims[0]["holds"] is None
+
+
+def test_the_estimator_of_prompts_is_trees_unless_another_is_asked_for():
+    with shipped_configs():
+        assert compose("config", overrides=["benchmark=prompts"]).estimator.name == "trees"
+        assert (
+            compose("config", overrides=["benchmark=prompts", "estimator=permutation"]).estimator.name == "permutation"
+        )
+        assert compose("config", overrides=["experiment=figure3"]).estimator.name == "trees"
+        assert compose("config", overrides=["experiment=table2"]).estimator.name == "exact"
