@@ -156,6 +156,7 @@ def draw_recall(axes: Axes, results: list[JobResult]) -> None:
         axes.plot(SHARES, mean, color=color, linestyle=style, linewidth=2, label=result.config.attribution.label)
         axes.fill_between(SHARES, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
     axes.set_xlim(SHARES[0], SHARES[-1])
+    axes.set_xticks(SHARES[::5])
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
 

@@ -19,7 +19,7 @@ from metagame.report.results import JobResult
 
 TOP = 10
 MOST_PROMPTS = 6
-ANSWER_LINES, ANSWER_WIDTH = 9, 36
+ANSWER_LINES, ANSWER_WIDTH = 9, 44
 BAR_HEIGHT = 0.85
 """Inches of the colour scale."""
 
