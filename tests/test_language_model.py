@@ -14,6 +14,7 @@ from transformers import (
 
 from metagame.attributions.attnlrp import AttnLRP
 from metagame.attributions.gradients import GradientInput, IntegratedHessians
+from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.attributions.method import Meta
 from metagame.games import all_coalitions
 from metagame.models.language_model import LanguageModel
@@ -389,3 +390,15 @@ def test_an_answer_that_does_not_fit_the_device_is_refused(monkeypatch):
 def test_integrated_hessians_are_refused():
     with refused("needs second derivatives"):
         IntegratedHessians(2).explain(explicand_of(build()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", [*METHODS, LeaveOneOut()], ids=lambda method: type(method).__name__)
+def test_cuda_agrees_with_cpu(method):
+    on_cpu, on_cuda = build(), adapter(build_net().cuda())
+    prompt = on_cpu.tokenize(TEXT)
+    assert on_cuda.generate(prompt) == on_cpu.generate(prompt)
+    coalitions = all_coalitions(5)
+    found = method.game(explicand_of(on_cuda))(coalitions)
+    assert near(found, method.game(explicand_of(on_cpu))(coalitions), 1e-3)
