@@ -120,13 +120,17 @@ def exponential_sum(ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.nda
     """Rates s and coefficients c with |a sum_q c_q exp(-s_q a) - 1| <= 1e-10 for all a in [1, ``ratio``].
 
     Starts from the trapezoidal rule for 1/a = int e^{x - a e^x} dx, keeps the terms that span the others on the range
-    (pivoted QR) and refits their coefficients: 26 terms for a ratio of 50, 170 for e^40. Beyond e^60 the rule stays as
+    (pivoted QR) and refits their coefficients: 26 terms for a ratio of 50, 173 for e^40. Beyond e^60 the rule stays as
     it is, four terms for each unit of log ratio; its error does not depend on the range.
     """
-    return _exponential_sum(float(np.ceil(2 * np.log(max(ratio, 1.0))) / 2) + 1e-6)
+    log_ratio = float(np.log(max(ratio, 1.0)))
+    # a few ranges serve all ratios: in steps of a half, from 5 on of a tenth of themselves
+    if log_ratio <= 5:
+        return _exponential_sum(float(np.ceil(2 * log_ratio)) / 2 + 1e-6)
+    return _exponential_sum(5 * 1.1 ** float(np.ceil(np.log(log_ratio / 5) / np.log(1.1))) + 1e-6)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _exponential_sum(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
     step = 0.25
     x = np.arange(np.log(RELATIVE_ERROR) - log_ratio - 3, np.log(-np.log(RELATIVE_ERROR)) + 1.5, step)

@@ -1,4 +1,4 @@
-"""Layers that attribution rules can be put on."""
+"""Small parts that models share."""
 
 from __future__ import annotations
 
@@ -10,3 +10,7 @@ class MatMul(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return left @ right
+
+
+class ForwardPassEnds(Exception):  # noqa: N818 (it is no error)
+    """Raised by a hook to end a forward pass whose rest is not needed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -39,18 +39,19 @@ def load_pretrained(load: Callable[..., Any], checkpoint: str, revision: str | N
 
 @contextmanager
 def without_retry_warnings() -> Iterator[None]:
-    """Within: the hub's client does not tell of each attempt to connect; the last one's failure is an exception."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Within: the hub's clients do not tell of each attempt to connect; the last one's failure is an exception."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "diffusers"))}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, before in loggers.items():
+            logger.setLevel(before)
 
 
 def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     name = f"model.checkpoint={checkpoint!r}"
     causes = [error]
@@ -61,6 +62,8 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
         return f"{name} is gated: accept its licence at {page}, then log in with 'hf auth login'."
     if Path(checkpoint).is_dir():
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
+    if isinstance(error, HFValidationError):
+        return f"{name} is no folder here, and no name on the hub: give a folder, or a name such as 'owner/model'."
     if isinstance(error, OSError):
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "no network"
         command = f"hf download {checkpoint}" + (f" --revision {revision}" if revision not in (None, "main") else "")
@@ -89,8 +92,7 @@ def load_model(
         GameError: as :func:`load_pretrained`, the checkpoint is of another architecture, ``dtype`` is none of
             :data:`DTYPES`, or the device's memory does not suffice.
     """
-    if dtype not in DTYPES:
-        raise GameError(f"model.dtype={dtype!r}: give one of {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     model_class = find_class(classes, checkpoint, revision)
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention, "output_loading_info": True}
     net, found = load_pretrained(model_class.from_pretrained, checkpoint, revision, **settings)
@@ -100,13 +102,29 @@ def load_model(
             f"model.checkpoint={checkpoint!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
             " save it again."
         )
+    return moved(net, settle_device(device), checkpoint)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a type of weights that is none of :data:`DTYPES`.
+
+    Raises:
+        GameError: it is none of them.
+    """
+    if dtype not in DTYPES:
+        raise GameError(f"model.dtype={dtype!r}: give one of {', '.join(DTYPES)}.")
+
+
+def moved(net: Any, device: str, checkpoint: str, advice: str = "choose a smaller model or a larger device") -> Any:
+    """The model or pipeline on ``device``.
+
+    Raises:
+        GameError: the device's memory does not suffice; says the ``advice``.
+    """
     try:
-        return net.to(settle_device(device))
+        return net.to(device)
     except torch.OutOfMemoryError as error:
-        raise GameError(
-            f"model.checkpoint={checkpoint!r} does not fit the memory of {settle_device(device)}: choose a smaller"
-            " model or a larger device."
-        ) from error
+        raise GameError(f"model.checkpoint={checkpoint!r} does not fit the memory of {device}: {advice}.") from error
 
 
 def find_class(
@@ -140,8 +158,12 @@ def model_revision(net: PreTrainedModel, checkpoint: str) -> str:
     commit = getattr(net.config, "_commit_hash", None)
     if commit is not None:
         return commit
-    patterns = ("*.safetensors", "*.bin", "tokenizer*.json", "chat_template*")
-    files = sorted(path for pattern in patterns for path in Path(checkpoint).glob(pattern))
+    return folder_revision(Path(checkpoint), ("*.safetensors", "*.bin", "tokenizer*.json", "chat_template*"))
+
+
+def folder_revision(folder: Path, patterns: Sequence[str]) -> str:
+    """A hash of the content of the files that fit a pattern; ``unknown`` where there is none."""
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
     return digest([file_revision(path) for path in files])[:16] if files else "unknown"
 
 

@@ -8,4 +8,5 @@ from pathlib import Path
 
 def file_revision(path: Path) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a weights file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:  # a part at a time: weights may exceed the memory
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from metagame.games import GameError
 from metagame.images import to_rgb
+from metagame.models.layers import ForwardPassEnds
 from metagame.models.towers import Tower
 
 TEXT_BATCH = 16
@@ -23,10 +24,6 @@ TEXT_BATCH = 16
 
 SEEDS = 64
 """The most texts whose maps are made at once: bounds the memory of their gradients."""
-
-
-class _ForwardPassEnds(Exception):  # noqa: N818 (it is no error)
-    """Ends a forward pass whose rest is not needed."""
 
 
 @dataclass(frozen=True)
@@ -311,12 +308,12 @@ class VisionLanguage(ABC):
 
         def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
             seen.append(args[0] if args else kwargs["hidden_states"])
-            raise _ForwardPassEnds
+            raise ForwardPassEnds
 
         handle = self.tower.blocks[layer].module.register_forward_pre_hook(look, with_kwargs=True)
         try:
             self.encode_images(pixels)
-        except _ForwardPassEnds:
+        except ForwardPassEnds:
             pass
         except torch.OutOfMemoryError as error:
             raise GameError(

@@ -1,0 +1,379 @@
+"""FLUX pipelines of diffusers: an image or a prompt in, logits of concepts at its patches out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel, ModelMixin
+from diffusers.utils import logging as diffusers_logging
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
+from transformers import BitsAndBytesConfig, CLIPTextModel, T5EncoderModel
+from transformers.utils import is_bitsandbytes_available
+from transformers.utils import logging as transformers_logging
+
+from metagame.games import GameError
+from metagame.models.concept_stream import ConceptSet, concept_logits, watched_concepts
+from metagame.models.concepts import ConceptImage, ConceptLogits, ConceptQuestion, PaintedImage, concept_token
+from metagame.models.pretrained import check_dtype, folder_revision, load_pretrained, moved, settle_device
+
+PARTS = {
+    "transformer": FluxTransformer2DModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+}  # fmt: skip
+MEMORY_ADVICE = "set model.offload=true, or model.text_encoder_bits=8"
+
+
+@runtime_checkable
+class ConceptSample(Protocol):
+    """What a FLUX model is asked: a :class:`ConceptImage` or a :class:`PaintedImage`."""
+
+    id: str
+
+    def questions(self) -> Mapping[str, ConceptQuestion]: ...
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """The point of the diffusion at which concepts are asked: x_t = (1 - t) x + t noise, with t = 1 - step / n_steps.
+
+    Of a picture that the model paints, x_t is what it has after ``step`` steps; FLUX.1-dev's schedule is shifted, its t
+    another. There the modulation knows the prompt, as it does in the painting.
+
+    Attributes:
+        side: of the square that images are stretched to, in pixels.
+        n_steps: of the schedule.
+        step: how many of them are behind; a picture that the model paints is watched in this one, counted from 0.
+        seed: of the noise.
+        resample: how images are stretched, a name of :class:`PIL.Image.Resampling`.
+        guidance: for models that take one (FLUX.1-dev).
+    """
+
+    side: int
+    n_steps: int = 4
+    step: int = 2
+    seed: int = 0
+    resample: str = "nearest"
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.n_steps < 1:
+            raise GameError(f"model.denoising.side={self.side}, n_steps={self.n_steps}: give positive numbers.")
+        if not 0 <= self.step < self.n_steps:
+            raise GameError(f"model.denoising.step={self.step}: give one of 0 to {self.n_steps - 1}.")
+        if self.resample.upper() not in Image.Resampling.__members__:
+            names = ", ".join(name.lower() for name in Image.Resampling.__members__)
+            raise GameError(f"model.denoising.resample={self.resample!r}: give one of {names}.")
+
+    @property
+    def noise_share(self) -> float:
+        return 1 - self.step / self.n_steps
+
+    def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 side side"]:
+        """The stretched image, from -1 to 1."""
+        stretched = image.convert("RGB").resize((self.side, self.side), Image.Resampling[self.resample.upper()])
+        return torch.from_numpy(np.array(stretched)).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+class Flux:
+    """A pipeline of transformer, autoencoder and text encoders; only double-stream blocks are computed, once a prompt.
+
+    Args:
+        pipeline: of diffusers.
+        revision: what its weights are known by.
+        device: where it computes.
+        denoising: when concepts are asked.
+        text_length: tokens that prompts and concepts are padded to.
+    """
+
+    sample_type = ConceptSample
+
+    def __init__(
+        self, pipeline: FluxPipeline, revision: str, device: str, denoising: Denoising, text_length: int
+    ) -> None:
+        multiple = 2 * pipeline.vae_scale_factor
+        if denoising.side % multiple:
+            raise GameError(f"model.denoising.side={denoising.side}: give a multiple of {multiple} pixels.")
+        if pipeline.transformer.config.guidance_embeds and denoising.guidance is None:
+            raise GameError("this model takes a guidance: set model.denoising.guidance, such as 3.5.")
+        self.pipeline = pipeline
+        self.revision = revision
+        self.device = device
+        self.denoising = denoising
+        self.text_length = text_length
+        self.concept = cache(self._concept)
+        self.prompt = lru_cache(maxsize=4)(self._encode)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        revision: str | None,
+        denoising: Denoising,
+        text_length: int,
+        device: str | None = None,
+        dtype: str = "float32",
+        offload: bool = False,
+        text_encoder_bits: int | None = None,
+    ) -> Self:
+        """A pipeline from a folder or the hub.
+
+        Args:
+            checkpoint: of the pipeline.
+            revision: of the checkpoint on the hub.
+            denoising: as of the class.
+            text_length: as of the class.
+            device: None: the GPU where there is one.
+            dtype: of weights and activations; logits are float32.
+            offload: each part of the pipeline is on the device only while it computes.
+            text_encoder_bits: 8 or 4, to hold the T5 encoder quantized, by bitsandbytes.
+
+        Raises:
+            GameError: the pipeline is absent, gated or broken, or does not fit the device.
+        """
+        check_dtype(dtype)
+        device = settle_device(device)
+        if offload and torch.device(device).type == "cpu":
+            raise GameError("model.offload=true is for a GPU: leave it out on the CPU.")
+        folder = checkpoint
+        if not Path(checkpoint).is_dir():
+            folder = str(load_pretrained(FluxPipeline.download, checkpoint, revision))
+        settings: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)}
+        with _without_progress_bars():
+            for name, part in PARTS.items():
+                bits = text_encoder_bits if name == "text_encoder_2" else None
+                settings[name] = _load_part(part, folder, name, settings["torch_dtype"], bits)
+            pipeline = load_pretrained(FluxPipeline.from_pretrained, folder, None, **settings)
+        pipeline.set_progress_bar_config(disable=True)
+        if offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline = moved(pipeline, device, checkpoint, MEMORY_ADVICE)
+        return cls(pipeline, _revision(Path(folder)), device, denoising, text_length)
+
+    @torch.no_grad()
+    def prepare(self, sample: ConceptImage | PaintedImage) -> dict[str, ConceptLogits]:
+        """Logits for each question about the sample: one forward pass for each prompt, whatever the concepts.
+
+        Raises:
+            GameError: a concept is not one token, or is asked as player and background; the device's memory does not
+                suffice.
+        """
+        questions = dict(sample.questions())
+        for question in questions.values():
+            _check(question, len(self.pipeline.transformer.transformer_blocks))
+        if not questions:
+            return {}
+        try:
+            if isinstance(sample, PaintedImage):
+                return self._paint(sample, questions)
+            return self._ask(sample, questions)
+        except torch.OutOfMemoryError as error:
+            raise GameError(f"the model does not fit the memory of {self.device}: {MEMORY_ADVICE}.") from error
+
+    def _ask(self, sample: ConceptImage, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
+        latents = self.noisy_latents(sample.image())
+        answers = {}
+        for prompt, group in groupby(sorted(questions.items(), key=_prompt), key=_prompt):
+            same_prompt = dict(group)
+            plan = ConceptPlan.of(same_prompt)
+            logits = concept_logits(
+                self.pipeline.transformer, self.inputs(latents, prompt), plan.sets(self.concept), plan.n_layers
+            )
+            answers |= plan.answers(same_prompt, logits)
+        return {name: answers[name] for name in questions}
+
+    def _paint(self, sample: PaintedImage, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
+        when, plan = self.denoising, ConceptPlan.of(questions)
+        with watched_concepts(self.pipeline.transformer, plan.sets(self.concept), plan.n_layers) as passes:
+            image = self.pipeline(
+                prompt=sample.prompt,
+                height=when.side,
+                width=when.side,
+                num_inference_steps=when.n_steps,
+                guidance_scale=when.guidance or 0.0,
+                max_sequence_length=self.text_length,
+                generator=torch.Generator().manual_seed(sample.seed),
+            ).images[0]
+        return plan.answers(questions, passes[when.step], np.asarray(image))
+
+    def noisy_latents(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:
+        """x_t of the image, x being the mean of the autoencoder's distribution, with noise drawn from the seed."""
+        vae = self.pipeline.vae
+        pixels = self.denoising.pixels(image).to(self.device, vae.dtype)
+        latents = vae.encode(pixels).latent_dist.mean.float()
+        latents = (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.denoising.seed))
+        t = self.denoising.noise_share
+        return (1 - t) * latents + t * noise.to(self.device)
+
+    def inputs(self, latents: Float[Tensor, "1 c h w"], prompt: str) -> dict[str, Any]:
+        """Arguments of the transformer's forward pass, the pooled text vector being zero."""
+        transformer, when = self.pipeline.transformer, self.denoising
+        dtype = transformer.dtype
+        height, width = (length // 2 for length in latents.shape[2:])
+        tokens = pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)  # a token is two by two latents
+        inputs = {
+            "hidden_states": tokens.to(dtype),
+            "encoder_hidden_states": self.prompt(prompt),
+            "pooled_projections": torch.zeros(1, transformer.config.pooled_projection_dim, dtype=dtype),
+            "timestep": torch.tensor([when.noise_share], dtype=dtype),
+            "img_ids": torch.cartesian_prod(*(torch.arange(length) for length in (1, height, width))).to(dtype),
+            "txt_ids": torch.zeros(self.text_length, 3, dtype=dtype),
+        }
+        if transformer.config.guidance_embeds:
+            inputs["guidance"] = torch.tensor([when.guidance])
+        return {name: value.to(self.device) for name, value in inputs.items()}
+
+    def _concept(self, name: str) -> Float[Tensor, "1 e"]:
+        """The encoding of a concept's token.
+
+        Raises:
+            GameError: the concept is not one token.
+        """
+        concept_token(self.pipeline.tokenizer_2, name)
+        return self._encode(name)[:, 0]
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> Float[Tensor, "1 T e"]:
+        ids = self.pipeline.tokenizer_2(
+            text, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
+        )["input_ids"]
+        return self.pipeline.text_encoder_2(ids.to(self.device))[0].to(self.pipeline.transformer.dtype)
+
+
+@dataclass(frozen=True)
+class ConceptPlan:
+    """Which sets of concepts answer some questions about one image and prompt.
+
+    Concepts that do not attend to each other share a set, whatever question they are of.
+
+    Attributes:
+        joint: names of each set whose concepts attend to each other.
+        decoupled: names of all other concepts.
+        n_layers: the most that a question asks.
+    """
+
+    joint: tuple[tuple[str, ...], ...]
+    decoupled: tuple[str, ...]
+    n_layers: int
+
+    @classmethod
+    def of(cls, questions: Mapping[str, ConceptQuestion]) -> Self:
+        asked = questions.values()
+        return cls(
+            tuple(dict.fromkeys(_names(each) for each in asked if each.cross_attention)),
+            tuple(dict.fromkeys(name for each in asked if not each.cross_attention for name in _names(each))),
+            max(each.n_layers for each in asked),
+        )
+
+    def sets(self, encode: Callable[[str], Float[Tensor, "1 e"]]) -> list[ConceptSet]:
+        """The sets, joint ones first."""
+        sets = [ConceptSet(torch.cat([encode(name) for name in names])) for names in self.joint]
+        if self.decoupled:
+            sets.append(ConceptSet(torch.cat([encode(name) for name in self.decoupled]), cross_attention=False))
+        return sets
+
+    def answers(
+        self,
+        questions: Mapping[str, ConceptQuestion],
+        logits: Sequence[Float[Tensor, "L n P"]],
+        picture: np.ndarray | None = None,
+    ) -> dict[str, ConceptLogits]:
+        """What :func:`concept_logits` found for the sets, as each question asks it."""
+        found = {}
+        for name, question in questions.items():
+            if question.cross_attention:
+                concepts = _names(question)
+                answer = logits[self.joint.index(concepts)]
+            else:
+                concepts, answer = self.decoupled, logits[-1]
+            asked = answer[-question.n_layers :]
+            players, background = (
+                asked[:, [concepts.index(each) for each in names]] for names in (question.players, question.background)
+            )
+            found[name] = ConceptLogits(question.players, question.background, players, background, picture)
+        return found
+
+
+def _names(question: ConceptQuestion) -> tuple[str, ...]:
+    return (*question.players, *question.background)
+
+
+def _prompt(item: tuple[str, ConceptQuestion]) -> str:
+    return item[1].prompt
+
+
+def _check(question: ConceptQuestion, n_blocks: int) -> None:
+    if not 1 <= question.n_layers <= n_blocks:
+        raise GameError(f"benchmark.n_layers={question.n_layers}: the model has {n_blocks} double-stream blocks.")
+    names = _names(question)
+    if not question.players:
+        raise GameError("a question has no players: give at least one concept.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise GameError(f"concept {twice[0]!r} is given twice: a concept is one player, or background.")
+
+
+def _load_part(part: type[Any], folder: str, name: str, dtype: torch.dtype, bits: int | None) -> Any:
+    """A part of the pipeline, all of whose weights are in its file; in 8 or 4 ``bits`` where they are given.
+
+    Raises:
+        GameError: the part is absent, broken or lacks a weight; ``bits`` is neither, or bitsandbytes is not installed.
+    """
+    dtype_name = "torch_dtype" if issubclass(part, ModelMixin) else "dtype"
+    settings: dict[str, Any] = {"subfolder": name, dtype_name: dtype, "output_loading_info": True}
+    if bits is not None:
+        settings["quantization_config"] = _quantization(bits, dtype)
+    net, found = load_pretrained(part.from_pretrained, folder, None, **settings)
+    lacking = sorted(found["missing_keys"])
+    if lacking:
+        raise GameError(
+            f"{name} of model.checkpoint={folder!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
+            " save it again."
+        )
+    return net
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if bits not in (4, 8):
+        raise GameError(f"model.text_encoder_bits={bits}: give 8, 4 or null.")
+    if not is_bitsandbytes_available():
+        raise GameError(
+            f"model.text_encoder_bits={bits} needs bitsandbytes: install it with 'pip install bitsandbytes'."
+        )
+    return BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=dtype)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Within: diffusers and transformers show none of their own."""
+    loggings = (diffusers_logging, transformers_logging)
+    shown = [logging for logging in loggings if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()
+
+
+def _revision(folder: Path) -> str:
+    """The commit that a folder of the hub's cache is named by; of another folder a hash of its files."""
+    if re.fullmatch(r"[0-9a-f]{40}", folder.name):
+        return folder.name
+    return folder_revision(
+        folder, ("**/*.safetensors", "**/*.bin", "*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model")
+    )
