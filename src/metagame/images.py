@@ -46,8 +46,10 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image
     if "A" in image.getbands() or "transparency" in image.info:
         log.info("image %s is transparent: the model sees it on white.", name)
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        rgba = image.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+        flat.info.update({key: value for key, value in image.info.items() if key == "exif"})  # how it was held
+        return flat
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -27,10 +27,12 @@ from metagame.records import Record, RecordStore, digest, replace_atomically, sa
 
 log = logging.getLogger(__name__)
 
-IRRELEVANT = ("label", "scales", "device", "batch_size", "tokens_per_batch", "n_threads", "ids")
+IRRELEVANT = (
+    "label", "scales", "device", "batch_size", "tokens_per_batch", "n_threads", "ids", "offload", "expected",
+)  # fmt: skip
 """Keys of the parts of a job that its results do not depend on, up to the rounding of the model's numbers.
 
-``scales`` lists values to choose from, ``ids`` samples, which have keys of their own.
+``scales`` lists values to choose from, ``ids`` samples, which have keys of their own, ``expected`` how many there are.
 """
 
 LIBRARIES = (
@@ -60,7 +62,10 @@ class Job:
         method = build(cfg.attribution.method)
         if cfg.attribution.meta:
             if not isinstance(method, FirstOrder):
-                raise GameError(f"attribution.meta=true needs a first-order method; {cfg.attribution.name} is none.")
+                raise GameError(
+                    f"attribution.meta=true needs a first-order method that attributes masked inputs;"
+                    f" {cfg.attribution.name} is none."
+                )
             estimator = build(cfg.estimator, leave_out=("name", "budget", "batch_size"))
             budget, batch_size = cfg.estimator.budget, cfg.estimator.batch_size
             method = Meta(method, estimator, budget=budget, seed=cfg.seed, batch_size=batch_size)
@@ -86,6 +91,8 @@ class Job:
     def evaluate(self, sample: Any, explicand: Any, progress: Progress) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Explain and score one sample: its scores and arrays; of several questions ``question.array``.
 
+        A sample whose ``keeps_arrays`` is False has scores only.
+
         Raises:
             GameError: the parts do not fit each other, or the explanation or a score is not finite.
         """
@@ -99,6 +106,8 @@ class Job:
         for name, score in scores.items():
             if isinstance(score, float) and not np.isfinite(score):
                 raise GameError(f"score {name} is {score}: check the model and the method on this sample.")
+        if not getattr(sample, "keeps_arrays", True):
+            return scores, {}
         return scores, {f"{prefix}{name}": array for prefix, each in named for name, array in each.arrays().items()}
 
     def _explain(self, explicand: Any, progress: Progress) -> Explanation:

@@ -1,0 +1,92 @@
+"""Concepts in one picture, with more and more rivals (Figure 4): one that the model paints, or one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from metagame.attributions.concept_attention import ConceptExplanation
+from metagame.games import GameError
+from metagame.images import read_image
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, PaintedImage
+from metagame.models.revision import file_revision
+
+ALL = "all players"
+"""Name of the question in which all players compete."""
+
+
+@dataclass(frozen=True)
+class OwnImage:
+    """An image file and questions about it by name."""
+
+    id: str
+    path: Path
+    asked: Mapping[str, ConceptQuestion]
+
+    def image(self) -> Image.Image:
+        """The picture, turned as its camera says."""
+        return ImageOps.exif_transpose(read_image(self.path, str(self.path)))
+
+    def questions(self) -> Mapping[str, ConceptQuestion]:
+        return self.asked
+
+
+class Concepts:
+    """One sample; its scores are the names of the players of each question.
+
+    Args:
+        prompt: that the model paints; with ``image`` the prompt that it sees, which may be empty.
+        sets: of concepts that compete, each a question of its own; the concepts of the last are shown.
+        players: all concepts, the last question.
+        background: concepts that are always present.
+        n_layers: how many of the model's last double-stream blocks are asked.
+        seed: of the noise that the painting begins with.
+        image: path of an image, in place of a painting.
+
+    Raises:
+        GameError: a set has a concept that is no player.
+    """
+
+    def __init__(
+        self,
+        prompt: str,
+        sets: Sequence[Sequence[str]],
+        players: Sequence[str],
+        background: Sequence[str],
+        n_layers: int,
+        seed: int = 31,
+        image: str | None = None,
+    ) -> None:
+        strange = [name for each in sets for name in each if name not in players]
+        if strange:
+            raise GameError(f"benchmark.sets has {strange[0]!r}, which is not in benchmark.players: add it there.")
+        if not sets or not all(sets):
+            raise GameError(
+                "benchmark.sets is empty, or one of them: give the concepts to show, such as [[car, bike]]."
+            )
+        named = {", ".join(each): tuple(each) for each in sets} | {ALL: tuple(players)}
+        prompt_seen = prompt if image is not None else ""
+        asked = {
+            name: ConceptQuestion(concepts, tuple(background), n_layers, prompt_seen)
+            for name, concepts in named.items()
+        }
+        if image is None:
+            self._sample = PaintedImage(f"{prompt} (seed {seed})", prompt, seed, asked)
+        else:
+            path = Path(str(image))
+            content = file_revision(path)[:8] if path.is_file() else "missing"
+            self._sample = OwnImage(f"{path.name} ({content})", path, asked)
+
+    def samples(self) -> list[PaintedImage | OwnImage]:
+        return [self._sample]
+
+    def score(
+        self,
+        sample: PaintedImage | OwnImage,
+        explicand: dict[str, ConceptLogits],
+        explanation: dict[str, ConceptExplanation],
+    ) -> dict[str, list[str]]:
+        return {name: list(each.players) for name, each in explicand.items()}

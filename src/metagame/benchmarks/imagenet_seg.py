@@ -1,0 +1,133 @@
+"""ImageNet-Segmentation (Guillaumin et al., 2014): one object and its mask an image, in a MATLAB file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from metagame.benchmarks.masks import OTHER, read_annotations
+from metagame.games import GameError
+from metagame.images import to_rgb
+
+FIELDS = ("img", "gt", "id")
+
+
+@dataclass(frozen=True)
+class ImageNetSegImage:
+    """An image of the file.
+
+    Attributes:
+        id: as the file has it, such as ``n02084071_1005``.
+        place: in the file, from 0.
+        path: of the file.
+        name: of its class.
+    """
+
+    id: str
+    place: int
+    path: Path
+    name: str
+
+    @property
+    def classes(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+    def image(self) -> Image.Image:
+        with opened(self.path) as file:
+            # MATLAB's order of axes is the other way round
+            pixels = np.ascontiguousarray(_cell(file, "img", self.place).T.astype(np.uint8))
+            return to_rgb(Image.fromarray(pixels), self.id)
+
+    def mask(self, vocabulary: Sequence[str]) -> Int[np.ndarray, "h w"]:
+        with opened(self.path) as file:
+            labels = np.asarray(file[_cell(file, "gt", self.place)[0, 0]]).T
+            if labels.max() > 1:
+                raise GameError(
+                    f"the mask of {self.id} has label {labels.max()}, 0 and 1 are expected: get {self.path} again."
+                )
+        index = vocabulary.index(self.name) if self.name in vocabulary else OTHER
+        return np.where(labels > 0, index, OTHER).astype(np.int16)
+
+
+class ImageNetSeg:
+    """The images of ``gtsegs_ijcv.mat`` whose WordNet id has a name.
+
+    Reads the fields ``img``, ``gt`` and ``id`` of the file's ``value``.
+
+    Args:
+        root: holds ``gtsegs_ijcv.mat``, and ``names.json``, which maps WordNet ids such as ``n02084071`` to names;
+            several ids may share one. ``python -m scripts.name_wordnet_labels`` makes it.
+
+    Raises:
+        GameError: a file is missing, broken or of another kind.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.path = Path(root) / "gtsegs_ijcv.mat"
+        self.labels = _read_names(Path(root) / "names.json")
+        self.names = tuple(dict.fromkeys(self.labels.values()))
+        self.ids = image_ids(self.path)
+
+    def images(self) -> list[ImageNetSegImage]:
+        named = [(place, each, self.labels.get(wordnet_id(each))) for place, each in enumerate(self.ids)]
+        return [ImageNetSegImage(each, place, self.path, name) for place, each, name in named if name is not None]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """The HDF5 file, open for reading.
+
+    Raises:
+        GameError: it is missing, or it or what is read of it is broken.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise GameError(f"{path} does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation.") from error
+    except GameError:
+        raise
+    except (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # as h5py has it
+        raise GameError(f"{path} is cut off, or not the file of ImageNet-Segmentation: get it again.") from error
+
+
+def image_ids(path: Path) -> list[str]:
+    """The ids of all images in the file, in order.
+
+    Raises:
+        GameError: the file is missing, broken or of another kind.
+    """
+    with opened(path) as file:
+        lacking = [field for field in FIELDS if f"value/{field}" not in file]
+        if lacking:
+            raise GameError(f"{path} has no field value/{lacking[0]}: give gtsegs_ijcv.mat of ImageNet-Segmentation.")
+        return [_text(file[reference]) for reference in file["value/id"][:, 0]]
+
+
+def wordnet_id(image_id: str) -> str:
+    """The WordNet id in an image's id; empty where there is none."""
+    found = re.search(r"n\d{8}", image_id)
+    return found[0] if found else ""
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    names = read_annotations(path, ())
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise GameError(f"{path} does not map WordNet ids to names: make it by scripts.name_wordnet_labels.")
+    return names
+
+
+def _cell(file: h5py.File, field: str, place: int) -> np.ndarray:
+    return np.asarray(file[file[f"value/{field}"][place, 0]])
+
+
+def _text(characters: h5py.Dataset) -> str:
+    return "".join(map(chr, np.asarray(characters).ravel().tolist()))

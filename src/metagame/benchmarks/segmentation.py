@@ -1,0 +1,305 @@
+"""Segmentation by concepts (Table 3, Figure 13): does a class's map lie on the class's pixels?"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from metagame.attributions.concept_attention import ConceptExplanation, ConceptMaps
+from metagame.benchmarks.masks import UNLABELLED
+from metagame.benchmarks.segmentation_metrics import multi_scores, resize_nearest, single_scores
+from metagame.games import GameError
+from metagame.images import grid_side
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, concept_pieces
+
+log = logging.getLogger(__name__)
+
+TRACKS = ("single", "multi")
+CHANNELS = ("present", "players")
+BASELINE = "baseline"
+ABLATIONS = (BASELINE, "decoupled", "last_layers", "prompt")
+"""The columns of Figure 13: concepts that do not attend to each other, fewer layers, present classes in the prompt."""
+LEFT_OUT = "left out"
+"""Name of the score that lists the cells whose number of players does not suit an image's number of classes."""
+
+
+class LabelledImage(Protocol):
+    """An image whose pixels have classes; ``id`` is unique in its dataset."""
+
+    id: str
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """Names of the classes in it."""
+
+    def image(self) -> Image.Image: ...
+
+    def mask(self, vocabulary: Sequence[str]) -> Int[np.ndarray, "h w"]:
+        """Of each pixel the index of its class in the vocabulary, or OTHER, or UNLABELLED."""
+
+
+class Dataset(Protocol):
+    """Where labelled images come from, such as :class:`metagame.benchmarks.voc.VOC`.
+
+    ``names`` are its classes.
+    """
+
+    names: Sequence[str]
+
+    def images(self) -> Sequence[LabelledImage]: ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of Figure 13.
+
+    Attributes:
+        players: ``n20``: an image's present classes and distractors, 20 in all; ``d10``: 10 distractors; ``n0``: none.
+        ablation: one of :data:`ABLATIONS`.
+    """
+
+    players: str
+    ablation: str
+
+    @property
+    def name(self) -> str:
+        return self.players if self.ablation == BASELINE else f"{self.players} {self.ablation}"
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """A sample.
+
+    Attributes:
+        labelled: the image with its classes.
+        benchmark: what is asked about it.
+        keeps_arrays: whether the maps are kept with the record.
+    """
+
+    labelled: LabelledImage
+    benchmark: Segmentation
+    keeps_arrays: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.labelled.id
+
+    def image(self) -> Image.Image:
+        """The image.
+
+        Raises:
+            GameError: its mask has another size.
+        """
+        image, (height, width) = self.labelled.image(), self.truth().shape
+        if image.size != (width, height):
+            raise GameError(
+                f"the mask of {self.id} has {width} x {height} pixels, its image {image.width} x {image.height}: get"
+                " both again."
+            )
+        return image
+
+    def truth(self) -> Int[np.ndarray, "h w"]:
+        return self.labelled.mask(self.benchmark.vocabulary)
+
+    def questions(self) -> dict[str, ConceptQuestion]:
+        return self.benchmark.questions(self.labelled)
+
+
+class Segmentation:
+    """Scores of a cell, by method and track, are counts that the table pools over images.
+
+    Args:
+        data: images with classes.
+        tokenizer: of T5; classes whose name is not one token are left out.
+        background: concepts that are always present and stand for no class.
+        players, ablations: of the cells: every combination, see :class:`Cell`.
+        n_layers: how many of the model's last double-stream blocks are asked; ``fewer_layers`` in ``last_layers``.
+        side: of the square on which maps and masks are compared.
+        tracks: ``single``: images with one class; ``multi``: all.
+        channels: which classes' maps compete in ``multi``: those ``present`` in the image, as the paper's code has it,
+            or all ``players``, as its text says.
+        expected: how many ``images`` there are in all, and how many with a ``single`` class; a difference is told.
+        n_maps: of how many images, the first ones, maps are kept.
+
+    Raises:
+        GameError: an argument is none of these, or more players are wanted than there are classes.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        background: Sequence[str],
+        players: Sequence[str] = ("n20",),
+        ablations: Sequence[str] = (BASELINE,),
+        n_layers: int = 10,
+        fewer_layers: int = 5,
+        side: int = 224,
+        tracks: Sequence[str] = TRACKS,
+        channels: str = "present",
+        expected: Mapping[str, int] | None = None,
+        n_maps: int = 0,
+    ) -> None:
+        _check_choices("ablations", ablations, ABLATIONS)
+        _check_choices("tracks", tracks, TRACKS)
+        _check_choices("channels", [channels], CHANNELS)
+        self.data = data
+        self.vocabulary = one_token_names(data.names, tokenizer)
+        self.background = tuple(background)
+        both = [name for name in self.background if name in self.vocabulary]
+        if both:
+            raise GameError(f"benchmark.background has {both[0]!r}, which is a class: background is never a player.")
+        if not players:
+            raise GameError("benchmark.players is empty: give sizes such as n20, d10 or n0.")
+        for size in players:
+            _check_players(size, len(self.vocabulary))
+        self.cells = [Cell(size, ablation) for size in players for ablation in ablations]
+        self.n_layers = n_layers
+        self.fewer_layers = fewer_layers
+        self.side = side
+        self.tracks = tuple(tracks)
+        self.channels = channels
+        self.expected = dict(expected or {})
+        self.n_maps = n_maps
+
+    def samples(self) -> list[SegmentedImage]:
+        """The images with a class of the vocabulary; those whose mask cannot be read stay, to be told of.
+
+        Raises:
+            GameError: two images have the same id.
+        """
+        images = self.data.images()
+        n_present = [self._count_present(labelled) for labelled in images]
+        found = [labelled for labelled, number in zip(images, n_present, strict=True) if number != 0]
+        ids = [labelled.id for labelled in found]
+        if len(set(ids)) < len(ids):
+            twice = next(each for each in ids if ids.count(each) > 1)
+            raise GameError(f"the benchmark has two images of id {twice!r}: remove one.")
+        self._compare("images", "images", len(found))
+        self._compare("single", "images with one class", n_present.count(1))
+        return [SegmentedImage(labelled, self, place < self.n_maps) for place, labelled in enumerate(found)]
+
+    def _count_present(self, labelled: LabelledImage) -> int | None:
+        """How many classes the image has; None where its mask cannot be read."""
+        try:
+            return len(self.present(labelled))
+        except GameError:
+            return None
+
+    def _compare(self, name: str, kind: str, number: int) -> None:
+        expected = self.expected.get(name, number)
+        if number != expected:
+            log.warning("benchmark data: %d %s here, %d expected: get it again.", number, kind, expected)
+
+    def present(self, labelled: LabelledImage) -> tuple[str, ...]:
+        """The image's classes, in the vocabulary's order."""
+        return tuple(name for name in self.vocabulary if name in labelled.classes)
+
+    def questions(self, labelled: LabelledImage) -> dict[str, ConceptQuestion]:
+        """A question for each cell whose number of players suits the image."""
+        present = self.present(labelled)
+        asked = {}
+        for cell in self.cells:
+            players = self._players(cell.players, present, labelled.id)
+            if players is not None:
+                question = ConceptQuestion(players, self.background, self.n_layers)
+                asked[cell.name] = self._ablated(question, cell.ablation, present)
+        return asked
+
+    def _ablated(self, question: ConceptQuestion, ablation: str, present: tuple[str, ...]) -> ConceptQuestion:
+        match ablation:
+            case "decoupled":
+                return replace(question, cross_attention=False)
+            case "last_layers":
+                return replace(question, n_layers=self.fewer_layers)
+            case "prompt":
+                return replace(question, prompt=",".join(f"a {name}" for name in present))
+        return question
+
+    def _players(self, size: str, present: tuple[str, ...], image_id: str) -> tuple[str, ...] | None:
+        """Present classes, then distractors, in an order that the image's id alone decides.
+
+        None where there are more present classes than players, or fewer absent ones than distractors.
+        """
+        seed = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big")
+        absent = [name for name in self.vocabulary if name not in present]
+        distractors = np.random.default_rng(seed).permutation(absent).tolist()
+        total = size[0] == "n" and size != "n0"
+        n_distractors = int(size[1:]) - len(present) if total else int(size[1:])
+        if not 0 <= n_distractors <= len(absent):
+            return None
+        return (*present, *distractors[:n_distractors])
+
+    def score(
+        self,
+        sample: SegmentedImage,
+        explicand: dict[str, ConceptLogits],
+        explanation: dict[str, ConceptExplanation],
+    ) -> dict[str, Any]:
+        """By cell, method and track what the metrics count, see :mod:`metagame.benchmarks.segmentation_metrics`."""
+        truth = resize_nearest(sample.truth(), self.side)
+        present = self.present(sample.labelled)
+        scores: dict[str, Any] = {
+            cell: {
+                method: self._track_scores(explicand[cell].players, maps, truth, present)
+                for method, maps in each.maps.items()
+            }
+            for cell, each in explanation.items()
+        }
+        return scores | {LEFT_OUT: [cell.name for cell in self.cells if cell.name not in explanation]}
+
+    def _track_scores(
+        self, players: tuple[str, ...], maps: ConceptMaps, truth: Int[np.ndarray, "s s"], present: tuple[str, ...]
+    ) -> dict[str, Any]:
+        heat, background = self._enlarged(maps.players), self._enlarged(maps.background)
+        scores: dict[str, Any] = {}
+        labelled = truth != UNLABELLED
+        if "single" in self.tracks and len(present) == 1 and labelled.any():
+            own = truth == self.vocabulary.index(present[0])
+            scores["single"] = single_scores(heat[players.index(present[0])], own, labelled)
+        if "multi" in self.tracks:
+            rivals = present if self.channels == "present" else players
+            by_class = {self.vocabulary.index(name): heat[players.index(name)] for name in rivals}
+            scores["multi"] = multi_scores(by_class, background, truth)
+        return scores
+
+    def _enlarged(self, maps: Float[np.ndarray, "c P"]) -> Float[np.ndarray, "c s s"]:
+        grid = grid_side(maps.shape[1])
+        return resize_nearest(maps.reshape(-1, grid, grid), self.side)
+
+
+def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The names of one T5 token that the tokenizer knows; which are left out is logged.
+
+    Raises:
+        GameError: there is none.
+    """
+    pieces = {name: concept_pieces(tokenizer, name) for name in names}
+    kept = tuple(name for name, tokens in pieces.items() if len(tokens) == 1 and tokenizer.unk_token not in tokens)
+    if not kept:
+        raise GameError("no class name is one token of the T5 tokenizer: give benchmark.tokenizer that of the model.")
+    left_out = [f"{name} ({', '.join(tokens)})" for name, tokens in pieces.items() if name not in kept]
+    if left_out:
+        log.info("%d of %d classes are not one T5 token: %s.", len(left_out), len(names), "; ".join(left_out))
+    return kept
+
+
+def _check_choices(name: str, values: Sequence[str], choices: tuple[str, ...]) -> None:
+    if not values or any(value not in choices for value in values):
+        raise GameError(f"benchmark.{name}={list(values)}: give some of {', '.join(choices)}.")
+
+
+def _check_players(size: str, n_classes: int) -> None:
+    if not re.fullmatch(r"[nd]\d+", str(size)):
+        raise GameError(f"benchmark.players={size!r}: give sizes such as n20, d10 or n0.")
+    if int(size[1:]) + (size[0] == "d") > n_classes:
+        raise GameError(f"benchmark.players={size!r}: there are only {n_classes} classes of one T5 token.")

@@ -1,0 +1,254 @@
+"""Names of WordNet ids, from a file of WordNet's format and a tokenizer of few words."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from metagame.benchmarks.imagenet_seg import FIELDS, ImageNetSeg
+from metagame.games import GameError
+from metagame.models.concepts import load_t5_tokenizer
+from scripts import name_wordnet_labels as script
+from scripts.name_wordnet_labels import Synset, find_name, read_synsets
+from scripts.train_diffusion import build_tokenizers
+
+LICENCE = """\
+  1 This software and database is being provided to you, the LICENSEE, by
+  2 Princeton University under the following license.  By obtaining, using
+  29 @ | 00000000 n
+"""
+DATA = (
+    # twelve words, c in hexadecimal, and pointers of several kinds
+    "02084071 05 n 0c dog 0 domestic_dog 0 Canis_familiaris 0 pooch 0 hound 1 cur 0 mutt 0 mongrel 0 tyke 0 bow-wow 0"
+    " doggie 0 Sea 0 005 @ 02083346 n 0000 @ 01317541 n 0000 #m 02083863 n 0000 ~ 01322604 n 0000 %p 02158846 n 0000"
+    ' | a member of the genus Canis (probably 2 @ 3); "the dog barked | all night"',
+    "02083346 05 n 02 canine 0 canid 0 001 @ 02075296 n 0000 | any of various fissiped mammals",
+    "02075296 05 n 01 carnivore 0 001 @ 01886756 n 0000 | a terrestrial or aquatic flesh-eating mammal",
+    "01886756 05 n 01 Forest 0 000 | eutherian",
+    "01317541 05 n 02 domestic_animal 0 three 0 001 @ 00015388 n 0000 | any of various animals",
+    "00015388 03 n 02 animal 0 one 0 000 | a living organism",
+    "09411430 15 n 02 North_Sea 0 four 0 001 @i 09376198 n 0000 | an arm of the Atlantic",
+    "09376198 17 n 01 five 0 001 + 01317541 n 0101 | a large body of water",
+    "00021939 03 n 02 nine_two 0 eight 0 003 ~ 09376198 n 0000 ;c 06000000 n 0000 -c 07000000 n 0000 | not above",
+    "00033319 03 n 01 object 0 002 ~ 09376198 n 0000 ~i 00015388 n 0000 | only below",
+)
+DOG, CANINE, CARNIVORE, TOP, DOMESTIC, ANIMAL, NORTH_SEA, WATER, TWO_WORDS, OBJECT = (
+    f"n{line.split()[0]}" for line in DATA
+)
+
+
+@pytest.fixture
+def wordnet(tmp_path):
+    path = tmp_path / "data.noun"
+    path.write_text(LICENCE + "".join(f"{line}  \n" for line in DATA), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def synsets(wordnet):
+    return read_synsets(wordnet)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """The folder of a pipeline that has a tokenizer only: of digits, night, sea, forest, earth and few more."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    build_tokenizers()["tokenizer_2"].save_pretrained(folder / "tokenizer_2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pipeline):
+    return load_t5_tokenizer(str(pipeline), None)
+
+
+def test_a_line_has_its_words_and_what_is_above_it(synsets):
+    assert list(synsets) == [DOG, CANINE, CARNIVORE, TOP, DOMESTIC, ANIMAL, NORTH_SEA, WATER, TWO_WORDS, OBJECT]
+    assert synsets[DOG].lemmas == (
+        "dog", "domestic dog", "Canis familiaris", "pooch", "hound", "cur", "mutt", "mongrel", "tyke", "bow-wow",
+        "doggie", "Sea",
+    )  # fmt: skip
+    assert synsets[DOG].hypernyms == (CANINE, DOMESTIC)
+    assert synsets[CANINE] == Synset(("canine", "canid"), (CARNIVORE,))
+    assert synsets[TOP] == Synset(("Forest",), ())
+
+
+def test_a_thing_with_a_name_of_its_own_is_below_its_kind(synsets):
+    assert synsets[NORTH_SEA] == Synset(("North Sea", "four"), (WATER,))
+
+
+@pytest.mark.parametrize("key", [WATER, TWO_WORDS, OBJECT])
+def test_other_pointers_do_not_lead_above(synsets, key):
+    assert synsets[key].hypernyms == ()
+
+
+def test_ids_have_eight_digits(tmp_path):
+    path = tmp_path / "data.noun"
+    path.write_text("00001740 03 n 01 entity 0 000 | that which is\n", encoding="utf-8")
+    assert list(read_synsets(path)) == ["n00001740"]
+
+
+@pytest.mark.parametrize(
+    ("key", "levels", "name"),
+    [
+        (DOG, 0, "Sea"),  # any of its own words comes before those above
+        (NORTH_SEA, 0, "four"),
+        (CANINE, 0, None),
+        (CANINE, 1, None),
+        (CANINE, 2, "Forest"),
+        (CANINE, 9, "Forest"),
+        (CARNIVORE, 0, None),
+        (CARNIVORE, 1, "Forest"),
+        (TWO_WORDS, 0, "eight"),  # nine two is two tokens
+        (OBJECT, 9, None),
+        ("n99999999", 0, None),
+        ("n99999999", 9, None),
+        ("", 2, None),
+    ],
+)
+def test_the_first_word_of_one_token_is_the_name(synsets, tokenizer, key, levels, name):
+    assert find_name(key, synsets, tokenizer, levels) == name
+
+
+def test_of_those_above_the_nearest_names_and_then_the_first(tokenizer):
+    synsets = {
+        "a": Synset(("x",), ("b", "c")), "b": Synset(("y",), ("d",)), "c": Synset(("z", "two", "one"), ()),
+        "d": Synset(("three",), ()),
+    }  # fmt: skip
+    assert find_name("a", synsets, tokenizer, 2) == "two"
+    assert find_name("a", synsets | {"b": Synset(("y", "four"), ())}, tokenizer, 2) == "four"
+
+
+def test_a_hypernym_that_the_file_has_not_is_passed_over(tokenizer):
+    synsets = {"a": Synset(("x",), ("absent", "b")), "b": Synset(("two",), ())}
+    assert find_name("a", synsets, tokenizer, 1) == "two"
+
+
+def test_a_circle_of_hypernyms_ends(tokenizer):
+    assert find_name("a", {"a": Synset(("x",), ("a",))}, tokenizer, 50) is None
+
+
+def test_an_absent_file_is_told(tmp_path):
+    with pytest.raises(GameError, match=r"data\.noun is no file that can be read: give data\.noun of WordNet 3\.0\."):
+        read_synsets(tmp_path / "data.noun")
+
+
+BROKEN = {
+    "binary": b"\xff\xfe\x00\x01" * 20,
+    "empty line": f"{DATA[1]}\n\n".encode(),
+    "words": b"some words of another file\n",
+    "number of words": DATA[1].replace(" 02 ", " zz ").encode(),
+    "more words than there are": DATA[1].replace(" 02 canine", " 09 canine").encode(),
+    "more pointers than there are": DATA[1].replace("001 @", "003 @").encode(),
+    "cut off": DATA[1].split(" 02075296")[0].encode(),
+    "comma-separated": b"n02084071,dog\nn02083346,canine\n",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_file_of_another_format_is_told(tmp_path, content):
+    path = tmp_path / "data.noun"
+    path.write_bytes(content)
+    with pytest.raises(GameError, match=r"data\.noun is not of the format of WordNet's data\.noun: give that of"):
+        read_synsets(path)
+
+
+IDS = [f"{DOG}_1005", f"{CANINE}_7", f"{DOG}_2", "n99999999_1", f"{NORTH_SEA}_3", f"{OBJECT}_5", "no id"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with images of these ids in MATLAB's layout."""
+    folder = tmp_path / "imagenet_seg"
+    folder.mkdir()
+    with h5py.File(folder / "gtsegs_ijcv.mat", "w") as file:
+        fields = {name: file.create_dataset(f"value/{name}", (len(IDS), 1), h5py.ref_dtype) for name in FIELDS}
+        for place, image_id in enumerate(IDS):
+            parts = {
+                "id": np.array([[ord(character)] for character in image_id], np.uint16),
+                "img": np.full((3, 4, 5), place, np.uint8),
+                "mask": np.ones((4, 5), np.uint8),
+            }
+            stored = {name: file.create_dataset(f"refs/{name} {place}", data=part) for name, part in parts.items()}
+            stored["gt"] = file.create_dataset(f"refs/gt {place}", (1, 1), h5py.ref_dtype)
+            stored["gt"][0, 0] = stored["mask"].ref
+            for name, dataset in fields.items():
+                dataset[place, 0] = stored[name].ref
+    return folder
+
+
+def name_labels(monkeypatch, wordnet, root, pipeline, *more):
+    """What the command line does."""
+    arguments = ["--wordnet", wordnet, "--root", root, "--tokenizer", pipeline, *more]
+    monkeypatch.setattr("sys.argv", ["name_wordnet_labels", *map(str, arguments)])
+    script.main()
+
+
+@pytest.mark.parametrize(
+    ("more", "names", "told"),
+    [
+        ([], {DOG: "Sea", CANINE: "Forest", NORTH_SEA: "four"}, "4 of 7 images have one of 3 names."),
+        (["--levels", 0], {DOG: "Sea", NORTH_SEA: "four"}, "3 of 7 images have one of 2 names."),
+        (["--levels", 1], {DOG: "Sea", NORTH_SEA: "four"}, "3 of 7 images have one of 2 names."),
+    ],
+)
+def test_the_command_line_writes_the_names_that_the_benchmark_reads(
+    wordnet, root, pipeline, monkeypatch, capsys, more, names, told
+):
+    name_labels(monkeypatch, wordnet, root, pipeline, *more)
+    assert json.loads((root / "names.json").read_text(encoding="utf-8")) == names
+    assert capsys.readouterr().out == f"{root / 'names.json'}: {told}\n"
+    images = ImageNetSeg(str(root)).images()
+    assert [(image.id, image.name) for image in images] == [
+        (image_id, names[image_id[:9]]) for image_id in IDS if image_id[:9] in names
+    ]
+
+
+def test_equal_runs_write_equal_names(wordnet, root, pipeline, monkeypatch):
+    written = []
+    for _ in range(2):
+        name_labels(monkeypatch, wordnet, root, pipeline)
+        written.append((root / "names.json").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        ("no data.noun", "data.noun is no file that can be read: give data.noun of WordNet 3.0."),
+        ("broken data.noun", "is not of the format of WordNet's data.noun: give that of WordNet 3.0."),
+        ("folder for data.noun", "give data.noun of WordNet 3.0."),
+        ("no images", "gtsegs_ijcv.mat does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation."),
+        ("broken images", "of ImageNet-Segmentation: get it again."),
+        ("other file", "has no field value/img: give gtsegs_ijcv.mat of ImageNet-Segmentation."),
+        ("no tokenizer", "has no folder tokenizer_2"),
+    ],
+)
+def test_errors_end_with_one_sentence(wordnet, root, pipeline, monkeypatch, tmp_path, broken, sentence):
+    images = root / "gtsegs_ijcv.mat"
+    match broken:
+        case "no data.noun":
+            wordnet.unlink()
+        case "broken data.noun":
+            wordnet.write_text("words")
+        case "folder for data.noun":
+            wordnet.unlink()
+            wordnet.mkdir()
+        case "no images":
+            images.unlink()
+        case "broken images":
+            images.write_bytes(images.read_bytes()[:200])
+        case "other file":
+            with h5py.File(images, "w") as file:
+                file["other"] = [1]
+        case "no tokenizer":
+            (tmp_path / "nothing").mkdir()
+            pipeline = tmp_path / "nothing"
+    with pytest.raises(SystemExit) as error:
+        name_labels(monkeypatch, wordnet, root, pipeline)
+    assert sentence in error.value.code
+    assert "\n" not in error.value.code
+    assert not (root / "names.json").exists()
