@@ -1,3 +1,6 @@
+import math
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -233,9 +236,39 @@ def test_cuda_agrees_with_cpu(spread):
         (torch.zeros(2, 3), torch.zeros(1, 3).long(), "background has dtype"),
         (torch.full((2, 3), torch.nan), torch.zeros(1, 3), "logits contains NaN or inf"),
         (torch.zeros(2, 3), torch.full((1, 3), torch.inf), "background contains NaN or inf"),
-        (torch.tensor([[0.0], [-800.0]]), torch.zeros(0, 1), "logits lie too far below"),
     ],
 )
 def test_bad_input_is_named(logits, background, message):
     with pytest.raises(GameError, match=message):
         concept_metagame(logits, background)
+
+
+def value_by_logarithms(logits, background, target):
+    """The diagonal entry of one patch from the definition, each softmax shifted by its own largest logit."""
+    others, total = [k for k in range(len(logits)) if k != target], 0.0
+    for size in range(len(logits)):
+        for coalition in combinations(others, size):
+            present = [*(logits[k] for k in (*coalition, target)), *background]
+            weights = [math.exp(each - max(present)) for each in present]
+            total += weights[size] / sum(weights) / (len(logits) * math.comb(len(logits) - 1, size))
+    return total
+
+
+@pytest.mark.parametrize("spread", [30, 300, 705, 708.3, 900, 3000])
+@pytest.mark.parametrize("n_background", [0, 2])
+def test_logits_of_any_spread_have_exact_values(spread, n_background):
+    draw = torch.randn(5 + n_background, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits, background = draw[:5] * spread, draw[5:] * spread - spread
+    diag, pairs = concept_metagame(logits, background, directional=True)
+    for patch in range(3):
+        for target in range(5):
+            expected = value_by_logarithms(logits[:, patch].tolist(), background[:, patch].tolist(), target)
+            assert diag[target, patch].item() == pytest.approx(expected, abs=1e-9)
+    shares = torch.cat([logits, background]).softmax(0)[:5]
+    torch.testing.assert_close(pairs.sum(1), shares, rtol=0, atol=1e-9)
+
+
+def test_weights_that_a_float_cannot_hold_share_what_is_left():
+    logits, background = torch.tensor([[0.0], [0.0], [-5000.0]]), torch.tensor([[-5000.0]])
+    diag, _ = concept_metagame(logits.double(), background.double())
+    torch.testing.assert_close(diag[:, 0], torch.tensor([0.75, 0.75, 1 / 6], dtype=torch.float64), rtol=0, atol=1e-9)

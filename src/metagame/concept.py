@@ -18,12 +18,13 @@ the range at hand and checks them on it, and its relative error bounds the absol
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import scipy.linalg
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from metagame.games import GameError
 
@@ -56,92 +57,118 @@ def concept_metagame(
         below 1e-9 in float64, about 1e-6 in float32.
 
     Raises:
-        GameError: the shapes do not fit, a logit is NaN or inf, or the concepts' logits lie so far below the largest
-            that their weights vanish in ``dtype``.
+        GameError: the shapes do not fit, or a logit is NaN or inf.
     """
     if dtype not in (torch.float32, torch.float64):
         raise GameError(f"dtype={dtype}: give torch.float64, or torch.float32 for less precision.")
     as_numpy = not isinstance(logits, torch.Tensor)
     logits, background = (x.detach() if isinstance(x, torch.Tensor) else torch.tensor(x) for x in (logits, background))
     _check(logits, background)
-    device = logits.device
-    weights = torch.cat([logits, background.to(device)]).to(dtype)
-    weights = (weights - weights.amax(0)).exp()
-    concepts, rest = weights[: len(logits)], weights[len(logits) :].sum(0)
-    least = concepts.amin(0) + rest
-    if not (least > torch.finfo(dtype).tiny).all():
-        raise GameError("logits lie too far below the largest logit of their patch: their weights vanish in dtype.")
-    ratio = float(((concepts.sum(0) + rest) / least).max())
-    rates, coefficients = (torch.as_tensor(x, dtype=dtype, device=device) for x in exponential_sum(ratio))
-    points, masses = (torch.as_tensor(x, dtype=dtype, device=device) for x in _unit_gauss_legendre(len(logits)))
+    logits, background = logits.to(dtype), background.to(logits.device, dtype)
+    rest = background.logsumexp(0)  # log B; without background -inf
+    least = torch.logaddexp(logits.amin(0), rest)
+    spread = torch.logaddexp(logits.logsumexp(0), rest) - least
 
-    n, n_patches = concepts.shape
-    diag = torch.empty_like(concepts)
-    pairs = concepts.new_empty(n, n, n_patches) if directional else None
-    elements = _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS["cpu"])
-    for part in torch.arange(n_patches).split(max(1, elements // (len(rates) * n))):
-        chunk = slice(int(part[0]), int(part[-1]) + 1)
-        w, b = concepts[:, chunk] / least[chunk], rest[chunk] / least[chunk]
-        diag[:, chunk], phi = _play(w, b, rates, coefficients, points, masses, directional)
+    n, n_patches = logits.shape
+    diag = torch.empty_like(logits)
+    pairs = logits.new_empty(n, n, n_patches) if directional else None
+    # patches of like spread together: the wider the spread, the more terms
+    for chunk in _chunks(spread, n):
+        phi = _play(
+            logits[:, chunk] - least[chunk], rest[chunk] - least[chunk], float(spread[chunk].max()), directional
+        )
+        diag[:, chunk] = phi[0]
         if pairs is not None:
-            pairs[..., chunk] = phi
+            pairs[..., chunk] = phi[1]
     if as_numpy:
         return diag.numpy(), None if pairs is None else pairs.numpy()
     return diag, pairs
 
 
+def _chunks(spread: Float[torch.Tensor, " P"], n: int) -> Iterator[Int[torch.Tensor, " p"]]:
+    """Patches in the order of their spread, as many at once as the memory of their terms allows."""
+    elements = _CHUNK_ELEMENTS.get(spread.device.type, _CHUNK_ELEMENTS["cpu"])
+    order = spread.argsort()
+    spreads = spread[order].tolist()
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        limit = _range(spreads[start])
+        size = max(1, elements // (len(exponential_terms(spreads[start])[0]) * n))
+        while stop < min(len(order), start + size) and spreads[stop] <= limit:
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+_NOTHING_LEFT = np.log(800.0)
+"""exp(-800) is 0 in float64: beyond, a term does not change any more."""
+
+
 def _play(
-    w: Float[torch.Tensor, "n p"],
-    b: Float[torch.Tensor, " p"],
-    rates: Float[torch.Tensor, " q"],
-    coefficients: Float[torch.Tensor, " q"],
-    points: Float[torch.Tensor, " g"],
-    masses: Float[torch.Tensor, " g"],
-    directional: bool,
+    log_w: Float[torch.Tensor, "n p"], log_b: Float[torch.Tensor, " p"], spread: float, directional: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Both outputs for patches whose least denominator is 1: the sums of the module's docstring, term by term."""
-    decay = rates[:, None, None] * w
+    """Both outputs for patches whose least denominator is 1: the sums of the module's docstring, term by term.
+
+    Weights stay logarithms, since they may exceed what ``dtype`` holds; in the terms only s w and s B occur.
+    """
+    log_rates, shares = (torch.as_tensor(x, dtype=log_w.dtype, device=log_w.device) for x in exponential_terms(spread))
+    points, masses = _unit_gauss_legendre(len(log_w))
+    decay = (log_rates[:, None, None] + log_w).clamp(max=_NOTHING_LEFT).exp()
     u = -torch.expm1(-decay)
-    seed = coefficients[:, None, None] * w * torch.exp(-decay - rates[:, None, None] * b)
+    rest = (log_rates[:, None, None] + log_b).clamp(max=_NOTHING_LEFT).exp()
+    seed = shares[:, None, None] * decay * torch.exp(-decay - rest)
     total = torch.zeros_like(u)
-    pairs = w.new_zeros(len(w), len(w), w.shape[1]) if directional else None
-    for p, mass in zip(points, masses, strict=True):
+    pairs = log_w.new_zeros(len(log_w), len(log_w), log_w.shape[1]) if directional else None
+    for p, mass in zip(points.tolist(), masses.tolist(), strict=True):
         factor = 1 - p * u
         others = mass * factor.prod(1, keepdim=True) / factor
         total += others
         if pairs is not None:
             pairs -= torch.einsum("qtp,qjp->tjp", seed * others, u / factor)
     if pairs is not None:
-        torch.diagonal(pairs).copy_((w / (b + w)).T)
+        torch.diagonal(pairs).copy_(torch.sigmoid(log_w - log_b).T)
     return (seed * total).sum(0), pairs
 
 
 def exponential_sum(ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
     """Rates s and coefficients c with |a sum_q c_q exp(-s_q a) - 1| <= 1e-10 for all a in [1, ``ratio``].
 
+    See :func:`exponential_terms`.
+    """
+    log_rates, shares = exponential_terms(float(np.log(max(ratio, 1.0))))
+    return np.exp(log_rates), np.exp(log_rates) * shares
+
+
+def exponential_terms(log_ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+    """Logarithms of s, and c / s, of an exponential sum for 1/a on [1, exp(``log_ratio``)], however wide.
+
     Starts from the trapezoidal rule for 1/a = int e^{x - a e^x} dx, keeps the terms that span the others on the range
     (pivoted QR) and refits their coefficients: 26 terms for a ratio of 50, 173 for e^40. Beyond e^60 the rule stays as
     it is, four terms for each unit of log ratio; its error does not depend on the range.
     """
-    log_ratio = float(np.log(max(ratio, 1.0)))
-    # a few ranges serve all ratios: in steps of a half, from 5 on of a tenth of themselves
+    return _exponential_terms(_range(log_ratio))
+
+
+def _range(log_ratio: float) -> float:
+    """The range that serves a log ratio: a few serve all, in steps of a half, from 5 on of a tenth of themselves."""
     if log_ratio <= 5:
-        return _exponential_sum(float(np.ceil(2 * log_ratio)) / 2 + 1e-6)
-    return _exponential_sum(5 * 1.1 ** float(np.ceil(np.log(log_ratio / 5) / np.log(1.1))) + 1e-6)
+        return float(np.ceil(2 * log_ratio)) / 2 + 1e-6
+    return 5 * 1.1 ** float(np.ceil(np.log(log_ratio / 5) / np.log(1.1))) + 1e-6
 
 
 @lru_cache(maxsize=128)
-def _exponential_sum(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
+def _exponential_terms(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
     step = 0.25
     x = np.arange(np.log(RELATIVE_ERROR) - log_ratio - 3, np.log(-np.log(RELATIVE_ERROR)) + 1.5, step)
+    if log_ratio > LARGEST_REDUCED:
+        return x, np.full(len(x), step)
+
     rates = np.exp(x)
 
     def scaled_terms(n_points: int) -> np.ndarray:
         a = np.exp(np.linspace(0, log_ratio, n_points))
         return a[:, None] * rates * step * np.exp(-np.outer(a, rates))
-
-    if log_ratio > LARGEST_REDUCED:
-        return rates, rates * step
 
     n_points = 200 + int(12 * log_ratio)
     terms, check = scaled_terms(n_points), scaled_terms(4 * n_points)
@@ -161,7 +188,7 @@ def _exponential_sum(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
         raise GameError(
             f"logits spread over {log_ratio:.0f}: no exponential sum reaches {RELATIVE_ERROR} on that range."
         )
-    return rates[kept[:high]], c * rates[kept[:high]] * step
+    return x[kept[:high]], c * step
 
 
 def _unit_gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
