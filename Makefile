@@ -1,12 +1,12 @@
 SCALE ?= tiny
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
-TABLES := table1 table2 table4 pair_deletion
-FIGURES := figure1 figure2 figure3 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12
+TABLES := table1 table2 table3 table4 pair_deletion
+FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12 figure13
 EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test demo figures bench train-adder train-vision-language train-language clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test demo figures bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ lint: setup  ## check style and format
 test: lint  ## check style, then run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
-demo: setup $(TABLES)  ## every table at this scale
+demo: setup $(TABLES) figure13  ## every table at this scale, and Figure 13
 
 $(EXPERIMENTS): setup
 	$(RUN) experiment=$@
@@ -44,6 +44,7 @@ bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_concept
 	$(PYTHON) -m scripts.bench_vision_language
 	$(PYTHON) -m scripts.bench_language
+	$(PYTHON) -m scripts.bench_diffusion
 	$(PYTHON) -m scripts.compare_estimators
 
 train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
@@ -55,6 +56,9 @@ train-vision-language: setup  ## train the four small vision-language models (tw
 
 train-language: setup  ## train the small Gemma 3 (ten minutes on a core), in place of data/tiny/gemma3
 	$(PYTHON) -m scripts.train_language
+
+train-diffusion: setup  ## train the small FLUX (80 minutes on a core), in place of data/tiny/flux
+	$(PYTHON) -m scripts.train_diffusion
 
 clean:  ## remove all results of both scales, keep the environment
 	git clean -fdXq outputs

@@ -22,6 +22,9 @@ from metagame.benchmarks.imagenet_seg import image_ids, wordnet_id
 from metagame.games import GameError
 from metagame.models.concepts import concept_token, load_t5_tokenizer
 
+BACKGROUND = ("background", "floor", "grass", "tree", "sky")
+"""Concepts of the benchmark that are never classes."""
+
 
 @dataclass(frozen=True)
 class Synset:
@@ -68,7 +71,7 @@ def find_name(key: str, synsets: Mapping[str, Synset], tokenizer: PreTrainedToke
     for _ in range(levels + 1):
         known = [synsets[each] for each in here if each in synsets]
         for lemma in (lemma for synset in known for lemma in synset.lemmas):
-            if _is_one_token(lemma, tokenizer):
+            if lemma not in BACKGROUND and _is_one_token(lemma, tokenizer):
                 return lemma
         here = [above for synset in known for above in synset.hypernyms]
     return None

@@ -76,9 +76,20 @@ class ImageNetSeg:
         self.names = tuple(dict.fromkeys(self.labels.values()))
         self.ids = image_ids(self.path)
 
+        if not any(wordnet_id(each) in self.labels for each in self.ids):
+            raise GameError(
+                f"no image of {self.path} has a WordNet id that names.json names (the first id is {self.ids[:1]}): make"
+                " names.json by scripts.name_wordnet_labels."
+            )
+
     def images(self) -> list[ImageNetSegImage]:
         named = [(place, each, self.labels.get(wordnet_id(each))) for place, each in enumerate(self.ids)]
-        return [ImageNetSegImage(each, place, self.path, name) for place, each, name in named if name is not None]
+        # an id that comes again is told apart by its place
+        return [
+            ImageNetSegImage(each if self.ids.index(each) == place else f"{each} #{place}", place, self.path, name)
+            for place, each, name in named
+            if name is not None
+        ]
 
 
 @contextmanager

@@ -49,7 +49,10 @@ class Denoising:
     """The point of the diffusion at which concepts are asked: x_t = (1 - t) x + t noise, with t = 1 - step / n_steps.
 
     Of a picture that the model paints, x_t is what it has after ``step`` steps; FLUX.1-dev's schedule is shifted, its t
-    another. There the modulation knows the prompt, as it does in the painting.
+    another.
+
+    Differs from the paper: in a painting the pooled text vector is the prompt's, not zero, for the concepts too;
+    without it the model would paint something else.
 
     Attributes:
         side: of the square that images are stretched to, in pixels.
@@ -183,15 +186,16 @@ class Flux:
             raise GameError(f"the model does not fit the memory of {self.device}: {MEMORY_ADVICE}.") from error
 
     def _ask(self, sample: ConceptImage, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
+        groups = [dict(group) for _, group in groupby(sorted(questions.items(), key=_prompt), key=_prompt)]
+        plans = [ConceptPlan.of(group) for group in groups]
+        # all texts first: an offloaded text encoder would come beside the transformer
+        sets = [plan.sets(self.concept) for plan in plans]
+        prompts = [self.prompt(next(iter(group.values())).prompt) for group in groups]
         latents = self.noisy_latents(sample.image())
         answers = {}
-        for prompt, group in groupby(sorted(questions.items(), key=_prompt), key=_prompt):
-            same_prompt = dict(group)
-            plan = ConceptPlan.of(same_prompt)
-            logits = concept_logits(
-                self.pipeline.transformer, self.inputs(latents, prompt), plan.sets(self.concept), plan.n_layers
-            )
-            answers |= plan.answers(same_prompt, logits)
+        for group, plan, concepts, prompt in zip(groups, plans, sets, prompts, strict=True):
+            logits = concept_logits(self.pipeline.transformer, self.inputs(latents, prompt), concepts, plan.n_layers)
+            answers |= plan.answers(group, logits)
         return {name: answers[name] for name in questions}
 
     def _paint(self, sample: PaintedImage, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
@@ -209,7 +213,10 @@ class Flux:
         return plan.answers(questions, passes[when.step], np.asarray(image))
 
     def noisy_latents(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:
-        """x_t of the image, x being the mean of the autoencoder's distribution, with noise drawn from the seed."""
+        """x_t of the image, with noise drawn from the seed.
+
+        Differs from the paper: x is the mean of the autoencoder's distribution (the paper does not say).
+        """
         vae = self.pipeline.vae
         pixels = self.denoising.pixels(image).to(self.device, vae.dtype)
         latents = vae.encode(pixels).latent_dist.mean.float()
@@ -218,15 +225,15 @@ class Flux:
         t = self.denoising.noise_share
         return (1 - t) * latents + t * noise.to(self.device)
 
-    def inputs(self, latents: Float[Tensor, "1 c h w"], prompt: str) -> dict[str, Any]:
-        """Arguments of the transformer's forward pass, the pooled text vector being zero."""
+    def inputs(self, latents: Float[Tensor, "1 c h w"], prompt: Float[Tensor, "1 T e"]) -> dict[str, Any]:
+        """Arguments of the transformer's forward pass; ``prompt`` is encoded, the pooled text vector zero."""
         transformer, when = self.pipeline.transformer, self.denoising
         dtype = transformer.dtype
         height, width = (length // 2 for length in latents.shape[2:])
         tokens = pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)  # a token is two by two latents
         inputs = {
             "hidden_states": tokens.to(dtype),
-            "encoder_hidden_states": self.prompt(prompt),
+            "encoder_hidden_states": prompt,
             "pooled_projections": torch.zeros(1, transformer.config.pooled_projection_dim, dtype=dtype),
             "timestep": torch.tensor([when.noise_share], dtype=dtype),
             "img_ids": torch.cartesian_prod(*(torch.arange(length) for length in (1, height, width))).to(dtype),

@@ -16,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from metagame.jobs import display_label, job_folder, job_identity, job_label
 from metagame.records import Record, RecordStore, digest
 
+MOST_FAILURES = 10
+"""How many failed samples of a job a table's notes name one by one."""
+
 
 @dataclass(frozen=True)
 class JobResult:
@@ -109,7 +112,10 @@ def failure_notes(results: list[JobResult]) -> list[str]:
     configs = [result.config for result in results]
     for result in results:
         name = job_label(result.config, configs)
-        notes += [f"{name}: sample {record.sample} failed: {record.error}" for record in result.failed]
+        notes += [f"{name}: sample {record.sample} failed: {record.error}" for record in result.failed[:MOST_FAILURES]]
+        if len(result.failed) > MOST_FAILURES:
+            more = len(result.failed) - MOST_FAILURES
+            notes.append(f"{name}: {more} more samples failed, {len(result.failed)} in all; see its records.jsonl.")
         missing = len(result.sample_ids) - len(result.records)
         if missing:
             notes.append(f"{name}: {missing} of {len(result.sample_ids)} samples not computed yet.")

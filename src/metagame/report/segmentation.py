@@ -1,0 +1,338 @@
+"""Table 3 and Figure 13: segmentation by concepts, of every cell, track and method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, TRACKS, Cell
+from metagame.report.maps import COLORS
+from metagame.report.pooled import Pooled
+from metagame.report.published import published
+from metagame.report.results import JobResult, failure_notes
+from metagame.report.scores import all_hold
+from metagame.report.table import DASH, Column, Table
+
+METHODS = {
+    "concept_attention": "ConceptAttention",
+    "mean_first": "ConceptAttention, mean first",
+    "meta_concept_attention": "Meta-ConceptAttention",
+    "meta_per_layer": "Meta-ConceptAttention, each layer",
+}
+"""What tables call the variants of :class:`metagame.attributions.concept_attention.ConceptAttention`."""
+BENCHMARKS = {"voc": "VOC", "coco": "COCO", "imagenet_seg": "ImageNet-Seg"}
+METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
+FIRST, META = "concept_attention", "meta_concept_attention"
+ABLATION_TITLES = {
+    BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",
+}  # fmt: skip
+TINY_NOTE = (
+    "Published values are of FLUX.1-schnell; the tiny model was trained on scenes of handwritten digits and need not"
+    " agree with them."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Counts of a job's images in one cell and track, by one method.
+
+    Attributes:
+        result: the job.
+        cell: of its benchmark.
+        method: a key of METHODS.
+        track: one of TRACKS.
+        counts: by image, see :mod:`metagame.benchmarks.segmentation_metrics`.
+    """
+
+    result: JobResult
+    cell: Cell
+    method: str
+    track: str
+    counts: dict[str, dict[str, Any]]
+
+    @property
+    def benchmark(self) -> str:
+        return self.result.config.benchmark.name
+
+    @property
+    def model(self) -> str:
+        return self.result.config.model.label
+
+    @cached_property
+    def metrics(self) -> dict[str, Pooled]:
+        """The keys of METRICS."""
+        counts = list(self.counts.values())
+        accuracy = [[[each[name]] for each in counts] for name in ("correct", "pixels")]
+        if self.track == "single":
+            overlap = [[each[name] for each in counts] for name in ("intersection", "union")]
+            precision = [[[each["ap"]] for each in counts], [[1] for _ in counts]]
+        else:
+            overlap = [_by_class([each[name] for each in counts], counts) for name in ("intersection", "union")]
+            here = [dict.fromkeys(each["ap"], 1) for each in counts]
+            precision = [_by_class([each["ap"] for each in counts], counts), _by_class(here, counts)]
+        pairs = zip(METRICS, (accuracy, overlap, precision), strict=True)
+        return {name: Pooled.of_ratios(*map(np.asarray, pair)) for name, pair in pairs}
+
+    def published(self) -> dict[str, float]:
+        """The paper's values of the keys of METRICS; {} where there are none."""
+        cells = published("figure13")["cells"].get(self.benchmark, {})
+        values = cells.get(self.cell.name, {}).get(self.method, {}).get(self.track)
+        return dict(zip(METRICS, values, strict=True)) if values else {}
+
+
+def segmentation_table(results: list[JobResult], scale: str) -> Table:
+    """A row for each benchmark, track, cell and method."""
+    scores, names = list(_scores(results)), _setting_names(results)
+    several_models = _several_models(results)
+    several_cells = len({score.cell for score in scores}) > 1
+    columns = [Column("benchmark", "benchmark", "text"), Column("track", "track", "text")]
+    columns += [Column("model", "model", "text")] if several_models else []
+    if several_cells:
+        columns += [Column("players", "players", "text"), Column("ablation", "ablation", "text")]
+    columns += [Column("method", "method", "text")]
+    columns += [Column(key, label, "mean") for key, label in METRICS.items()]
+    return Table(
+        title=f"{results[0].config.name}: segmentation by concepts",
+        scale=scale,
+        columns=[*columns, Column("n", "images", "text")],
+        rows=[_row(score, names[score.result.setting]) for score in scores],
+        published=[score.published() for score in scores],
+        n_samples=max(len(result.done) for result in results),
+        claims=_claims(scores),
+        notes=[
+            "single: images with one class, its map split at its mean; multi: the largest map of the image's classes"
+            " and the background concepts at each pixel. Acc and mIoU are pooled over images; ± 2 standard errors,"
+            " leaving out one image at a time.",
+            *(f"Players: {cell}." for cell in dict.fromkeys(score.cell.name for score in scores) if not several_cells),
+            *_count_wins(scores),
+            *_swap_notes(scores, _full_names(results)),
+            *([TINY_NOTE] if scale == "tiny" and any(score.published() for score in scores) else []),
+            *_count_notes(results),
+            *failure_notes(results),
+        ],
+    )
+
+
+def _scores(results: Sequence[JobResult]) -> Iterator[Score]:
+    """Every combination that has an image, in the order of jobs, tracks, cells and methods."""
+    for result in results:
+        benchmark = result.config.benchmark
+        cells = [Cell(size, ablation) for size in benchmark.players for ablation in benchmark.ablations]
+        for track in TRACKS:
+            for cell in cells:
+                methods = dict.fromkeys(chain(*(record.scores.get(cell.name, {}) for record in result.done)))
+                for method in methods:
+                    found = {
+                        record.sample: record.scores.get(cell.name, {}).get(method, {}).get(track)
+                        for record in result.done
+                    }
+                    counts = {sample: each for sample, each in found.items() if each is not None}
+                    if counts:
+                        yield Score(result, cell, method, track, counts)
+
+
+def _by_class(values: Sequence[dict[str, float]], counts: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Numbers by class as an array ``(n, classes)``, 0 where an image has none."""
+    classes = sorted({name for each in counts for name in (*each["union"], *each["ap"])})
+    return np.array([[each.get(name, 0) for name in classes] for each in values]).reshape(len(values), len(classes))
+
+
+def _setting_names(results: Sequence[JobResult]) -> dict[str, str]:
+    """The benchmark of each setting, with what tells it from others of the same benchmark and model."""
+    names = {}
+    for result in results:
+        benchmark, model = result.config.benchmark.name, result.config.model.label
+        names[result.setting] = BENCHMARKS.get(benchmark, benchmark)
+        rivals = [other for other in results if other.setting != result.setting]
+        if any((other.config.benchmark.name, other.config.model.label) == (benchmark, model) for other in rivals):
+            difference = re.search(r"\((.*)\)$", result.config.attribution.label)  # as tell_apart put it there
+            names[result.setting] += f" ({difference[1] if difference else result.setting})"
+    return names
+
+
+def _full_names(results: Sequence[JobResult]) -> dict[str, str]:
+    """As :func:`_setting_names`, with the model where there are several."""
+    several, names = _several_models(results), _setting_names(results)
+    models = {result.setting: result.config.model.label for result in results}
+    return {setting: f"{name}, {models[setting]}," if several else name for setting, name in names.items()}
+
+
+def _several_models(results: Sequence[JobResult]) -> bool:
+    return len({result.config.model.label for result in results}) > 1
+
+
+def _row(score: Score, benchmark: str) -> dict[str, Any]:
+    return {
+        "benchmark": benchmark,
+        "model": score.model,
+        "track": score.track,
+        "players": score.cell.players,
+        "ablation": ABLATION_TITLES[score.cell.ablation],
+        "method": METHODS.get(score.method, score.method),
+        "n": str(len(score.counts)),
+    } | {name: pooled.cell() for name, pooled in score.metrics.items()}
+
+
+def _pairs(scores: Sequence[Score], left: str, right: str) -> list[tuple[Score, Score]]:
+    """Scores of two methods on the same images, of one job or of two."""
+    by_place = {(each.result.setting, each.cell, each.track, each.method): each for each in scores}
+    pairs = [
+        (each, by_place.get((each.result.setting, each.cell, each.track, right)))
+        for each in by_place.values()
+        if each.method == left
+    ]
+    return [(each, other) for each, other in pairs if other is not None and list(each.counts) == list(other.counts)]
+
+
+def _rivals(scores: Sequence[Score]) -> list[tuple[Score, Score]]:
+    """The metagame and ConceptAttention, where they are not the same (a player alone, in one layer)."""
+    return [
+        (meta, first)
+        for meta, first in _pairs(scores, META, FIRST)
+        if any(meta.metrics[name].value != first.metrics[name].value for name in METRICS)
+    ]
+
+
+def _count_wins(scores: Sequence[Score]) -> list[str]:
+    """In how many cells and tracks the metagame has the higher value of each metric."""
+    pairs = _rivals(scores)
+    wins = {name: sum(a.metrics[name].value > b.metrics[name].value for a, b in pairs) for name in METRICS}
+    text = ", ".join(f"{METRICS[name]} in {number}" for name, number in wins.items())
+    return [f"Meta-ConceptAttention is higher, of {len(pairs)} cells and tracks, by {text}."] if len(pairs) > 1 else []
+
+
+def _claims(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """The paper's claims about the cells at hand, answered from this run's values."""
+    texts, pairs = published("figure13")["claims"], _rivals(scores)
+    alone = [pair for pair in pairs if pair[0].cell.players == "n0"]
+    crowded = [pair for pair in pairs if pair[0].cell.players != "n0"]
+
+    def larger(name: str, of: list[tuple[Score, Score]]) -> bool | None:
+        return all_hold([a.metrics[name].value > b.metrics[name].value for a, b in of])
+
+    claims = [{"claim": texts["acc"], "holds": larger("acc", pairs)}]
+    claims.append({"claim": texts["miou"], "holds": larger("miou", crowded)})
+    if alone:
+        smaller = all_hold([a.metrics["map"].value < b.metrics["map"].value for a, b in alone])
+        claims.append({"claim": texts["map"], "holds": smaller})
+    return claims
+
+
+def _swap_notes(scores: Sequence[Score], names: dict[str, str]) -> list[str]:
+    """What the order of softmax and mean over layers changes, for each benchmark and track."""
+    notes = []
+    for before, after, text in (
+        ("mean_first", FIRST, "Mean over layers before the softmax instead of after changes ConceptAttention"),
+        (META, "meta_per_layer", "Mean over layers before the metagame instead of after changes Meta-ConceptAttention"),
+    ):
+        changes = [
+            f"{names[a.result.setting]} {a.track} {a.cell.name} "
+            + ", ".join(f"{METRICS[name]} {_signed((a.metrics[name] - b.metrics[name]).cell())}" for name in METRICS)
+            for a, b in _pairs(scores, before, after)
+        ]
+        if changes:
+            notes.append(f"{text} by: {'; '.join(changes)}.")
+    return notes
+
+
+def _signed(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return DASH
+    spread = DASH if cell["two_se"] is None else f"{cell['two_se']:.3f}"
+    return f"{cell['mean']:+.3f} ± {spread}"
+
+
+def _count_notes(results: Sequence[JobResult]) -> list[str]:
+    """Images that a cell leaves out, and benchmarks that are not complete."""
+    notes, names = [], _full_names(results)
+    for result in results:
+        name = names[result.setting]
+        left_out = [cell for record in result.done for cell in record.scores[LEFT_OUT]]
+        notes += [
+            f"{name} {cell}: {left_out.count(cell)} images are left out, their number of classes does not suit."
+            for cell in dict.fromkeys(left_out)
+        ]
+        expected = (result.config.benchmark.expected or {}).get("images")
+        if result.config.limit is None and expected not in (None, len(result.sample_ids)):
+            notes.append(f"{name}: {len(result.sample_ids)} images here, {expected} expected.")
+    return list(dict.fromkeys(notes))
+
+
+def ablations_figure(results: list[JobResult]) -> Figure | None:
+    """Figure 13: a row for each benchmark and track, a panel for each metric and ablation, scores over players.
+
+    Published curves are drawn faintly at paper scale. None where no image has a score of either method.
+    """
+    scores = [score for score in _scores(results) if score.method in (FIRST, META)]
+    if not scores:
+        return None
+    names = _full_names(results)
+    rows = list(dict.fromkeys((score.result.setting, score.track) for score in scores))
+    ablations = list(dict.fromkeys(score.cell.ablation for score in scores))
+    width, height = 1.25 * len(ablations) * len(METRICS) + 1.2, 1.45 * len(rows) + 1.1
+    figure = Figure(figsize=(width, height), layout="constrained")
+    blocks = figure.subfigures(1, len(METRICS), wspace=0.02)
+    for block, (metric, title) in zip(np.atleast_1d(blocks), METRICS.items(), strict=True):
+        grid = block.subplots(len(rows), len(ablations), squeeze=False, sharey="row")
+        block.suptitle(title, fontsize=12, fontweight="bold")
+        for line, (setting, track) in zip(grid, rows, strict=True):
+            own = [each for each in scores if (each.result.setting, each.track) == (setting, track)]
+            for axes, ablation in zip(line, ablations, strict=True):
+                _draw_curves(axes, [each for each in own if each.cell.ablation == ablation], metric)
+            line[0].set_ylabel("\n".join((*names[setting].rstrip(",").split(", "), track)), fontsize=9)
+        for axes, ablation in zip(grid[0], ablations, strict=True):
+            axes.set_title(ABLATION_TITLES[ablation], fontsize=9)
+        for axes in grid[-1]:
+            axes.set_xlabel("players", fontsize=8)
+    _add_legend(figure, with_published=_is_paper(scores[0]))
+    return figure
+
+
+def _is_paper(score: Score) -> bool:
+    return score.result.config.scale.name == "paper"
+
+
+STYLES = {FIRST: (COLORS[0], "o"), META: (COLORS[1], "s")}
+
+
+def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str) -> None:
+    sizes = list(dict.fromkeys(score.cell.players for score in scores))
+    for method, (color, marker) in STYLES.items():
+        own = [(sizes.index(score.cell.players), score) for score in scores if score.method == method]
+        cells = [(place, score.metrics[metric].cell()) for place, score in own]
+        known = [(place, cell["mean"], cell["two_se"] or 0) for place, cell in cells if cell is not None]
+        if known:
+            places, values, bars = zip(*known, strict=True)
+            axes.errorbar(places, values, bars, color=color, marker=marker, markersize=3.5, linewidth=1.3, capsize=2)
+        faint = [(place, score.published()) for place, score in own if _is_paper(score)]
+        faint = [(place, values[metric]) for place, values in faint if values]
+        if faint:
+            axes.plot(*zip(*faint, strict=True), color=color, alpha=0.35, linestyle="--", linewidth=1.2)
+    axes.set_xticks(range(len(sizes)), sizes, fontsize=7)
+    axes.set_xlim(-0.4, len(sizes) - 0.6)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _add_legend(figure: Figure, with_published: bool) -> None:
+    lines = [
+        Line2D([], [], color=color, marker=marker, markersize=4, label=METHODS[method])
+        for method, (color, marker) in STYLES.items()
+    ]
+    if with_published:
+        lines.append(Line2D([], [], color="0.3", alpha=0.5, linestyle="--", label="published"))
+    figure.legend(
+        handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9,
+        title="Players: nK is K in all (n0: the image's classes), dK these and K others. Bars: two standard errors.",
+        title_fontsize=8,
+    )  # fmt: skip

@@ -1,0 +1,167 @@
+"""Scores that are pooled over images, against the same by one loop after the other."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metagame.report.pooled import Pooled
+from tests.conftest import close
+
+
+def ratio_by_loops(parts, wholes):
+    """The mean over the classes that have a whole of their pooled ratio; NaN where none has."""
+    ratios = []
+    for number in range(len(wholes[0]) if len(wholes) else 0):
+        whole = sum(image[number] for image in wholes)
+        if whole > 0:
+            ratios.append(sum(image[number] for image in parts) / whole)
+    return sum(ratios) / len(ratios) if ratios else math.nan
+
+
+def without_by_loops(parts, wholes):
+    """The ratio of all images but one, for each of them."""
+    return [
+        ratio_by_loops(
+            [image for place, image in enumerate(parts) if place != left_out],
+            [image for place, image in enumerate(wholes) if place != left_out],
+        )
+        for left_out in range(len(parts))
+    ]
+
+
+def two_errors_by_loops(without):
+    """Two standard errors of the jackknife."""
+    n = len(without)
+    mean = sum(without) / n
+    return 2 * math.sqrt((n - 1) / n * sum((each - mean) ** 2 for each in without))
+
+
+@st.composite
+def counts(draw, least=1):
+    """Parts and wholes of some images and classes; a whole may be 0, and then its part is."""
+    shape = draw(st.tuples(st.integers(least, 6), st.integers(1, 4)))
+    wholes = draw(arrays(np.int64, shape, elements=st.integers(0, 9), fill=st.nothing()))
+    shares = draw(arrays(np.float64, shape, elements=st.floats(0, 1), fill=st.nothing()))
+    return np.floor(shares * wholes), wholes
+
+
+def test_classes_are_pooled_over_images_before_their_mean_is_taken():
+    pooled = Pooled.of_ratios(np.array([[1, 1], [2, 3]]), np.array([[2, 4], [2, 4]]))
+    assert pooled.value == (3 / 4 + 4 / 8) / 2
+    assert pooled.without.tolist() == [(2 / 2 + 3 / 4) / 2, (1 / 2 + 1 / 4) / 2]
+    assert pooled.cell() == {"mean": 0.625, "two_se": 0.5, "n": 2}
+
+
+@given(counts())
+def test_the_value_and_those_without_an_image_are_the_loops(case):
+    pooled = Pooled.of_ratios(*case)
+    expected = ratio_by_loops(*map(np.ndarray.tolist, case))
+    assert np.allclose(pooled.value, expected, rtol=0, atol=1e-12, equal_nan=True)
+    without = without_by_loops(*map(np.ndarray.tolist, case))
+    assert np.allclose(pooled.without, without, rtol=0, atol=1e-12, equal_nan=True)
+
+
+@given(counts(least=2))
+def test_the_error_is_that_of_the_jackknife(case):
+    without = without_by_loops(*case)
+    assume(np.isfinite(without).all())
+    cell = Pooled.of_ratios(*case).cell()
+    assert close(cell["two_se"], two_errors_by_loops(without), 1e-6)
+    assert cell["n"] == len(without)
+
+
+def test_a_class_that_only_one_image_has_goes_with_it():
+    pooled = Pooled.of_ratios(np.array([[2, 1], [3, 0], [1, 0]]), np.array([[4, 1], [4, 0], [4, 0]]))
+    assert pooled.value == (6 / 12 + 1) / 2
+    assert pooled.without.tolist() == [4 / 8, (3 / 8 + 1) / 2, (5 / 8 + 1) / 2]
+
+
+def test_a_fraction_of_a_class_that_only_one_image_has_leaves_nothing_behind():
+    """0.1 + 0.2 + 0.3 - 0.3 is not 0.3 in floating point: what is left of a part must not count."""
+    parts = np.array([[0.1, 0.0], [0.2, 0.0], [0.3, 0.7]])
+    wholes = np.array([[1, 0], [1, 0], [1, 1]])
+    assert close(Pooled.of_ratios(parts, wholes).without, [(0.25 + 0.7) / 2, (0.2 + 0.7) / 2, 0.15], 1e-15)
+
+
+def test_a_class_without_a_whole_does_not_count():
+    parts, wholes = np.array([[1, 0, 2], [2, 0, 1]]), np.array([[2, 0, 4], [4, 0, 4]])
+    pooled, rest = Pooled.of_ratios(parts, wholes), Pooled.of_ratios(parts[:, [0, 2]], wholes[:, [0, 2]])
+    assert pooled.value == rest.value == (3 / 6 + 3 / 8) / 2
+    assert pooled.without.tolist() == rest.without.tolist()
+
+
+@pytest.mark.parametrize("wholes", [[[0, 0], [0, 0]], np.zeros((2, 0))])
+def test_without_any_whole_there_is_no_value(wholes):
+    pooled = Pooled.of_ratios(np.zeros_like(wholes), wholes)
+    assert math.isnan(pooled.value)
+    assert np.isnan(pooled.without).all()
+    assert pooled.cell() is None
+
+
+def test_one_image_has_no_error():
+    assert Pooled.of_ratios([[3, 1]], [[4, 1]]).cell() == {"mean": 0.875, "two_se": None, "n": 1}
+
+
+def test_where_one_image_has_all_that_is_counted_there_is_no_error():
+    assert Pooled.of_ratios([[3], [0]], [[4], [0]]).cell() == {"mean": 0.75, "two_se": None, "n": 2}
+
+
+@given(counts(least=2), st.integers(0, 2**32 - 1))
+def test_a_difference_is_taken_image_by_image(case, seed):
+    parts, wholes = case
+    other = np.floor(np.random.default_rng(seed).random(wholes.shape) * wholes)
+    assume(np.isfinite(without_by_loops(parts, wholes)).all())
+    difference = Pooled.of_ratios(parts, wholes) - Pooled.of_ratios(other, wholes)
+    left_out = np.subtract(without_by_loops(parts, wholes), without_by_loops(other, wholes))
+    cell = difference.cell()
+    assert close(difference.value, ratio_by_loops(parts, wholes) - ratio_by_loops(other, wholes))
+    assert close(difference.without, left_out)
+    assert close(cell["two_se"], two_errors_by_loops(left_out), 1e-6)
+    assert cell["n"] == len(parts)
+
+
+def test_the_difference_of_a_score_and_itself_is_certain():
+    pooled = Pooled.of_ratios([[1], [3], [2]], [[4], [5], [6]])
+    assert (pooled - pooled).cell() == {"mean": 0.0, "two_se": 0.0, "n": 3}
+
+
+def test_a_cell_is_of_six_decimals_and_can_be_written_as_json():
+    cell = Pooled.of_ratios([[1], [2], [2]], [[3], [3], [7]]).cell()
+    assert cell["mean"] == round(5 / 13, 6)
+    assert cell["two_se"] == round(cell["two_se"], 6)
+    assert json.loads(json.dumps(cell)) == cell
+
+
+def drawn_images(n, rng):
+    """Pixels of ``n`` images of very different sizes, and how many of them are right."""
+    wholes = rng.integers(50, 3000, n)
+    return rng.binomial(wholes, rng.beta(6, 2, n)), wholes
+
+
+def delta_error(parts, wholes):
+    """Two standard errors of the ratio of means, by its linearization."""
+    residuals = parts - parts.sum() / wholes.sum() * wholes
+    return 2 * math.sqrt((residuals**2).sum() / (len(parts) * (len(parts) - 1))) / wholes.mean()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_many_images_the_error_is_that_of_the_delta_method(seed):
+    parts, wholes = drawn_images(400, np.random.default_rng(seed))
+    cell = Pooled.of_ratios(parts[:, None], wholes[:, None]).cell()
+    assert cell["two_se"] == pytest.approx(delta_error(parts, wholes), rel=0.03)
+
+
+def test_two_errors_hold_the_true_ratio_as_often_as_they_should():
+    rng, n_held = np.random.default_rng(0), 0
+    for _ in range(400):
+        parts, wholes = drawn_images(60, rng)
+        cell = Pooled.of_ratios(parts[:, None], wholes[:, None]).cell()
+        n_held += abs(cell["mean"] - 6 / 8) <= cell["two_se"]
+    assert 0.91 < n_held / 400 < 0.98
