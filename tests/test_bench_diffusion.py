@@ -25,6 +25,6 @@ def test_diffusion_bench_counts_passes_and_reports_ratios_error_and_memory(monke
     # two prompts an image, against a pass for each of twelve cells and two methods
     assert result["passes_cells"] == 12
     assert set(result["units"]) <= set(result)
-    assert len(result["seconds"]) == 7
+    assert len(result["seconds"]) == 8
     assert all(seconds > 0 for seconds in result["seconds"].values())
     assert result["what"].endswith("(1 of 19 blocks timed, cpu, float32)")

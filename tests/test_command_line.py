@@ -280,7 +280,7 @@ def test_a_job_that_cannot_be_built_leaves_the_other_jobs_their_table(tmp_path):
     )
     process = run(*sweep, output_dir=tmp_path)
     assert process.returncode == 1
-    assert process.stderr.count("attribution.meta=true needs a first-order method; attention is none.") == 1
+    assert process.stderr.count("first-order method that attributes masked inputs; attention is none.") == 1
     assert [row["method"] for row in table(tmp_path)["rows"]] == ["Meta-SV", "Meta-IG"]
     assert "Not run yet: Meta-attention." in table(tmp_path)["notes"]
 

@@ -329,7 +329,7 @@ def test_inputs_are_what_the_pipeline_would_give(prompt, shape, guidance):
     flux = build(guidance=guidance, step=1)
     latents = torch.randn(1, LATENT_CHANNELS, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, expected = flux.inputs(latents, prompt), arguments(flux, latents, prompt)
+        found, expected = flux.inputs(latents, flux.prompt(prompt)), arguments(flux, latents, prompt)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         assert value.dtype == torch.float32
@@ -342,7 +342,7 @@ def test_inputs_at_the_first_step_are_those_of_a_pipeline_that_begins_to_paint(g
     with recorded(flux.pipeline.transformer) as passes:
         flux.prepare(painted(seed=7))
     with torch.no_grad():
-        found = flux.inputs(flux.noisy_latents(picture()), PROMPT)
+        found = flux.inputs(flux.noisy_latents(picture()), flux.prompt(PROMPT))
     given = {name: value for name, value in passes[0].items() if isinstance(value, torch.Tensor)}
     assert found.keys() == given.keys()
     assert all(torch.equal(found[name], given[name]) for name in found if name != "pooled_projections")

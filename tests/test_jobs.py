@@ -200,7 +200,10 @@ def test_meta_turns_a_first_order_method_into_its_meta_attributions(tmp_path):
 
 
 def test_meta_of_a_method_that_is_not_first_order_is_refused(tmp_path):
-    with pytest.raises(GameError, match=r"attribution.meta=true needs a first-order method; pairs is none"):
+    with pytest.raises(
+        GameError,
+        match=r"attribution.meta=true needs a first-order method that attributes masked inputs; pairs is none",
+    ):
         Job.build(job_config(tmp_path, attribution__meta=True, **PAIRS))
 
 

@@ -447,8 +447,8 @@ def test_the_command_line_writes_a_pipeline_in_half_precision_with_its_card(writ
 
 def test_the_pipeline_paints_what_it_is_asked_for(written):
     folder, _ = written
-    pictures = paint(str(folder), [PROMPT, "a one on night"], 1)
+    pictures = paint(str(folder), [PROMPT, "a one on night"], 1, 3.0)
     assert pictures.shape == (2, 3, SIDE, SIDE)
     assert 0 <= pictures.min() <= pictures.max() <= 1
     assert not torch.equal(pictures[0], pictures[1])
-    assert torch.equal(pictures, paint(str(folder), [PROMPT, "a one on night"], 1))
+    assert torch.equal(pictures, paint(str(folder), [PROMPT, "a one on night"], 1, 3.0))
