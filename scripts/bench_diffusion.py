@@ -124,7 +124,7 @@ def bench_image(blocks: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     )
     meta_cpu, _ = timed_on("cpu", lambda: meta_concept_attention(on_cpu))
     patches = SIDE * SIDE // SHARE
-    mean = [part.mean(0)[:, :patches].double().cpu() for part in (explicand.player_logits, explicand.background_logits)]
+    mean = [part.double().mean(0)[:, :patches].cpu() for part in (explicand.player_logits, explicand.background_logits)]
     enumeration, diag = timed(lambda: paper_procedure(*mean))
     enumeration *= SHARE
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.device(device).type == "cuda" else peak_memory()
@@ -203,7 +203,7 @@ def _each_on_its_own(flux: Flux, sample: OneCell) -> np.ndarray:
     """A forward pass for ConceptAttention, one for its metagame, and the enumeration of coalitions."""
     concept_attention(flux.prepare(sample)[sample.cell])
     logits = flux.prepare(sample)[sample.cell]
-    return paper_procedure(logits.player_logits.mean(0).double(), logits.background_logits.mean(0).double()).numpy()
+    return paper_procedure(logits.player_logits.double().mean(0), logits.background_logits.double().mean(0)).numpy()
 
 
 def bench(blocks: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
