@@ -371,6 +371,15 @@ def test_an_image_whose_labelled_pixels_vanish_counts_nothing():
     assert scores["multi"]["pixels"] == 0
 
 
+def test_errors_of_the_metagame_do_not_rank_pixels():
+    rng = np.random.default_rng(0)
+    full, error = np.ones((6, 16)), rng.uniform(0, 1e-9, (6, 16))
+    background = np.zeros((2, 16))
+    maps = {"exact": ConceptMaps(full, background), "computed": ConceptMaps(full - error, background)}
+    scores = scored(benchmark(ONE), maps)["n6"]
+    assert scores["exact"] == scores["computed"]
+
+
 def test_maps_that_make_no_square_are_refused():
     with refused("12 patches make no square grid"):
         scored(benchmark(ONE), {"some": ConceptMaps(np.zeros((6, 12)), np.zeros((2, 12)))})

@@ -273,8 +273,9 @@ class Segmentation:
         return scores
 
     def _enlarged(self, maps: Float[np.ndarray, "c P"]) -> Float[np.ndarray, "c s s"]:
+        """The maps as they are kept, in float32: AP ranks pixels, beyond these digits it would rank their errors."""
         grid = grid_side(maps.shape[1])
-        return resize_nearest(maps.reshape(-1, grid, grid), self.side)
+        return resize_nearest(maps.astype(np.float32).astype(np.float64).reshape(-1, grid, grid), self.side)
 
 
 def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
