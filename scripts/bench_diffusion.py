@@ -153,7 +153,7 @@ def bench_cells(n_images: int = 4) -> dict[str, Any]:
     sizes = ("n0", "d4", "n10")
     background = tuple(BACKGROUNDS)
     benchmark = Segmentation(
-        VOC("data/tiny/voc", WORDS), load_t5_tokenizer(TINY, None), background, sizes, tuple(ABLATIONS), 2, 1, 48
+        VOC("data/tiny/voc", WORDS), load_t5_tokenizer(TINY, None), background, sizes, ABLATIONS, 2, 1, 48
     )
     method = ConceptAttention(["concept_attention", "meta_concept_attention"])
     samples = benchmark.samples()[:n_images]

@@ -32,6 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from metagame.benchmarks.digit_scenes import BACKGROUNDS, SIDE, WORDS, DigitScene, draw_scene, full_prompt
 from metagame.benchmarks.digits import Digits
+from metagame.models.pretrained import folder_revision
 from scripts.read_digits import read_paintings
 from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
 
@@ -287,6 +288,7 @@ def main() -> None:
     card = {
         "class": type(pipeline).__name__, "seed": arguments.seed, "steps": arguments.steps, "batch": BATCH,
         "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()},
+        "weights": folder_revision(arguments.out, ("**/*.safetensors",)),
         "digits_read": read_paintings(str(arguments.out)),
         "training_loss": read_curve(state),
     }  # fmt: skip

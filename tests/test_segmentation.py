@@ -234,8 +234,8 @@ def test_the_numbers_that_are_expected_are_not_talked_about(caplog):
 @pytest.mark.parametrize(
     ("expected", "text"),
     [
-        ({"images": 1449, "single": 1}, "benchmark data: 3 images here, 1449 in the paper (benchmark.expected)."),
-        ({"single": 927}, "benchmark data: 1 images with one class here, 927 in the paper (benchmark.expected)."),
+        ({"images": 1449, "single": 1}, "benchmark data: 3 images here, 1449 expected (benchmark.expected)."),
+        ({"single": 927}, "benchmark data: 1 images with one class here, 927 expected (benchmark.expected)."),
     ],
 )
 def test_other_numbers_than_expected_are_told(caplog, expected, text):

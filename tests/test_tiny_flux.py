@@ -13,6 +13,7 @@ from metagame.attributions.concept_attention import ConceptAttention, ConceptExp
 from metagame.benchmarks.segmentation import Segmentation
 from metagame.jobs import build
 from metagame.models.flux import Flux
+from metagame.models.pretrained import folder_revision
 from metagame.report.pooled import Pooled
 from tests.jobs_fixtures import ROOT, shipped_configs
 
@@ -62,6 +63,8 @@ def test_the_folder_is_small_and_in_half_precision():
         assert types == {"F16"}, path
 
 
-def test_digits_that_it_paints_were_read_when_it_was_trained():
-    read = json.loads((FOLDER / "card.json").read_text())["digits_read"]
-    assert read["colour"]["painted, guidance 3"]["named_digits_read"] >= 0.8
+def test_digits_that_just_these_weights_paint_were_read_when_they_were_trained():
+    """Reading takes minutes (scripts.read_digits); the card says of which weights it tells."""
+    card = json.loads((FOLDER / "card.json").read_text())
+    assert card["weights"] == folder_revision(FOLDER, ("**/*.safetensors",))
+    assert card["digits_read"]["colour"]["painted, guidance 3"]["named_digits_read"] >= 0.8

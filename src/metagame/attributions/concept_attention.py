@@ -130,8 +130,8 @@ def _all(logits: ConceptLogits) -> Float[Tensor, "L n+m P"]:
 
 
 def _first_order(logits: ConceptLogits, shares: Float[Tensor, "n+m P"]) -> ConceptMaps:
-    players, background = shares.cpu().numpy()[: len(logits.players)], shares.cpu().numpy()[len(logits.players) :]
-    return ConceptMaps(players, background)
+    found = shares.cpu().numpy()
+    return ConceptMaps(found[: len(logits.players)], found[len(logits.players) :])
 
 
 def _meta(logits: ConceptLogits, diag: Float[Tensor, "n P"], pairs: Float[Tensor, "n n P"] | None) -> ConceptMaps:

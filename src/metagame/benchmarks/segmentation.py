@@ -198,7 +198,7 @@ class Segmentation:
     def _compare(self, name: str, kind: str, number: int) -> None:
         expected = self.expected.get(name, number)
         if number != expected:
-            log.warning("benchmark data: %d %s here, %d in the paper (benchmark.expected).", number, kind, expected)
+            log.warning("benchmark data: %d %s here, %d expected (benchmark.expected).", number, kind, expected)
 
     def present(self, labelled: LabelledImage) -> tuple[str, ...]:
         """The image's classes, in the vocabulary's order."""
