@@ -7,7 +7,10 @@ python run.py experiment=table1
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from contextlib import suppress
+from types import FrameType
 
 import hydra
 import torch
@@ -18,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from metagame.games import GameError
-from metagame.jobs import is_left_out, run_job
+from metagame.jobs import is_left_out, refuse, run_job
 from metagame.records import RecordError
 from metagame.sweep import finish
 
@@ -42,6 +45,8 @@ def main(cfg: DictConfig) -> str | None:
         run_job(cfg)
     except (GameError, RecordError) as error:
         if not single:
+            with suppress(RecordError, OSError):  # where nothing can be written, the sweep's own process says so
+                refuse(cfg, str(error))
             return str(error)
         log.error("%s", error)
         sys.exit(1)
@@ -65,6 +70,14 @@ def explain_parse_errors(arguments: list[str]) -> None:
             )
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """Leave at once where the process is told to, by a user or by a cluster whose time is over."""
+    log.error("Stopped by %s: run the same command again, it goes on where it stopped.", signal.Signals(number).name)
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
     explain_parse_errors(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, stop)
     main()

@@ -66,9 +66,17 @@ class Plain:
 class SlowAdder(Adder):
     """The adder, slow enough to be killed in the middle of a sample."""
 
+    seconds: ClassVar[float] = 0.2
+
     def prepare(self, sample):
-        time.sleep(0.2)
+        time.sleep(self.seconds)
         return super().prepare(sample)
+
+
+class SlowestAdder(SlowAdder):
+    """The adder, slow enough for a cluster to take notice."""
+
+    seconds = 1.0
 
 
 class Share(FirstOrder):
@@ -130,6 +138,8 @@ def job_config(output_dir, **changes) -> DictConfig:
             "report": {"table": {"_target_": "tests.jobs_fixtures.numbers_table"}, "figure": None},
             "seed": 0,
             "limit": None,
+            "shards": 1,
+            "shard": None,
             "fail_fast": False,
             "output_dir": str(output_dir),
         }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ IRRELEVANT = (
 
 ``scales`` lists values to choose from, ``ids`` samples, which have keys of their own, ``expected`` how many there are.
 """
+
+REFUSAL = "refused.txt"
+"""Name of the file in a job's folder that says why the job could not start."""
 
 LIBRARIES = (
     "metagame", "torch", "transformers", "open_clip_torch", "diffusers", "lxt", "shapiq", "numpy", "scipy", "sympy",
@@ -130,7 +134,8 @@ class Outcome:
 def run_job(cfg: DictConfig) -> Outcome:
     """Work through the samples that no earlier run has finished, one record each.
 
-    A sample that fails is recorded with its error and does not stop the others, unless ``fail_fast``.
+    A sample that fails is recorded with its error and does not stop the others, unless ``fail_fast``. With ``shards``
+    above 1 only the samples of this ``shard`` are worked on; all shards share the job's folder.
 
     Raises:
         GameError: the config makes no job.
@@ -144,28 +149,31 @@ def run_job(cfg: DictConfig) -> Outcome:
         sample_key(identity, job.model.revision, sample.id): sample for sample in job.benchmark.samples()[: cfg.limit]
     }
     store = RecordStore(job_folder(cfg))
-    done = {key: record for key, record in store.read().items() if key in samples and record.status == "done"}
+    (store.folder / REFUSAL).unlink(missing_ok=True)
+    batches = _own_batches(samples, getattr(job.model, "batch_size", 1), cfg.shards, cfg.shard)
+    own = {key for batch in batches for key in batch}
+    done = {key: record for key, record in store.read().items() if key in own and record.status == "done"}
     environment = describe_environment(job.model, cfg.seed)
-    _write_config(store.folder, cfg, samples, environment if len(done) < len(samples) else None)
+    _write_config(store.folder, cfg, samples, environment if len(done) < len(own) else None)
     older = sum(record.commit != environment["git_commit"] for record in done.values())
     if older:
         log.info("%d samples were computed by other code; remove %s to compute them again.", older, store.folder)
-    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(samples), len(done)) as progress:
+    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(own), len(done)) as progress:
         worker = Worker(job, store, progress, commit=environment["git_commit"], fail_fast=cfg.fail_fast)
         held_elsewhere = {}
-        for batch in _batches(samples, getattr(job.model, "batch_size", 1)):
+        for batch in batches:
             held_elsewhere |= worker.work(batch, [key for key in batch if key not in done], wait=False)
         for key, sample in held_elsewhere.items():
             worker.work({key: sample}, [key], wait=True)
 
-    records = [record for key, record in store.read().items() if key in samples]
+    records = [record for key, record in store.read().items() if key in own]
     errors = [record.error for record in records if record.status == "failed"]
     log.info(
         "%s: %d of %d samples done (%d by an earlier run), %d failed",
-        " x ".join(cfg[part].name for part in ("model", "attribution", "benchmark")),
-        len(records) - len(errors), len(samples), len(done), len(errors),
+        " x ".join(cfg[part].name for part in ("model", "attribution", "benchmark")) + _shard_name(cfg),
+        len(records) - len(errors), len(own), len(done), len(errors),
     )  # fmt: skip
-    return Outcome(store.folder, len(samples), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
+    return Outcome(store.folder, len(own), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
 
 
 def _free_memory() -> None:
@@ -173,6 +181,19 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _own_batches(samples: dict[str, Any], size: int, shards: int, shard: int | None) -> list[dict[str, Any]]:
+    """Every ``shards``-th batch, from number ``shard`` on; all of them where there is one shard.
+
+    Whole batches, so that a sample has the same company as without shards, and its numbers the same last digits;
+    smaller ones where there would be too few for all shards.
+    """
+    return list(_batches(samples, min(size, ceil(len(samples) / shards))))[shard or 0 :: shards]
+
+
+def _shard_name(cfg: DictConfig) -> str:
+    return f", shard={cfg.shard} of {cfg.shards}" if cfg.shards > 1 else ""
 
 
 def _batches(samples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
@@ -246,6 +267,9 @@ class Worker:
             log.debug("sample %s", sample.id, exc_info=True)
             if self.fail_fast:
                 raise
+            if isinstance(error, torch.OutOfMemoryError):
+                error.__traceback__ = None  # its frames hold the tensors that did not fit
+                _free_memory()
         else:
             self.store.append(Record(key, sample.id, "done", scores, arrays=list(arrays), commit=self.commit), arrays)
 
@@ -277,9 +301,26 @@ def is_left_out(cfg: DictConfig) -> bool:
 
 
 def job_folder(cfg: DictConfig) -> Path:
-    """Where the job keeps its files: a readable name and a hash of what the results depend on."""
+    """Where the job keeps its files, all shards together: a readable name and a hash of what the results depend on."""
     names = "-".join(cfg[part].name for part in ("model", "attribution", "benchmark"))
     return Path(cfg.output_dir) / "jobs" / f"{names}-{digest(job_identity(cfg))[:8]}"
+
+
+def refuse(cfg: DictConfig, reason: str) -> None:
+    """Leave in the job's folder why it could not start, for the table of the sweep; ``run_job`` removes it.
+
+    The sweep's own process may be on another machine.
+    """
+    folder = job_folder(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_atomically(folder / REFUSAL) as path:
+        path.write_text(reason + "\n", encoding="utf-8")
+
+
+def read_refusal(cfg: DictConfig) -> str | None:
+    """Why the job could not start when it was last tried; None where it could."""
+    path = job_folder(cfg) / REFUSAL
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def build(node: DictConfig, leave_out: tuple[str, ...] = ("name", "label", "scales")) -> Any:
@@ -323,6 +364,12 @@ def _check_settings(cfg: DictConfig) -> None:
         raise GameError(f"limit={cfg.limit}: give a positive whole number of samples, or null for all.")
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise GameError(f"seed={cfg.seed}: give a whole number, not negative.")
+    if not isinstance(cfg.shards, int) or cfg.shards < 1:
+        raise GameError(f"shards={cfg.shards}: give a positive whole number.")
+    if cfg.shard is None and cfg.shards > 1:
+        raise GameError(f"shards={cfg.shards} needs a sweep over them: add -m, or give shard=0 to {cfg.shards - 1}.")
+    if cfg.shard is not None and cfg.shard not in range(cfg.shards):
+        raise GameError(f"shard={cfg.shard}: give a whole number from 0 to {cfg.shards - 1}, as shards={cfg.shards}.")
 
 
 def _name(part: Any) -> str:
@@ -333,7 +380,7 @@ def _write_config(folder: Path, cfg: DictConfig, samples: dict[str, Any], enviro
     """``config.yaml``, ``samples.json`` (this run's samples in order, with keys), ``environment.json`` if given."""
     ids = [{"id": sample.id, "key": key} for key, sample in samples.items()]
     texts = {
-        "config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
+        "config.yaml": OmegaConf.to_yaml(OmegaConf.merge(cfg, {"shard": None}), resolve=True),  # of all shards
         "samples.json": json.dumps(ids, indent=1, ensure_ascii=False) + "\n",
     }
     if environment is not None:

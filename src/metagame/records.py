@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +21,7 @@ VERSION = 1
 
 
 class RecordError(RuntimeError):
-    """A records file that cannot be read; the message names the file and the mend."""
+    """A file of results that cannot be read or written; the message names the file and the mend."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class RecordStore:
 
     A sample in work is held by a lock that dies with its process; a line that a killed process left unfinished is cut
     off before the next one is written.
+
+    Raises:
+        RecordError: the folder cannot be made, or later a file in it not be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,8 +74,9 @@ class RecordStore:
         self._records: dict[str, Record] = {}
         self._bytes_read = 0
         self._lines_read = 0
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
-        (folder / "arrays").mkdir(exist_ok=True)
+        with writing(folder):
+            (folder / "locks").mkdir(parents=True, exist_ok=True)
+            (folder / "arrays").mkdir(exist_ok=True)
 
     def read(self) -> dict[str, Record]:
         """The last record of every key, except that a finished sample stays finished. Reads what is new in the file.
@@ -108,7 +114,8 @@ class RecordStore:
         if arrays:
             self._save_arrays(record.key, arrays)
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        with FileLock(self.folder / "locks" / "records.lock"), self.path.open("a+b") as file:
+        lock = FileLock(self.folder / "locks" / "records.lock")
+        with writing(self.path), lock, self.path.open("a+b") as file:
             _cut_unfinished_line(file)
             file.write(line.encode())
             file.flush()
@@ -136,7 +143,8 @@ class RecordStore:
         """Hold a sample while working on it; yields False where another process holds it and ``wait`` is False."""
         lock = FileLock(self._lock_path(key), timeout=-1 if wait else 0)
         try:
-            lock.acquire()
+            with writing(self._lock_path(key)):
+                lock.acquire()
         except Timeout:
             yield False
             return
@@ -161,13 +169,46 @@ class RecordStore:
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, moved over it at the end; on an error ``path`` stays as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """A temporary path beside ``path``, moved over it at the end; on an error ``path`` stays as it was.
+
+    Raises:
+        RecordError: the disk is full, or the folder read-only.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # also of its own among several machines
+    with writing(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within: a disk that is full and a folder that is read-only are told in one sentence.
+
+    Raises:
+        RecordError: in place of the system's error.
+    """
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in _MENDS:
+            raise
+        raise RecordError(f"{path} cannot be written ({error.strerror}): {_MENDS[error.errno]}.") from error
+
+
+_FREE = "free some space and run the same command again, it goes on where it stopped"
+_CHOOSE = "choose a folder that can be written, for results with output_dir=FOLDER"
+_MENDS = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EROFS: _CHOOSE,
+    errno.EACCES: _CHOOSE,
+    errno.EPERM: _CHOOSE,
+    errno.ENOTDIR: _CHOOSE,
+    errno.EEXIST: _CHOOSE,
+}
 
 
 def _cut_unfinished_line(file) -> None:

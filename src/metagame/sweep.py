@@ -1,9 +1,11 @@
-"""What happens around a run: the table at the end, and the exit status."""
+"""What happens around a run: what is looked at before, the table at the end, and the exit status."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -11,8 +13,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.games import GameError
-from metagame.records import RecordError
-from metagame.report.experiment import sweep_configs, write_report
+from metagame.jobs import read_refusal
+from metagame.records import RecordError, writing
+from metagame.report.experiment import asked_configs, sweep_configs, write_report
 
 log = logging.getLogger(__name__)
 
@@ -20,33 +23,64 @@ log = logging.getLogger(__name__)
 class WriteReport(Callback):
     """Hydra callback of a sweep: says what stopped a job, and at the end writes the table from the sweep's jobs.
 
-    Jobs of earlier runs count. Hydra turns an exception of a callback into a warning, so a failure leaves as the exit
-    status.
+    Jobs of earlier runs count. Jobs may run in other processes, on other machines: what stopped them is read from their
+    folders. Hydra turns an exception of a callback into a warning, so a failure leaves as the exit status.
     """
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_folder(config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_folder(config)
+        if not isinstance(config.shards, int) or config.shards < 1:
+            log.error("shards=%s: give a positive whole number.", config.shards)
+            raise SystemExit(1)
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         refusal = job_return.return_value if job_return.status == JobStatus.COMPLETED else None
-        if refusal is not None and refusal not in self._said:
+        if refusal is not None:
+            self._say(refusal)
+
+    def _say(self, refusal: str) -> None:
+        if refusal not in self._said:
             log.error("%s", refusal)
             self._said.add(refusal)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         # unresolved, so that an override such as name=${seed} is one for each job
         sweep = OmegaConf.to_container(config.hydra, resolve=False)
-        grid = [f"{key}={value}" for key, value in (sweep["sweeper"].get("params") or {}).items()]
+        params = {key: value for key, value in (sweep["sweeper"].get("params") or {}).items() if key != "shard"}
+        grid = [f"{key}={value}" for key, value in params.items()]
         try:
             experiments: dict[str, list[DictConfig]] = {}
             for cfg in sweep_configs(grid, sweep["overrides"]["task"]):
                 experiments.setdefault(cfg.output_dir, []).append(cfg)
+            if any(read_refusal(cfg) for configs in experiments.values() for cfg in configs):
+                for refusal in filter(None, map(read_refusal, asked_configs(grid, sweep["overrides"]["task"]))):
+                    self._say(refusal)
             finished = [finish(configs) for configs in experiments.values()]
         except Exception as error:
             log.exception("The table of %s could not be written.", config.name)
             raise SystemExit(1) from error
         if self._said or not all(finished):
             raise SystemExit(1)
+
+
+def _check_folder(config: DictConfig) -> None:
+    """Stop here, in one line, where results cannot be written: the disk is full, or the folder read-only."""
+    folder = Path(config.output_dir)
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+                file.flush()
+    except (RecordError, OSError) as error:
+        log.error("%s", error)
+        raise SystemExit(1) from None
 
 
 def finish(configs: Sequence[DictConfig]) -> bool:

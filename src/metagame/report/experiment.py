@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from metagame.games import GameError
-from metagame.jobs import is_left_out, job_folder, job_label
+from metagame.jobs import is_left_out, job_folder, job_label, read_refusal
 from metagame.records import replace_atomically
 from metagame.report.results import JobResult, read_job, tell_apart
 from metagame.report.table import write_table
@@ -43,9 +43,12 @@ def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
         raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
+    refused = {job_label(cfg, configs): reason for cfg in configs if (reason := read_refusal(cfg)) is not None}
     never_run = [job_label(cfg, configs) for cfg, result in zip(configs, found, strict=True) if result is None]
+    never_run = [label for label in never_run if label not in refused]
     if settings.limit is not None:
         table.notes.append(f"Only the first {settings.limit} samples (limit={settings.limit}).")
+    table.notes.extend(f"{label} could not start: {reason}" for label, reason in refused.items())
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
     write_table(table, folder)
@@ -74,10 +77,23 @@ def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictCon
         grid: overrides that the experiment file sweeps, such as ``attribution=a,b``.
         overrides: of the command line. One whose key is swept adds cells; the others hold for every cell.
     """
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    parser = _parser()
     swept = {override.key_or_group for override in parser.parse_overrides(list(grid))}
     fixed = [line for line in overrides if parser.parse_override(line).key_or_group not in swept]
-    cells = [*_cells(parser, [*fixed, *grid]), *_cells(parser, [*grid, *overrides])]
+    return _compose([*_cells(parser, [*fixed, *grid]), *_cells(parser, [*grid, *overrides])])
+
+
+def asked_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictConfig]:
+    """The configs of the jobs that a command line starts; arguments as of :func:`sweep_configs`."""
+    return _compose(_cells(_parser(), [*grid, *overrides]))
+
+
+def _parser() -> OverridesParser:
+    return OverridesParser.create(GlobalHydra.instance().config_loader())
+
+
+def _compose(cells: list[list[str]]) -> list[DictConfig]:
+    """The configs of distinct jobs."""
     distinct: dict[frozenset[str], list[str]] = {}
     for cell in cells:
         distinct.setdefault(frozenset(cell), cell)
