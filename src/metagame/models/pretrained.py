@@ -50,16 +50,26 @@ def without_retry_warnings() -> Iterator[None]:
             logger.setLevel(before)
 
 
-def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError, HFValidationError
+def explain_gate(checkpoint: str, error: Exception) -> str | None:
+    """How to get at a checkpoint that the hub refused for its licence; None where the error has another cause."""
+    from huggingface_hub.errors import GatedRepoError
 
-    name = f"model.checkpoint={checkpoint!r}"
-    causes = [error]
+    causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
-        page = f"https://huggingface.co/{checkpoint}"
-        return f"{name} is gated: accept its licence at {page}, then log in with 'hf auth login'."
+    if not any(isinstance(cause, GatedRepoError) for cause in causes):
+        return None
+    page = f"https://huggingface.co/{checkpoint}"
+    return f"model.checkpoint={checkpoint!r} is gated: accept its licence at {page}, then log in with 'hf auth login'."
+
+
+def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub.errors import HFValidationError
+
+    name = f"model.checkpoint={checkpoint!r}"
+    gate = explain_gate(checkpoint, error)
+    if gate is not None:
+        return gate
     if Path(checkpoint).is_dir():
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
     if isinstance(error, HFValidationError):

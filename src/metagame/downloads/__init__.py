@@ -1,0 +1,1 @@
+"""Data and weights of the paper scale: found by experiment, told beforehand, fetched, checked and put in place."""
