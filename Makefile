@@ -1,4 +1,6 @@
 SCALE ?= tiny
+ARGS ?=
+EXPERIMENT ?=
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
 TABLES := table1 table2 table3 table4 pair_deletion
@@ -6,11 +8,11 @@ FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figur
 EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test demo figures bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test test-slurm demo figures report data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
-	@echo "  one of       $(EXPERIMENTS)   (SCALE=tiny or paper; results in outputs/SCALE/)"
+	@echo "  one of       $(EXPERIMENTS)   (SCALE=tiny or paper; ARGS=more overrides; results in outputs/SCALE/)"
 
 setup: .venv/installed  ## make .venv with the locked versions
 
@@ -33,12 +35,24 @@ lint: setup  ## check style and format
 test: lint  ## check style, then run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
+test-slurm: setup  ## run a sweep through a SLURM of one node, started for it (root on Debian)
+	$(PYTHON) -m pytest -m slurm -rs tests/test_slurm.py
+
 demo: setup $(TABLES) figure13  ## every table at this scale, and Figure 13
 
 $(EXPERIMENTS): setup
-	$(RUN) experiment=$@
+	$(RUN) experiment=$@ $(ARGS)
 
 figures: setup $(FIGURES)  ## every figure at this scale
+
+report: setup  ## one HTML page of all results at this scale, in outputs/SCALE/report/
+	$(PYTHON) -m metagame.report.page --scale $(SCALE)
+
+data: setup  ## fetch the data of the paper scale (EXPERIMENT=name: of one)
+	$(PYTHON) -m scripts.download data $(EXPERIMENT)
+
+weights: setup  ## fetch the weights of the paper scale (EXPERIMENT=name: of one)
+	$(PYTHON) -m scripts.download weights $(EXPERIMENT)
 
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_concept

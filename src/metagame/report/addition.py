@@ -11,11 +11,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from metagame.records import Record
+from metagame.report.maps import DIVERGING
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
 PLAYERS = ("a", "op", "b")
-SIGNED, WEIGHTS = "PuOr", "Greys"
+SIGNED, WEIGHTS = DIVERGING, "Greys"
 
 
 def addition_table(results: list[JobResult], scale: str) -> Table:

@@ -62,8 +62,11 @@ class JobResult:
 def read_job(cfg: DictConfig) -> JobResult | None:
     """The job of this config, or None where it has never run."""
     folder = job_folder(cfg)
-    if not (folder / "samples.json").exists():
-        return None
+    return read_folder(folder) if (folder / "samples.json").exists() else None
+
+
+def read_folder(folder: Path) -> JobResult:
+    """The job in a folder, whichever config names it today and wherever the folder was moved to."""
     samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     records = RecordStore(folder).read()
     known = [records[sample["key"]] for sample in samples if sample["key"] in records]

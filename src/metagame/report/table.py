@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from metagame.records import replace_atomically
+from metagame.records import RecordError, replace_atomically
 
 DASH = "–"
 VERSION = 1
@@ -82,12 +82,29 @@ def markdown(table: Table) -> str:
         "",
         _caption(table),
         "",
-        _frame(table, _plain).to_markdown(index=False, disable_numparse=True),
+        _frame(table, plain).to_markdown(index=False, disable_numparse=True),
         "",
     ]
     lines += [f"- {_HOLDS[claim['holds']]}: {claim['claim']}" for claim in table.claims]
     lines += [f"- {_one_line(note)}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def read_table(folder: Path) -> Table:
+    """The table of an experiment, from its ``table.json``.
+
+    Raises:
+        RecordError: it is missing, cut off, or of another version.
+    """
+    path = folder / "table.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        table = Table(**content | {"columns": [Column(**column) for column in content["columns"]]})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{path} is no table ({error}): run the experiment again.") from error
+    if table.version != VERSION:
+        raise RecordError(f"{path} has version {table.version}, this is version {VERSION}: run the experiment again.")
+    return table
 
 
 def _caption(table: Table) -> str:
@@ -114,7 +131,8 @@ def _frame(table: Table, render: Callable[[Column, Any], str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[column.label for column in table.columns])
 
 
-def _plain(column: Column, value: Any) -> str:
+def plain(column: Column, value: Any) -> str:
+    """A cell as text: three digits of numbers, expressions in backticks, a dash for what is not known."""
     if value is None:
         return DASH
     match column.type:
@@ -172,7 +190,7 @@ def _tex(column: Column, value: Any) -> str:
         from metagame.models.polynomial import parse_expression
 
         return f"${sympy.latex(parse_expression(value))}$"
-    text = _plain(column, value).translate(_TEX)
+    text = plain(column, value).translate(_TEX)
     return re.sub(r"(?:phi|φ)\\_((?:\w|\\_)+)", _phi, text)
 
 

@@ -1,0 +1,263 @@
+// The browser: what is chosen, its controls, and two methods side by side. The choice is kept in the URL's fragment.
+
+const MOST_PAIRS = 60;
+const KINDS = {
+  tokens: { limits: tokenLimits, draw: drawTokens },
+  maps: { limits: mapLimits, draw: drawMaps },
+  arrays: { limits: arrayLimits, draw: drawArrays },
+};
+const state = {
+  experiment: null,
+  group: null,
+  sample: null,
+  question: null,
+  a: null,
+  b: null,
+  item: null,
+  patch: null,
+  token: null,
+  pairs: 10,
+  scale: "shared",
+};
+const controls = document.getElementById("controls"),
+  panels = document.getElementById("panels");
+
+function readFragment() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const name of Object.keys(state)) {
+    if (!given.has(name)) continue;
+    const value = given.get(name);
+    state[name] = name === "token" || name === "pairs" ? Math.max(0, parseInt(value, 10) || 0) : value;
+  }
+}
+
+function writeFragment() {
+  const kept = Object.entries(state).filter(([, value]) => value !== null);
+  history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
+}
+
+function change(some) {
+  Object.assign(state, some);
+  const focused = document.activeElement?.id,
+    token = document.activeElement?.dataset?.token;
+  render();
+  writeFragment();
+  const again = focused
+    ? document.getElementById(focused)
+    : token
+      ? panels.querySelector(`[data-token="${token}"]`)
+      : null;
+  again?.focus({ preventScroll: true });
+}
+
+/** The element of a list whose name is chosen, else the first one (or the one at `otherwise`). */
+function pick(list, name, of, otherwise = 0) {
+  return list.find((each) => of(each) === name) ?? list[Math.min(otherwise, list.length - 1)];
+}
+
+const groupName = (group) => `${group.model}, ${group.benchmark}`;
+
+/** Labels of samples; those that share an id and are not the same are numbered. */
+function sampleNames(samples) {
+  return toldApart(samples.map((sample) => sample.id));
+}
+
+/** How many kinds of values a method has of a sample. */
+function richness(method) {
+  return Math.max(
+    0,
+    ...method.views.map((view) => (view.matrix ? 1 : 0) + (view.influence ? 1 : 0) + (view.layers?.length ?? 0)),
+  );
+}
+
+/** Where the method is that A is first compared with: one that tells more, else the next. */
+function rivalOf(a, methods) {
+  const richer = methods.findIndex((method) => richness(method) > richness(a));
+  return richer >= 0
+    ? richer
+    : Math.max(
+        0,
+        methods.findIndex((method) => method !== a),
+      );
+}
+
+/** The name of a question, with its players where there are few. */
+function questionName(question, methods) {
+  const layers = methods
+    .flatMap((method) => method.views.filter((view) => view.question === question))
+    .flatMap((view) => view.layers ?? []);
+  const names = layers.find((layer) => layer.players)?.names.join(", ") ?? "";
+  return !names || names.length > 40 || question.includes(names) ? question : `${question}: ${names}`;
+}
+
+function resolve() {
+  const experiments = [...new Set(DATA.groups.map((group) => group.experiment))];
+  state.experiment = pick(experiments, state.experiment, (name) => name);
+  const groups = DATA.groups.filter((group) => group.experiment === state.experiment);
+  const group = pick(groups, state.group, groupName);
+  state.group = groupName(group);
+  const names = sampleNames(group.samples);
+  state.sample = pick(names, state.sample, (name) => name);
+  const sample = group.samples[names.indexOf(state.sample)];
+  const a = pick(sample.methods, state.a, (method) => method.label);
+  const b = pick(sample.methods, state.b, (method) => method.label, rivalOf(a, sample.methods));
+  const questions = [...new Set(sample.methods.flatMap((method) => method.views.map((view) => view.question)))];
+  state.question = pick(questions, state.question, (name) => name) ?? null;
+  Object.assign(state, { a: a.label, b: b.label });
+  const shown = [a, b].map((method) => ({
+    method,
+    view: method.views.find((view) => view.question === state.question),
+  }));
+  const items = drawnNames(shown);
+  if (items.length) state.item = pick(items, state.item, (name) => name);
+  return { experiments, groups, names, sample, questions, shown };
+}
+
+/** Names of the maps that A and B have. */
+function drawnNames(shown) {
+  return mapNames(shown.filter(({ view }) => view?.kind === "maps").map(({ view }) => view));
+}
+
+function choice(id, label, options, value, name = (option) => option) {
+  const select = html(
+    "select",
+    { id, onchange: (event) => change({ [id]: event.target.value }) },
+    options.map((option) => html("option", { value: option, selected: option === value }, name(option) || "–")),
+  );
+  return html("label", { class: "control", for: id }, html("span", {}, label), select);
+}
+
+function drawControls(found) {
+  const { experiments, groups, names, sample, questions, shown } = found;
+  const methods = sample.methods.map((method) => method.label),
+    drawn = shown.filter(({ view }) => view);
+  const items = drawnNames(shown),
+    withPairs = drawn.some(({ view }) => view.matrix || view.influence);
+  const radio = (value, text) =>
+    html(
+      "label",
+      {},
+      html("input", {
+        type: "radio",
+        name: "scale",
+        id: `scale-${value}`,
+        value,
+        checked: state.scale === value,
+        onchange: () => change({ scale: value }),
+      }),
+      text,
+    );
+  controls.replaceChildren(
+    html(
+      "div",
+      { class: "row" },
+      choice("experiment", "Experiment", experiments, state.experiment),
+      choice("group", "Model and benchmark", groups.map(groupName), state.group),
+      choice("sample", `Sample (${names.length})`, names, state.sample),
+      questions.length > 1
+        ? choice("question", "Question", questions, state.question, (question) =>
+            questionName(question, sample.methods),
+          )
+        : null,
+    ),
+    html(
+      "div",
+      { class: "row" },
+      choice("a", "Method A", methods, state.a),
+      choice("b", "Method B", methods, state.b),
+      items.length ? choice("item", "Word or concept", items, state.item) : null,
+      withPairs
+        ? html(
+            "label",
+            { class: "control", for: "pairs" },
+            html("span", {}, `Arrows: the ${state.pairs} strongest`),
+            html("input", {
+              id: "pairs",
+              type: "range",
+              min: 0,
+              max: MOST_PAIRS,
+              value: state.pairs,
+              oninput: (event) => change({ pairs: Number(event.target.value) }),
+            }),
+          )
+        : null,
+      html(
+        "fieldset",
+        { class: "control" },
+        html("legend", {}, "Scale"),
+        radio("shared", "shared by A and B"),
+        radio("own", "each its own (units may differ)"),
+      ),
+    ),
+  );
+}
+
+function drawSubject(sample) {
+  const line = (name, text) => (text ? html("p", {}, html("strong", {}, `${name}: `), text) : null);
+  const image = sample.picture
+    ? html("img", { src: DATA.pictures[sample.picture], alt: `picture of the sample ${sample.id}`, class: "picture" })
+    : null;
+  document.getElementById("subject").replaceChildren(
+    ...[
+      image,
+      html(
+        "div",
+        {},
+        line("Sample", sample.id),
+        sample.text !== sample.id ? line("Text", sample.text) : null,
+        line("Answer", sample.answer),
+        sample.notes.map((note) => html("p", { class: "trouble" }, note)),
+      ),
+    ].filter(Boolean),
+  );
+}
+
+function drawPanels(sample, shown) {
+  const share = {
+    maps: [],
+    move: (down, right) => share.maps.forEach((map) => map.point(down, right)),
+    choose: (down, right) => change({ patch: `${down.toFixed(4)},${right.toFixed(4)}` }),
+  };
+  const alike = shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
+  const all = shown.map(({ view }) => view);
+  const made = shown.map(({ method, view }, place) => {
+    const title = html("h3", {}, html("span", { class: "letter" }, "AB"[place]), method.label);
+    const panel = (...content) =>
+      html(
+        "section",
+        { class: "panel", "data-panel": "ab"[place], "aria-label": `${"AB"[place]}: ${method.label}` },
+        title,
+        ...content,
+      );
+    if (!view)
+      return panel(html("p", { class: "trouble" }, method.error ?? "This method was not asked this question."));
+    const { limits, draw } = KINDS[view.kind];
+    return panel(
+      draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample.picture, share),
+    );
+  });
+  panels.replaceChildren(...made);
+}
+
+function render() {
+  if (!DATA.groups.length) {
+    panels.replaceChildren(html("p", {}, "No job has kept arrays of its samples yet."));
+    return;
+  }
+  const found = resolve();
+  drawControls(found);
+  drawSubject(found.sample);
+  drawPanels(found.sample, found.shown);
+}
+
+function follow() {
+  if (!location.hash.includes("=")) return;
+  const before = state.experiment;
+  readFragment();
+  render();
+  if (before !== null) document.getElementById("browser").scrollIntoView();
+}
+
+addEventListener("hashchange", follow);
+follow();
+render();

@@ -1,0 +1,241 @@
+// Maps of patches on the picture, small ones of all words and a large one of the chosen word.
+
+const SMALL = 104,
+  LARGE = 336;
+
+/** The maps of a view, in order: { name, layer, values }. */
+function mapsOf(view) {
+  return view.layers.flatMap((layer) =>
+    layer.names.map((name, k) => ({ name, layer: layer.title, values: row(layer.values, k) })),
+  );
+}
+
+/** Names of maps, those of players first. */
+function mapNames(views) {
+  const layers = views.flatMap((view) => view.layers).sort((a, b) => b.players - a.players);
+  return [...new Set(layers.flatMap((layer) => layer.names))];
+}
+
+/** The map of that name, or else the first. */
+function chosenMap(view, name) {
+  const maps = mapsOf(view);
+  return maps.find((map) => map.name === name) ?? maps[0];
+}
+
+function mapLimit(views) {
+  return clippedLimit(views.flatMap((view) => mapsOf(view).map((map) => map.values)));
+}
+
+const loaded = new Map();
+
+/** A picture's greys by key, as a function of size: resolves to an array, or null where there is no picture. */
+async function greys(key, size) {
+  if (!key) return null;
+  const name = `${key} ${size}`;
+  if (!loaded.has(name)) {
+    const image = new Image();
+    image.src = DATA.pictures[key];
+    loaded.set(
+      name,
+      image.decode().then(() => {
+        const canvas = html("canvas", { width: size, height: size });
+        const context = canvas.getContext("2d");
+        context.imageSmoothingEnabled = image.width > size;
+        context.drawImage(image, 0, 0, size, size);
+        const pixels = context.getImageData(0, 0, size, size).data;
+        return Float32Array.from(
+          { length: size * size },
+          (_, k) => (0.299 * pixels[4 * k] + 0.587 * pixels[4 * k + 1] + 0.114 * pixels[4 * k + 2]) / 255,
+        );
+      }),
+    );
+  }
+  return loaded.get(name);
+}
+
+/** The picture in pale grey, tinted by the map, as in the figures. */
+async function paint(canvas, values, side, limit, picture) {
+  const size = canvas.width,
+    context = canvas.getContext("2d"),
+    image = context.createImageData(size, size);
+  const grey = await greys(picture, size);
+  const tints = Array.from(values, (value) => rgb(value, limit));
+  for (let y = 0; y < size; y++) {
+    for (let x = 0; x < size; x++) {
+      const k = y * size + x,
+        tint = tints[Math.floor((y * side) / size) * side + Math.floor((x * side) / size)];
+      const share = grey ? 0.72 + 0.28 * grey[k] : 1;
+      for (let channel = 0; channel < 3; channel++) image.data[4 * k + channel] = tint[channel] * share;
+      image.data[4 * k + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  canvas.dataset.painted = "yes";
+}
+
+/** The large map; `point(row, column)` of the returned object moves its cursor, `share` tells of moves by hand. */
+function largeMap(map, wanted, side, limit, picture, share) {
+  const canvas = html("canvas", {
+    width: LARGE,
+    height: LARGE,
+    tabindex: 0,
+    role: "img",
+    "aria-label": `map of ${map.name}; arrow keys go from patch to patch, Enter chooses one`,
+  });
+  const cursor = html("div", { class: "cursor", hidden: true });
+  const { line, say } = readout("Point at a patch for its value.");
+  paint(canvas, map.values, side, limit, picture);
+  let at = [-1, 0];
+  function point(down, right) {
+    at = [Math.min(side - 1, Math.floor(down * side)), Math.min(side - 1, Math.floor(right * side))];
+    cursor.hidden = false;
+    const share = (patches) => `${(100 * patches) / side}%`;
+    Object.assign(cursor.style, { width: share(1), height: share(1), top: share(at[0]), left: share(at[1]) });
+    say(`${map.name}, row ${at[0] + 1}, column ${at[1] + 1}: ${format(map.values[at[0] * side + at[1]])}`);
+  }
+  const relative = (event) => {
+    const box = canvas.getBoundingClientRect(),
+      inside = (value) => Math.min(0.9999, Math.max(0, value));
+    return [inside((event.clientY - box.top) / box.height), inside((event.clientX - box.left) / box.width)];
+  };
+  canvas.addEventListener("mousemove", (event) => share.move(...relative(event)));
+  canvas.addEventListener("click", (event) => share.choose(...relative(event)));
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!step && event.key !== "Enter") return;
+    event.preventDefault();
+    const next = at[0] < 0 || !step ? [Math.max(0, at[0]), at[1]] : [at[0] + step[0], at[1] + step[1]];
+    if (next.some((each) => each < 0 || each >= side)) return;
+    share[step ? "move" : "choose"]((next[0] + 0.5) / side, (next[1] + 0.5) / side);
+  });
+  const caption = map.name === wanted ? map.name : `${map.name} (there is no map of “${wanted}”)`;
+  return {
+    node: html(
+      "figure",
+      { class: "large" },
+      html("figcaption", {}, caption),
+      html("div", { class: "canvas" }, canvas, cursor),
+      line,
+    ),
+    point,
+  };
+}
+
+/** Influence of concepts on each other: at the chosen patch, or the mean over patches. */
+function influenceAt(influence, patch) {
+  const n = influence.names.length,
+    size = influence.values.shape[2],
+    values = numbers(influence.values);
+  return Float64Array.from({ length: n * n }, (_, k) => {
+    if (patch !== null) return values[k * size + patch];
+    return values.subarray(k * size, (k + 1) * size).reduce((a, b) => a + b, 0) / size;
+  });
+}
+
+/** The patch that was chosen, in a grid of this side; null for none. */
+function chosenPatch(view, state) {
+  if (!state.patch) return null;
+  const [down, right] = state.patch.split(",").map(Number);
+  return Math.floor(down * view.side) * view.side + Math.floor(right * view.side);
+}
+
+function drawMaps(view, limits, state, change, picture, share) {
+  const map = chosenMap(view, state.item),
+    large = largeMap(map, state.item, view.side, limits.map, picture, share);
+  share.maps.push(large);
+  if (view.influence && state.patch) large.point(...state.patch.split(",").map(Number));
+  const layers = view.layers.map((layer) =>
+    html(
+      "div",
+      { class: "layer" },
+      html("h4", {}, layer.title),
+      html(
+        "div",
+        { class: "multiples" },
+        layer.names.map((name, k) => {
+          const canvas = html("canvas", { width: SMALL, height: SMALL, "aria-hidden": "true" });
+          paint(canvas, row(layer.values, k), view.side, limits.map, picture);
+          const chosen = name === map.name;
+          return html(
+            "button",
+            {
+              type: "button",
+              class: chosen ? "map chosen" : "map",
+              "data-name": name,
+              "aria-pressed": String(chosen),
+              onclick: () => change({ item: name }),
+            },
+            canvas,
+            html("span", {}, name),
+          );
+        }),
+      ),
+    ),
+  );
+  return [
+    large.node,
+    legend(limits.map, "value of a patch", true),
+    layers,
+    view.influence ? drawInfluence(view, limits, state, change) : null,
+  ];
+}
+
+function drawInfluence(view, limits, state, change) {
+  const { names } = view.influence,
+    patch = chosenPatch(view, state),
+    matrix = influenceAt(view.influence, patch);
+  const { line, say } = readout(
+    "Point at an arrow or an entry for its value; choose a concept to see its arrows only.",
+  );
+  const focus = state.token !== null && state.token < names.length ? state.token : null;
+  const { picture, pairs } = arrowRow({
+    names,
+    tints: null,
+    matrix,
+    limit: limits.arrow,
+    count: state.pairs,
+    only: focus,
+    onFocus: (token) => change({ token }),
+    say,
+  });
+  const where =
+    patch === null
+      ? "mean over all patches"
+      : `patch in row ${Math.floor(patch / view.side) + 1}, column ${(patch % view.side) + 1}`;
+  return html(
+    "div",
+    { class: "influence" },
+    html("h4", {}, `How concepts move each other's maps: ${where}`),
+    html(
+      "p",
+      { class: "hint" },
+      "Choose a patch in a large map above to see it there. " +
+        "On the diagonal: the map of a concept without rivals. Arrows below lead to an earlier name of the row. Solid: positive; dashed: negative.",
+      patch === null
+        ? null
+        : html(
+            "button",
+            { type: "button", class: "plain", onclick: () => change({ patch: null }) },
+            "Back to the mean",
+          ),
+    ),
+    picture,
+    line,
+    pairList(names, pairs),
+    matrixMap({ names, matrix, limit: limits.influence, bars: null, say }),
+    legend(limits.influence, "influence", true),
+  );
+}
+
+/** Scales that the views share. */
+function mapLimits(views, state) {
+  const matrices = views
+    .filter((view) => view.influence)
+    .map((view) => [view.influence.names.length, influenceAt(view.influence, chosenPatch(view, state))]);
+  const between = matrices.flatMap(([n, matrix]) => Array.from(matrix).filter((_, k) => k % (n + 1) !== 0));
+  return {
+    map: mapLimit(views),
+    influence: clippedLimit(matrices.map(([, matrix]) => matrix)),
+    arrow: largest(between) || 1,
+  };
+}

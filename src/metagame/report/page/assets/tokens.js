@@ -1,0 +1,76 @@
+// Tokens that are players and targets.
+
+/** For each token its first-order attribution, or the sum of its row where the method has none. */
+function tokenSums(view) {
+  if (view.first_order) return { values: Array.from(numbers(view.first_order)), title: "first-order attribution" };
+  const n = view.tokens.length;
+  return {
+    values: Array.from({ length: n }, (_, i) => row(view.matrix, i).reduce((a, b) => a + b, 0)),
+    title: "sum of the row",
+  };
+}
+
+function offDiagonal(view) {
+  const n = view.tokens.length;
+  return view.matrix ? numbers(view.matrix).filter((_, k) => k % (n + 1) !== 0) : [];
+}
+
+/** Scales that the views share: of entries, arrows and bars. */
+function tokenLimits(views) {
+  return {
+    entry: clippedLimit(views.filter((view) => view.matrix).map((view) => numbers(view.matrix))),
+    arrow: Math.max(...views.map((view) => largest(offDiagonal(view)))) || 1,
+    sum: Math.max(...views.map((view) => largest(tokenSums(view).values))) || 1,
+  };
+}
+
+function drawTokens(view, limits, state, change) {
+  const n = view.tokens.length,
+    matrix = view.matrix ? numbers(view.matrix) : null,
+    sums = tokenSums(view);
+  const { line, say } = readout(
+    matrix
+      ? "Point at an arrow or an entry for its value; choose a token to see its arrows only."
+      : "This method has no second-order values: one attribution for each token.",
+  );
+  const focus = state.token !== null && state.token < n ? state.token : null;
+  const { picture, pairs } = arrowRow({
+    names: view.tokens,
+    tints: sums.values,
+    tintLimit: limits.sum,
+    matrix,
+    limit: limits.arrow,
+    count: state.pairs,
+    only: focus,
+    onFocus: (token) => change({ token }),
+    say,
+  });
+  return [
+    html(
+      "p",
+      { class: "hint" },
+      `Tokens are tinted by their ${sums.title}.` +
+        (matrix
+          ? " Arrows above: to a later token; below: to an earlier one. Solid: positive; dashed: negative. Width: size."
+          : ""),
+    ),
+    view.tokens.some((token) => /^#\d+$/.test(token))
+      ? html("p", { class: "hint" }, "A number such as #4 stands for a token that the record does not name.")
+      : null,
+    picture,
+    line,
+    matrix ? pairList(view.tokens, pairs) : null,
+    matrixMap({
+      names: view.tokens,
+      matrix,
+      errors: view.error ? numbers(view.error) : null,
+      limit: limits.entry,
+      bars: sums.values,
+      barLimit: limits.sum,
+      barTitle: sums.title,
+      say,
+    }),
+    matrix ? legend(limits.entry, "entry of the matrix", true) : null,
+    legend(limits.sum, `token: ${sums.title}`, false),
+  ];
+}

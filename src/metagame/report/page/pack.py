@@ -1,0 +1,64 @@
+"""Arrays and pictures as text that a page can hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from metagame.games import GameError
+
+LARGEST_EXACT = 4096
+"""Arrays with more values are rounded to 16 bits."""
+LARGEST_SIDE = 448
+"""Pixels of a sample's picture."""
+
+
+def pack(values: np.ndarray) -> dict[str, Any]:
+    """An array as base64, little-endian: float32, or int16 times ``scale`` where it is large.
+
+    Raises:
+        GameError: it holds NaN or inf, or no numbers.
+    """
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise GameError("an array of the sample holds what is no finite number: remove its record, run it again.")
+    if values.size <= LARGEST_EXACT:
+        kind, scale, stored = "float32", 1.0, values.astype("<f4")
+    else:
+        scale = float(np.abs(values).max()) / 32767 or 1.0
+        kind, stored = "int16", np.rint(values / scale).astype("<i2")
+    data = base64.b64encode(np.ascontiguousarray(stored).tobytes()).decode()
+    return {"shape": list(values.shape), "type": kind, "scale": scale, "data": data}
+
+
+def square_picture(image: Image.Image) -> Image.Image:
+    """The picture as the maps lie on it: a square, of 448 pixels at most."""
+    side = min(LARGEST_SIDE, max(image.size))
+    return image if image.size == (side, side) else image.resize((side, side))
+
+
+def picture_uri(image: Image.Image) -> str:
+    """A picture as a data URI, small ones without loss."""
+    return _uri(image, "PNG") if max(image.size) <= 128 else _uri(image, "WEBP", quality=88)
+
+
+def figure_uri(content: bytes) -> str:
+    """A figure's PNG as a data URI of a fraction of its bytes.
+
+    Raises:
+        GameError: it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return _uri(image.convert("RGB"), "WEBP", quality=90)
+    except OSError as error:
+        raise GameError("its figure.png cannot be decoded: run the experiment again.") from error
+
+
+def _uri(image: Image.Image, kind: str, **settings: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

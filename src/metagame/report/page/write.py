@@ -1,0 +1,110 @@
+"""The page of a scale: what its folder of results holds, rendered into one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from metagame.games import GameError
+from metagame.records import RecordError, replace_atomically
+from metagame.report.page.browser import Browser
+from metagame.report.page.tables import Section, read_section
+from metagame.report.page.trouble import tell
+from metagame.report.results import JobResult, read_folder, tell_apart
+
+N_SAMPLES = 8
+SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "browser.js")
+"""In this order they are one module."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of a scale.
+
+    Attributes:
+        section: its table and figure.
+        results: of its jobs.
+        trouble: what could not be read of them.
+    """
+
+    section: Section
+    results: list[JobResult]
+    trouble: list[str]
+
+
+def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPLES) -> Path:
+    """Write ``report/index.html`` from the results of a scale; return its path. Equal results give equal bytes.
+
+    Args:
+        folder: of the scale's results, such as ``outputs/tiny``.
+        known: names of all experiments; those without results are listed as not run.
+        n_samples: how many samples of each job the browser has.
+
+    Raises:
+        GameError: there are no results, or ``n_samples`` is not positive.
+        RecordError: the page cannot be written.
+    """
+    if n_samples < 1:
+        raise GameError(f"--samples {n_samples}: give a positive number.")
+    found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or (path / "jobs").is_dir()]
+    if not found:
+        raise GameError(f"{folder} has no results: run an experiment first, such as 'make table1'.")
+    experiments = [_read(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
+    missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
+    page = render(folder.name, experiments, missing, n_samples)
+    path = folder / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    with replace_atomically(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(scale: str, experiments: Sequence[Experiment], missing: Sequence[str], n_samples: int) -> str:
+    """The page as text, with style and script inside, whose hashes are all that it lets run."""
+    browser = Browser(n_samples)
+    browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.results)}
+    assets = files("metagame.report.page") / "assets"
+    style = (assets / "page.css").read_text(encoding="utf-8")
+    script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    environment = Environment(
+        loader=PackageLoader("metagame.report.page", "assets"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
+    return environment.get_template("template.html").render(
+        scale=scale, experiments=experiments, browsed=browsed, missing=missing, n_samples=n_samples,
+        style=Markup(style), style_hash=_hash(style), script=Markup(script), script_hash=_hash(script),  # noqa: S704
+        data=browser.content(),
+    )  # fmt: skip
+
+
+def _hash(text: str) -> str:
+    """As a Content-Security-Policy names an inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _read(folder: Path) -> Experiment:
+    results, trouble = [], []
+    for job in sorted((folder / "jobs").glob("*/config.yaml")):
+        try:
+            results.append(read_folder(job.parent))
+        except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException, RecordError) as error:
+            trouble.append(f"The job {job.parent.name} cannot be read and is not shown: {tell(error, folder.parent)}")
+    return Experiment(read_section(folder), tell_apart(results), trouble)
+
+
+def _order(name: str, known: Sequence[str]) -> tuple:
+    """Tables, other experiments, figures, each by number; then one's own."""
+    kind = 0 if name.startswith("table") else 2 if name.startswith("figure") else 1
+    digits = re.search(r"\d+$", name)
+    return bool(known) and name not in known, kind, int(digits[0]) if digits else 0, name
