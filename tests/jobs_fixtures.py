@@ -138,6 +138,7 @@ def job_config(output_dir, **changes) -> DictConfig:
             "report": {"table": {"_target_": "tests.jobs_fixtures.numbers_table"}, "figure": None},
             "seed": 0,
             "limit": None,
+            "tracker": {"name": "none"},
             "shards": 1,
             "shard": None,
             "fail_fast": False,

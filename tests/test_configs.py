@@ -21,7 +21,8 @@ from tests.jobs_fixtures import ROOT, shipped_configs
 CONFIGS = ROOT / "configs"
 # Everything below configs/ is a choice of a group, except the config itself.
 CHOICES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*/*.yaml"))
-NESTED_GROUPS = ("hydra/job_logging", "hydra/hydra_logging")
+LOGGING = ("hydra/job_logging", "hydra/hydra_logging")
+NESTED_GROUPS = (*LOGGING, "hydra/launcher")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_a_config_composes_under_its_own_name(choice):
     assert named.get("name") == stem or group.startswith(("report", "hydra"))
 
 
-@pytest.mark.parametrize("group", NESTED_GROUPS)
+@pytest.mark.parametrize("group", LOGGING)
 def test_other_libraries_log_warnings_only(group):
     content = yaml.safe_load((CONFIGS / group / "plain.yaml").read_text())
     assert content["root"]["level"] == "WARNING"

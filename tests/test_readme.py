@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hydra import compose
 from omegaconf import OmegaConf
 
 from metagame.attributions.method import Meta
 from metagame.jobs import build
 from metagame.models.adder import Adder, Sum
 from metagame.models.masked import MaskedModel
+from tests.jobs_fixtures import shipped_configs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,12 +31,26 @@ def lines_starting(start):
     return [line for block in blocks("bash") for line in block.splitlines() if line.startswith(start)]
 
 
+def is_run_here(command):
+    return "keep_one" not in command and "hydra/launcher" not in command
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [line for line in lines_starting("python run.py") if "keep_one" not in line])
+@pytest.mark.parametrize("command", filter(is_run_here, lines_starting("python run.py")))
 def test_run_commands_write_a_table(command, tmp_path):
     arguments = shlex.split(command, comments=True)[1:]
     subprocess.run([sys.executable, *arguments, "limit=1", f"output_dir={tmp_path}"], cwd=ROOT, check=True)
     assert (tmp_path / "table.json").exists()
+
+
+def test_commands_for_a_cluster_compose():
+    commands = [line for line in lines_starting("python run.py") if "hydra/launcher" in line]
+    assert commands
+    for command in commands:
+        overrides = [each for each in shlex.split(command, comments=True)[2:] if each != "-m"]
+        with shipped_configs():
+            launcher = compose("config", overrides=overrides, return_hydra_config=True).hydra.launcher
+        assert launcher["_target_"].endswith("SlurmLauncher")
 
 
 def test_make_targets_exist():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import logging
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from math import ceil
@@ -25,6 +27,7 @@ from metagame.attributions.method import Explanation, FirstOrder, Meta, MetaInte
 from metagame.games import GameError, Progress
 from metagame.progress import JobProgress
 from metagame.records import Record, RecordStore, digest, replace_atomically, sample_key
+from metagame.tracking import Tracker, track_job
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,15 @@ IRRELEVANT = (
 
 ``scales`` lists values to choose from, ``ids`` samples, which have keys of their own, ``expected`` how many there are.
 """
+
+SETTINGS = {
+    "model", "attribution", "benchmark", "estimator", "scale", "report", "tracker",
+    "name", "seed", "limit", "shards", "shard", "fail_fast", "leave_out", "output_dir",
+}  # fmt: skip
+"""Keys of a job's config."""
+
+OF_ATTRIBUTION = {"name", "label", "family", "meta", "index", "method"}
+"""Keys of its part ``attribution`` that are no group of values for other parts to refer to."""
 
 REFUSAL = "refused.txt"
 """Name of the file in a job's folder that says why the job could not start."""
@@ -142,6 +154,7 @@ def run_job(cfg: DictConfig) -> Outcome:
         RecordError: the records of an earlier run cannot be read.
     """
     _check_settings(cfg)
+    tracker = build_tracker(cfg)
     _free_memory()
     job = Job.build(cfg)
     identity = job_identity(cfg)
@@ -158,8 +171,15 @@ def run_job(cfg: DictConfig) -> Outcome:
     older = sum(record.commit != environment["git_commit"] for record in done.values())
     if older:
         log.info("%d samples were computed by other code; remove %s to compute them again.", older, store.folder)
-    with JobProgress(f"{cfg.model.name} x {cfg.attribution.name}", len(own), len(done)) as progress:
-        worker = Worker(job, store, progress, commit=environment["git_commit"], fail_fast=cfg.fail_fast)
+    title = f"{cfg.model.name} x {cfg.attribution.name}"
+    with (
+        track_job(tracker, cfg, store.folder, own) as update_tracker,
+        JobProgress(title, len(own), len(done)) as progress,
+    ):
+        commit, advice = environment["git_commit"], _memory_advice(cfg)
+        worker = Worker(
+            job, store, progress, update_tracker, commit=commit, memory_advice=advice, fail_fast=cfg.fail_fast
+        )
         held_elsewhere = {}
         for batch in batches:
             held_elsewhere |= worker.work(batch, [key for key in batch if key not in done], wait=False)
@@ -203,13 +223,31 @@ def _batches(samples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         yield batch
 
 
-def _message(error: Exception) -> str:
+def _memory_advice(cfg: DictConfig) -> str:
+    """What to do where the device's memory does not suffice, in settings that this job has."""
+    sizes = ["estimator.batch_size"] if cfg.attribution.meta else []
+    sizes += [
+        key
+        for key in ("attribution.method.batch_size", "model.batch_size", "model.tokens_per_batch")
+        if OmegaConf.select(cfg, key) is not None
+    ]
+    if sizes:
+        return f"lower {' or '.join(sizes)}"
+    return "set model.offload=true" if cfg.model.get("offload") is False else "choose a smaller model or larger device"
+
+
+def _message(error: Exception, memory_advice: str) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "the device's memory does not suffice: lower estimator.batch_size, or model.batch_size (of language models"
-            " model.tokens_per_batch)."
-        )
+        return f"the device's memory does not suffice: {memory_advice}."
     return str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from or while handling, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _result_or_error(function: Callable[[Any], Any], argument: Any) -> Any:
@@ -223,12 +261,22 @@ class Worker:
     """Prepares samples in batches, evaluates and records them one at a time; says each kind of failure once."""
 
     def __init__(
-        self, job: Job, store: RecordStore, progress: JobProgress, *, commit: str | None, fail_fast: bool
+        self,
+        job: Job,
+        store: RecordStore,
+        progress: JobProgress,
+        update_tracker: Callable[[], None],
+        *,
+        commit: str | None,
+        memory_advice: str,
+        fail_fast: bool,
     ) -> None:
         self.job = job
         self.store = store
         self.progress = progress
+        self.update_tracker = update_tracker
         self.commit = commit
+        self.memory_advice = memory_advice
         self.fail_fast = fail_fast
         self._said: set[str] = set()
 
@@ -250,6 +298,7 @@ class Worker:
                     if not explicands:
                         explicands = dict(zip(batch, self.job.prepare(list(batch.values())), strict=True))
                     self._evaluate_and_append(key, batch[key], explicands.pop(key))
+                self.update_tracker()
                 self.progress.advance()
         return held
 
@@ -259,7 +308,7 @@ class Worker:
                 raise explicand
             scores, arrays = self.job.evaluate(sample, explicand, self.progress.within_sample)
         except Exception as error:
-            message = _message(error)
+            message = _message(error, self.memory_advice)
             self.store.append(Record(key, sample.id, "failed", error=message, commit=self.commit), {})
             if message not in self._said:
                 log.warning("sample %s failed: %s", sample.id, message)
@@ -267,8 +316,10 @@ class Worker:
             log.debug("sample %s", sample.id, exc_info=True)
             if self.fail_fast:
                 raise
-            if isinstance(error, torch.OutOfMemoryError):
-                error.__traceback__ = None  # its frames hold the tensors that did not fit
+            causes = list(_with_causes(error))
+            if any(isinstance(each, torch.OutOfMemoryError) for each in causes):
+                for each in causes:
+                    each.__traceback__ = None  # its frames hold the tensors that did not fit
                 _free_memory()
         else:
             self.store.append(Record(key, sample.id, "done", scores, arrays=list(arrays), commit=self.commit), arrays)
@@ -327,15 +378,31 @@ def build(node: DictConfig, leave_out: tuple[str, ...] = ("name", "label", "scal
     """Instantiate a config node without the keys in ``leave_out``, which are no arguments.
 
     Raises:
-        GameError: as the node's target raised it, without Hydra's wrapping.
+        GameError: as the node's target raised it, without Hydra's wrapping; or the target is a function that is called
+            later and does not take an argument of the node.
     """
     try:
         content = OmegaConf.to_container(node, resolve=True)
-        return instantiate({key: value for key, value in content.items() if key not in leave_out})
+        built = instantiate({key: value for key, value in content.items() if key not in leave_out})
     except InstantiationException as error:
         if isinstance(error.__cause__, GameError):
             raise error.__cause__ from None
         raise
+    if isinstance(built, partial):
+        try:
+            inspect.signature(built.func).bind_partial(*built.args, **built.keywords)
+        except TypeError as error:
+            raise GameError(f"{content['_target_']} {error}: correct its config.") from error
+    return built
+
+
+def build_tracker(cfg: DictConfig) -> Tracker | None:
+    """What the job is tracked by; None with ``tracker=none``.
+
+    Raises:
+        GameError: a setting of the tracker has no such value.
+    """
+    return build(cfg.tracker) if "_target_" in cfg.tracker else None
 
 
 def display_label(cfg: DictConfig) -> str:
@@ -360,6 +427,17 @@ def job_label(cfg: DictConfig, jobs: Sequence[DictConfig]) -> str:
 
 
 def _check_settings(cfg: DictConfig) -> None:
+    unknown = [key for key in cfg if key not in SETTINGS]
+    unknown += [
+        f"attribution.{key}"
+        for key, value in cfg.attribution.items()
+        if key not in OF_ATTRIBUTION and not isinstance(value, DictConfig)
+    ]
+    if unknown:
+        raise GameError(f"{', '.join(unknown)}: no job has such a setting; correct its name or remove it.")
+    for node in filter(None, (cfg.report.table, cfg.report.figure)):
+        # to be called after all work, which a misspelt argument would stop then
+        build(OmegaConf.create(OmegaConf.to_container(node, resolve=True) | {"_partial_": True}))
     if cfg.limit is not None and (not isinstance(cfg.limit, int) or cfg.limit < 1):
         raise GameError(f"limit={cfg.limit}: give a positive whole number of samples, or null for all.")
     if not isinstance(cfg.seed, int) or cfg.seed < 0:

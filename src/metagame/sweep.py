@@ -13,9 +13,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.games import GameError
-from metagame.jobs import read_refusal
+from metagame.jobs import build_tracker, read_refusal
 from metagame.records import RecordError, writing
 from metagame.report.experiment import asked_configs, sweep_configs, write_report
+from metagame.tracking import track_report
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _check_folder(config: DictConfig) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(4096))
+                file.write(bytes(1 << 15))  # more than Hydra writes of its own
                 file.flush()
     except (RecordError, OSError) as error:
         log.error("%s", error)
@@ -90,10 +91,12 @@ def finish(configs: Sequence[DictConfig]) -> bool:
         Whether every job that ran has a finished sample and the report is written; if not, why is said in one line.
     """
     try:
+        tracker = build_tracker(configs[0])
         barren = [result.config.attribution.label for result in write_report(configs) if not result.done]
     except (GameError, RecordError) as error:
         log.error("%s", error)
         return False
+    track_report(tracker, configs)
     if barren:
         log.error("No sample was computed by: %s; see the table's notes.", ", ".join(barren))
     return not barren
