@@ -7,6 +7,7 @@ python run.py experiment=table1
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -73,7 +74,10 @@ def explain_parse_errors(arguments: list[str]) -> None:
 def stop(number: int, frame: FrameType | None) -> None:
     """Leave at once where the process is told to, by a user or by a cluster whose time is over."""
     log.error("Stopped by %s: run the same command again, it goes on where it stopped.", signal.Signals(number).name)
-    sys.exit(128 + number)
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # the cursor, which progress bars hide
+    sys.stderr.flush()
+    os._exit(128 + number)  # an exception may be swallowed on its way out; what is on the disk is whole at any moment
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ import torch
 from hydra import compose
 
 from metagame.games import GameError
-from metagame.jobs import _memory_advice, job_folder, run_job
+from metagame.jobs import job_folder, run_job
 from metagame.records import RecordError, RecordStore
 from metagame.report.experiment import write_report
 from metagame.sweep import finish
+from metagame.worker import memory_advice
 from tests.jobs_fixtures import ROOT, Plain, Share, job_config, shipped_configs, terminal_free_environment
 
 pytestmark = pytest.mark.slow
@@ -701,6 +702,6 @@ ADVICE = {
 @pytest.mark.parametrize("parts", ADVICE)
 def test_who_runs_out_of_memory_is_told_settings_that_the_job_has(parts):
     with shipped_configs():
-        advice = _memory_advice(compose("config", overrides=list(parts)))
+        advice = memory_advice(compose("config", overrides=list(parts)))
     assert re.findall(r"[a-z_]+\.[a-z_.=]+", advice) == ADVICE[parts]
     assert advice.startswith(("lower", "set", "choose a smaller model"))

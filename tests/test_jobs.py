@@ -11,8 +11,9 @@ from importlib.metadata import version
 
 import pytest
 
+from metagame.environment import LIBRARIES
 from metagame.games import GameError
-from metagame.jobs import LIBRARIES, Job, job_folder, run_job
+from metagame.jobs import Job, job_folder, run_job
 from metagame.records import RecordStore
 from metagame.sweep import finish
 from tests.jobs_fixtures import ROOT, Plain, Share, job_config, run_together, terminal_free_environment
@@ -289,9 +290,9 @@ def test_progress_bars_are_quiet_without_a_terminal(tmp_path, capfd, monkeypatch
 
 def test_a_resumed_job_keeps_the_environment_its_samples_were_computed_in(tmp_path, monkeypatch, caplog):
     cfg = job_config(tmp_path)
-    monkeypatch.setattr("metagame.jobs._git_commit", lambda: "old")
+    monkeypatch.setattr("metagame.environment._git_commit", lambda: "old")
     run_job(cfg)
-    monkeypatch.setattr("metagame.jobs._git_commit", lambda: "new")
+    monkeypatch.setattr("metagame.environment._git_commit", lambda: "new")
     with caplog.at_level("INFO"):
         run_job(cfg)
     folder = job_folder(cfg)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import logging
-import platform
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +18,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.attributions.method import Explanation, FirstOrder, Meta, MetaInteractions
+from metagame.environment import describe_environment
 from metagame.games import GameError, Progress
 from metagame.progress import JobProgress
-from metagame.records import Record, RecordStore, digest, replace_atomically, sample_key
+from metagame.records import RecordStore, digest, replace_atomically, sample_key
 from metagame.tracking import Tracker, track_job
+from metagame.worker import Worker, free_memory, memory_advice, own_batches
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +46,6 @@ OF_ATTRIBUTION = {"name", "label", "family", "meta", "index", "method"}
 
 REFUSAL = "refused.txt"
 """Name of the file in a job's folder that says why the job could not start."""
-
-LIBRARIES = (
-    "metagame", "torch", "transformers", "open_clip_torch", "diffusers", "lxt", "shapiq", "numpy", "scipy", "sympy",
-    "scikit-learn", "pillow",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     """
     _check_settings(cfg)
     tracker = build_tracker(cfg)
-    _free_memory()
+    free_memory()
     job = Job.build(cfg)
     identity = job_identity(cfg)
     samples = {
@@ -163,7 +154,7 @@ def run_job(cfg: DictConfig) -> Outcome:
     }
     store = RecordStore(job_folder(cfg))
     (store.folder / REFUSAL).unlink(missing_ok=True)
-    batches = _own_batches(samples, getattr(job.model, "batch_size", 1), cfg.shards, cfg.shard)
+    batches = own_batches(samples, getattr(job.model, "batch_size", 1), cfg.shards, cfg.shard)
     own = {key for batch in batches for key in batch}
     done = {key: record for key, record in store.read().items() if key in own and record.status == "done"}
     environment = describe_environment(job.model, cfg.seed)
@@ -176,7 +167,7 @@ def run_job(cfg: DictConfig) -> Outcome:
         track_job(tracker, cfg, store.folder, own) as update_tracker,
         JobProgress(title, len(own), len(done)) as progress,
     ):
-        commit, advice = environment["git_commit"], _memory_advice(cfg)
+        commit, advice = environment["git_commit"], memory_advice(cfg)
         worker = Worker(
             job, store, progress, update_tracker, commit=commit, memory_advice=advice, fail_fast=cfg.fail_fast
         )
@@ -196,58 +187,8 @@ def run_job(cfg: DictConfig) -> Outcome:
     return Outcome(store.folder, len(own), len(records) - len(errors), len(errors), tuple(dict.fromkeys(errors)))
 
 
-def _free_memory() -> None:
-    """Give back what an earlier job of this process left on the device, before another model is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _own_batches(samples: dict[str, Any], size: int, shards: int, shard: int | None) -> list[dict[str, Any]]:
-    """Every ``shards``-th batch, from number ``shard`` on; all of them where there is one shard.
-
-    Whole batches, so that a sample has the same company as without shards, and its numbers the same last digits;
-    smaller ones where there would be too few for all shards.
-    """
-    return list(_batches(samples, min(size, ceil(len(samples) / shards))))[shard or 0 :: shards]
-
-
 def _shard_name(cfg: DictConfig) -> str:
     return f", shard={cfg.shard} of {cfg.shards}" if cfg.shards > 1 else ""
-
-
-def _batches(samples: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    """Cut all samples into batches, done or not: so a sample has the same company in every run."""
-    items = iter(samples.items())
-    while batch := dict(islice(items, size)):
-        yield batch
-
-
-def _memory_advice(cfg: DictConfig) -> str:
-    """What to do where the device's memory does not suffice, in settings that this job has."""
-    sizes = ["estimator.batch_size"] if cfg.attribution.meta else []
-    sizes += [
-        key
-        for key in ("attribution.method.batch_size", "model.batch_size", "model.tokens_per_batch")
-        if OmegaConf.select(cfg, key) is not None
-    ]
-    if sizes:
-        return f"lower {' or '.join(sizes)}"
-    return "set model.offload=true" if cfg.model.get("offload") is False else "choose a smaller model or larger device"
-
-
-def _message(error: Exception, memory_advice: str) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"the device's memory does not suffice: {memory_advice}."
-    return str(error) if isinstance(error, GameError) else f"{type(error).__name__}: {error}"
-
-
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from or while handling, and so on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _result_or_error(function: Callable[[Any], Any], argument: Any) -> Any:
@@ -255,74 +196,6 @@ def _result_or_error(function: Callable[[Any], Any], argument: Any) -> Any:
         return function(argument)
     except Exception as error:
         return error
-
-
-class Worker:
-    """Prepares samples in batches, evaluates and records them one at a time; says each kind of failure once."""
-
-    def __init__(
-        self,
-        job: Job,
-        store: RecordStore,
-        progress: JobProgress,
-        update_tracker: Callable[[], None],
-        *,
-        commit: str | None,
-        memory_advice: str,
-        fail_fast: bool,
-    ) -> None:
-        self.job = job
-        self.store = store
-        self.progress = progress
-        self.update_tracker = update_tracker
-        self.commit = commit
-        self.memory_advice = memory_advice
-        self.fail_fast = fail_fast
-        self._said: set[str] = set()
-
-    def work(self, batch: dict[str, Any], pending: list[str], *, wait: bool) -> dict[str, Any]:
-        """Evaluate and record the pending samples of a batch that nobody has finished.
-
-        Returns:
-            Those that another process holds.
-        """
-        explicands: dict[str, Any] = {}
-        held = {}
-        for key in pending:
-            with self.store.claim(key, wait=wait) as claimed:
-                if not claimed:
-                    held[key] = batch[key]
-                    continue
-                record = self.store.read().get(key)
-                if record is None or record.status == "failed":
-                    if not explicands:
-                        explicands = dict(zip(batch, self.job.prepare(list(batch.values())), strict=True))
-                    self._evaluate_and_append(key, batch[key], explicands.pop(key))
-                self.update_tracker()
-                self.progress.advance()
-        return held
-
-    def _evaluate_and_append(self, key: str, sample: Any, explicand: Any) -> None:
-        try:
-            if isinstance(explicand, Exception):
-                raise explicand
-            scores, arrays = self.job.evaluate(sample, explicand, self.progress.within_sample)
-        except Exception as error:
-            message = _message(error, self.memory_advice)
-            self.store.append(Record(key, sample.id, "failed", error=message, commit=self.commit), {})
-            if message not in self._said:
-                log.warning("sample %s failed: %s", sample.id, message)
-                self._said.add(message)
-            log.debug("sample %s", sample.id, exc_info=True)
-            if self.fail_fast:
-                raise
-            causes = list(_with_causes(error))
-            if any(isinstance(each, torch.OutOfMemoryError) for each in causes):
-                for each in causes:
-                    each.__traceback__ = None  # its frames hold the tensors that did not fit
-                _free_memory()
-        else:
-            self.store.append(Record(key, sample.id, "done", scores, arrays=list(arrays), commit=self.commit), arrays)
 
 
 def job_identity(cfg: DictConfig) -> dict:
@@ -466,33 +339,3 @@ def _write_config(folder: Path, cfg: DictConfig, samples: dict[str, Any], enviro
     for name, text in texts.items():
         with replace_atomically(folder / name) as path:
             path.write_text(text, encoding="utf-8")
-
-
-def describe_environment(model: Any, seed: int) -> dict[str, Any]:
-    """What a result was computed with: git commit, versions, device, model revision and seed."""
-    return {
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "device": model.device,
-        "model_revision": model.revision,
-        "seed": seed,
-    }
-
-
-def _git_commit() -> str | None:
-    """The commit of the working tree, with ``-dirty`` where tracked files differ; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,8 +67,10 @@ def save_figure(figure: Figure, folder: Path) -> None:
 
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         for name, metadata in (("figure.png", {"Software": None}), ("figure.pdf", {"CreationDate": None})):
+            drawn = BytesIO()  # not the file: on a full disk matplotlib's PDF writer hides the system's error
+            figure.savefig(drawn, dpi=200, metadata=metadata, format=name.rsplit(".")[-1])
             with replace_atomically(folder / name) as path:
-                figure.savefig(path, dpi=200, metadata=metadata, format=name.rsplit(".")[-1])
+                path.write_bytes(drawn.getvalue())
 
 
 def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictConfig]:
