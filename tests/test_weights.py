@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, file_download
+from huggingface_hub.utils import reset_sessions
 from omegaconf import OmegaConf
 
 from metagame.downloads.disk import Need
@@ -44,7 +45,9 @@ def hub(server, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return server
+    reset_sessions()  # a session that is kept from another test may be an offline one
+    yield server
+    reset_sessions()
 
 
 @pytest.fixture
