@@ -17,7 +17,7 @@ help:  ## list the targets
 setup: .venv/installed  ## make .venv with the locked versions
 
 .venv/installed: requirements.lock pyproject.toml
-	@python3 -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "python3 must be 3.11 or 3.12")'
+	@python3 -c 'import sys; sys.exit(0 if (3, 11, 4) <= sys.version_info < (3, 13) else "python3 must be 3.11 (from 3.11.4 on) or 3.12")'
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet uv
 	$(PYTHON) -m uv pip install --quiet --compile-bytecode -r requirements.lock
@@ -33,7 +33,7 @@ lint: setup  ## check style and format
 	$(PYTHON) -m ruff format --check .
 
 test: lint  ## check style, then run the tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: setup  ## run a sweep through a SLURM of one node, started for it (root on Debian)
 	$(PYTHON) -m pytest -m slurm -rs tests/test_slurm.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,12 @@ settings.load_profile("metagame")
 torch.set_num_threads(1)
 
 UP_TO_SIX, UP_TO_FOUR = st.integers(1, 6), st.integers(1, 4)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests come first, so that no process is left alone with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from metagame.games import GameError
-from metagame.jobs import SETTINGS, build, run_job
+from metagame.jobs import build, run_job
 from metagame.report.experiment import sweep_configs, write_report
+from metagame.settings import SETTINGS
 from tests.jobs_fixtures import ROOT, Share, job_config, shipped_configs, terminal_free_environment
 
 CONFIGS = ROOT / "configs"
@@ -250,3 +251,24 @@ def test_a_typo_in_a_swept_group_fails_before_the_first_job(tmp_path):
     assert "Could not find 'attribution/symbolic/sopp'" in process.stderr
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "jobs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("shards=2,4", "shards=2,4: shards cannot be swept, give one positive whole number."),
+        ("limit=0", "limit=0: give a positive whole number of samples, or null for all."),
+        ("+foo=1", "foo: no job has such a setting; correct its name or remove it."),
+    ],
+)
+def test_a_wrong_value_stops_a_sweep_before_its_first_job_and_leaves_the_table(tmp_path, wrong, reason):
+    (tmp_path / "table.md").write_text("as it was")
+    command = [sys.executable, "run.py", "-m", wrong, f"output_dir={tmp_path}"]
+    process = subprocess.run(
+        command, cwd=ROOT, env=terminal_free_environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert process.returncode == 1
+    assert process.stderr.strip() == reason
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+    assert (tmp_path / "table.md").read_text() == "as it was"

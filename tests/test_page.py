@@ -16,7 +16,7 @@ from metagame.games import GameError
 from metagame.jobs import run_job
 from metagame.report.experiment import write_report
 from metagame.report.page.__main__ import main
-from metagame.report.page.pack import pack, picture_uri
+from metagame.report.page.pack import LARGEST_WEBP, figure_uri, pack, picture_uri
 from metagame.report.page.write import write_page
 from metagame.report.results import read_job
 from metagame.report.table import Column, Table, write_table
@@ -467,3 +467,21 @@ def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_noth
 def test_no_samples_are_refused(stub):
     with pytest.raises(GameError, match="--samples 0: give a positive number"):
         write_page(stub, n_samples=0)
+
+
+def test_a_figure_that_is_too_wide_for_its_format_is_made_smaller():
+    drawn = io.BytesIO()
+    Image.new("RGB", (LARGEST_WEBP + 1000, 40)).save(drawn, "PNG")
+    stored = figure_uri(drawn.getvalue()).partition(",")[2]
+    assert Image.open(io.BytesIO(base64.b64decode(stored))).width == LARGEST_WEBP
+
+
+def test_arrays_of_an_odd_form_are_told_and_the_others_are_shown(stub, tmp_path):
+    """An array that is named as one of a metagame, and is a number."""
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    file = next(folder.glob("sentences/jobs/*/arrays/*.npz"))
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    np.savez(file, **{name: np.float64(1.0) for name in arrays})
+    page = write_page(folder).read_text(encoding="utf-8")
+    assert "not of a form that can be shown" in page

@@ -22,8 +22,7 @@ def samples(folder):
     return [record["sample"] for file in folder.rglob("records.jsonl") for record in map(json.loads, file.open())]
 
 
-@pytest.mark.parametrize("shards", [1, 3, 13])
-@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize(("shards", "batch_size"), [(1, 3), (3, 1), (3, 3), (3, 50), (13, 3)])
 def test_shards_do_every_sample_once_and_share_a_folder_and_a_table(tmp_path, monkeypatch, shards, batch_size):
     monkeypatch.setattr("tests.jobs_fixtures.Plain.batch_size", batch_size, raising=False)
     outcomes = [run_job(config(tmp_path / "shards", shards=shards, shard=shard)) for shard in range(shards)]
@@ -110,6 +109,15 @@ def test_why_a_job_could_not_start_is_in_the_table_until_it_starts(tmp_path):
     assert read_refusal(bad) is None
     write_report([good, bad])
     assert "no weights here" not in (tmp_path / "table.json").read_text()
+
+
+def test_a_shard_that_starts_does_not_hide_why_another_could_not(tmp_path):
+    shards = [config(tmp_path, shards=2, shard=shard) for shard in (0, 1)]
+    refuse(shards[0], "no GPU here.")
+    run_job(shards[1])
+    assert read_refusal(config(tmp_path)) == "no GPU here."
+    run_job(config(tmp_path))
+    assert read_refusal(config(tmp_path)) is None
 
 
 def test_samples_keep_their_order_in_the_table_whatever_shard_did_them(tmp_path):

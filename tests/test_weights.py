@@ -114,6 +114,16 @@ def test_overrides_choose_other_models():
         assert repositories(configs) == [Repository("google/gemma-3-4b-it", "v1")]
 
 
+def test_an_experiment_is_all_of_its_jobs_also_when_it_is_named_as_an_override():
+    with shipped_configs():
+        by_name, as_override = (
+            repositories(paper_configs(names, overrides, ROOT / "configs"))
+            for names, overrides in ((["figure10"], []), ([], ["experiment=figure10"]))
+        )
+    assert as_override == by_name
+    assert len(by_name) > 1
+
+
 @pytest.mark.slow
 def test_tables_and_figures_need_every_model_that_a_paper_scale_names():
     names = {each.name for each in paper_repositories("table2", "table3", "table4", "figure2", "figure10")}

@@ -22,6 +22,7 @@ from metagame.environment import describe_environment
 from metagame.games import GameError, Progress
 from metagame.progress import JobProgress
 from metagame.records import RecordStore, digest, replace_atomically, sample_key
+from metagame.settings import check_shard, check_values
 from metagame.tracking import Tracker, track_job
 from metagame.worker import Worker, free_memory, memory_advice, own_batches
 
@@ -35,17 +36,8 @@ IRRELEVANT = (
 ``scales`` lists values to choose from, ``ids`` samples, which have keys of their own, ``expected`` how many there are.
 """
 
-SETTINGS = {
-    "model", "attribution", "benchmark", "estimator", "scale", "report", "tracker",
-    "name", "seed", "limit", "shards", "shard", "fail_fast", "leave_out", "output_dir",
-}  # fmt: skip
-"""Keys of a job's config."""
-
-OF_ATTRIBUTION = {"name", "label", "family", "meta", "index", "method"}
-"""Keys of its part ``attribution`` that are no group of values for other parts to refer to."""
-
-REFUSAL = "refused.txt"
-"""Name of the file in a job's folder that says why the job could not start."""
+REFUSALS = "refused-*.txt"
+"""Files in a job's folder that say why the job, or a shard of it, could not start."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,9 @@ def run_job(cfg: DictConfig) -> Outcome:
         GameError: the config makes no job.
         RecordError: the records of an earlier run cannot be read.
     """
-    _check_settings(cfg)
+    check_values(cfg)
+    check_shard(cfg)
+    _check_report(cfg)
     tracker = build_tracker(cfg)
     free_memory()
     job = Job.build(cfg)
@@ -153,7 +147,8 @@ def run_job(cfg: DictConfig) -> Outcome:
         sample_key(identity, job.model.revision, sample.id): sample for sample in job.benchmark.samples()[: cfg.limit]
     }
     store = RecordStore(job_folder(cfg))
-    (store.folder / REFUSAL).unlink(missing_ok=True)
+    for path in store.folder.glob(_refusal_name(cfg) if cfg.shards > 1 else REFUSALS):
+        path.unlink(missing_ok=True)
     batches = own_batches(samples, getattr(job.model, "batch_size", 1), cfg.shards, cfg.shard)
     own = {key for batch in batches for key in batch}
     done = {key: record for key, record in store.read().items() if key in own and record.status == "done"}
@@ -231,28 +226,32 @@ def job_folder(cfg: DictConfig) -> Path:
 
 
 def refuse(cfg: DictConfig, reason: str) -> None:
-    """Leave in the job's folder why it could not start, for the table of the sweep; ``run_job`` removes it.
+    """Leave in the job's folder why it, or its shard, could not start; ``run_job`` removes it.
 
-    The sweep's own process may be on another machine.
+    The sweep's own process, which writes the table, may be on another machine.
     """
     folder = job_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_atomically(folder / REFUSAL) as path:
+    with replace_atomically(folder / _refusal_name(cfg)) as path:
         path.write_text(reason + "\n", encoding="utf-8")
 
 
 def read_refusal(cfg: DictConfig) -> str | None:
-    """Why the job could not start when it was last tried; None where it could."""
-    path = job_folder(cfg) / REFUSAL
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    """Why the job, or shards of it, could not start when last tried; None where they could."""
+    files = sorted(job_folder(cfg).glob(REFUSALS))
+    return " ".join(dict.fromkeys(path.read_text(encoding="utf-8").strip() for path in files)) or None
+
+
+def _refusal_name(cfg: DictConfig) -> str:
+    return REFUSALS.replace("*", str(cfg.shard or 0))
 
 
 def build(node: DictConfig, leave_out: tuple[str, ...] = ("name", "label", "scales")) -> Any:
     """Instantiate a config node without the keys in ``leave_out``, which are no arguments.
 
     Raises:
-        GameError: as the node's target raised it, without Hydra's wrapping; or the target is a function that is called
-            later and does not take an argument of the node.
+        GameError: as the node's target raised it, without Hydra's wrapping; or the target, maybe a function that is
+            called later, does not take an argument of the node.
     """
     try:
         content = OmegaConf.to_container(node, resolve=True)
@@ -260,12 +259,14 @@ def build(node: DictConfig, leave_out: tuple[str, ...] = ("name", "label", "scal
     except InstantiationException as error:
         if isinstance(error.__cause__, GameError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
+            raise GameError(f"{node.get('_target_')}: {error.__cause__}; correct its config.") from error
         raise
     if isinstance(built, partial):
         try:
             inspect.signature(built.func).bind_partial(*built.args, **built.keywords)
         except TypeError as error:
-            raise GameError(f"{content['_target_']} {error}: correct its config.") from error
+            raise GameError(f"{content['_target_']}: {error}; correct its config.") from error
     return built
 
 
@@ -299,28 +300,10 @@ def job_label(cfg: DictConfig, jobs: Sequence[DictConfig]) -> str:
     return f"{display_label(cfg)} of {cfg.model.get('label', cfg.model.name)}"
 
 
-def _check_settings(cfg: DictConfig) -> None:
-    unknown = [key for key in cfg if key not in SETTINGS]
-    unknown += [
-        f"attribution.{key}"
-        for key, value in cfg.attribution.items()
-        if key not in OF_ATTRIBUTION and not isinstance(value, DictConfig)
-    ]
-    if unknown:
-        raise GameError(f"{', '.join(unknown)}: no job has such a setting; correct its name or remove it.")
-    for node in filter(None, (cfg.report.table, cfg.report.figure)):
-        # to be called after all work, which a misspelt argument would stop then
+def _check_report(cfg: DictConfig) -> None:
+    """Build what is called after all work, which a misspelt argument would stop then."""
+    for node in filter(None, (cfg.report.table, cfg.report.get("figure"))):
         build(OmegaConf.create(OmegaConf.to_container(node, resolve=True) | {"_partial_": True}))
-    if cfg.limit is not None and (not isinstance(cfg.limit, int) or cfg.limit < 1):
-        raise GameError(f"limit={cfg.limit}: give a positive whole number of samples, or null for all.")
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise GameError(f"seed={cfg.seed}: give a whole number, not negative.")
-    if not isinstance(cfg.shards, int) or cfg.shards < 1:
-        raise GameError(f"shards={cfg.shards}: give a positive whole number.")
-    if cfg.shard is None and cfg.shards > 1:
-        raise GameError(f"shards={cfg.shards} needs a sweep over them: add -m, or give shard=0 to {cfg.shards - 1}.")
-    if cfg.shard is not None and cfg.shard not in range(cfg.shards):
-        raise GameError(f"shard={cfg.shard}: give a whole number from 0 to {cfg.shards - 1}, as shards={cfg.shards}.")
 
 
 def _name(part: Any) -> str:

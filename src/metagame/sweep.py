@@ -16,6 +16,7 @@ from metagame.games import GameError
 from metagame.jobs import build_tracker, read_refusal
 from metagame.records import RecordError, writing
 from metagame.report.experiment import asked_configs, sweep_configs, write_report
+from metagame.settings import check_values
 from metagame.tracking import track_report
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,15 @@ class WriteReport(Callback):
         _check_folder(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_values(config)
+            for line in config.hydra.overrides.task:
+                if line.startswith("shards=") and "," in line:
+                    raise GameError(f"{line}: shards cannot be swept, give one positive whole number.")
+        except GameError as error:
+            log.error("%s", error)
+            raise SystemExit(1) from None
         _check_folder(config)
-        if not isinstance(config.shards, int) or config.shards < 1:
-            log.error("shards=%s: give a positive whole number.", config.shards)
-            raise SystemExit(1)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         refusal = job_return.return_value if job_return.status == JobStatus.COMPLETED else None
@@ -79,8 +85,11 @@ def _check_folder(config: DictConfig) -> None:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(1 << 15))  # more than Hydra writes of its own
                 file.flush()
-    except (RecordError, OSError) as error:
+    except RecordError as error:
         log.error("%s", error)
+        raise SystemExit(1) from None
+    except OSError as error:
+        log.error("%s cannot be made (%s): choose another folder, with output_dir=FOLDER.", folder, error.strerror)
         raise SystemExit(1) from None
 
 

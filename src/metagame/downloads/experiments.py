@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from metagame.games import GameError
 from metagame.report.experiment import asked_configs
 
+CHOICE = "experiment="
+
 
 def paper_configs(names: Sequence[str], overrides: Sequence[str], folder: Path) -> list[DictConfig]:
     """The configs of the jobs that these experiments start at paper scale, Hydra being initialized.
@@ -23,6 +25,8 @@ def paper_configs(names: Sequence[str], overrides: Sequence[str], folder: Path) 
     Raises:
         GameError: there is no such experiment.
     """
+    names = [*names, *(line.removeprefix(CHOICE) for line in overrides if line.startswith(CHOICE))]
+    overrides = [line for line in overrides if not line.startswith(CHOICE)]
     known = sorted(path.stem for path in (folder / "experiment").glob("*.yaml"))
     unknown = [name for name in names if name not in known]
     if unknown:

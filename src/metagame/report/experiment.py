@@ -53,7 +53,7 @@ def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
     write_table(table, folder)
-    if settings.report.figure is not None:
+    if settings.report.get("figure") is not None:
         figure = instantiate(settings.report.figure, _partial_=True)(results)
         if figure is not None:
             save_figure(figure, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def _choose_mode(wandb: ModuleType, wanted: str | None, folder: Path) -> tuple[s
 @cache
 def _say_offline(folder: Path, reason: str) -> None:
     """Once in a process, whatever the number of jobs."""
-    log.info("Tracked offline (%s); to upload: wandb sync %s", reason, folder)
+    log.info("Tracked offline (%s); to upload: wandb sync %s", reason, shlex.quote(str(folder)))
 
 
 @cache

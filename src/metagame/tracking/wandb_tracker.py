@@ -162,7 +162,7 @@ def _report(table: dict[str, Any], figure: Path | None) -> dict[str, Any]:
 
 def _figure(cfg: DictConfig) -> Path | None:
     path = Path(cfg.output_dir) / "figure.png"
-    return path if cfg.report.figure is not None and path.exists() else None
+    return path if cfg.report.get("figure") is not None and path.exists() else None
 
 
 def _table(columns: list[str], rows: list[list[Any]]) -> Any:

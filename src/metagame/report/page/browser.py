@@ -90,6 +90,9 @@ class Browser:
                 methods.setdefault(variant, []).append(view)
         except (RecordError, GameError) as error:
             return {None: []}, self._keep(subject.picture), tell(error, result.folder)
+        except (TypeError, ValueError, LookupError) as error:
+            reason = f"Its arrays are not of a form that can be shown: {tell(error, result.folder)}"
+            return {None: []}, self._keep(subject.picture), reason
         painted = next((array for name, array in arrays.items() if name.rpartition(".")[2] == PICTURE), None)
         return methods, self._keep(subject.picture if painted is None else Image.fromarray(painted)), None
 

@@ -15,6 +15,8 @@ LARGEST_EXACT = 4096
 """Arrays with more values are rounded to 16 bits."""
 LARGEST_SIDE = 448
 """Pixels of a sample's picture."""
+LARGEST_WEBP = 16383
+"""Pixels of a side that the format can hold."""
 
 
 def pack(values: np.ndarray) -> dict[str, Any]:
@@ -53,8 +55,10 @@ def figure_uri(content: bytes) -> str:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return _uri(image.convert("RGB"), "WEBP", quality=90)
-    except OSError as error:
+            picture = image.convert("RGB")
+            picture.thumbnail((LARGEST_WEBP, LARGEST_WEBP))
+            return _uri(picture, "WEBP", quality=90)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise GameError("its figure.png cannot be decoded: run the experiment again.") from error
 
 

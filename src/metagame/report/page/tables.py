@@ -75,8 +75,8 @@ def read_section(folder: Path) -> Section:
         try:
             table = read_table(folder)
             rows = _rows(table)
-            claims = [(*VERDICTS[claim["holds"]], claim["claim"]) for claim in table.claims]
-        except RecordError as error:
+            claims = [(*VERDICTS[claim.get("holds")], claim["claim"]) for claim in table.claims]
+        except (RecordError, LookupError) as error:
             trouble.append(tell(error, folder.parent))
     path = folder / "figure.png"
     if path.exists():

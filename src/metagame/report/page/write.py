@@ -100,7 +100,11 @@ def _read(folder: Path) -> Experiment:
             results.append(read_folder(job.parent))
         except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException, RecordError) as error:
             trouble.append(f"The job {job.parent.name} cannot be read and is not shown: {tell(error, folder.parent)}")
-    return Experiment(read_section(folder), tell_apart(results), trouble)
+    try:
+        results = tell_apart(results)
+    except (LookupError, OmegaConfBaseException) as error:
+        trouble.append(f"Its jobs cannot be told apart: {tell(error, folder.parent)}")
+    return Experiment(read_section(folder), results, trouble)
 
 
 def _order(name: str, known: Sequence[str]) -> tuple:
