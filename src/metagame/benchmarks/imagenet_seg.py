@@ -103,7 +103,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except FileNotFoundError as error:
-        raise GameError(f"{path} does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation.") from error
+        raise GameError(
+            f"{path} does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation, by 'make data EXPERIMENT=figure13'."
+        ) from error
     except GameError:
         raise
     except (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # as h5py has it

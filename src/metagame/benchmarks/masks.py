@@ -97,7 +97,9 @@ def read_annotations(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise GameError(f"{path} does not exist: give benchmark.data.root the folder with the dataset.") from error
+        raise GameError(
+            f"{path} does not exist: give benchmark.data.root the folder with the dataset, or run 'make data'."
+        ) from error
     except ValueError as error:
         raise GameError(f"{path} is no JSON, or cut off: get it again.") from error
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]

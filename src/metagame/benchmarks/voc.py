@@ -68,7 +68,8 @@ class VOC:
         if not self.list.is_file():
             raise GameError(
                 f"benchmark.data.root={root!r} has no {self.list.relative_to(self.root)}: unpack Pascal VOC 2012"
-                " (VOCtrainval_11-May-2012.tar) and give its folder VOCdevkit/VOC2012."
+                " (VOCtrainval_11-May-2012.tar) and give its folder VOCdevkit/VOC2012, or run"
+                " 'make data EXPERIMENT=table3'."
             )
 
     def images(self) -> list[VOCImage]:
