@@ -36,7 +36,7 @@ def is_run_here(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", filter(is_run_here, lines_starting("python run.py")))
+@pytest.mark.parametrize("command", list(filter(is_run_here, lines_starting("python run.py"))))
 def test_run_commands_write_a_table(command, tmp_path):
     arguments = shlex.split(command, comments=True)[1:]
     subprocess.run([sys.executable, *arguments, "limit=1", f"output_dir={tmp_path}"], cwd=ROOT, check=True)

@@ -21,7 +21,7 @@ from metagame.attributions.method import Explanation, FirstOrder, Meta, MetaInte
 from metagame.environment import describe_environment
 from metagame.games import GameError, Progress
 from metagame.progress import JobProgress
-from metagame.records import RecordStore, digest, replace_atomically, sample_key
+from metagame.records import RecordStore, digest, replace_atomically, sample_key, writing
 from metagame.settings import check_shard, check_values
 from metagame.tracking import Tracker, track_job
 from metagame.worker import Worker, free_memory, memory_advice, own_batches
@@ -147,8 +147,9 @@ def run_job(cfg: DictConfig) -> Outcome:
         sample_key(identity, job.model.revision, sample.id): sample for sample in job.benchmark.samples()[: cfg.limit]
     }
     store = RecordStore(job_folder(cfg))
-    for path in store.folder.glob(_refusal_name(cfg) if cfg.shards > 1 else REFUSALS):
-        path.unlink(missing_ok=True)
+    with writing(store.folder):
+        for path in store.folder.glob(_refusal_name(cfg) if cfg.shards > 1 else REFUSALS):
+            path.unlink(missing_ok=True)
     batches = own_batches(samples, getattr(job.model, "batch_size", 1), cfg.shards, cfg.shard)
     own = {key for batch in batches for key in batch}
     done = {key: record for key, record in store.read().items() if key in own and record.status == "done"}

@@ -114,14 +114,14 @@ class RecordStore:
         if arrays:
             self._save_arrays(record.key, arrays)
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        lock = FileLock(self.folder / "locks" / "records.lock")
-        with writing(self.path), lock, self.path.open("a+b") as file:
-            _cut_unfinished_line(file)
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if record.status == "done":
-            self._lock_path(record.key).unlink(missing_ok=True)  # who still waits for it finds the sample done
+        with writing(self.path):
+            with FileLock(self.folder / "locks" / "records.lock"), self.path.open("a+b") as file:
+                _cut_unfinished_line(file)
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if record.status == "done":
+                self._lock_path(record.key).unlink(missing_ok=True)  # who still waits for it finds the sample done
 
     def load_arrays(self, record: Record) -> dict[str, np.ndarray]:
         """The arrays of a record, by name.
