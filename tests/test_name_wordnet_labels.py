@@ -221,7 +221,11 @@ def test_equal_runs_write_equal_names(wordnet, root, pipeline, monkeypatch):
         ("no data.noun", "data.noun is no file that can be read: give data.noun of WordNet 3.0."),
         ("broken data.noun", "is not of the format of WordNet's data.noun: give that of WordNet 3.0."),
         ("folder for data.noun", "give data.noun of WordNet 3.0."),
-        ("no images", "gtsegs_ijcv.mat does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation."),
+        (
+            "no images",
+            "gtsegs_ijcv.mat does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation,"
+            " by 'make data EXPERIMENT=figure13'.",
+        ),
         ("broken images", "of ImageNet-Segmentation: get it again."),
         ("other file", "has no field value/img: give gtsegs_ijcv.mat of ImageNet-Segmentation."),
         ("no tokenizer", "has no folder tokenizer_2"),
