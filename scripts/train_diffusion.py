@@ -13,20 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from rich.progress import track
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
+from sentencepiece import SentencePieceNormalizer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec, TrainerSpec
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -37,7 +34,18 @@ from scripts.read_digits import read_paintings
 from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
 
 TEXT_WORDS = ("a", "on", ",", *WORDS, *BACKGROUNDS)
-T5_VOCABULARY = {token: index for index, token in enumerate(("<pad>", "</s>", "<unk>", *TEXT_WORDS))}
+T5_SPECIALS = {
+    "<pad>": ModelProto.SentencePiece.CONTROL,
+    "</s>": ModelProto.SentencePiece.CONTROL,
+    "<unk>": ModelProto.SentencePiece.UNKNOWN,
+}
+T5_VOCABULARY = {token: index for index, token in enumerate((*T5_SPECIALS, *(f"▁{word}" for word in TEXT_WORDS)))}
+T5_SPELLING = {
+    **{letter: letter.lower() for letter in string.ascii_uppercase},
+    **{mark: f" {mark} " for mark in string.punctuation},
+    **dict.fromkeys("\t\n\r", " "),
+}
+"""What T5's tokenizer reads characters as: words in lower case, and a punctuation mark is a word."""
 
 
 def _spelled(word: str) -> list[str]:
@@ -112,20 +120,44 @@ def build_parts(seed: int) -> dict[str, nn.Module]:
         }  # fmt: skip
 
 
-def build_tokenizers() -> dict[str, CLIPTokenizer | T5TokenizerFast]:
-    """Tokenizers of words; T5's puts an end token behind the text, CLIP's a token before and one behind."""
-    t5 = Tokenizer(WordLevel(T5_VOCABULARY, unk_token="<unk>"))  # noqa: S106 (no password)
-    t5.normalizer = Lowercase()
-    t5.pre_tokenizer = Sequence([WhitespaceSplit(), Punctuation()])
-    t5.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    with TemporaryDirectory() as folder:
-        vocabulary, merges = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
-        vocabulary.write_text(json.dumps(CLIP_VOCABULARY), encoding="utf-8")
-        merges.write_text("\n".join(["#version: 0.2", *CLIP_MERGES, ""]), encoding="utf-8")
-        clip = CLIPTokenizer(str(vocabulary), str(merges), model_max_length=CONTEXT)
+def build_t5_model() -> ModelProto:
+    """SentencePiece's model of T5's vocabulary: what FLUX has as ``spiece.model``, of words alone."""
+    normalizer = SentencePieceNormalizer(norm_map=list(T5_SPELLING.items()))
+    return ModelProto(
+        pieces=[
+            ModelProto.SentencePiece(
+                piece=token,
+                score=0.0 if token in T5_SPECIALS else -1.0,
+                type=T5_SPECIALS.get(token, ModelProto.SentencePiece.NORMAL),
+            )
+            for token in T5_VOCABULARY
+        ],
+        trainer_spec=TrainerSpec(
+            model_type=TrainerSpec.UNIGRAM, vocab_size=len(T5_VOCABULARY), pad_id=T5_VOCABULARY["<pad>"],
+            eos_id=T5_VOCABULARY["</s>"], unk_id=T5_VOCABULARY["<unk>"], bos_id=-1,
+        ),
+        normalizer_spec=NormalizerSpec.FromString(normalizer.serialized_normalizer_spec()),
+    )  # fmt: skip
+
+
+def build_tokenizers(folder: Path) -> dict[str, CLIPTokenizer | T5TokenizerFast]:
+    """Tokenizers of words; T5's puts an end token behind the text, CLIP's a token before and one behind.
+
+    T5's is made of its ``spiece.model`` whenever it is loaded, as FLUX's is: its config has ``add_prefix_space``.
+
+    Args:
+        folder: for the files that they are made of; those of T5 must be there still when the tokenizer is saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary, merges, spiece = (folder / name for name in ("vocab.json", "merges.txt", "spiece.model"))
+    vocabulary.write_text(json.dumps(CLIP_VOCABULARY), encoding="utf-8")
+    merges.write_text("\n".join(["#version: 0.2", *CLIP_MERGES, ""]), encoding="utf-8")
+    spiece.write_bytes(build_t5_model().SerializeToString(deterministic=True))
     return {
-        "tokenizer": clip,
-        "tokenizer_2": T5TokenizerFast(tokenizer_object=t5, model_max_length=CONTEXT, extra_ids=0),
+        "tokenizer": CLIPTokenizer(str(vocabulary), str(merges), model_max_length=CONTEXT),
+        "tokenizer_2": T5TokenizerFast(
+            str(spiece), model_max_length=CONTEXT, extra_ids=0, add_prefix_space=True, legacy=True
+        ),
     }
 
 
@@ -260,7 +292,7 @@ def autoencoder(vae: AutoencoderKL, n_steps: int, seed: int, state: Path) -> Aut
 
 def train(n_steps: int, seed: int, state: Path) -> FluxPipeline:
     """The trained pipeline, in float32."""
-    parts, tokenizers = build_parts(seed), build_tokenizers()
+    parts, tokenizers = build_parts(seed), build_tokenizers(state / "tokenizers")
     parts["vae"] = autoencoder(parts["vae"], AUTOENCODER_STEPS, seed, state)
     curve, window = read_curve(state), []
     for step, loss in track(steps_of(parts, tokenizers, n_steps, seed, state), "transformer", total=n_steps):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ def build_transformer(guidance: bool = False, seed: int = 0, **config: Any) -> F
 
 def build_pipeline(guidance: bool = False, seed: int = 0) -> FluxPipeline:
     """All parts with random weights, also of biases and norms."""
-    tokenizer, tokenizer_2 = build_tokenizers()["tokenizer"], build_t5_tokenizer()
+    with TemporaryDirectory() as files:
+        tokenizer, tokenizer_2 = build_tokenizers(Path(files))["tokenizer"], build_t5_tokenizer()
     vae = AutoencoderKL(
         latent_channels=LATENT_CHANNELS, block_out_channels=(4, 8), norm_num_groups=2, sample_size=SIDE,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,

@@ -56,7 +56,7 @@ def synsets(wordnet):
 def pipeline(tmp_path_factory):
     """The folder of a pipeline that has a tokenizer only: of digits, night, sea, forest, earth and few more."""
     folder = tmp_path_factory.mktemp("pipeline")
-    build_tokenizers()["tokenizer_2"].save_pretrained(folder / "tokenizer_2")
+    build_tokenizers(folder / "files")["tokenizer_2"].save_pretrained(folder / "tokenizer_2")
     return folder
 
 

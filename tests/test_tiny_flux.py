@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hydra import compose
 from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import T5Tokenizer, T5TokenizerFast
 
 from metagame.attributions.concept_attention import ConceptAttention, ConceptExplanation, ConceptMaps
 from metagame.benchmarks.segmentation import Segmentation
 from metagame.jobs import build
-from metagame.models.flux import Flux
+from metagame.models.concepts import load_t5_tokenizer
+from metagame.models.flux import Denoising, Flux
 from metagame.models.pretrained import folder_revision
 from metagame.report.pooled import Pooled
-from tests.jobs_fixtures import ROOT, shipped_configs
+from scripts.train_diffusion import T5_VOCABULARY, TEXT_WORDS, build_tokenizers
+from tests.jobs_fixtures import ROOT, shipped_configs, terminal_free_environment
+from tests.vision_language_fixtures import refused
 
 FOLDER = ROOT / "data/tiny/flux"
 N_IMAGES = 24
@@ -68,3 +75,66 @@ def test_digits_that_just_these_weights_paint_were_read_when_they_were_trained()
     card = json.loads((FOLDER / "card.json").read_text())
     assert card["weights"] == folder_revision(FOLDER, ("**/*.safetensors",))
     assert card["digits_read"]["colour"]["painted, guidance 3"]["named_digits_read"] >= 0.8
+
+
+TOKENIZER = FOLDER / "tokenizer_2"
+PROMPTS = ("", "a three, a seven on sea", "One  TWO,three", "a bike on\nnight.", *TEXT_WORDS)
+
+
+def test_the_t5_tokenizer_is_made_of_its_pieces_as_that_of_flux():
+    """Its config has what makes transformers read spiece.model, and tokenizer.json no more."""
+    assert json.loads((TOKENIZER / "tokenizer_config.json").read_text())["add_prefix_space"] is True
+    found, slow = load_t5_tokenizer(str(FOLDER), None), T5Tokenizer.from_pretrained(TOKENIZER)
+    alone = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    for prompt in PROMPTS:
+        ids = found(prompt)["input_ids"]
+        assert ids == alone.encode(prompt).ids
+        assert ids == slow(prompt)["input_ids"]
+
+
+def test_ids_of_words_are_those_that_the_text_encoder_was_trained_with():
+    tokenizer = load_t5_tokenizer(str(FOLDER), None)
+    assert [tokenizer(word)["input_ids"] for word in TEXT_WORDS] == [[place + 3, 1] for place in range(len(TEXT_WORDS))]
+    assert tokenizer("a three, a seven on sea")["input_ids"] == [3, 9, 5, 3, 13, 4, 17, 1]
+    assert (tokenizer.get_vocab(), tokenizer.pad_token_id, tokenizer.unk_token_id) == (T5_VOCABULARY, 0, 2)
+
+
+def test_a_model_that_is_trained_again_has_the_same_files_of_the_t5_tokenizer(tmp_path):
+    build_tokenizers(tmp_path / "files")["tokenizer_2"].save_pretrained(tmp_path / "saved")
+    assert {path.name for path in TOKENIZER.iterdir()} == {path.name for path in (tmp_path / "saved").iterdir()}
+    for path in TOKENIZER.iterdir():
+        assert path.read_bytes() == (tmp_path / "saved" / path.name).read_bytes(), path.name
+
+
+LACKS = {
+    "no sentencepiece": "import sys; sys.modules['sentencepiece'] = None",
+    "no protobuf": "import sys; sys.modules['google.protobuf'] = None",
+    "an older protobuf": "import google.protobuf.runtime_version as version; version.MAJOR = 6",
+}
+LOAD = """
+from metagame.models.concepts import load_t5_tokenizer
+try:
+    load_t5_tokenizer("data/tiny/flux", None)
+except Exception as error:
+    print(error)
+"""
+ADVICE = (
+    "has a tokenizer that needs sentencepiece and a protobuf that fits it: install them with"
+    " 'pip install -U sentencepiece protobuf'."
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lack", LACKS.values(), ids=LACKS)
+def test_a_tokenizer_whose_packages_are_not_installed_names_them(lack):
+    process = subprocess.run(
+        [sys.executable, "-c", lack + LOAD], cwd=ROOT, env=terminal_free_environment(), capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert process.stdout == f"model.checkpoint='data/tiny/flux/tokenizer_2' {ADVICE}\n", process.stderr
+
+
+def test_a_pipeline_whose_tokenizers_packages_are_not_installed_names_them(monkeypatch):
+    monkeypatch.setattr(T5TokenizerFast, "slow_tokenizer_class", None)  # as transformers has it without sentencepiece
+    with refused(rf"^model\.checkpoint='{FOLDER}' {ADVICE}$"):
+        Flux.load(str(FOLDER), None, Denoising(48), 16, "cpu")

@@ -52,8 +52,8 @@ def digits(held_out=False):
 
 
 @pytest.fixture(scope="module")
-def tokenizers():
-    return build_tokenizers()
+def tokenizers(tmp_path_factory):
+    return build_tokenizers(tmp_path_factory.mktemp("tokenizers"))
 
 
 def same_weights(first, second):
@@ -63,7 +63,7 @@ def same_weights(first, second):
 
 @pytest.mark.parametrize("word", TEXT_WORDS)
 def test_every_word_is_one_token_of_either_tokenizer(tokenizers, word):
-    assert concept_token(tokenizers["tokenizer_2"], word) == word
+    assert concept_token(tokenizers["tokenizer_2"], word) == f"▁{word}"
     assert tokenizers["tokenizer"].tokenize(word) == [f"{word}</w>"]
 
 
@@ -75,7 +75,7 @@ def test_the_words_are_those_of_the_prompts():
 
 def test_a_prompt_goes_to_tokens_and_back(tokenizers):
     t5, clip = tokenizers["tokenizer_2"], tokenizers["tokenizer"]
-    assert t5.convert_ids_to_tokens(t5(PROMPT)["input_ids"]) == [*PIECES, "</s>"]
+    assert t5.convert_ids_to_tokens(t5(PROMPT)["input_ids"]) == [*(f"▁{piece}" for piece in PIECES), "</s>"]
     words = [f"{piece}</w>" for piece in PIECES]
     assert clip.convert_ids_to_tokens(clip(PROMPT)["input_ids"]) == ["<|startoftext|>", *words, "<|endoftext|>"]
     for tokenizer in (t5, clip):
@@ -90,7 +90,7 @@ def test_words_are_read_whatever_their_case(tokenizers):
 
 def test_words_that_the_tokenizer_of_t5_has_not_are_unknown(tokenizers):
     t5 = tokenizers["tokenizer_2"]
-    assert t5.convert_ids_to_tokens(t5("a bike")["input_ids"]) == ["a", "<unk>", "</s>"]
+    assert t5.convert_ids_to_tokens(t5("a bike")["input_ids"]) == ["▁a", "<unk>", "</s>"]
 
 
 def test_ids_are_padded_and_cut_to_the_context(tokenizers):
@@ -425,7 +425,10 @@ def test_the_command_line_writes_a_pipeline_in_half_precision_with_its_card(writ
     folder, told = written
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     left = tmp_path / "outputs/training/flux-seed3-steps2"
-    assert sorted(path.name for path in left.iterdir()) == ["losses.json", "step000002.safetensors", "vae"]
+    assert sorted(path.name for path in left.iterdir()) == [
+        "losses.json", "step000002.safetensors", "tokenizers", "vae",
+    ]  # fmt: skip
+    assert (folder / "tokenizer_2" / "spiece.model").read_bytes() == (left / "tokenizers/spiece.model").read_bytes()
     for name, part in parts_of(pipeline).items():
         (weights,) = (folder / name).glob("*.safetensors")
         assert {value.dtype for value in load_file(weights).values()} == {torch.float16}

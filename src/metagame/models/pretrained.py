@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -70,6 +71,11 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
     gate = explain_gate(checkpoint, error)
     if gate is not None:
         return gate
+    if re.search(r"have sentencepiece installed|requires the protobuf library|incompatible Protobuf", str(error)):
+        return (
+            f"{name} has a tokenizer that needs sentencepiece and a protobuf that fits it: install them with"
+            " 'pip install -U sentencepiece protobuf'."
+        )
     if Path(checkpoint).is_dir():
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
     if isinstance(error, HFValidationError):
