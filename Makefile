@@ -28,11 +28,12 @@ lock:  ## write requirements.lock from pyproject.toml
 	$(PYTHON) -m uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --no-emit-index-url --no-annotate --no-header -o requirements.lock
 
-lint: setup  ## check style and format
+lint: setup  ## check style, format and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ty check
 
-test: lint  ## check style, then run the tests
+test: lint  ## check style and types, then run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: setup  ## run a sweep through a SLURM of one node, started for it (root on Debian)
@@ -46,13 +47,13 @@ $(EXPERIMENTS): setup
 figures: setup $(FIGURES)  ## every figure at this scale
 
 report: setup  ## one HTML page of all results at this scale, in outputs/SCALE/report/
-	$(PYTHON) -m metagame.report.page --scale $(SCALE)
+	$(PYTHON) -m metagame.cli report --page-only --scale $(SCALE)
 
 data: setup  ## fetch the data of the paper scale (EXPERIMENT=name: of one)
-	$(PYTHON) -m scripts.download data $(EXPERIMENT)
+	$(PYTHON) -m metagame.cli fetch data $(EXPERIMENT)
 
 weights: setup  ## fetch the weights of the paper scale (EXPERIMENT=name: of one)
-	$(PYTHON) -m scripts.download weights $(EXPERIMENT)
+	$(PYTHON) -m metagame.cli fetch weights $(EXPERIMENT)
 
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_concept

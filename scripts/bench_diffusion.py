@@ -22,12 +22,12 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
-from metagame.attributions.concept_attention import ConceptAttention, concept_attention, meta_concept_attention
+from metagame.attributions.concept_attention import ConceptAttention, concept_maps, metagame_maps
 from metagame.benchmarks.digit_scenes import BACKGROUNDS, WORDS
 from metagame.benchmarks.segmentation import ABLATIONS, Segmentation, SegmentedImage
 from metagame.benchmarks.voc import VOC
 from metagame.models.concept_stream import ConceptSet, concept_logits
-from metagame.models.concepts import ConceptLogits, ConceptQuestion, load_t5_tokenizer
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, load_t5_tokenizer
 from metagame.models.flux import Denoising, Flux
 from scripts.measure import peak_memory, report, timed
 from tests.reference.concept import paper_procedure
@@ -114,17 +114,13 @@ def bench_image(blocks: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     layers = logits[-1:].expand(LAYERS, -1, -1)  # as many as the real model is asked for
     layers = layers * (SPREAD / (layers.amax(1) - layers.amin(1)).max())  # as wide as those of a trained model
     names = tuple(map(str, range(len(encodings))))
-    explicand = ConceptLogits(
-        names[:PLAYERS], names[PLAYERS:], layers[:, :PLAYERS].clone(), layers[:, PLAYERS:].clone()
-    )
-    first, _ = timed_on(device, lambda: concept_attention(explicand))
-    meta, maps = timed_on(device, lambda: meta_concept_attention(explicand))
-    on_cpu = replace(
-        explicand, player_logits=explicand.player_logits.cpu(), background_logits=explicand.background_logits.cpu()
-    )
-    meta_cpu, _ = timed_on("cpu", lambda: meta_concept_attention(on_cpu))
+    bound = ConceptLogits(names[:PLAYERS], names[PLAYERS:], layers[:, :PLAYERS].clone(), layers[:, PLAYERS:].clone())
+    first, _ = timed_on(device, lambda: concept_maps(bound))
+    meta, (maps, _) = timed_on(device, lambda: metagame_maps(bound, mean_first=True))
+    on_cpu = replace(bound, player_logits=bound.player_logits.cpu(), background_logits=bound.background_logits.cpu())
+    meta_cpu, _ = timed_on("cpu", lambda: metagame_maps(on_cpu, mean_first=True))
     patches = SIDE * SIDE // SHARE
-    mean = [part.double().mean(0)[:, :patches].cpu() for part in (explicand.player_logits, explicand.background_logits)]
+    mean = [part.double().mean(0)[:, :patches].cpu() for part in (bound.player_logits, bound.background_logits)]
     enumeration, diag = timed(lambda: paper_procedure(*mean))
     enumeration *= SHARE
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.device(device).type == "cuda" else peak_memory()
@@ -134,7 +130,7 @@ def bench_image(blocks: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
         "metagame_share": meta / bare,
         "concepts_share": (asked - bare) / bare,
         "images_per_second": 1 / (asked + first + meta),
-        "error": float(np.abs(maps.players[:, :patches] - diag.numpy()).max()),
+        "error": float(np.abs(maps[:PLAYERS, :patches] - diag.numpy()).max()),
         "memory": memory,
         "seconds": {
             f"forward pass, {BLOCKS} double-stream blocks": bare,
@@ -155,14 +151,18 @@ def bench_cells(n_images: int = 4) -> dict[str, Any]:
     benchmark = Segmentation(
         VOC("data/tiny/voc", WORDS), load_t5_tokenizer(TINY, None), background, sizes, ABLATIONS, 2, 1, 48
     )
-    method = ConceptAttention(["concept_attention", "meta_concept_attention"])
+    method, metagame = ConceptAttention(), ConceptAttention(mean_first=True).metagame()
     samples = benchmark.samples()[:n_images]
     passes = []
     handle = flux.pipeline.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
 
     def ours() -> list[np.ndarray]:
-        cells = (cell for sample in samples for cell in flux.prepare(sample).values())
-        return [method.explain(cell).maps["meta_concept_attention"].players for cell in cells]
+        maps = []
+        for cell in (cell for sample in samples for cell in flux.bind(sample).values()):
+            method.explain(cell)
+            found = metagame.explain(cell).attribution.reshape(len(cell.targets), -1)
+            maps.append(found[: len(cell.players)])
+        return maps
 
     def alone() -> list[np.ndarray]:
         return [_each_on_its_own(flux, OneCell(sample, cell)) for sample in samples for cell in sample.questions()]
@@ -182,7 +182,7 @@ def bench_cells(n_images: int = 4) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class OneCell:
+class OneCell(ConceptSample):
     """An image with the question of one cell."""
 
     sample: SegmentedImage
@@ -201,8 +201,8 @@ class OneCell:
 
 def _each_on_its_own(flux: Flux, sample: OneCell) -> np.ndarray:
     """A forward pass for ConceptAttention, one for its metagame, and the enumeration of coalitions."""
-    concept_attention(flux.prepare(sample)[sample.cell])
-    logits = flux.prepare(sample)[sample.cell]
+    concept_maps(flux.bind(sample)[sample.cell])
+    logits = flux.bind(sample)[sample.cell]
     return paper_procedure(logits.player_logits.double().mean(0), logits.background_logits.double().mean(0)).numpy()
 
 

@@ -17,8 +17,8 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from metagame.attributions.attnlrp import AttnLRP
-from metagame.attributions.method import Meta
 from metagame.benchmarks.prompts import review_prompts
+from metagame.estimators.configured import ConfiguredEstimator
 from metagame.estimators.exact import endogenous_shapley
 from metagame.games import all_coalitions
 from metagame.models.language_model import LanguageModel
@@ -72,11 +72,12 @@ def bench_small() -> dict:
     model = small_gemma()
     prompt = prompt_with(model, n)
     answer = forced_answer(model, prompt, n_steps)
-    explicand = model.explicand(prompt, answer)
-    meta = Meta(AttnLRP(), "trees", budget=2 * generation.n_coalitions(n))
-    meta.play(explicand)
-    seconds, ours = timed(lambda: meta.play(explicand))
-    game_seconds, table = timed(lambda: AttnLRP().game(explicand)(all_coalitions(n)))
+    bound = model.bind_answer(prompt, answer)
+    metagame = AttnLRP().metagame(ConfiguredEstimator("trees", budget=2 * generation.n_coalitions(n)))
+    metagame.explain(bound)
+    seconds, explanation = timed(lambda: metagame.explain(bound))
+    ours = explanation.meta
+    game_seconds, table = timed(lambda: AttnLRP().game(bound)(all_coalitions(n)))
     exact = endogenous_shapley(table)
 
     def relevance(step: int, coalitions: np.ndarray) -> np.ndarray:
@@ -102,10 +103,10 @@ def bench_large(model: LanguageModel, shape: str) -> dict:
     n, n_steps = LARGE
     prompt = prompt_with(model, n)
     answer = tuple(np.random.default_rng(0).integers(10, len(VOCABULARY), n_steps).tolist())
-    explicand = model.explicand(prompt, answer)
+    bound = model.bind_answer(prompt, answer)
     rng = np.random.default_rng(0)
     coalitions = rng.random((TIMED_PASSES, n)) < 0.5
-    game = AttnLRP().game(explicand)
+    game = AttnLRP().game(bound)
     tokens = len(prompt.ids) + n_steps - 1
     rows = min(TIMED_PASSES, max(1, model.batches.budget // tokens))
     steps = np.linspace(0, n_steps - 1, max(8, TIMED_PASSES // rows)).round().astype(int)

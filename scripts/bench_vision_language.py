@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,14 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from metagame.attributions.generic_attention import GenericAttention
 from metagame.attributions.grad_eclip import GradECLIP
 from metagame.attributions.mask_clip import MaskCLIP
-from metagame.attributions.method import FirstOrder, Meta
+from metagame.attributions.method import FirstOrder
 from metagame.benchmarks.pointing_game import SCENARIOS
+from metagame.contracts import Failure
 from metagame.games import all_coalitions
 from metagame.indices import shapley
 from metagame.models.clip import CLIP
 from metagame.models.pretrained import PretrainedTokenizer
-from metagame.models.vision_language import TEXT_BATCH, Tokenizer, WordPlayers
+from metagame.models.vision_language import TEXT_BATCH, ImageText, Sample, Tokenizer, WordPlayers
 from scripts.measure import peak_memory, report, timed
 from scripts.train_vision_language import RECIPES, VOCABULARY, build_tokenizer
 
@@ -53,7 +55,7 @@ CONTEXT = 77
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Sample):
     """A picture of noise with four words; scenario m asks about the first m."""
 
     id: str
@@ -63,7 +65,7 @@ class Noise:
         pixels = np.random.default_rng(self.seed).integers(0, 256, (448, 448, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
-    def players(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
+    def texts(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
         return {str(m): WordPlayers(tokenizer, WORDS[:m]) for m in SCENARIOS}
 
 
@@ -81,15 +83,24 @@ def random_clip(shape: dict, device: str, batch_size: int) -> CLIP:
     return CLIP(net.to(device), processor, tokenizer, "random", batch_size)
 
 
+def bind(model: CLIP, samples: list[Noise]) -> list[Mapping[str, ImageText]]:
+    """The questions of each sample, their images in one batch."""
+    found = model.prepare(samples)
+    for each in found:
+        if isinstance(each, Failure):
+            raise each.error
+    return found
+
+
 def ours(model: CLIP, method: FirstOrder, samples: list[Noise]) -> list[np.ndarray]:
     """Meta-attributions of all scenarios of all images, nothing known beforehand."""
     model.forget_texts()
-    meta = Meta(method)
+    metagame = method.metagame()
     return [
-        meta.explain(explicand).matrix
+        metagame.explain(bound).meta.values
         for start in range(0, len(samples), model.batch_size)
-        for explicands in model.prepare_batch(samples[start : start + model.batch_size])
-        for explicand in explicands.values()
+        for questions in bind(model, samples[start : start + model.batch_size])
+        for bound in questions.values()
     ]
 
 
@@ -97,7 +108,7 @@ def passes(model: CLIP, samples: list[Noise]) -> int:
     """The reference's passes: for each coalition an image forward, a text forward and a backward of their cosine."""
     count = 0
     for sample in samples:
-        for players in sample.players(model.tokenizer).values():
+        for players in sample.texts(model.tokenizer).values():
             for row in all_coalitions(len(players.labels)):
                 pixels = model.process(sample.image())[None].to(model.device).requires_grad_()
                 with torch.no_grad():
@@ -112,11 +123,11 @@ def one_by_one(model: CLIP, method: FirstOrder, samples: list[Noise]) -> list[np
     matrices = []
     model.text_batch = 1  # one text, not a batch filled with copies
     for sample in samples:
-        for name in sample.players(model.tokenizer):
+        for name in sample.texts(model.tokenizer):
             values = []
             for row in all_coalitions(int(name)):
                 model.forget_texts()
-                values.append(method.game(model.prepare(sample)[name])(row[None])[0])
+                values.append(method.game(bind(model, [sample])[0][name])(row[None])[0])
             matrices.append(shapley(np.array(values), int(name)).T)
     model.text_batch = TEXT_BATCH
     return matrices

@@ -19,7 +19,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from metagame.benchmarks.imagenet_seg import image_ids, wordnet_id
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.models.concepts import concept_token, load_t5_tokenizer
 
 BACKGROUND = ("background", "floor", "grass", "tree", "sky")
@@ -43,15 +43,15 @@ def read_synsets(path: Path) -> dict[str, Synset]:
     """The nouns of WordNet by id, such as ``n02084071``.
 
     Raises:
-        GameError: the file is missing or not of WordNet's format.
+        UserError: the file is missing or not of WordNet's format.
     """
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("  ")]
         return dict(map(_synset, lines))
     except OSError as error:
-        raise GameError(f"{path} is no file that can be read: give data.noun of WordNet 3.0.") from error
+        raise UserError(f"{path} is no file that can be read: give data.noun of WordNet 3.0.") from error
     except (ValueError, IndexError) as error:
-        raise GameError(f"{path} is not of the format of WordNet's data.noun: give that of WordNet 3.0.") from error
+        raise UserError(f"{path} is not of the format of WordNet's data.noun: give that of WordNet 3.0.") from error
 
 
 def _synset(line: str) -> tuple[str, Synset]:
@@ -80,7 +80,7 @@ def find_name(key: str, synsets: Mapping[str, Synset], tokenizer: PreTrainedToke
 def _is_one_token(lemma: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
         concept_token(tokenizer, lemma)
-    except GameError:
+    except UserError:
         return False
     return True
 
@@ -96,7 +96,7 @@ def main() -> None:
         ids = [wordnet_id(each) for each in image_ids(arguments.root / "gtsegs_ijcv.mat")]
         synsets = read_synsets(arguments.wordnet)
         tokenizer = load_t5_tokenizer(arguments.tokenizer, None)
-    except GameError as error:
+    except UserError as error:
         sys.exit(str(error))
     found = {key: find_name(key, synsets, tokenizer, arguments.levels) for key in sorted(set(ids))}
     names = {key: name for key, name in found.items() if name is not None}

@@ -17,8 +17,8 @@ from rich.progress import track
 
 from metagame.benchmarks.imagenet import ImageNet
 from metagame.benchmarks.pointing_game import ComposedScenes, PointingGame
-from metagame.games import GameError
-from metagame.records import replace_atomically
+from metagame.errors import UserError
+from metagame.jobs.records import replace_atomically
 
 CONFIG = Path(__file__).parents[1] / "configs/benchmark/pointing_game.yaml"
 SIDE = 224
@@ -36,7 +36,7 @@ def prepare(imagenet: str, out: Path, n_images: int) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             image = scene.image()
-        except GameError as error:
+        except UserError as error:
             errors.append(f"{scene.id}: {error}")
         else:
             with replace_atomically(path) as temporary:
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         errors = prepare(arguments.imagenet, arguments.out, arguments.images)
-    except GameError as error:
+    except UserError as error:
         sys.exit(str(error))
     if errors:
         sys.exit("\n".join(errors))

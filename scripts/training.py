@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from metagame.records import replace_atomically
+from metagame.jobs.records import replace_atomically
 
 
 def set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, n_steps: int, warm_up: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,16 @@ def float64_by_default():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@contextmanager
+def unchecked():
+    """Within: annotations are not checked, so that a value which they rule out is seen to be refused by the code."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def close(left, right, tolerance=1e-10):

@@ -26,7 +26,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from metagame.models.concepts import ConceptQuestion
+from metagame.models.concepts import ConceptQuestion, ConceptSample
 from metagame.models.flux import Denoising, Flux
 from scripts.train_diffusion import build_tokenizers
 from tests.vision_language_fixtures import picture, randomise
@@ -155,7 +155,7 @@ def ask(players=PLAYERS, background=BACKGROUND, n_layers: int = 2, **settings: A
 
 
 @dataclass(frozen=True)
-class Photo:
+class Photo(ConceptSample):
     """An image and questions about it by name."""
 
     asked: Mapping[str, ConceptQuestion] = field(default_factory=lambda: {"all": ask()})

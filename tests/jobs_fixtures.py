@@ -13,9 +13,12 @@ import numpy as np
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.attributions.method import Explanation, FirstOrder
+from metagame.attributions.method import FirstOrder
+from metagame.contracts import WHOLE, Benchmark, Explanation, Method, Model, Sample, prepare_each
 from metagame.games import AttributionGame
-from metagame.jobs import run_job
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import register
+from metagame.meta import MetaAttributions
 from metagame.models.adder import Adder
 from metagame.report.results import failure_notes
 from metagame.report.table import Column, Table
@@ -24,14 +27,18 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Number:
-    """A sample, and its own explicand."""
+class Number(Sample):
+    """A sample, and its own bound input of two players."""
 
     id: str
     value: float
+    players = ("p", "q")
+    targets = ("p", "q")
+    grid = None
+    picture = None
 
 
-class Numbers:
+class Numbers(Benchmark):
     """A benchmark of numbers."""
 
     def __init__(self, values):
@@ -40,11 +47,11 @@ class Numbers:
     def samples(self):
         return [Number(str(value), float(value)) for value in self.values]
 
-    def score(self, sample, explicand, explanation):
+    def score(self, sample, inputs, explanations):
         return {"value": sample.value}
 
 
-class Plain:
+class Plain(Model):
     """A model that writes down which samples it prepared, also for other processes."""
 
     sample_type = Number
@@ -55,12 +62,15 @@ class Plain:
         self.log = log
         self.seconds = seconds
 
-    def prepare(self, sample):
+    def prepare(self, samples):
+        return prepare_each(self.bind, samples)
+
+    def bind(self, sample):
         time.sleep(self.seconds)
         if self.log is not None:
             with Path(self.log).open("a") as file:
                 file.write(f"{os.getpid()} {sample.id}\n")
-        return sample
+        return {WHOLE: sample}
 
 
 class SlowAdder(Adder):
@@ -68,9 +78,9 @@ class SlowAdder(Adder):
 
     seconds: ClassVar[float] = 0.2
 
-    def prepare(self, sample):
+    def bind(self, sample):
         time.sleep(self.seconds)
-        return super().prepare(sample)
+        return super().bind(sample)
 
 
 class SlowestAdder(SlowAdder):
@@ -82,29 +92,30 @@ class SlowestAdder(SlowAdder):
 class Share(FirstOrder):
     """Two present players get the number each; ids in ``broken`` raise."""
 
-    explicand_type = Number
+    input_type = Number
     broken: ClassVar[set[str]] = set()
 
     def __init__(self, factor=1.0):
         self.factor = factor
 
-    def game(self, explicand):
-        if explicand.id in self.broken:
-            raise RuntimeError(f"no memory for {explicand.id}")
-        return AttributionGame(lambda coalitions: coalitions * self.factor * explicand.value, 2)
+    def game(self, bound):
+        if bound.id in self.broken:
+            raise RuntimeError(f"no memory for {bound.id}")
+        return AttributionGame(lambda coalitions: coalitions * self.factor * bound.value, 2)
 
 
-class Pairs:
+class Pairs(Method):
     """A second-order method that is no game."""
 
-    explicand_type = Number
+    input_type = Number
 
-    def explain(self, explicand, progress=None):
-        return Explanation(matrix=np.full((2, 2), explicand.value))
+    def explain(self, bound, progress=None):
+        phi = MetaAttributions(np.full((2, 2), bound.value), players=bound.players, targets=bound.targets)
+        return Explanation(bound.players, bound.targets, meta=phi)
 
 
 def numbers_table(results, scale):
-    rows = [{"method": result.config.attribution.label, "done": len(result.done)} for result in results]
+    rows = [{"method": result.label, "done": len(result.done)} for result in results]
     columns = [Column("method", "method", "text"), Column("done", "done", "number")]
     return Table("Numbers", scale, columns, rows, [{} for _ in rows], n_samples=1, notes=failure_notes(results))
 
@@ -142,7 +153,10 @@ def job_config(output_dir, **changes) -> DictConfig:
             "shards": 1,
             "shard": None,
             "fail_fast": False,
+            "reuse": "fresh",
+            "leave_out": [],
             "output_dir": str(output_dir),
+            "jobs_dir": None,
         }
     )
     for key, value in changes.items():
@@ -166,6 +180,7 @@ def shipped_configs():
     """Within: the configs under ``configs/`` can be composed, and their relative paths are found."""
     before = Path.cwd()
     os.chdir(ROOT)
+    register()
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +26,7 @@ from transformers import (
 
 from metagame.attributions.attnlrp import CPLRP, AttnLRP
 from metagame.attributions.gradients import GradientInput
-from metagame.models.language_model import AnsweredPrompt, LanguageModel
+from metagame.models.language_model import AnsweredPrompt, LanguageModel, Prompt
 from scripts.train_language import END, PAD, START, TURN_END, TURN_START, UNKNOWN, VOCABULARY, build_tokenizer
 
 CONTEXT, WINDOW = 64, 5
@@ -93,9 +94,17 @@ def adapter(net: PreTrainedModel, tokenizer=None, **settings) -> LanguageModel:
     )
 
 
-def explicand_of(model: LanguageModel, text: str = TEXT, answer: tuple[int, ...] = ANSWER) -> AnsweredPrompt:
+@dataclass(frozen=True)
+class Asked(Prompt):
+    """A prompt."""
+
+    text: str = TEXT
+    id: str = "one"
+
+
+def bound_of(model: LanguageModel, text: str = TEXT, answer: tuple[int, ...] = ANSWER) -> AnsweredPrompt:
     """The prompt with an answer that need not be the model's own."""
-    return model.explicand(model.tokenize(text), answer)
+    return model.bind_answer(model.tokenize(text), answer)
 
 
 def save(net: PreTrainedModel, folder: Path, tokenizer=None) -> Path:

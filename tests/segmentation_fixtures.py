@@ -21,9 +21,12 @@ from tokenizers.pre_tokenizers import Metaspace, Punctuation, WhitespaceSplit
 from tokenizers.pre_tokenizers import Sequence as Steps
 from transformers import T5TokenizerFast
 
-from metagame import GameError
+from metagame import UserError
 from metagame.benchmarks.masks import OTHER, UNLABELLED
-from metagame.models.concepts import ConceptImage, ConceptLogits
+from metagame.benchmarks.segmentation import Dataset, LabelledImage
+from metagame.contracts import Model, prepare_each
+from metagame.models.concepts import ConceptLogits, ConceptSample
+from tests.conftest import unchecked
 from tests.jobs_fixtures import job_config
 from tests.reference import segmentation as twin
 
@@ -35,10 +38,16 @@ BACKGROUND = ("sky", "grass")
 CAR, CAT, COW, DOG = (NAMES.index(name) for name in ("car", "cat", "cow", "dog"))
 
 
+def blank(question):
+    """Logits of a question's concepts at one patch, all zero."""
+    players, background = (torch.zeros(1, len(names), 1) for names in (question.players, question.background))
+    return ConceptLogits(question.players, question.background, players, background)
+
+
 @contextmanager
 def refused(match):
     """What is off is said in one sentence."""
-    with pytest.raises(GameError, match=match) as caught:
+    with unchecked(), pytest.raises(UserError, match=match) as caught:
         yield
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
@@ -65,7 +74,7 @@ def pieces_tokenizer() -> T5TokenizerFast:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(LabelledImage):
     """An image in memory.
 
     Attributes:
@@ -83,7 +92,7 @@ class Labelled:
     @property
     def classes(self):
         if self.broken:
-            raise GameError(f"mask {self.id} cannot be decoded: get the file again.")
+            raise UserError(f"mask {self.id} cannot be decoded: get the file again.")
         return frozenset(self.names[place] for place in np.unique(self.labels) if place >= 0)
 
     def image(self):
@@ -95,7 +104,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Dataset):
     """A dataset of such images."""
 
     labelled: Sequence[Labelled]
@@ -348,16 +357,19 @@ def write_imagenet_seg(root: Path, scenes: Sequence[np.ndarray] = SINGLE_SCENES)
 
 
 @dataclass
-class Knowing:
+class Knowing(Model[ConceptSample, ConceptLogits]):
     """A model that knows the masks: a concept's logit is high on its pixels, the first background's on all others."""
 
     side: int = 8
     names: list[str] = field(default_factory=list)
-    sample_type = ConceptImage
+    sample_type = ConceptSample
     revision = "first"
     device = "cpu"
 
-    def prepare(self, sample):
+    def prepare(self, samples):
+        return prepare_each(self.bind, samples)
+
+    def bind(self, sample):
         questions = sample.questions()
         sample.image()
         return {name: self.logits(question, sample) for name, question in questions.items()}
@@ -378,10 +390,21 @@ def segmentation_config(output_dir, data, **changes):
     parts = {
         "model": {"name": "knowing", "_target_": f"{__name__}.Knowing", "side": 8},
         "attribution": {
-            "name": "concept_attention", "label": "ConceptAttention", "family": "concept", "meta": False,
-            "method": {
-                "_target_": "metagame.attributions.concept_attention.ConceptAttention",
-                "variants": ["concept_attention", "mean_first", "meta_concept_attention", "meta_per_layer"],
+            "name": "concept_maps", "label": "ConceptAttention and its metagame", "family": "attention", "meta": False,
+            "variants": {
+                name: {
+                    "name": name, "label": label, "meta": meta,
+                    "method": {
+                        "_target_": "metagame.attributions.concept_attention.ConceptAttention",
+                        "mean_first": mean_first,
+                    },
+                }
+                for name, label, meta, mean_first in (
+                    ("concept_attention", "ConceptAttention", False, False),
+                    ("mean_first", "ConceptAttention, mean first", False, True),
+                    ("meta_concept_attention", "ConceptAttention", True, True),
+                    ("meta_per_layer", "ConceptAttention, each layer", True, False),
+                )
             },
         },
         "benchmark": {

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from metagame.attributions.attnlrp import AttnLRP
 from metagame.attributions.gradients import IntegratedGradients, IntegratedHessians
-from metagame.attributions.method import Meta
 from metagame.attributions.shapley import ShapleyInteractions, ShapleyValue
-from metagame.games import GameError
+from metagame.contracts import WHOLE
+from metagame.errors import UserError
 from metagame.models.adder import UNKNOWN, VOCABULARY, Adder, AdderNet, Sum, encode
 from scripts.train_adder import HELD_OUT_PER_A, NUMBERS, build_splits, train
 
@@ -125,37 +125,51 @@ def test_masked_everywhere_is_a_twentieth_of_the_set():
 
 @each_example
 def test_example_is_added(adder, example):
-    explicand = adder.prepare(Sum.parse(example))
-    assert float(explicand.values(torch.ones(1, 3, dtype=torch.bool))) == pytest.approx(Sum.parse(example).value, abs=1)
+    bound = adder.bind(Sum.parse(example))[WHOLE]
+    assert float(bound.values(torch.ones(1, 3, dtype=torch.bool))) == pytest.approx(Sum.parse(example).value, abs=1)
 
 
 def test_masked_player_is_the_unknown_token(adder):
-    explicand = adder.prepare(Sum.parse("3 - (-5)"))
-    absent_b = float(explicand.values(torch.tensor([[True, True, False]])))
+    bound = adder.bind(Sum.parse("3 - (-5)"))[WHOLE]
+    absent_b = float(bound.values(torch.tensor([[True, True, False]])))
     assert absent_b == pytest.approx(float(adder.net(encode(["3", "-", UNKNOWN])[None])), abs=1e-12)
+
+
+def test_players_are_the_tokens_before_the_equals_sign(adder):
+    bound = adder.bind(Sum.parse("3 - (-5)"))[WHOLE]
+    assert bound.players == bound.targets == ("3", "-", "-5")
+    assert bound.context == ("=",)
+    assert (bound.grid, bound.picture) == (None, None)
+
+
+def test_sums_are_prepared_together(adder):
+    samples = [Sum.parse(text) for text in ("1 + 2", "3 - (-5)")]
+    assert [each[WHOLE].players for each in adder.prepare(samples)] == [("1", "+", "2"), ("3", "-", "-5")]
+    assert all(isinstance(each, Adder.sample_type) for each in samples)
 
 
 @each_example
 @pytest.mark.parametrize("method", [ShapleyValue(), IntegratedGradients(16), AttnLRP()], ids=lambda m: type(m).__name__)
 def test_rows_of_the_metagame_sum_to_the_first_order(adder, example, method):
-    explicand = adder.prepare(Sum.parse(example))
-    meta = Meta(method).explain(explicand)
-    first = method.explain(explicand).first_order
-    assert np.allclose(meta.matrix.sum(1), first, rtol=0, atol=1e-10)
-    assert np.array_equal(meta.first_order, first)
+    bound = adder.bind(Sum.parse(example))[WHOLE]
+    found = method.metagame().explain(bound)
+    first = method.explain(bound).attribution
+    assert np.allclose(found.meta.values.sum(1), first, rtol=0, atol=1e-10)
+    assert np.array_equal(found.attribution, first)
 
 
 @each_example
 def test_stii_is_both_directions_of_the_shapley_metagame(adder, example):
-    explicand = adder.prepare(Sum.parse(example))
-    meta, stii = Meta(ShapleyValue()).explain(explicand).matrix, ShapleyInteractions("stii").explain(explicand).matrix
+    bound = adder.bind(Sum.parse(example))[WHOLE]
+    methods = (ShapleyValue().metagame(), ShapleyInteractions("stii"))
+    meta, stii = (method.explain(bound).meta.values for method in methods)
     both = meta + meta.T - np.diag(np.diag(meta))
     assert np.allclose(stii, both, rtol=0, atol=1e-10)
 
 
 @each_example
 def test_integrated_hessians_are_symmetric_up_to_the_quadrature(adder, example):
-    matrix = IntegratedHessians(12).explain(adder.prepare(Sum.parse(example))).matrix
+    matrix = IntegratedHessians(12).explain(adder.bind(Sum.parse(example))[WHOLE]).meta.values
     assert np.abs(matrix - matrix.T).max() < 0.02 * np.abs(matrix).max()
 
 
@@ -175,12 +189,12 @@ def test_sum_is_read(text, tokens, value):
 
 @pytest.mark.parametrize("text", ["", "3", "3 * 4", "10 + 1", "1 - 12", "a + b", "1 + 2 + 3", "1.5 + 2"])
 def test_text_that_is_no_sum_is_refused(text):
-    with pytest.raises(GameError, match=r"example .* is no sum of the adder"):
+    with pytest.raises(UserError, match=r"example .* is no sum of the adder"):
         Sum.parse(text)
 
 
 def test_folder_without_checkpoint_is_refused(tmp_path):
-    with pytest.raises(GameError, match=r"model\.checkpoint=.* holds no model\.safetensors.*train_adder"):
+    with pytest.raises(UserError, match=r"model\.checkpoint=.* holds no model\.safetensors.*train_adder"):
         Adder(tmp_path)
 
 
@@ -191,12 +205,12 @@ def test_folder_without_checkpoint_is_refused(tmp_path):
 )
 def test_checkpoint_of_another_architecture_is_refused(tmp_path, weights):
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(GameError, match=r"model\.checkpoint=.* is no adder"):
+    with pytest.raises(UserError, match=r"model\.checkpoint=.* is no adder"):
         Adder(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
 def test_corrupt_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(GameError, match=r"model\.checkpoint="):
+    with pytest.raises(UserError, match=r"model\.checkpoint="):
         Adder(tmp_path)

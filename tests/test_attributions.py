@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import pkgutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,18 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from metagame import GameError, attributions, indices
+from metagame import UserError, attributions, indices
 from metagame.attributions.attention import AttentionWeights
 from metagame.attributions.attnlrp import RULES, AttnLRP, relevance_rules
 from metagame.attributions.gradients import GradientInput, IntegratedGradients, IntegratedHessians
-from metagame.attributions.method import FirstOrder, Meta
+from metagame.attributions.method import FirstOrder, Metagame
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.attributions.shapley import SerialShapleyValue, ShapleyInteractions, ShapleyValue, restricted_shapley
+from metagame.estimators.configured import ConfiguredEstimator
 from metagame.estimators.exact import endogenous_shapley
 from metagame.games import all_coalitions
 from metagame.models.adder import AdderNet
 from metagame.models.masked import MaskedModel
-from tests.conftest import close, games, random_game, smooth_model, table_model
+from tests.conftest import close, games, random_game, smooth_model, table_model, unchecked
 from tests.reference import attributions as reference
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference_meta
@@ -48,7 +50,7 @@ def embedded(net, seed=0):
     def f(embeddings):
         return net.from_embeddings(torch.cat([embeddings, last.expand(len(embeddings), 1, -1)], dim=1))
 
-    return MaskedModel(f, x, baseline, net), last
+    return MaskedModel(f, x, baseline, net, context=("=",)), last
 
 
 def models(n):
@@ -75,7 +77,7 @@ def test_integrated_gradients_match_their_definition(n, steps):
 @pytest.mark.parametrize("steps", [1, 5])
 def test_integrated_hessians_match_their_definition(n, steps):
     for model in models(n):
-        assert close(IntegratedHessians(steps).explain(model).matrix, reference.integrated_hessians(model, steps))
+        assert close(IntegratedHessians(steps).explain(model).meta.values, reference.integrated_hessians(model, steps))
 
 
 @each_size
@@ -89,7 +91,7 @@ def test_shapley_value_matches_its_definition_on_every_coalition(n):
 def test_serial_shapley_value_matches_its_definition(n):
     for model in models(n):
         expected = reference.serial_shapley(reference.output_values(model))
-        assert close(SerialShapleyValue().explain(model).matrix, expected)
+        assert close(SerialShapleyValue().explain(model).meta.values, expected)
 
 
 @pytest.mark.parametrize("index", indices.PAIRWISE)
@@ -97,7 +99,7 @@ def test_serial_shapley_value_matches_its_definition(n):
 def test_shapley_interactions_match_their_definition(index, n):
     for model in models(n):
         expected = getattr(reference_indices, index)(reference.output_values(model), n, 2)
-        assert close(ShapleyInteractions(index).explain(model).matrix, expected)
+        assert close(ShapleyInteractions(index).explain(model).meta.values, expected)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -112,7 +114,7 @@ def test_attnlrp_is_the_relevance_that_walks_back_through_the_layers(seed):
 
 def test_attnlrp_differs_from_gradient_input():
     model, _ = embedded(random_net())
-    assert not close(AttnLRP().explain(model).first_order, GradientInput().explain(model).first_order, 1e-3)
+    assert not close(AttnLRP().explain(model).attribution, GradientInput().explain(model).attribution, 1e-3)
 
 
 def test_relevance_rules_keep_the_output():
@@ -134,7 +136,7 @@ def test_modified_backward_is_linear_in_the_output_seed():
     net = random_net()
     model, _ = embedded(net)
     doubled = MaskedModel(lambda inputs: 2 * model.f(inputs), model.x, model.baseline, net)
-    assert close(AttnLRP().explain(doubled).first_order, 2 * AttnLRP().explain(model).first_order)
+    assert close(AttnLRP().explain(doubled).attribution, 2 * AttnLRP().explain(model).attribution)
 
 
 def test_attention_is_the_softmax_of_the_only_layer():
@@ -144,24 +146,38 @@ def test_attention_is_the_softmax_of_the_only_layer():
     with torch.no_grad():
         normed = net.norm_attention(torch.cat([model.x, last]) + net.position)
         expected = (attention.query(normed) @ attention.key(normed).T / 8**0.5).softmax(1)
-    assert close(AttentionWeights().explain(model).matrix, expected)
+    found = AttentionWeights().explain(model)
+    assert close(found.meta.values, expected)
+    assert found.players == found.targets == ("x1", "x2", "x3", "=")
+    assert found.attribution is None
+    assert found.meta.directed
+
+
+def test_attention_over_a_token_without_a_name_is_refused():
+    model, _ = embedded(random_net())
+    with pytest.raises(UserError, match=r"shape \(4, 4\) for the tokens x1, x2, x3: name .* in MaskedModel\.context"):
+        AttentionWeights().explain(replace(model, context=()))
 
 
 @pytest.mark.parametrize("method", [GradientInput(), IntegratedGradients(4), ShapleyValue(), AttnLRP()])
 def test_meta_of_a_method_is_definition_2_on_its_attributions(method):
     model, _ = embedded(random_net())
-    explanation = Meta(method).explain(model)
-    assert close(explanation.matrix, reference_meta.endogenous(method.game(model)(all_coalitions(3))))
-    assert close(explanation.first_order, method.explain(model).first_order)
+    explanation = method.metagame().explain(model)
+    assert close(explanation.meta.values, reference_meta.endogenous(method.game(model)(all_coalitions(3))))
+    assert close(explanation.attribution, method.explain(model).attribution)
+    assert np.array_equal(explanation.attribution, explanation.meta.first_order)
 
 
 @pytest.mark.parametrize("estimator", ["permutation", "regression", "trees"])
-def test_meta_passes_estimator_budget_and_seed_on(estimator):
+def test_metagame_passes_estimator_budget_and_seed_on(estimator):
     model = smooth_model(5)
-    one, same, other = (Meta(ShapleyValue(), estimator, budget=20, seed=s).explain(model).matrix for s in (0, 0, 1))
+    one, same, other = (
+        ShapleyValue().metagame(ConfiguredEstimator(estimator, budget=20, seed=seed)).explain(model).meta.values
+        for seed in (0, 0, 1)
+    )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
-    assert close(one.sum(1), ShapleyValue().explain(model).first_order)
+    assert close(one.sum(1), ShapleyValue().explain(model).attribution)
 
 
 @given(game=games(n_targets=st.just(1)))
@@ -184,7 +200,7 @@ def test_stii_is_both_directions_of_the_shapley_metagame(game):
 def test_serial_shapley_rows_sum_to_the_shapley_value(game):
     """Theorem 1, serial: no 1/2."""
     model = table_model(game[0][:, 0])
-    matrix = SerialShapleyValue().explain(model).matrix
+    matrix = SerialShapleyValue().explain(model).meta.values
     assert close(matrix.sum(1), indices.shapley(game[0][:, 0], game[1]))
     assert close(matrix, matrix.T)
 
@@ -194,9 +210,9 @@ def test_serial_shapley_rows_sum_to_the_shapley_value(game):
 def test_interactions_decompose_the_shapley_value_with_half_of_each_pair(index, game):
     """Theorem 1."""
     model = table_model(game[0][:, 0])
-    matrix = ShapleyInteractions(index).explain(model).matrix
+    matrix = ShapleyInteractions(index).explain(model).meta.values
     rows = np.diag(matrix) + (matrix.sum(1) - np.diag(matrix)) / 2
-    assert close(rows, ShapleyValue().explain(model).first_order)
+    assert close(rows, ShapleyValue().explain(model).attribution)
 
 
 def quadratic_model(n, seed=0):
@@ -210,19 +226,15 @@ def quadratic_model(n, seed=0):
 def test_integrated_hessians_decompose_integrated_gradients(n):
     """Theorem 1, serial: no 1/2."""
     model = quadratic_model(n)
-    matrix = IntegratedHessians(1).explain(model).matrix
-    assert close(matrix.sum(1), IntegratedGradients(1).explain(model).first_order)
+    matrix = IntegratedHessians(1).explain(model).meta.values
+    assert close(matrix.sum(1), IntegratedGradients(1).explain(model).attribution)
     assert close(matrix, matrix.T)
 
 
 def test_integrated_hessians_decompose_integrated_gradients_as_the_steps_grow():
     model = smooth_model(3)
-    missed = [
-        np.abs(
-            IntegratedHessians(s).explain(model).matrix.sum(1) - IntegratedGradients(4096).explain(model).first_order
-        )
-        for s in (16, 128)
-    ]
+    whole = IntegratedGradients(4096).explain(model).attribution
+    missed = [np.abs(IntegratedHessians(s).explain(model).meta.values.sum(1) - whole) for s in (16, 128)]
     assert missed[1].max() < missed[0].max() / 20
     assert missed[1].max() < 1e-3
 
@@ -244,7 +256,7 @@ def test_absent_feature_gets_nothing(method):
 
 @each_size
 @pytest.mark.parametrize(
-    "explain", [ShapleyValue().explain, Meta(ShapleyValue()).explain, SerialShapleyValue().explain]
+    "explain", [ShapleyValue().explain, ShapleyValue().metagame().explain, SerialShapleyValue().explain]
 )
 def test_shapley_methods_call_the_model_once_per_coalition(n, explain):
     rows = []
@@ -279,17 +291,17 @@ def methods_of_masked_models():
     for module in pkgutil.iter_modules(attributions.__path__):
         for method in vars(importlib.import_module(f"metagame.attributions.{module.name}")).values():
             own = getattr(method, "__module__", "").endswith(f".{module.name}") and not inspect.isabstract(method)
-            if own and getattr(method, "explicand_type", None) is MaskedModel:
+            if own and getattr(method, "input_type", None) is MaskedModel:
                 yield method()
                 if isinstance(method(), FirstOrder):
-                    yield Meta(method())
+                    yield method().metagame()
 
 
 METHODS = list(methods_of_masked_models())
 
 
 def method_name(method):
-    return f"Meta-{type(method.method).__name__}" if isinstance(method, Meta) else type(method).__name__
+    return f"Meta-{type(method.method).__name__}" if isinstance(method, Metagame) else type(method).__name__
 
 
 def test_methods_are_found():
@@ -340,40 +352,95 @@ def state(net):
 @pytest.mark.parametrize("method", METHODS, ids=method_name)
 def test_method_is_deterministic_and_float64(method):
     model, _ = embedded(random_net())
-    once, again = (method.explain(model).arrays() for _ in range(2))
+    once, again = (arrays(method.explain(model)) for _ in range(2))
     assert once
-    assert all(once[name].dtype == np.float64 for name in once)
-    assert all(once[name].tobytes() == again[name].tobytes() for name in once)
+    assert all(array.dtype == np.float64 for array in once)
+    assert [array.tobytes() for array in once] == [array.tobytes() for array in again]
+
+
+def arrays(explanation):
+    held = [explanation.attribution]
+    if explanation.meta is not None:
+        held += [explanation.meta.values, explanation.meta.first_order, explanation.meta.empty]
+    return [array for array in held if array is not None]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=method_name)
+def test_explanation_names_what_its_numbers_are_about(method):
+    model = replace(embedded(random_net())[0], names=("three", "minus", "five"))
+    found = method.explain(model)
+    names = model.names + model.context if isinstance(method, AttentionWeights) else model.names
+    assert found.players == found.targets == names
+    assert found.grid is None
+    if found.attribution is not None:
+        assert found.attribution.shape == (len(names),)
+    if found.meta is not None:
+        assert found.meta.values.shape == (len(names),) * 2
+        assert (found.meta.players, found.meta.targets, found.meta.grid) == (names, names, None)
+        assert found.meta.endogenous
+
+
+@pytest.mark.parametrize(
+    ("method", "index", "directed"),
+    [
+        (ShapleyValue().metagame(), None, True),
+        (ShapleyInteractions("fsii"), "fsii", False),
+        (SerialShapleyValue(), "serial", True),
+        (IntegratedHessians(2), "serial", True),
+        (RandomPairs(), None, True),
+    ],
+)
+def test_explanation_says_what_its_pairs_are(method, index, directed):
+    found = method.explain(smooth_model(3)).meta
+    assert (found.index, found.directed, found.order) == (index, directed, 1)
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if not isinstance(method, FirstOrder)], ids=method_name
+)
+def test_method_of_second_order_has_no_metagame(method):
+    with pytest.raises(UserError, match=f"{type(method).__name__} has no metagame"):
+        method.metagame()
+
+
+def test_pairs_of_players_that_are_the_targets_are_refused():
+    with pytest.raises(UserError, match="order=2 needs a method whose targets are not its players"):
+        ShapleyValue().metagame(order=2)
+
+
+def test_index_without_pairs_is_refused():
+    with pytest.raises(UserError, match="index=ksv needs order=2"):
+        ShapleyValue().metagame(index="ksv")
 
 
 @pytest.mark.parametrize("method", [IntegratedGradients, IntegratedHessians])
 @pytest.mark.parametrize("steps", [0, -3])
 def test_path_without_steps_is_refused(method, steps):
-    with pytest.raises(GameError, match=f"steps={steps}: give a positive whole number"):
+    with pytest.raises(UserError, match=f"steps={steps}: give a positive whole number"):
         method(steps)
 
 
 def test_unknown_index_is_refused():
-    with pytest.raises(GameError, match=r"attribution\.method\.index='sorcery' is unknown: choose one of sii"):
+    with pytest.raises(UserError, match=r"attribution\.method\.index='sorcery' is unknown: choose one of sii"):
         ShapleyInteractions("sorcery")
 
 
 @pytest.mark.parametrize(("method", "name"), [(AttentionWeights(), "attribution=attention"), (AttnLRP(), "AttnLRP")])
 def test_plain_function_has_no_layers(method, name):
-    with pytest.raises(GameError, match=f"{name} needs"):
+    with pytest.raises(UserError, match=f"{name} needs"):
         method.explain(smooth_model(3))
 
 
 def test_attention_of_a_model_with_two_softmax_layers_is_refused():
     net = random_net()
     net.second = nn.Softmax(dim=-1)
-    with pytest.raises(GameError, match=r"attribution=attention needs .* this one has 2"):
+    with pytest.raises(UserError, match=r"attribution=attention needs .* this one has 2"):
         AttentionWeights().explain(embedded(net)[0])
 
 
 @pytest.mark.parametrize("method", [ShapleyValue(), SerialShapleyValue(), ShapleyInteractions()])
 def test_too_many_features_are_refused(method):
-    with pytest.raises(GameError, match="the input has 13 features"):
+    with pytest.raises(UserError, match="the input has 13 features"):
         method.explain(smooth_model(13))
 
 
@@ -384,13 +451,13 @@ def test_too_many_features_are_refused(method):
 )
 def test_output_that_is_not_finite_is_an_error(method):
     model = MaskedModel.of_function(lambda inputs: inputs.sum(1) * torch.nan, torch.ones(3))
-    with pytest.raises(GameError, match=r"(?i)nan"):
+    with pytest.raises(UserError, match=r"(?i)nan"):
         method.explain(model)
 
 
 @pytest.mark.parametrize("baseline", [torch.zeros(3, 2), torch.zeros(2, 1)])
 def test_baseline_of_another_shape_is_refused(baseline):
-    with pytest.raises(GameError, match=r"x \(3, 1\), baseline"):
+    with unchecked(), pytest.raises(UserError, match=r"x \(3, 1\), baseline"):
         MaskedModel(lambda inputs: inputs.sum((1, 2)), torch.zeros(3, 1), baseline)
 
 
@@ -411,7 +478,7 @@ def test_table_model_has_the_values_of_its_table():
 @pytest.mark.parametrize("f", [lambda x: torch.stack([x.sum(1), x.prod(1)], 1), lambda x: x.sum()])
 def test_model_without_one_output_for_each_input_is_refused(method, f):
     model = MaskedModel.of_function(f, torch.ones(3))
-    with pytest.raises(GameError, match=r"f returned shape .* select one"):
+    with pytest.raises(UserError, match=r"f returned shape .* select one"):
         method.explain(model)
 
 
@@ -436,5 +503,5 @@ def test_relevance_rules_keep_the_output_of_every_layer_they_know(layer):
 
 def test_relevance_rules_refuse_a_layer_they_do_not_know():
     net = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.LayerNorm(4))
-    with pytest.raises(GameError, match="no rule for LayerNorm, SiLU"), relevance_rules(net, RULES):
+    with pytest.raises(UserError, match="no rule for LayerNorm, SiLU"), relevance_rules(net, RULES):
         pass

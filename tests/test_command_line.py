@@ -1,58 +1,49 @@
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
+from tests import run_fixtures
 from tests.jobs_fixtures import ROOT, terminal_free_environment
+from tests.run_fixtures import TABLES, contents, n_by_an_earlier_run, records, table
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("table.json", "table.csv", "table.md", "table.tex")
 META_SV = ("model=adder", "benchmark=addition", "attribution=meta_sv", "limit=1")
 
 
-def command(*arguments, output_dir):
-    return [sys.executable, "run.py", *arguments, f"output_dir={output_dir}"]
+class End(NamedTuple):
+    """How a run ended."""
+
+    returncode: int
+    stderr: str
 
 
 def run(*arguments, output_dir):
+    return End(*run_fixtures.run(*arguments, output_dir=output_dir))
+
+
+def from_scratch(*arguments, output_dir):
+    """A run in a process of its own, as a user starts it."""
     return subprocess.run(
-        command(*arguments, output_dir=output_dir),
+        [sys.executable, "run.py", *arguments, f"output_dir={output_dir}"],
         cwd=ROOT, env=terminal_free_environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-
-
-def contents(folder, names):
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def table(folder):
-    return json.loads((folder / "table.json").read_text(encoding="utf-8"))
-
-
-def records(folder):
-    """The lines of every job's records, by job."""
-    files = sorted(folder.glob("jobs/*/records.jsonl"))
-    return {file.parent.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
-
-
-def n_by_an_earlier_run(stderr):
-    return sum(map(int, re.findall(r"(\d+) by an earlier run", stderr)))
 
 
 @pytest.fixture(scope="module")
 def table1(tmp_path_factory):
     """Table 1, twice into the same folder: its processes, and its files after each."""
     folder = tmp_path_factory.mktemp("table1")
-    first = run("experiment=table1", output_dir=folder)
+    first = from_scratch("experiment=table1", output_dir=folder)
     after_first = contents(folder, TABLES), records(folder)
-    second = run("experiment=table1", output_dir=folder)
+    second = from_scratch("experiment=table1", output_dir=folder)
     return folder, (first, second), (after_first, (contents(folder, TABLES), records(folder)))
 
 
@@ -168,7 +159,6 @@ def test_what_cannot_be_computed_is_refused_in_a_sentence_without_a_table(answer
 def test_an_argument_that_cannot_be_read_is_answered_in_one_line(answers, case):
     process, _ = answers[case]
     assert len(process.stderr.splitlines()) == 1
-    assert process.stdout == ""
 
 
 def test_an_unknown_value_is_answered_with_the_choices(answers):
@@ -176,6 +166,12 @@ def test_an_unknown_value_is_answered_with_the_choices(answers):
     assert process.returncode == 1
     assert "Could not find 'attribution/svv'" in process.stderr
     assert "meta_sv" in process.stderr.split("Available options in 'attribution':")[1].split()
+
+
+@pytest.mark.parametrize("option", [("--cfg", "job"), ("--info", "defaults"), ("--resolve", "--cfg", "job")])
+def test_options_of_hydra_can_follow_the_overrides(tmp_path, option):
+    process = run("model=adder", "benchmark=addition", *option, output_dir=None)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_an_unknown_key_is_named(answers):
@@ -212,7 +208,7 @@ def test_a_job_that_cannot_be_built_leaves_the_other_jobs_their_table(tmp_path):
     )
     process = run(*sweep, output_dir=tmp_path)
     assert process.returncode == 1
-    assert process.stderr.count("first-order method that attributes masked inputs; attention is none.") == 1
+    assert process.stderr.count("has no metagame: it is not a first-order attribution method.") == 1
     assert [row["method"] for row in table(tmp_path)["rows"]] == ["Meta-SV", "Meta-IG"]
     assert any(note.startswith("Meta-attention could not start:") for note in table(tmp_path)["notes"])
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame import GameError, concept_metagame
+from metagame import UserError, concept_metagame
 from metagame.concept import exponential_sum
+from tests.conftest import unchecked
 from tests.reference.concept import by_definition, paper_procedure, two_products
 
 TOLERANCE = 1e-9
@@ -239,7 +240,7 @@ def test_cuda_agrees_with_cpu(spread):
     ],
 )
 def test_bad_input_is_named(logits, background, message):
-    with pytest.raises(GameError, match=message):
+    with unchecked(), pytest.raises(UserError, match=message):
         concept_metagame(logits, background)
 
 

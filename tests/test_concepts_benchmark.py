@@ -7,10 +7,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from metagame.benchmarks.concepts import ALL, Concepts, OwnImage
-from metagame.jobs import build, job_folder, run_job
-from metagame.models.concepts import ConceptImage, ConceptLogits, ConceptQuestion, PaintedImage
-from metagame.records import RecordStore
-from tests.segmentation_fixtures import pixels, refused, segmentation_config
+from metagame.contracts import Model, prepare_each
+from metagame.jobs.build import build_part
+from metagame.jobs.fingerprint import files_digest
+from metagame.jobs.records import RecordStore, unpack
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import job_folder
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, PaintedImage
+from tests.segmentation_fixtures import blank, pixels, refused, segmentation_config
 
 ORIENTATION = 0x0112
 PLAYERS = ("car", "bike", "dog", "cat")
@@ -79,19 +83,35 @@ def test_no_sets_are_refused():
         concepts(sets=[])
 
 
-def test_scores_are_the_players_of_each_question():
+def test_there_is_nothing_to_score():
     benchmark = concepts()
     questions = only(benchmark).questions()
-    explicand = {name: ConceptLogits(each.players, each.background, None, None) for name, each in questions.items()}
-    assert benchmark.score(only(benchmark), explicand, {}) == {
-        "car, dog": ["car", "dog"], "car, dog, bike": ["car", "dog", "bike"], ALL: list(PLAYERS),
-    }  # fmt: skip
+    inputs = {name: blank(each) for name, each in questions.items()}
+    assert benchmark.score(only(benchmark), inputs, {}) == {}
+
+
+def test_the_files_of_an_own_image_are_the_image(tmp_path):
+    path = tmp_path / "street.png"
+    sample = only(concepts(image=saved(path)))
+    assert list(sample.files()) == [path]
+    before = files_digest(sample.files())
+    saved(path, Image.fromarray(pixels(9, 14)))
+    assert files_digest(sample.files()) != before
+
+
+def test_a_painting_has_no_files():
+    benchmark = concepts()
+    assert list(only(benchmark).files()) == list(benchmark.files()) == []
+
+
+def test_what_a_painting_shows_is_its_prompt():
+    assert only(concepts()).description() == "a bike on a street"
 
 
 def test_an_own_image_is_seen_with_the_prompt(tmp_path):
     sample = only(concepts(image=saved(tmp_path / "street.png"), prompt="a street"))
     assert isinstance(sample, OwnImage)
-    assert isinstance(sample, ConceptImage)
+    assert isinstance(sample, ConceptSample)
     assert np.array_equal(np.asarray(sample.image()), pixels(8, 14))
     assert {question.prompt for question in sample.questions().values()} == {"a street"}
     assert sample.questions()[ALL] == ConceptQuestion(PLAYERS, ("sky", "grass"), 3, "a street")
@@ -174,18 +194,21 @@ def test_half_a_photograph_is_told(tmp_path):
 
 def test_the_benchmark_is_built_from_a_config():
     node = OmegaConf.create({"name": "concepts", "_target_": "metagame.benchmarks.concepts.Concepts", **arguments()})
-    questions = only(build(node)).questions()
+    questions = only(build_part(node)).questions()
     assert questions == only(concepts()).questions()
 
 
-class Looking:
+class Looking(Model):
     """A model that looks at the picture and has no opinion."""
 
-    sample_type = ConceptImage
+    sample_type = ConceptSample
     revision = "first"
     device = "cpu"
 
-    def prepare(self, sample):
+    def prepare(self, samples):
+        return prepare_each(self.bind, samples)
+
+    def bind(self, sample):
         sample.image()
         return {name: self.nothing(question) for name, question in sample.questions().items()}
 
@@ -206,11 +229,13 @@ def test_a_job_keeps_the_maps_of_every_question(tmp_path):
     cfg = job(tmp_path, image=saved(tmp_path / "street.png"))
     assert run_job(cfg).n_done == 1
     store = RecordStore(job_folder(cfg))
-    (record,) = store.read().values()
-    assert record.scores[ALL] == list(PLAYERS)
-    arrays = store.load_arrays(record)
-    assert arrays["car, dog.meta_concept_attention.players"].shape == (2, 4)
-    assert arrays[f"{ALL}.concept_attention.background"].shape == (2, 4)
+    records = {record.variant: record for record in store.read().values()}
+    for variant in ("meta_concept_attention", "concept_attention"):
+        found = unpack(records[variant], store.load_arrays(records[variant]))
+        assert list(found) == ["car, dog", "car, dog, bike", ALL]
+        assert found["car, dog"].players == ("car", "dog")
+        assert found["car, dog"].attribution.shape == ((2 + 2) * 4,)
+        assert found[ALL].targets == (*PLAYERS, "sky", "grass")
 
 
 def test_a_job_on_a_missing_image_says_so(tmp_path):

@@ -12,10 +12,12 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 import metagame.attributions
-from metagame.games import AttributionGame, GameError
-from metagame.jobs import Job, build, job_folder
+from metagame.errors import UserError
+from metagame.games import AttributionGame
+from metagame.jobs.build import Job, build_estimator, build_method, build_part
+from metagame.jobs.grid import sweep_configs
+from metagame.jobs.spec import job_folder, variants
 from metagame.meta import MetaAttributions, meta_attributions
-from metagame.report.experiment import sweep_configs
 from tests.jobs_fixtures import ROOT, shipped_configs
 
 CONFIGS = ROOT / "configs"
@@ -23,10 +25,6 @@ CONFIGS = ROOT / "configs"
 CHOICES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*/*.yaml"))
 LOGGING = ("hydra/job_logging", "hydra/hydra_logging")
 NESTED_GROUPS = (*LOGGING, "hydra/launcher")
-
-
-CHEAP = {"_target_": "tests.jobs_fixtures.Plain"}
-"""A model that is there at once."""
 
 
 @pytest.fixture(autouse=True)
@@ -82,37 +80,38 @@ def test_other_libraries_log_warnings_only(group):
 
 @pytest.mark.parametrize("model", choices("model"))
 def test_a_model_says_what_it_explains_and_with_which_weights_and_where(model):
-    built = build(compose("config", overrides=[f"model={model}"]).model)
+    built = build_part(compose("config", overrides=[f"model={model}"]).model)
     assert isinstance(built.sample_type, type)
     assert isinstance(built.revision, str)
     assert isinstance(built.device, str)
+    assert isinstance(built.batch_size, int)
     assert callable(built.prepare)
 
 
 @pytest.mark.parametrize("attribution", choices("attribution"))
 def test_an_attribution_builds_into_a_method_with_a_label_and_a_family(attribution):
     cfg = compose("config", overrides=[f"attribution={attribution}"])
-    method = Job.build(cfg).method
-    assert isinstance(method.explicand_type, type)
-    assert callable(method.explain)
-    assert cfg.attribution.label
-    assert cfg.attribution.family
+    for variant in variants(cfg):
+        method = build_method(variant, cfg)
+        assert isinstance(method.input_type, type)
+        assert callable(method.explain)
+        assert variant.label
+        assert variant.family != "own"
+        assert variant.base
 
 
 @pytest.mark.parametrize("benchmark", choices("benchmark"))
 def test_a_benchmark_has_samples_with_ids_of_their_own(benchmark):
-    samples = build(compose("config", overrides=[f"benchmark={benchmark}"]).benchmark).samples()
+    samples = build_part(compose("config", overrides=[f"benchmark={benchmark}"]).benchmark).samples()
     assert samples
     assert len({sample.id for sample in samples}) == len(samples)
 
 
 @pytest.mark.parametrize("estimator", choices("estimator"))
 def test_an_estimator_plays_a_game(estimator):
-    node = compose("config", overrides=[f"estimator={estimator}"]).estimator
+    settings = build_estimator(compose("config", overrides=[f"estimator={estimator}"]))
     game = AttributionGame(lambda coalitions: coalitions * [1.0, 2.0, 3.0], 3)
-    phi = meta_attributions(
-        game, build(node, leave_out=("name", "budget", "batch_size")), endogenous=True, budget=node.budget
-    )
+    phi = meta_attributions(game, settings.estimator, endogenous=True, budget=settings.budget)
     assert isinstance(phi, MetaAttributions)
     assert np.allclose(np.diag(phi.values), [1, 2, 3])
 
@@ -148,12 +147,10 @@ def test_the_parts_of_an_experiments_jobs_fit_each_other(experiment):
         parts = cfg.model.name, cfg.benchmark.name
         if parts not in prepared:
             job = Job.build(cfg)
-            explicands = job.prepare(job.benchmark.samples()[:1])[0]
-            prepared[parts] = list(explicands.values()) if isinstance(explicands, dict) else [explicands]
-        without_model = cfg.copy()
-        OmegaConf.update(without_model, "model", CHEAP, merge=False)
-        method = Job.build(without_model).method
-        assert all(isinstance(explicand, method.explicand_type) for explicand in prepared[parts])
+            prepared[parts] = list(job.prepare(job.benchmark.samples()[:1])[0].values())
+        for variant in variants(cfg):
+            method = build_method(variant, cfg)
+            assert all(isinstance(bound, method.input_type) for bound in prepared[parts])
 
 
 def methods():
@@ -172,11 +169,15 @@ def targets(node):
         yield from (target for value in node.values() for target in targets(value))
 
 
-# attribution.meta=true wraps a method into the first, attribution.index then into the second.
-WRAPPERS = {"metagame.attributions.method.Meta", "metagame.attributions.method.MetaInteractions"}
+# What attribution.meta=true makes of a method, by its method ``metagame``.
+METAGAMES = {
+    "metagame.attributions.method.Metagame",
+    "metagame.attributions.concept_attention.MetaConceptAttention",
+    "metagame.attributions.symbolic.SymbolicMetagame",
+}
 
 
-@pytest.mark.parametrize("method", sorted(set(methods()) - WRAPPERS))
+@pytest.mark.parametrize("method", sorted(set(methods()) - METAGAMES))
 def test_a_method_can_be_chosen_on_the_command_line(method):
     named = {
         target
@@ -184,6 +185,15 @@ def test_a_method_can_be_chosen_on_the_command_line(method):
         for target in targets(yaml.safe_load(path.read_text()))
     }
     assert method in named, f"{method} has no YAML under configs/attribution"
+
+
+def test_every_kind_of_metagame_is_that_of_a_shipped_method():
+    built = set()
+    for attribution in ("meta_ig", "meta_concept_attention", "symbolic/meta_sv"):
+        cfg = compose("config", overrides=[f"attribution={attribution}"])
+        kind = type(build_method(variants(cfg)[0], cfg))
+        built.add(f"{kind.__module__}.{kind.__name__}")
+    assert built == METAGAMES
 
 
 @pytest.mark.parametrize(
@@ -219,9 +229,9 @@ def test_batch_sizes_are_no_part_of_what_a_job_is():
 def test_a_scale_that_needs_a_gpu_says_so_where_there_is_none(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = compose("config", overrides=["experiment=table2", "scale=paper"])
-    with pytest.raises(GameError, match=r"run on a GPU node, or add model\.device=cpu"):
+    with pytest.raises(UserError, match=r"run on a GPU node, or add model\.device=cpu"):
         Job.build(cfg)
     cfg = compose("config", overrides=["experiment=table2", "scale=paper", "model.device=cpu"])
-    with pytest.raises(GameError, match=r"scripts\.prepare_pointing_game"):
+    with pytest.raises(UserError, match=r"scripts\.prepare_pointing_game"):
         Job.build(cfg)
     assert Job.build(compose("config", overrides=["experiment=table1", "scale=paper"]))

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -28,17 +26,18 @@ import pytest
 import torch
 from hydra import compose
 
-from metagame.games import GameError
-from metagame.jobs import job_folder, run_job
-from metagame.records import RecordError, RecordStore
+from metagame.cli import finish
+from metagame.errors import RecordError, UserError
+from metagame.jobs.build import build_method
+from metagame.jobs.records import RecordStore
+from metagame.jobs.run import memory_advice, run_job
+from metagame.jobs.spec import job_folder, variants
 from metagame.report.experiment import write_report
-from metagame.sweep import finish
-from metagame.worker import memory_advice
 from tests.jobs_fixtures import ROOT, Plain, Share, job_config, shipped_configs, terminal_free_environment
+from tests.run_fixtures import FORKS, PAGE, TABLES, Run, contents, n_by_an_earlier_run, n_recorded, run
 
 pytestmark = pytest.mark.slow
 
-TABLES = ("table.json", "table.csv", "table.md", "table.tex")
 FIGURES = ("figure.png", "figure.pdf")
 METHODS = ("attention", "sv", "ig", "meta_ig")
 JOB = (
@@ -48,80 +47,15 @@ JOB = (
 SWEEP = ("-m", *JOB, f"attribution={','.join(METHODS)}")
 PLAIN_SWEEP = (*SWEEP, "report.figure=null")
 N_SAMPLES = 4 * 3
-PAGE = os.sysconf("SC_PAGESIZE")
-
-FORKS = multiprocessing.get_context("forkserver")
-
-
-IMPORTED = (
-    "tests.jobs_fixtures", "metagame.sweep", "metagame.attributions.attention", "metagame.attributions.gradients",
-    "metagame.attributions.shapley", "metagame.benchmarks.addition", "metagame.report.addition", "pandas", "jinja2",
-    "tabulate", "matplotlib.pyplot", "matplotlib.backends.backend_pdf",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ready():
-    """What makes many runs cheap: imports that are done, and few objects for each job to search for garbage."""
-    FORKS.set_forkserver_preload(list(IMPORTED))
+    """What makes many runs cheap: few objects for each job to search for garbage."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-def run_py(arguments, errors):
-    """A process's work: ``python run.py`` with these arguments."""
-    gc.freeze()
-    os.chdir(ROOT)
-    os.dup2(errors.fileno(), sys.stderr.fileno())
-    os.environ.clear()
-    os.environ.update(terminal_free_environment())
-    sys.argv = ["run.py", *arguments]
-    runpy.run_path("run.py", run_name="__main__")
-
-
-class Run:
-    """``run.py`` at work in another process."""
-
-    def __init__(self, *arguments, output_dir):
-        self.folder = output_dir
-        self.errors, written = FORKS.Pipe(duplex=False)
-        self.process = FORKS.Process(target=run_py, args=([*arguments, f"output_dir={output_dir}"], written))
-        self.process.start()
-        written.close()
-
-    def until(self, condition):
-        """Wait until the condition holds, which must be before the end of the process."""
-        while not condition():
-            assert self.process.is_alive(), self.end()
-            time.sleep(0.005)
-
-    def recorded(self, n_samples):
-        self.until(lambda: n_recorded(self.folder) >= n_samples)
-
-    def stop(self, number):
-        """Send a signal; the exit status, and what was written to standard error."""
-        os.kill(self.process.pid, number)
-        return self.end()
-
-    def end(self):
-        """The exit status, and what was written to standard error, once the process is over."""
-        written = b"".join(iter(lambda: os.read(self.errors.fileno(), PAGE), b""))
-        self.process.join()
-        return self.process.exitcode, written.decode()
-
-
-def run(*arguments, output_dir):
-    return Run(*arguments, output_dir=output_dir).end()
-
-
-def n_recorded(folder):
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("jobs/*/records.jsonl"))
-
-
-def n_by_an_earlier_run(errors):
-    return sum(map(int, re.findall(r"(\d+) by an earlier run", errors)))
 
 
 def lines(folder):
@@ -137,10 +71,6 @@ def samples(folder):
         job: sorted((record["sample"], record["status"]) for record in map(json.loads, each))
         for job, each in lines(folder).items()
     }
-
-
-def contents(folder, names=TABLES):
-    return {name: (folder / name).read_bytes() for name in names}
 
 
 def arrays(folder):
@@ -353,10 +283,10 @@ class Filling(Plain):
     disk: ClassVar[Path]
     free_pages: ClassVar[int | None] = None
 
-    def prepare(self, sample):
+    def bind(self, sample):
         if self.free_pages is not None and sample.value > 3:
             fill(self.disk, self.free_pages)
-        return super().prepare(sample)
+        return super().bind(sample)
 
 
 @pytest.mark.parametrize(("free_pages", "unwritten"), [(0, r"arrays/\w+\.npz"), (1, r"records\.jsonl")])
@@ -503,14 +433,15 @@ def test_a_folder_that_turns_read_only_stops_the_sweep_and_loses_nothing(tmp_pat
 # Broken records
 
 
-def test_a_last_line_cut_at_any_byte_costs_its_sample_only(tmp_path):
+def test_a_last_line_cut_anywhere_costs_its_sample_only(tmp_path):
+    """At a few bytes of it; ``test_records`` cuts at all of them."""
     cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
     run_job(cfg)
     write_report([cfg])
     expected, path = contents(tmp_path), job_folder(cfg) / "records.jsonl"
     whole = path.read_bytes()
     last = whole.splitlines(True)[-1]
-    for n_kept in range(len(last)):
+    for n_kept in (0, 1, *range(30, len(last), 60), len(last) - 1):
         path.write_bytes(whole[: len(whole) - len(last) + n_kept])
         (tmp_path / "log").write_text("")
         run_job(cfg)
@@ -542,12 +473,12 @@ def test_a_line_that_is_no_record_is_refused_by_its_place_and_leaves_the_table(t
 class Stuck(Plain):
     """Whoever is the first to prepare sample 2 never comes back."""
 
-    def prepare(self, sample):
+    def bind(self, sample):
         marker = Path(f"{self.log}.stuck")
         if sample.id == "2" and not marker.exists():
             marker.touch()
             signal.pause()
-        return super().prepare(sample)
+        return super().bind(sample)
 
 
 def test_a_process_takes_over_the_sample_of_one_that_is_killed(tmp_path):
@@ -593,21 +524,22 @@ class Batched(Plain):
 
     fitting: ClassVar[int] = 2
     wraps: ClassVar[bool] = False
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     n_alive: ClassVar[list[int]] = []
 
     def __init__(self, batch_size):
         super().__init__()
         self.batch_size = batch_size
 
-    def prepare_batch(self, samples):
+    def prepare(self, samples):
         self.n_alive.append(len(Tensor.alive))
         try:
             self._encode(samples)
         except torch.OutOfMemoryError as error:
             if self.wraps:
-                raise GameError("lower model.batch_size.") from error
+                raise UserError("lower model.batch_size.") from error
             raise
-        return samples
+        return super().prepare(samples)
 
     def _encode(self, samples):
         images = Tensor()  # noqa: F841
@@ -621,12 +553,12 @@ class Hungry(Share):
     has_grown: ClassVar[bool] = False
     n_alive: ClassVar[list[int]] = []
 
-    def explain(self, explicand, progress=None):
+    def explain(self, bound, progress=None):
         self.n_alive.append(len(Tensor.alive))
         gradients = Tensor()  # noqa: F841
-        if explicand.id == "2" and not self.has_grown:
+        if bound.id == "2" and not self.has_grown:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return super().explain(explicand, progress)
+        return super().explain(bound, progress)
 
 
 @pytest.fixture
@@ -667,7 +599,7 @@ def test_a_job_of_which_no_batch_fits_writes_no_table_and_exits_with_1(tmp_path,
     cfg = batched(tmp_path, 8)
     assert run_job(cfg).n_failed == 8
     assert not finish([cfg])
-    assert "no table is written. the device's memory does not suffice" in caplog.text
+    assert "so no table is written. the device's memory is too small" in caplog.text
     assert not (tmp_path / "table.json").exists()
 
 
@@ -702,6 +634,7 @@ ADVICE = {
 @pytest.mark.parametrize("parts", ADVICE)
 def test_who_runs_out_of_memory_is_told_settings_that_the_job_has(parts):
     with shipped_configs():
-        advice = memory_advice(compose("config", overrides=list(parts)))
+        cfg = compose("config", overrides=list(parts))
+        advice = memory_advice(cfg, [build_method(variant, cfg) for variant in variants(cfg)])
     assert re.findall(r"[a-z_]+\.[a-z_.=]+", advice) == ADVICE[parts]
     assert advice.startswith(("lower", "set", "choose a smaller model"))

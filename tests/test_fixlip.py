@@ -20,7 +20,7 @@ from metagame.games import all_coalitions
 from tests.conftest import close
 from tests.reference import indices as reference_indices
 from tests.reference import vision_language as reference
-from tests.vision_language_fixtures import FAMILIES, build, refused, scene
+from tests.vision_language_fixtures import FAMILIES, build, prepare_one, refused, scene
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 EVERYTHING = SampledCoalitions(budget=10**6)
@@ -129,27 +129,38 @@ def test_more_coalitions_than_a_block_of_rows_are_all_fitted():
 @each_family
 def test_explanation_matches_the_slow_twin(family, interactions):
     built = build(family, patch=16)
-    explicand = built.explicand(words=("one", "two"))
-    found = FIxLIP(EVERYTHING, interactions).explain(explicand).matrix
+    bound = built.bound(words=("one", "two"))
+    found = FIxLIP(EVERYTHING, interactions).explain(bound).meta.values
     first = 0 if family == "siglip2" else 1
     ids, players = built.ids("one two"), [first, first + 1]
-    expected = reference.fixlip(built.net, explicand.image.pixels, ids, players, 2, interactions)
+    expected = reference.fixlip(built.net, bound.image.pixels, ids, players, 2, interactions)
     assert found.shape == (4, 2)
     assert close(found, expected, 1e-8)
     assert np.abs(found).max() > 1e-3
 
 
+def test_explanation_names_words_and_the_grid_of_patches():
+    found = FIxLIP(EVERYTHING).explain(build("clip", torch.float32, patch=16).bound(words=("one", "two")))
+    assert (found.players, found.targets, found.grid) == (("one", "two"), ("image",), (2, 2))
+    assert (found.meta.players, found.meta.targets, found.meta.grid) == (("one", "two"), ("image",), (2, 2))
+    assert not found.meta.endogenous
+    assert found.attribution is None
+    assert found.meta.first_order is None
+
+
 @each_family
 def test_batches_of_masked_images_change_nothing_but_memory(family):
-    explicands = [build(family, torch.float32, patch=16).explicand(words=("one",)) for _ in range(2)]
-    maps = [FIxLIP(EVERYTHING, batch_size=size).explain(e).matrix for size, e in zip((256, 3), explicands, strict=True)]
+    inputs = [build(family, torch.float32, patch=16).bound(words=("one",)) for _ in range(2)]
+    maps = [
+        FIxLIP(EVERYTHING, batch_size=size).explain(e).meta.values for size, e in zip((256, 3), inputs, strict=True)
+    ]
     assert close(*maps, 1e-5)
 
 
 def test_progress_counts_masked_images():
     seen = []
-    explicand = build("clip", torch.float32, patch=16).explicand(words=("one",))
-    FIxLIP(EVERYTHING, batch_size=8).explain(explicand, lambda done, total: seen.append((done, total)))
+    bound = build("clip", torch.float32, patch=16).bound(words=("one",))
+    FIxLIP(EVERYTHING, batch_size=8).explain(bound, lambda done, total: seen.append((done, total)))
     assert seen == [(8, 16), (16, 16)]
 
 
@@ -177,25 +188,25 @@ def images_encoded(monkeypatch, model):
 
 def test_masks_of_an_image_are_encoded_once_for_all_its_texts(monkeypatch):
     model = build("clip", torch.float32, patch=8).model
-    texts = model.prepare(scene(0, a=("one", "two"), b=("three",), c=("four", "five", "six")))
+    texts = prepare_one(model, scene(0, a=("one", "two"), b=("three",), c=("four", "five", "six")))
     design = CrossedCoalitions(40)
     masks = design.coalitions(16, 2).image_masks
     method = FIxLIP(design, batch_size=16)
     with images_encoded(monkeypatch, model) as seen:
-        for explicand in texts.values():
-            method.explain(explicand)
+        for bound in texts.values():
+            method.explain(bound)
     assert sum(seen) == len(masks)
     assert seen[:2] == [16, 16]
 
 
 def test_distinct_masks_only_are_encoded(monkeypatch):
     model = build("clip", torch.float32, patch=16).model
-    texts = model.prepare(scene(0, a=("one", "two"), b=("three", "four")))
+    texts = prepare_one(model, scene(0, a=("one", "two"), b=("three", "four")))
     for design in (SampledCoalitions(60), EVERYTHING):
         masks = design.coalitions(4, 2).image_masks
         with images_encoded(monkeypatch, model) as seen:
-            for explicand in texts.values():
-                FIxLIP(design).explain(explicand)
+            for bound in texts.values():
+                FIxLIP(design).explain(bound)
         assert len(masks) <= 16
         whole_and_none = np.repeat([[False], [True]], 4, axis=1)
         assert sum(seen) == len(np.unique(np.concatenate([masks, whole_and_none]), axis=0))
@@ -203,17 +214,19 @@ def test_distinct_masks_only_are_encoded(monkeypatch):
 
 def test_crossed_design_encodes_distinct_masks_only(monkeypatch):
     model = build("clip", torch.float32, patch=16).model
-    explicand = model.prepare(scene(0, a=("one", "two")))["a"]
+    bound = prepare_one(model, scene(0, a=("one", "two")))["a"]
     with images_encoded(monkeypatch, model) as seen:
-        FIxLIP(CrossedCoalitions(100)).explain(explicand)
+        FIxLIP(CrossedCoalitions(100)).explain(bound)
     assert sum(seen) <= 2**4 + 2
 
 
 def test_several_images_have_masks_of_their_own():
     model = build("clip", torch.float32, patch=16).model
     method = FIxLIP(CrossedCoalitions(12))
-    together = [method.explain(e["text"]).matrix for e in model.prepare_batch([scene(0), scene(1)])]
-    alone = [FIxLIP(CrossedCoalitions(12)).explain(model.prepare(scene(seed))["text"]).matrix for seed in (0, 1)]
+    together = [method.explain(e["text"]).meta.values for e in model.prepare([scene(0), scene(1)])]
+    alone = [
+        FIxLIP(CrossedCoalitions(12)).explain(prepare_one(model, scene(seed))["text"]).meta.values for seed in (0, 1)
+    ]
     assert close(together, alone, 1e-5)
     assert not close(*together, 1e-2)
 
@@ -367,24 +380,24 @@ def test_unknown_interactions_are_refused(interactions):
 
 @pytest.mark.parametrize("masks", [-1, 0, 2, 17])
 def test_too_few_image_masks_are_refused(masks):
-    explicand = build("clip", torch.float32).explicand()
+    bound = build("clip", torch.float32).bound()
     with refused(f"design.budget={masks} is too few for 16 patches"):
-        FIxLIP(CrossedCoalitions(masks)).explain(explicand)
+        FIxLIP(CrossedCoalitions(masks)).explain(bound)
 
 
 @pytest.mark.parametrize("interactions", ["cross", "all"])
 @pytest.mark.parametrize("budget", [0, 1, 10])
 def test_design_that_does_not_determine_the_interactions_is_refused(budget, interactions):
     n_columns = 1 + 18 + (32 if interactions == "cross" else 18 * 17 // 2)
-    explicand = build("clip", torch.float32).explicand(words=("one", "two"))
+    bound = build("clip", torch.float32).bound(words=("one", "two"))
     with refused(f"{budget} coalitions do not determine {n_columns} interactions: raise design.budget"):
-        FIxLIP(SampledCoalitions(budget), interactions).explain(explicand)
+        FIxLIP(SampledCoalitions(budget), interactions).explain(bound)
 
 
 def test_crossed_design_with_too_few_masks_for_all_pairs_is_refused():
-    explicand = build("clip", torch.float32).explicand(words=("one", "two"))
+    bound = build("clip", torch.float32).bound(words=("one", "two"))
     with refused("do not determine 172 interactions: .* or choose interactions=cross"):
-        FIxLIP(CrossedCoalitions(30), "all").explain(explicand)
+        FIxLIP(CrossedCoalitions(30), "all").explain(bound)
 
 
 def test_coalitions_of_ones_own_can_be_fitted():
@@ -398,18 +411,18 @@ def test_coalitions_of_ones_own_can_be_fitted():
 
 def test_patches_that_change_nothing_have_no_interactions():
     model = build("clip", torch.float32, patch=16).model
-    explicand = model.prepare(scene(0, text=("one", "two")))["text"]
-    explicand.image.pixels.zero_()
-    assert close(FIxLIP(EVERYTHING, "all").explain(explicand).matrix, 0.0, 1e-5)
+    bound = prepare_one(model, scene(0, text=("one", "two")))["text"]
+    bound.image.pixels.zero_()
+    assert close(FIxLIP(EVERYTHING, "all").explain(bound).meta.values, 0.0, 1e-5)
 
 
 def test_auto_fits_every_pair_where_there_are_64_patches_or_less():
     for family_patch, expected in ((8, 16), (16, 4)):
-        explicand = build("clip", torch.float32, patch=family_patch).explicand(words=("one", "two"))
-        found = FIxLIP(SampledCoalitions(600), interactions="auto").explain(explicand)
-        every = FIxLIP(SampledCoalitions(600), interactions="all").explain(explicand)
-        assert found.matrix.shape == (expected, 2)
-        assert np.array_equal(found.matrix, every.matrix)
+        bound = build("clip", torch.float32, patch=family_patch).bound(words=("one", "two"))
+        found = FIxLIP(SampledCoalitions(600), interactions="auto").explain(bound)
+        every = FIxLIP(SampledCoalitions(600), interactions="all").explain(bound)
+        assert found.meta.values.shape == (expected, 2)
+        assert np.array_equal(found.meta.values, every.meta.values)
     assert len(FIxLIP(SampledCoalitions(4000), interactions="auto")._make_regression(65, 1).first) == 65
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from metagame.games import AttributionGame, GameError, all_coalitions
-from tests.conftest import random_game
+from metagame.errors import UserError
+from metagame.games import AttributionGame, all_coalitions
+from tests.conftest import random_game, unchecked
 
 
 def test_bit_j_of_the_row_number_is_player_j():
@@ -18,7 +19,7 @@ def test_game_from_values_returns_them():
 
 @pytest.mark.parametrize("shape", [(5, 2), (8,), (0, 2), (2, 2, 2)])
 def test_values_of_no_game_are_refused(shape):
-    with pytest.raises(GameError, match="values has shape"):
+    with unchecked(), pytest.raises(UserError, match="values has shape"):
         AttributionGame.from_values(np.zeros(shape))
 
 
@@ -68,29 +69,29 @@ def test_grand_coalition_is_evaluated_once():
 def test_value_that_is_not_finite_names_target_and_coalition(bad):
     values = random_game(3, 2)
     values[0b110, 1] = bad
-    with pytest.raises(GameError, match=r"fn returned .* for target 1 on coalition \[1, 2\]"):
+    with pytest.raises(UserError, match=r"fn returned .* for target 1 on coalition \[1, 2\]"):
         AttributionGame.from_values(values)(all_coalitions(3))
 
 
 @pytest.mark.parametrize("shape", [(8,), (7, 2), (1, 2), (8, 2, 1), ()])
 def test_fn_of_a_wrong_shape_is_refused(shape):
-    with pytest.raises(GameError, match="fn returned shape"):
+    with pytest.raises(UserError, match="fn returned shape"):
         AttributionGame(lambda coalitions: np.zeros(shape), 3)(all_coalitions(3))
 
 
 @pytest.mark.parametrize("coalitions", [np.ones((2, 3), int), np.ones((2, 3)), [[1, 0, 1]]])
 def test_coalitions_must_be_boolean(coalitions):
-    with pytest.raises(GameError, match="coalitions has dtype"):
+    with unchecked(), pytest.raises(UserError, match="coalitions has dtype"):
         AttributionGame.from_values(random_game(3, 1))(coalitions)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 1)])
 def test_coalitions_must_have_a_column_per_player(shape):
-    with pytest.raises(GameError, match="coalitions has shape"):
+    with unchecked(), pytest.raises(UserError, match="coalitions has shape"):
         AttributionGame.from_values(random_game(3, 1))(np.ones(shape, bool))
 
 
 @pytest.mark.parametrize(("arguments", "name"), [({"n_players": 0}, "n_players"), ({"batch_size": 0}, "batch_size")])
 def test_bad_argument_is_named(arguments, name):
-    with pytest.raises(GameError, match=name):
+    with pytest.raises(UserError, match=name):
         AttributionGame(lambda coalitions: coalitions, **({"n_players": 2} | arguments))

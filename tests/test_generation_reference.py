@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from metagame.attributions.attnlrp import AttnLRP
-from metagame.attributions.method import Meta
 from metagame.benchmarks.prompts import review_prompts
+from metagame.estimators.configured import ConfiguredEstimator
 from metagame.estimators.exact import endogenous_shapley
 from metagame.estimators.trees import tree_index
 from metagame.games import AttributionGame, all_coalitions
@@ -22,14 +22,14 @@ def tables():
 
 
 @pytest.fixture(scope="module")
-def explicand():
+def bound():
     model = small_gemma()
     prompt = model.tokenize("the soup was not very good .")
-    return model.explicand(prompt, model.generate(prompt))
+    return model.bind_answer(prompt, model.generate(prompt))
 
 
-def test_one_pass_gives_the_mean_over_the_steps_that_the_reference_takes_alone(explicand):
-    found = AttnLRP().game(explicand)(all_coalitions(7))
+def test_one_pass_gives_the_mean_over_the_steps_that_the_reference_takes_alone(bound):
+    found = AttnLRP().game(bound)(all_coalitions(7))
     np.testing.assert_allclose(found, step_tables(small_gemma(), "the soup was not very good .").mean(0), atol=1e-5)
 
 
@@ -49,12 +49,12 @@ def test_the_default_estimator_is_no_worse_with_2b_passes_in_all_than_the_paper_
     assert np.mean(paper) < 0.1
 
 
-def test_a_coalition_costs_one_pass_whatever_the_number_of_targets_and_steps(explicand):
+def test_a_coalition_costs_one_pass_whatever_the_number_of_targets_and_steps(bound):
     rows = []
-    forward = explicand.f
-    object.__setattr__(explicand, "f", lambda inputs: rows.append(len(inputs)) or forward(inputs))
-    phi = Meta(AttnLRP(), "trees", budget=100).play(explicand)
-    object.__setattr__(explicand, "f", forward)
+    forward = bound.f
+    object.__setattr__(bound, "f", lambda inputs: rows.append(len(inputs)) or forward(inputs))
+    phi = AttnLRP().metagame(ConfiguredEstimator("trees", budget=100)).explain(bound).meta
+    object.__setattr__(bound, "f", forward)
     assert sum(rows) == phi.n_evaluations <= 101
 
 

@@ -12,8 +12,8 @@ from scipy.io import savemat
 
 from metagame.benchmarks import imagenet
 from metagame.benchmarks.imagenet import TRUTH, ImageNet
-from metagame.benchmarks.pointing_game import PreparedScenes
-from metagame.games import GameError
+from metagame.benchmarks.pointing_game import ComposedScenes, PreparedScenes
+from metagame.errors import UserError
 from scripts import prepare_pointing_game
 from scripts.prepare_pointing_game import prepare
 
@@ -175,9 +175,34 @@ def stored(request, tmp_path):
     return ImageNet(str(LAYOUTS[request.param](tmp_path / "imagenet")))
 
 
+def test_every_layout_names_the_file_of_an_image(stored):
+    for label, k in K_OF_EACH:
+        (path,) = stored.files(label, k)
+        assert path.is_file()
+        number = number_of(label, k)
+        (part,) = [place for place, rows in enumerate(PARTS) if number - NUMBERS[0] in rows]
+        assert path.name == name(number) if path.suffix == ".JPEG" else f"-{part:05d}-of-" in path.name
+
+
+@pytest.mark.parametrize(("label", "k"), [(3, 3), (3, -1), (-1, 0), (5, 0)])
+def test_every_layout_has_no_file_of_an_image_that_is_not_there(stored, label, k):
+    assert list(stored.files(label, k)) == []
+
+
+def test_too_few_class_folders_have_no_files(tmp_path):
+    (class_folders(tmp_path) / WORDNET[2]).rename(tmp_path / "elsewhere")
+    assert list(ImageNet(str(tmp_path)).files(0, 0)) == []
+
+
+def test_the_files_of_a_composed_scene_are_those_of_its_images(tmp_path):
+    scenes = ComposedScenes(ImageNet(str(class_folders(tmp_path))), 32)
+    found = scenes.files("a-b-c-d", (3, 0, 1, 2), 1)
+    assert [path.name for path in found] == [name(number_of(label, 1)) for label in (3, 0, 1, 2)]
+
+
 def refused(root, label=0, k=0):
     """Why an image is refused, in one line."""
-    with pytest.raises(GameError) as error:
+    with pytest.raises(UserError) as error:
         ImageNet(str(root)).image(label, k)
     message = str(error.value)
     assert "\n" not in message
@@ -197,13 +222,13 @@ def test_every_layout_gives_images_in_any_order_and_again(stored):
 
 @pytest.mark.parametrize("k", [3, -1])
 def test_every_layout_refuses_an_image_that_a_class_has_not(stored, k):
-    with pytest.raises(GameError, match=rf"class 3 has 3 images under .*: image {k} is missing"):
+    with pytest.raises(UserError, match=rf"class 3 has 3 images under .*: image {k} is missing"):
         stored.image(3, k)
 
 
 @pytest.mark.parametrize("label", [-1, 5, 1000])
 def test_every_layout_refuses_a_label_out_of_range(stored, label):
-    with pytest.raises(GameError, match=f"class {label} is not in ImageNet-1k: give labels 0 to 4"):
+    with pytest.raises(UserError, match=f"class {label} is not in ImageNet-1k: give labels 0 to 4"):
         stored.image(label, 0)
 
 
@@ -235,7 +260,7 @@ def test_only_the_validation_files_of_a_folder_with_training_files_count(tmp_pat
 
 @pytest.mark.parametrize("place", [".", "absent"])
 def test_a_folder_without_images_is_refused_with_what_to_put_there(tmp_path, place):
-    with pytest.raises(GameError, match="holds no ImageNet-1k validation set: put there 5 class folders, or the"):
+    with pytest.raises(UserError, match="holds no ImageNet-1k validation set: put there 5 class folders, or the"):
         ImageNet(str(tmp_path / place))
 
 
@@ -406,7 +431,7 @@ def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_pat
 
 
 def test_the_script_refuses_a_folder_that_is_not_imagenet(tmp_path, protocol):
-    with pytest.raises(GameError, match="holds no ImageNet-1k validation set"):
+    with pytest.raises(UserError, match="holds no ImageNet-1k validation set"):
         prepare(str(tmp_path / "absent"), tmp_path / "out", 1)
 
 
@@ -441,14 +466,14 @@ def test_the_grids_that_the_script_made_are_the_scenes_of_the_game(tmp_path, pro
 
 def test_a_scene_that_was_not_made_is_refused_by_name(tmp_path):
     with pytest.raises(
-        GameError, match=r"a-b-c-d/07\.png is missing: make it with .python -m scripts\.prepare_pointing_game"
+        UserError, match=r"a-b-c-d/07\.png is missing: make it with .python -m scripts\.prepare_pointing_game"
     ):
         PreparedScenes(str(tmp_path)).image("a-b-c-d", (0, 1, 2, 3), 7)
 
 
 def test_a_missing_folder_of_scenes_says_the_command_that_makes_it(tmp_path):
     root = str(tmp_path / "absent")
-    with pytest.raises(GameError) as error:
+    with pytest.raises(UserError) as error:
         PreparedScenes(root)
     command = f"python -m scripts.prepare_pointing_game --imagenet FOLDER --out {root}"
     assert f"does not exist: make the grids with '{command}'." in str(error.value)

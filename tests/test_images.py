@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metagame.benchmarks.digits import HELD_OUT, Digits
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.images import composite, read_image, square, to_rgb
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -33,7 +33,7 @@ def pixel(image, x=0, y=0):
 
 def refused(source, name="x.png"):
     """The message of the refusal, which is one line."""
-    with pytest.raises(GameError) as error:
+    with pytest.raises(UserError) as error:
         read_image(source, name)
     message = str(error.value)
     assert name in message
@@ -232,11 +232,11 @@ def test_a_digit_is_a_small_rgb_image():
 
 @pytest.mark.parametrize("label", [-1, 10, 1000])
 def test_a_label_that_is_no_digit_is_refused(label):
-    with pytest.raises(GameError, match=re.escape(f"class {label} is no digit: give labels 0 to 9")):
+    with pytest.raises(UserError, match=re.escape(f"class {label} is no digit: give labels 0 to 9")):
         Digits().image(label, 0)
 
 
 @pytest.mark.parametrize("k", [-1, 50, 1000])
 def test_a_digit_image_out_of_range_is_refused(k):
-    with pytest.raises(GameError, match=f"digit 4 has 50 images here: image {k} is not one of them"):
+    with pytest.raises(UserError, match=f"digit 4 has 50 images here: image {k} is not one of them"):
         Digits().image(4, k)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metagame import indices
-from metagame.games import GameError
+from metagame.errors import UserError
 from tests.conftest import close, games, random_game
 from tests.reference import indices as reference
 
@@ -195,12 +195,12 @@ def test_many_players_need_no_table_of_subsets():
     ],
 )
 def test_values_of_no_game_are_refused(values, message):
-    with pytest.raises(GameError, match=message):
+    with pytest.raises(UserError, match=message):
         indices.shapley(values, 3)
 
 
 @pytest.mark.parametrize("order", [0, 3])
 @pytest.mark.parametrize("name", indices.PAIRWISE)
 def test_other_orders_are_refused(name, order):
-    with pytest.raises(GameError, match="order="):
+    with pytest.raises(UserError, match="order="):
         indices.PAIRWISE[name](np.zeros(8), 3, order)

@@ -27,9 +27,9 @@ from tests.language_fixtures import (
     SLIDING,
     TEXT,
     adapter,
+    bound_of,
     build,
     build_net,
-    explicand_of,
     greedy,
     masked_ids,
     near,
@@ -60,7 +60,7 @@ def test_checkpoint_of_a_folder_is_the_model_that_was_saved(family, folder):
     model = LanguageModel.load(checkpoint(folder, family), device="cpu", chat=True, max_new_tokens=4)
     assert type(model.net) is type(build_net(family))
     assert (model.device, model.net.dtype) == ("cpu", torch.float32)
-    assert near(explicand_of(model).values(EVERYTHING), explicand_of(build(family)).values(EVERYTHING), 1e-6)
+    assert near(bound_of(model).values(EVERYTHING), bound_of(build(family)).values(EVERYTHING), 1e-6)
 
 
 def test_revision_is_a_hash_of_the_weights(folder):
@@ -81,22 +81,22 @@ def test_half_precision_is_of_the_weights_alone(method, family, folder):
     path = checkpoint(folder, family)
     half, full = (LanguageModel.load(path, device="cpu", dtype=d, chat=True) for d in ("bfloat16", "float32"))
     assert half.net.dtype == torch.bfloat16
-    explicand, expected = explicand_of(half), explicand_of(full)
+    bound, expected = bound_of(half), bound_of(full)
     coalitions = all_coalitions(5)[::7]
-    assert explicand.x.dtype == explicand.baseline.dtype == torch.float32
-    assert explicand.values(coalitions).dtype == torch.float32
-    assert explicand.gradients(explicand.x[None]).dtype == torch.float32
-    assert near(explicand.values(coalitions), expected.values(coalitions), 0.1)
-    assert near(method.explain(explicand).first_order, method.explain(expected).first_order, 0.2)
+    assert bound.x.dtype == bound.baseline.dtype == torch.float32
+    assert bound.values(coalitions).dtype == torch.float32
+    assert bound.gradients(bound.x[None]).dtype == torch.float32
+    assert near(bound.values(coalitions), expected.values(coalitions), 0.1)
+    assert near(method.explain(bound).attribution, method.explain(expected).attribution, 0.2)
 
 
 def test_logits_are_computed_in_float32_from_the_hidden_states_of_a_model_in_half_precision():
     model = build(dtype=torch.bfloat16)
-    explicand = explicand_of(model)
+    bound = bound_of(model)
     ids = masked_ids(model, TEXT, ANSWER, [True] * 5)
     hidden = model.net.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -len(ANSWER) :].double()
     expected = (hidden * model.net.lm_head.weight[list(ANSWER)].double()).sum(1).mean()
-    assert near(explicand.values(EVERYTHING), [expected], FLOAT32_TOLERANCE)
+    assert near(bound.values(EVERYTHING), [expected], FLOAT32_TOLERANCE)
 
 
 def conditional_net(tied):
@@ -147,7 +147,7 @@ def test_of_a_gemma_with_a_vision_tower_the_text_part_is_explained(names, first,
     assert {tensor.device.type for tensor in (*model.net.parameters(), *model.net.buffers())} == {"cpu"}
     for coalition in all_coalitions(5)[::7]:
         expected = own_mean_logit(net, model, present=coalition)
-        assert near(explicand_of(model).values(coalition[None]), [expected], FLOAT32_TOLERANCE)
+        assert near(bound_of(model).values(coalition[None]), [expected], FLOAT32_TOLERANCE)
     prompt = model.tokenize(TEXT)
     assert model.generate(prompt) == greedy(net, prompt.ids, 4, ends={VOCABULARY[END], VOCABULARY[TURN_END]})
 
@@ -168,10 +168,10 @@ def test_relevance_of_a_gemma_with_a_vision_tower_is_that_of_its_text_part(metho
     text = Gemma3ForCausalLM(net.config.text_config)
     text.model.load_state_dict(net.model.language_model.state_dict())
     text.lm_head.load_state_dict(net.lm_head.state_dict())
-    expected = method.explain(explicand_of(adapter(text))).first_order
+    expected = method.explain(bound_of(adapter(text))).attribution
     save(net, tmp_path)
     model = LanguageModel.load(str(tmp_path), device="cpu", chat=True)
-    assert near(method.explain(explicand_of(model)).first_order, expected, FLOAT32_TOLERANCE)
+    assert near(method.explain(bound_of(model)).attribution, expected, FLOAT32_TOLERANCE)
 
 
 def test_checkpoint_of_another_architecture_is_refused():
@@ -228,14 +228,6 @@ def test_a_template_is_asked_for_before_the_weights_are_read(tmp_path, monkeypat
     monkeypatch.setattr(Gemma3ForCausalLM, "from_pretrained", None)
     with refused(r"set model\.chat=false"):
         LanguageModel.load(str(tmp_path), device="cpu", chat=True)
-
-
-def test_revision_changes_with_the_chat_template(tmp_path):
-    save(build_net(), tmp_path)
-    before = LanguageModel.load(str(tmp_path), device="cpu", chat=True).revision
-    template = tmp_path / "chat_template.jinja"
-    template.write_text(template.read_text() + " ")
-    assert LanguageModel.load(str(tmp_path), device="cpu", chat=True).revision != before
 
 
 def test_weights_that_do_not_fit_the_device_are_refused(folder, monkeypatch):

@@ -2,7 +2,6 @@ import json
 import logging
 import warnings
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from transformers import (
 from metagame.attributions.attnlrp import AttnLRP
 from metagame.attributions.gradients import GradientInput, IntegratedHessians
 from metagame.attributions.leave_one_out import LeaveOneOut
-from metagame.attributions.method import Meta
+from metagame.contracts import WHOLE, Failure
+from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import all_coalitions
 from metagame.models.language_model import LanguageModel
 from scripts.train_language import END, TURN_END, UNKNOWN, VOCABULARY, build_tokenizer
@@ -30,10 +30,11 @@ from tests.language_fixtures import (
     METHODS,
     TEXT,
     WINDOW,
+    Asked,
     adapter,
+    bound_of,
     build,
     build_net,
-    explicand_of,
     float64_throughout,
     greedy,
     masked_ids,
@@ -42,7 +43,7 @@ from tests.language_fixtures import (
     save,
 )
 from tests.reference import meta as reference_meta
-from tests.vision_language_fixtures import refused
+from tests.vision_language_fixtures import prepare_one, refused
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
@@ -55,9 +56,9 @@ each_family_with_its_methods = pytest.mark.parametrize(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_output_is_the_mean_logit_of_the_answer(family, dtype):
     model = build(family, dtype)
-    explicand = explicand_of(model)
-    assert near(explicand.values(EVERYTHING), [own_mean_logit(model.net, model)], FLOAT32_TOLERANCE)
-    assert near(explicand.f(explicand.x[None]), explicand.values(EVERYTHING), FLOAT32_TOLERANCE)
+    bound = bound_of(model)
+    assert near(bound.values(EVERYTHING), [own_mean_logit(model.net, model)], FLOAT32_TOLERANCE)
+    assert near(bound.f(bound.x[None]), bound.values(EVERYTHING), FLOAT32_TOLERANCE)
 
 
 @each_family
@@ -65,14 +66,14 @@ def test_masked_output_is_that_of_the_absent_token_in_the_place_of_absent_ones(f
     model = build(family)
     coalitions = all_coalitions(5)[::3]
     expected = [own_mean_logit(model.net, model, present=row) for row in coalitions]
-    assert near(explicand_of(model).values(coalitions), expected, FLOAT32_TOLERANCE)
+    assert near(bound_of(model).values(coalitions), expected, FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_answers_of_any_length_are_averaged(length):
     model = build()
     answer = tuple(range(20, 20 + length))
-    found = explicand_of(model, answer=answer).values(EVERYTHING)
+    found = bound_of(model, answer=answer).values(EVERYTHING)
     assert near(found, [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
 
 
@@ -80,14 +81,14 @@ def test_prompt_and_answer_are_longer_than_the_window_of_the_sliding_layer():
     model = build()
     assert len(masked_ids(model, TEXT, ANSWER, [True] * 5)) > 2 * WINDOW
     wider = adapter(build_net(sliding_window=CONTEXT))
-    assert not near(explicand_of(wider).values(EVERYTHING), explicand_of(model).values(EVERYTHING), 1e-3)
+    assert not near(bound_of(wider).values(EVERYTHING), bound_of(model).values(EVERYTHING), 1e-3)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_attention_implementations_agree(attention):
     model, other = build(attn_implementation=attention), build()
     assert model.net.config._attn_implementation == attention
-    assert near(explicand_of(model).values(EVERYTHING), explicand_of(other).values(EVERYTHING), FLOAT32_TOLERANCE)
+    assert near(bound_of(model).values(EVERYTHING), bound_of(other).values(EVERYTHING), FLOAT32_TOLERANCE)
 
 
 def test_bias_of_the_head_is_counted():
@@ -96,7 +97,7 @@ def test_bias_of_the_head_is_counted():
     net.lm_head.weight = head.weight
     model = adapter(net)
     assert net.lm_head.bias.abs().max() > 0
-    assert near(explicand_of(model).values(EVERYTHING), [own_mean_logit(net, model)], FLOAT32_TOLERANCE)
+    assert near(bound_of(model).values(EVERYTHING), [own_mean_logit(net, model)], FLOAT32_TOLERANCE)
 
 
 def test_absent_token_can_be_chosen():
@@ -104,35 +105,36 @@ def test_absent_token_can_be_chosen():
     model = adapter(net, absent_token="food")
     assert model.absent_id == VOCABULARY["food"]
     expected = own_mean_logit(net, model, present=[False] * 5)
-    assert near(explicand_of(model).values(~EVERYTHING), [expected], FLOAT32_TOLERANCE)
-    assert not near(explicand_of(adapter(net)).values(~EVERYTHING), [expected], 1e-3)
+    assert near(bound_of(model).values(~EVERYTHING), [expected], FLOAT32_TOLERANCE)
+    assert not near(bound_of(adapter(net)).values(~EVERYTHING), [expected], 1e-3)
 
 
-def test_explicand_is_of_the_players_embeddings():
+def test_input_is_of_the_players_embeddings():
     model = build()
-    explicand = explicand_of(model)
+    bound = bound_of(model)
     embeddings = model.net.get_input_embeddings()
-    assert torch.equal(explicand.x, embeddings(torch.tensor([VOCABULARY[word] for word in TEXT.split()])))
-    assert torch.equal(explicand.baseline, embeddings(torch.tensor([VOCABULARY[UNKNOWN]] * 5)))
-    assert explicand.tokens == tuple(TEXT.split())
-    assert explicand.answer == "good not bad"
-    assert explicand.module is model.net
+    assert torch.equal(bound.x, embeddings(torch.tensor([VOCABULARY[word] for word in TEXT.split()])))
+    assert torch.equal(bound.baseline, embeddings(torch.tensor([VOCABULARY[UNKNOWN]] * 5)))
+    assert bound.players == bound.targets == tuple(TEXT.split())
+    assert bound.grid is None
+    assert bound.answer == "good not bad"
+    assert bound.module is model.net
 
 
 @each_family
 def test_prepared_prompt_has_the_answer_of_the_model(family):
     model = build(family)
-    explicand = model.prepare(SimpleNamespace(id="one", text=TEXT))
+    bound = prepare_one(model, Asked())[WHOLE]
     answer = greedy(model.net, model.tokenize(TEXT).ids, 4)
-    assert explicand.answer == model.tokenizer.decode(answer)
-    assert near(explicand.values(EVERYTHING), [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
+    assert bound.answer == model.tokenizer.decode(answer)
+    assert near(bound.values(EVERYTHING), [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
 
 
 def test_raw_prompts_stand_alone_behind_the_start_token():
     net = build_net()
     model = adapter(net, chat=False)
     assert model.tokenize(TEXT).ids == tuple(VOCABULARY[word] for word in ["<bos>", *TEXT.split()])
-    assert near(explicand_of(model).values(EVERYTHING), [own_mean_logit(net, model)], FLOAT32_TOLERANCE)
+    assert near(bound_of(model).values(EVERYTHING), [own_mean_logit(net, model)], FLOAT32_TOLERANCE)
 
 
 def test_template_settings_are_those_of_the_model():
@@ -147,8 +149,8 @@ def test_template_settings_are_those_of_the_model():
 def test_parameters_stay_frozen_and_the_model_in_evaluation_mode(method, dtype):
     model = build(dtype=dtype)
     before = {name: parameter.clone() for name, parameter in model.net.named_parameters()}
-    method.explain(explicand_of(model))
-    Meta(method, "permutation", budget=10).explain(explicand_of(model))
+    method.explain(bound_of(model))
+    method.metagame(ConfiguredEstimator("permutation", budget=10)).explain(bound_of(model))
     for name, parameter in model.net.named_parameters():
         assert not parameter.requires_grad
         assert parameter.grad is None
@@ -160,7 +162,7 @@ def test_parameters_stay_frozen_and_the_model_in_evaluation_mode(method, dtype):
 def test_a_net_in_training_mode_is_put_into_evaluation_mode():
     net = build_net(attention_dropout=0.5).train()
     model = adapter(net)
-    assert near(explicand_of(model).values(EVERYTHING), explicand_of(build()).values(EVERYTHING), FLOAT32_TOLERANCE)
+    assert near(bound_of(model).values(EVERYTHING), bound_of(build()).values(EVERYTHING), FLOAT32_TOLERANCE)
 
 
 def stepwise(method, model, answer, present):
@@ -181,7 +183,7 @@ def stepwise(method, model, answer, present):
 def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step(method, family):
     model = build(family)
     coalitions = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
-    found = method.game(explicand_of(model))(coalitions)
+    found = method.game(bound_of(model))(coalitions)
     for row, present in zip(found, coalitions, strict=True):
         assert near(row, stepwise(method, model, ANSWER, present), FLOAT32_TOLERANCE)
 
@@ -192,23 +194,23 @@ def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step_in_float64(meth
     answer = tuple(range(30, 30 + length))
     with float64_throughout():
         model = build(dtype=torch.float64)
-        found = method.explain(explicand_of(model, answer=answer)).first_order
+        found = method.explain(bound_of(model, answer=answer)).attribution
         assert near(found, stepwise(method, model, answer, [True] * 5), 1e-12)
 
 
 @each_method
 def test_coalitions_of_a_batch_take_one_forward_pass(method):
     model = build()
-    explicand = explicand_of(model)
+    bound = bound_of(model)
     passes = []
     model.net.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    method.game(explicand)(all_coalitions(5))
+    method.game(bound)(all_coalitions(5))
     assert len(passes) == 1
 
 
 def test_rows_of_a_batch_do_not_mix():
     model = build()
-    game = AttnLRP().game(explicand_of(model))
+    game = AttnLRP().game(bound_of(model))
     coalitions = all_coalitions(5)[::5]
     alone = np.concatenate([game(row[None]) for row in coalitions])
     assert near(game(coalitions), alone, FLOAT32_TOLERANCE)
@@ -216,9 +218,9 @@ def test_rows_of_a_batch_do_not_mix():
 
 def test_metagame_of_a_prompt_is_definition_2():
     model = build()
-    explicand = explicand_of(model)
-    found = Meta(AttnLRP()).explain(explicand).matrix
-    assert close(found, reference_meta.endogenous(AttnLRP().game(explicand)(all_coalitions(5))))
+    bound = bound_of(model)
+    found = AttnLRP().metagame().explain(bound).meta.values
+    assert close(found, reference_meta.endogenous(AttnLRP().game(bound)(all_coalitions(5))))
 
 
 @each_family
@@ -294,7 +296,7 @@ def test_answer_stops_before_a_token_that_ends_it(declare):
     declare(net, tokenizer, end)
     model = adapter(net, tokenizer, max_new_tokens=8)
     assert model.generate(model.tokenize(TEXT)) == whole[: whole.index(end)]
-    assert model.prepare(SimpleNamespace(id="one", text=TEXT)).answer == tokenizer.decode(whole[: whole.index(end)])
+    assert model.bind(Asked())[WHOLE].answer == tokenizer.decode(whole[: whole.index(end)])
 
 
 def test_answer_stops_where_the_turn_ends():
@@ -328,7 +330,7 @@ def test_empty_answer_is_refused(declare):
     net, tokenizer = build_net(), build_tokenizer()
     declare(net, tokenizer, greedy(net, adapter(build_net()).tokenize(TEXT).ids, 1)[0])
     with refused(f"the model's answer to '{TEXT}' is empty, it ended at once"):
-        adapter(net, tokenizer).prepare(SimpleNamespace(id="one", text=TEXT))
+        adapter(net, tokenizer).bind(Asked())
 
 
 def test_answer_that_ends_with_its_last_possible_token_has_its_end_cut_off():
@@ -371,7 +373,15 @@ def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
 
 def test_prompt_with_one_player_is_refused():
     with refused("has 1 players"):
-        build().prepare(SimpleNamespace(id="one", text="food"))
+        build().bind(Asked("food"))
+
+
+def test_a_prompt_that_cannot_be_asked_does_not_spoil_the_others():
+    model = build()
+    first, bad, second = model.prepare([Asked(), Asked("food"), Asked("the soup")])
+    assert isinstance(bad, Failure)
+    assert "has 1 players" in str(bad.error)
+    assert (first[WHOLE].players, second[WHOLE].players) == (tuple(TEXT.split()), ("the", "soup"))
 
 
 def test_an_answer_that_does_not_fit_the_device_is_refused(monkeypatch):
@@ -383,13 +393,13 @@ def test_an_answer_that_does_not_fit_the_device_is_refused(monkeypatch):
 
     monkeypatch.setattr(model.net, "generate", generate)
     with refused(r"an answer of 4 tokens is too much for the device's memory: lower model\.max_new_tokens"):
-        model.prepare(SimpleNamespace(id="one", text=TEXT))
+        model.bind(Asked())
     assert model.net.generation_config is recommended
 
 
 def test_integrated_hessians_are_refused():
     with refused("needs second derivatives"):
-        IntegratedHessians(2).explain(explicand_of(build()))
+        IntegratedHessians(2).explain(bound_of(build()))
 
 
 @pytest.mark.gpu
@@ -400,5 +410,5 @@ def test_cuda_agrees_with_cpu(method):
     prompt = on_cpu.tokenize(TEXT)
     assert on_cuda.generate(prompt) == on_cpu.generate(prompt)
     coalitions = all_coalitions(5)
-    found = method.game(explicand_of(on_cuda))(coalitions)
-    assert near(found, method.game(explicand_of(on_cpu))(coalitions), 1e-3)
+    found = method.game(bound_of(on_cuda))(coalitions)
+    assert near(found, method.game(bound_of(on_cpu))(coalitions), 1e-3)

@@ -10,11 +10,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP, Gemma3RMSNorm
 
-from metagame import GameError
+from metagame import UserError
 from metagame.attributions.attnlrp import CP_RULES, CPLRP, AttnLRP, relevance_rules
 from metagame.attributions.gradients import GradientInput
 from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.attributions.lxt_rules import lxt_rules
+from metagame.contracts import WHOLE
 from metagame.games import all_coalitions
 from metagame.models.adder import Adder, Sum, encode
 from metagame.models.masked import MaskedModel
@@ -24,8 +25,8 @@ from tests.language_fixtures import (
     ANSWER,
     FAMILIES,
     TEXT,
+    bound_of,
     build,
-    explicand_of,
     float64_throughout,
     masked_ids,
     near,
@@ -80,7 +81,7 @@ def test_the_slow_gemma_is_the_gemma_of_transformers(attention):
 def test_relevance_walks_back_through_gemma_layer_by_layer(variant, seed):
     with float64_throughout():
         model = build(dtype=torch.float64, seed=seed)
-        found = VARIANTS[variant].game(explicand_of(model))(PRESENT)
+        found = VARIANTS[variant].game(bound_of(model))(PRESENT)
         for row, present in zip(found, PRESENT, strict=True):
             assert near(row, twin(model, variant, present)[0], LXT_TOLERANCE)
 
@@ -89,7 +90,7 @@ def test_relevance_walks_back_through_gemma_layer_by_layer(variant, seed):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_relevance_walks_back_through_gemma_with_every_attention_and_its_own_precision(variant, attention):
     model = build(dtype=torch.float64, attn_implementation=attention)
-    found = VARIANTS[variant].game(explicand_of(model))(PRESENT)
+    found = VARIANTS[variant].game(bound_of(model))(PRESENT)
     for row, present in zip(found, PRESENT, strict=True):
         assert near(row, twin(model, variant, present)[0], 1e-5)
 
@@ -119,7 +120,7 @@ def test_relevance_walks_back_through_gemmas_of_other_shapes(variant, config):
 def test_relevance_walks_back_from_answers_of_any_length(variant, answer):
     with float64_throughout():
         model = build(dtype=torch.float64)
-        found = VARIANTS[variant].explain(explicand_of(model, answer=answer)).first_order
+        found = VARIANTS[variant].explain(bound_of(model, answer=answer)).attribution
         assert near(found, twin(model, variant, [True] * 5, answer)[0], LXT_TOLERANCE)
 
 
@@ -164,20 +165,20 @@ def test_outputs_within_the_rules_are_those_without(variant, family):
 @each_variant
 @each_ruled
 def test_relevance_is_not_gradient_times_input(variant, family):
-    explicand = explicand_of(build(family))
-    relevance, other = (m.explain(explicand).first_order for m in (VARIANTS[variant], GradientInput()))
+    bound = bound_of(build(family))
+    relevance, other = (m.explain(bound).attribution for m in (VARIANTS[variant], GradientInput()))
     assert not near(relevance, other, 0.1)
 
 
 @each_ruled
 def test_variants_differ(family):
-    explicand = explicand_of(build(family))
-    assert not near(*(method.explain(explicand).first_order for method in VARIANTS.values()), 0.1)
+    bound = bound_of(build(family))
+    assert not near(*(method.explain(bound).attribution for method in VARIANTS.values()), 0.1)
 
 
 def own_gradients(model):
-    explicand = explicand_of(model)
-    return explicand.gradients(explicand.masked(PRESENT))
+    bound = bound_of(model)
+    return bound.gradients(bound.masked(PRESENT))
 
 
 def touched(net):
@@ -209,7 +210,7 @@ def be_interrupted_inside(net, variant):
 
 def nest(net, variant):
     for second in VARIANTS:
-        with lxt_rules(net, variant), pytest.raises(GameError), lxt_rules(net, second):
+        with lxt_rules(net, variant), pytest.raises(UserError), lxt_rules(net, second):
             pass
 
 
@@ -219,8 +220,8 @@ def nest_and_give_up(net, variant):
 
 
 def attribute(net, variant):
-    explicand = explicand_of(build())
-    VARIANTS[variant].explain(explicand)
+    bound = bound_of(build())
+    VARIANTS[variant].explain(bound)
 
 
 WAYS = [leave, fail_inside, be_interrupted_inside, nest, nest_and_give_up, attribute]
@@ -280,9 +281,9 @@ def test_dropout_still_drops_within_the_rules(variant):
 
 @each_ruled
 def test_variants_can_follow_each_other(family):
-    explicand = explicand_of(build(family))
+    bound = bound_of(build(family))
     attn, cp, attn_again, cp_again = (
-        VARIANTS[variant].game(explicand)(PRESENT) for variant in ("attnLRP", "cp_LRP", "attnLRP", "cp_LRP")
+        VARIANTS[variant].game(bound)(PRESENT) for variant in ("attnLRP", "cp_LRP", "attnLRP", "cp_LRP")
     )
     assert np.array_equal(attn, attn_again)
     assert np.array_equal(cp, cp_again)
@@ -304,7 +305,7 @@ def test_rules_within_rules_are_refused_and_leave_the_outer_ones(outer, inner):
             ):
                 pass
             with refused("leave the context"):
-                VARIANTS[inner].explain(explicand_of(model))
+                VARIANTS[inner].explain(bound_of(model))
             assert torch.equal(own_gradients(model), expected)
     assert torch.equal(own_gradients(model), before)
     assert not torch.equal(expected, before)
@@ -314,10 +315,10 @@ def test_rules_within_rules_are_refused_and_leave_the_outer_ones(outer, inner):
 def test_rules_of_two_families_do_not_meet(variant):
     gemma, llama = build("gemma3"), build("llama")
     before = own_gradients(llama)
-    expected = VARIANTS[variant].explain(explicand_of(llama)).first_order
+    expected = VARIANTS[variant].explain(bound_of(llama)).attribution
     with lxt_rules(gemma.net, variant):
         assert torch.equal(own_gradients(llama), before)
-        assert np.array_equal(VARIANTS[variant].explain(explicand_of(llama)).first_order, expected)
+        assert np.array_equal(VARIANTS[variant].explain(bound_of(llama)).attribution, expected)
 
 
 def clip_gradients(net):
@@ -354,7 +355,7 @@ def test_a_family_without_rules_is_refused(method):
     with refused(
         "rules for MistralForCausalLM: choose a model of Gemma 3, Llama, Qwen2 or Qwen3, or attribution=gradient_input"
     ):
-        method.explain(explicand_of(model))
+        method.explain(bound_of(model))
     assert same_objects(touched(model.net), before)
 
 
@@ -376,7 +377,7 @@ def test_lxt_and_transformers_are_imported_where_they_are_needed():
         "assert not {'lxt', 'transformers'} & set(sys.modules)",
         "from metagame.models.adder import Adder, Sum",
         f"adder = Adder({str(ROOT / 'data/tiny/adder')!r})",
-        "metagame.attributions.attnlrp.CPLRP().explain(adder.prepare(Sum.parse('3 - 5')))",
+        "metagame.attributions.attnlrp.CPLRP().explain(adder.bind(Sum.parse('3 - 5'))[''])",
         "assert not {'lxt', 'transformers'} & set(sys.modules)",
     )
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
@@ -388,7 +389,7 @@ def random_adder(seed=0):
     generator = torch.Generator().manual_seed(seed)
     for parameter in adder.net.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2)
-    return adder.prepare(Sum.parse("3 - 5")), adder.net.embedding(encode(["3", "-", "5"]))[3:]
+    return adder.bind(Sum.parse("3 - 5"))[WHOLE], adder.net.embedding(encode(["3", "-", "5"]))[3:]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -419,9 +420,9 @@ def test_rules_of_cp_lrp_keep_the_output_of_the_adder_and_are_not_those_of_attnl
     before = model.values(all_coalitions(3))
     with relevance_rules(model.module, CP_RULES):
         assert close(model.values(all_coalitions(3)), before)
-    first_orders = [method.explain(model).first_order for method in (AttnLRP(), CPLRP(), GradientInput())]
-    assert not close(first_orders[0], first_orders[1], 1e-3)
-    assert not close(first_orders[1], first_orders[2], 1e-3)
+    attributions = [method.explain(model).attribution for method in (AttnLRP(), CPLRP(), GradientInput())]
+    assert not close(attributions[0], attributions[1], 1e-3)
+    assert not close(attributions[1], attributions[2], 1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
@@ -432,9 +433,9 @@ def test_leave_one_out_matches_its_definition(n):
 
 
 def test_leave_one_out_of_a_prompt_matches_its_definition():
-    explicand = explicand_of(build())
-    expected = [reference.leave_one_out(explicand, row) for row in PRESENT]
-    assert near(LeaveOneOut().game(explicand)(PRESENT), expected, FLOAT32_TOLERANCE)
+    bound = bound_of(build())
+    expected = [reference.leave_one_out(bound, row) for row in PRESENT]
+    assert near(LeaveOneOut().game(bound)(PRESENT), expected, FLOAT32_TOLERANCE)
 
 
 def test_leave_one_out_gives_an_absent_feature_nothing():
@@ -459,5 +460,5 @@ def test_leave_one_out_evaluates_the_model_in_its_batches():
     model.batches.budget = 2 * len(masked_ids(model, TEXT, ANSWER, [True] * 5))
     passes = []
     model.net.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    LeaveOneOut().explain(explicand_of(model))
+    LeaveOneOut().explain(bound_of(model))
     assert len(passes) == 3

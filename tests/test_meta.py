@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metagame import AttributionGame, GameError, indices, meta_attributions
+from metagame import AttributionGame, UserError, indices, meta_attributions
 from metagame.estimators import exact
 from tests.conftest import close, endogenous_games, games, random_game
 from tests.reference import indices as reference_indices
@@ -189,7 +189,7 @@ def test_progress_ends_at_the_plan():
     ],
 )
 def test_bad_argument_is_named(arguments, n, n_targets, message):
-    with pytest.raises(GameError, match=message):
+    with pytest.raises(UserError, match=message):
         play(random_game(n, n_targets), **arguments)
 
 
@@ -197,7 +197,7 @@ def test_too_many_players_for_exact_are_refused_before_any_coalition_is_evaluate
     def fn(coalitions):
         raise AssertionError("evaluated")
 
-    with pytest.raises(GameError, match=r"n_players=13 .*'permutation', 'regression' or 'trees'"):
+    with pytest.raises(UserError, match=r"n_players=13 .*'permutation', 'regression' or 'trees'"):
         meta_attributions(AttributionGame(fn, 13), endogenous=False)
 
 
@@ -207,5 +207,5 @@ def test_attribution_that_is_not_finite_is_an_error(estimator):
     values[1 << 2, 1] = np.nan
     values[-1 - (1 << 2), 1] = np.nan
     values[0, 1] = np.nan
-    with pytest.raises(GameError, match="fn returned nan for target 1"):
+    with pytest.raises(UserError, match="fn returned nan for target 1"):
         play(values, estimator=estimator, endogenous=False)

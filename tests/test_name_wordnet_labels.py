@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metagame.benchmarks.imagenet_seg import FIELDS, ImageNetSeg
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.models.concepts import load_t5_tokenizer
 from scripts import name_wordnet_labels as script
 from scripts.name_wordnet_labels import Synset, find_name, read_synsets
@@ -132,7 +132,7 @@ def test_a_circle_of_hypernyms_ends(tokenizer):
 
 
 def test_an_absent_file_is_told(tmp_path):
-    with pytest.raises(GameError, match=r"data\.noun is no file that can be read: give data\.noun of WordNet 3\.0\."):
+    with pytest.raises(UserError, match=r"data\.noun is no file that can be read: give data\.noun of WordNet 3\.0\."):
         read_synsets(tmp_path / "data.noun")
 
 
@@ -152,7 +152,7 @@ BROKEN = {
 def test_a_file_of_another_format_is_told(tmp_path, content):
     path = tmp_path / "data.noun"
     path.write_bytes(content)
-    with pytest.raises(GameError, match=r"data\.noun is not of the format of WordNet's data\.noun: give that of"):
+    with pytest.raises(UserError, match=r"data\.noun is not of the format of WordNet's data\.noun: give that of"):
         read_synsets(path)
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -18,28 +18,33 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
-from metagame.attributions.method import Explanation
 from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.pointing_game import (
     ComposedScenes,
+    Images,
     PointingGame,
+    PreparedScenes,
     quadrants,
     recognition,
     word_maps,
 )
+from metagame.cli import finish
+from metagame.contracts import WHOLE, Failure
+from metagame.errors import UserError
 from metagame.estimators.exact import MAX_PLAYERS
-from metagame.games import GameError
-from metagame.jobs import is_left_out, job_folder, run_job
+from metagame.jobs.fingerprint import files_digest
+from metagame.jobs.grid import sweep_configs
+from metagame.jobs.records import Record, RecordStore, pack, unpack
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import is_left_out, job_folder, variants
 from metagame.models.vision_language import Sample
-from metagame.records import Record, RecordStore
-from metagame.report.experiment import sweep_configs
 from metagame.report.maps import TOP, draw_edges, draw_map, edge_scale, heat_scale, word_colors
 from metagame.report.pointing_game import OBJECTS, pointing_game_table, scenes_figure
 from metagame.report.published import published
 from metagame.report.results import JobResult, tell_apart
 from metagame.report.table import markdown, write_table
-from metagame.sweep import finish
-from tests.conftest import close
+from tests.benchmark_fixtures import explained
+from tests.conftest import close, unchecked
 from tests.jobs_fixtures import ROOT, Plain, job_config, shipped_configs, terminal_free_environment
 from tests.reference import pointing_game as twin
 
@@ -124,13 +129,13 @@ def test_maps_that_are_zero_everywhere_have_no_score(m):
 
 @pytest.mark.parametrize("side", [1, 3, 7])
 def test_a_grid_with_an_odd_side_is_refused(side):
-    with pytest.raises(GameError, match=f"a grid of {side} x {side} patches has no quadrants"):
+    with pytest.raises(UserError, match=f"a grid of {side} x {side} patches has no quadrants"):
         recognition(np.ones((side * side, 2)))
 
 
 @pytest.mark.parametrize("n_patches", [2, 8, 50])
 def test_patches_that_make_no_square_are_refused(n_patches):
-    with pytest.raises(GameError, match=f"{n_patches} patches make no square grid"):
+    with pytest.raises(UserError, match=f"{n_patches} patches make no square grid"):
         recognition(np.ones((n_patches, 2)))
 
 
@@ -151,11 +156,18 @@ def test_the_quadrants_of_patches_are_those_of_the_picture():
 
 
 @dataclass(frozen=True)
-class Solid:
+class Solid(Images):
     pictures: list
 
     def image(self, label, k):
         return self.pictures[label]
+
+
+class Filed(Digits):
+    """Digits that are read from a file each."""
+
+    def files(self, label, k):
+        return [Path(f"{label}-{k}.png")]
 
 
 def game(games=GAMES, n_images=2, n_games=None, classes=None):
@@ -197,8 +209,36 @@ def test_the_image_of_a_sample_is_image_k_of_each_class_in_reading_order():
         assert np.array_equal(np.asarray(cell), np.asarray(expected))
 
 
+def test_the_files_of_a_sample_are_those_of_its_four_images():
+    scenes = ComposedScenes(Filed(), 32)
+    sample = PointingGame(scenes, CLASSES, GAMES, 2).samples()[3]
+    assert list(sample.files()) == [Path(f"{label}-1.png") for label in (4, 3, 2, 1)]
+    assert list(game().samples()[3].files()) == list(game().files()) == []
+
+
+def test_the_file_of_a_sample_with_a_prepared_grid_is_the_grid(tmp_path):
+    samples = PointingGame(PreparedScenes(str(tmp_path)), CLASSES, GAMES, 2).samples()
+    assert [list(sample.files()) for sample in samples] == [
+        [tmp_path / name / f"{k:02d}.png"] for name in GAMES for k in range(2)
+    ]
+
+
+def test_a_grid_that_is_made_again_is_told_apart_by_the_files_of_its_sample_alone(tmp_path):
+    def digests():
+        samples = PointingGame(PreparedScenes(str(tmp_path)), CLASSES, GAMES, 2).samples()
+        return [files_digest(sample.files()) for sample in samples]
+
+    for name, k in product(GAMES, range(2)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        ComposedScenes(Digits(), 32).image(name, (0, 1, 2, 3), k).save(tmp_path / name / f"{k:02d}.png")
+    before = digests()
+    ComposedScenes(Digits(), 32).image(GAMES[0], (0, 1, 2, 3), 7).save(tmp_path / GAMES[0] / "01.png")
+    assert [old != new for old, new in zip(before, digests(), strict=True)] == [False, True, False, False]
+
+
+@unchecked()
 def test_scenario_m_asks_about_the_first_m_words():
-    players = game().samples()[0].players(tokenizer=None)
+    players = game().samples()[0].texts(tokenizer=None)
     assert {m: each.labels for m, each in players.items()} == {
         "1": ("zero",), "2": ("zero", "one"), "3": ("zero", "one", "two"), "4": ("zero", "one", "two", "three"),
     }  # fmt: skip
@@ -211,7 +251,7 @@ def test_the_first_games_only_where_that_is_asked_for():
 
 @pytest.mark.parametrize(("n_images", "n_games"), [(0, None), (-1, None), (2, 0), (2, -3)])
 def test_numbers_of_games_and_images_that_are_not_positive_are_refused(n_images, n_games):
-    with pytest.raises(GameError, match=f"n_images={n_images}, benchmark.n_games={n_games}: give positive numbers"):
+    with pytest.raises(UserError, match=f"n_images={n_images}, benchmark.n_games={n_games}: give positive numbers"):
         game(n_images=n_images, n_games=n_games)
 
 
@@ -220,7 +260,7 @@ def test_numbers_of_games_and_images_that_are_not_positive_are_refused(n_images,
     ["", "zero-one-two", "zero-one-two-three-four", "zero-one-two-ten", "zero-one-two-zero", "zero one two three"],
 )
 def test_a_game_that_is_not_four_different_known_words_is_refused(name):
-    with pytest.raises(GameError, match=f"game {name!r}: give four different words of benchmark.classes"):
+    with pytest.raises(UserError, match=f"game {name!r}: give four different words of benchmark.classes"):
         game([GAMES[0], name])
 
 
@@ -241,24 +281,34 @@ def test_the_shipped_game_has_50_images_of_ten_games_and_fewer_for_fixlip(overri
 
 def test_a_first_order_map_is_the_map_of_every_word():
     values = np.arange(4.0)
-    assert word_maps(Explanation(first_order=values), 3).tolist() == [[value] * 3 for value in values]
+    assert word_maps(explained(values, grid=(2, 2)), 3).tolist() == [[value] * 3 for value in values]
 
 
 def test_meta_attributions_are_the_maps_of_their_words():
     matrix = np.arange(8.0).reshape(4, 2)
-    explanation = Explanation(first_order=np.ones(4), matrix=matrix, empty=np.zeros(4))
-    assert np.array_equal(word_maps(explanation, 2), matrix)
+    assert np.array_equal(word_maps(explained(np.ones(4), matrix, grid=(2, 2)), 2), matrix)
 
 
+def test_a_metagame_of_pairs_of_words_is_judged_by_its_first_order_map():
+    pairs = np.ones((4, 2, 2))
+    assert np.array_equal(word_maps(explained(np.arange(4), pairs, grid=(2, 2), order=2), 2)[:, 1], np.arange(4))
+
+
+def test_a_method_without_maps_of_words_is_refused():
+    with pytest.raises(UserError, match="the pointing game needs a map of each word"):
+        word_maps(explained(values=np.ones((4, 2, 2)), grid=(2, 2), order=2), 2)
+
+
+@unchecked()
 def test_the_scores_are_the_recognition_of_each_scenario():
     rng = np.random.default_rng(0)
-    explanation = {str(m): Explanation(matrix=rng.normal(size=(16, m))) for m in (1, 2, 3)}
-    explanation["4"] = Explanation(matrix=np.zeros((16, 4)))
-    scores = game().score(game().samples()[0], dict.fromkeys(explanation), explanation)
+    maps = {str(m): rng.normal(size=(16, m)) for m in (1, 2, 3)} | {"4": np.zeros((16, 4))}
+    explanations = {m: explained(values=values, grid=(4, 4)) for m, values in maps.items()}
+    scores = game().score(game().samples()[0], dict.fromkeys(explanations), explanations)
     assert list(scores) == list(OBJECTS)
     assert scores["objects_4"] is None
     for m in (1, 2, 3):
-        assert close(scores[f"objects_{m}"], twin.recognition(explanation[str(m)].matrix, 4))
+        assert close(scores[f"objects_{m}"], twin.recognition(maps[str(m)], 4))
 
 
 LABELS = {
@@ -267,34 +317,43 @@ LABELS = {
 }  # fmt: skip
 
 
-def method_label(name):
-    return name.upper().replace("META_", "Meta-")
-
-
 def result(
-    model="clip_vitb16", attribution="grad_eclip", scores=(0.5,), failed=(), missing=0, folder="unused", **method
+    model="clip_vitb16",
+    attribution="grad_eclip",
+    scores=(0.5,),
+    failed=(),
+    missing=0,
+    folder="unused",
+    meta=None,
+    **method,
 ):
     """A job: of image k of the game ``a-b-c-d`` its scores, a number for all four scenarios or four of them."""
-    meta = attribution.startswith("meta_")
+    base = attribution.removeprefix("meta_")
+    meta = attribution.startswith("meta_") if meta is None else meta
     config = OmegaConf.create(
         {
             "name": "table2",
             "scale": {"name": "tiny"},
             "seed": 0,
             "model": {"name": model, "label": LABELS[model]},
-            "attribution": {"name": attribution, "label": method_label(attribution), "family": "x", "meta": meta}
-            | {"method": {"_target_": attribution.removeprefix("meta_"), **method}},
+            "attribution": {"name": attribution, "label": base.upper(), "family": "x", "base": base, "meta": meta}
+            | {"method": {"_target_": base, **method}},
             "benchmark": {"name": "pointing_game"},
             "estimator": {"name": "exact"},
         }
     )
     fours = [score if isinstance(score, list) else [score] * 4 for score in scores]
     records = [
-        Record(f"d{k}", f"a-b-c-d/{k}", "done", dict(zip(OBJECTS, four, strict=True))) for k, four in enumerate(fours)
+        Record(f"d{k}", f"a-b-c-d/{k}", "done", scores=dict(zip(OBJECTS, four, strict=True)))
+        for k, four in enumerate(fours)
     ]
     records += [Record(f"f{k}", f"a-b-c-d/{k}", "failed", error="no memory") for k in failed]
     ids = [f"a-b-c-d/{k}" for k in range(len(records) + missing)]
-    return JobResult(config, Path(folder), ids, records)
+    (variant,) = variants(config)
+    method = {"name": attribution, "meta": meta, "method": {"_target_": base, **method}}
+    parts = {"model": {"name": model}, "benchmark": {"name": "pointing_game"}, "seed": 0, "scale": "tiny"}
+    identity = parts | {"attribution": {variant.name: method}}
+    return JobResult(config, variant, Path(folder), identity, ids, records, 0, variant.label)
 
 
 def claims(*results):
@@ -367,8 +426,7 @@ def test_a_row_that_the_paper_has_not_has_no_published_values():
 
 
 def test_the_metagame_of_a_first_order_config_has_the_published_values_of_the_meta_variant():
-    switched, shipped = result(attribution="grad_eclip"), result(attribution="meta_grad_eclip")
-    switched.config.attribution.meta = True
+    switched, shipped = result(attribution="grad_eclip", meta=True), result(attribution="meta_grad_eclip")
     assert pointing_game_table([switched], "paper").published == pointing_game_table([shipped], "paper").published
 
 
@@ -421,6 +479,43 @@ def test_a_meta_variant_is_not_compared_with_another_method_or_model():
     results = [result(scores=[0.9]), result(attribution="meta_mask_clip", scores=[0.1])]
     results += [result("metaclip2_vith14", "mask_clip", [0.9])]
     assert claims(*results)["meta_beats_first_order"] is None
+
+
+def with_seed(seed, *arguments, **settings):
+    """A job of another seed."""
+    job = result(*arguments, **settings)
+    return replace(job, identity=job.identity | {"seed": seed})
+
+
+@pytest.mark.parametrize(("first", "meta", "holds"), [(0.3, 0.5, True), (0.5, 0.3, False)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_meta_variant_has_to_beat_its_method_with_every_seed_and_option(first, meta, holds, order):
+    usual = [result(scores=[0.3]), result(attribution="meta_grad_eclip", scores=[0.5])]
+    other_seed = [with_seed(1, scores=[first]), with_seed(1, attribution="meta_grad_eclip", scores=[meta])]
+    assert claims(*[*usual, *other_seed][::order])["meta_beats_first_order"] is holds
+    native = [result(scores=[first], heads="native")]
+    native += [result(attribution="meta_grad_eclip", scores=[meta], heads="native")]
+    assert claims(*[*usual, *native][::order])["meta_beats_first_order"] is holds
+
+
+def test_a_meta_variant_is_not_compared_with_its_method_of_another_seed_or_option():
+    meta = result(attribution="meta_grad_eclip", scores=[0.1])
+    for first in (with_seed(1, scores=[0.9]), result(scores=[0.9], heads="native")):
+        assert claims(meta, first)["meta_beats_first_order"] is None
+
+
+@pytest.mark.parametrize(("other", "holds"), [(0.5, True), (0.7, False)])
+def test_each_job_of_fixlip_has_to_be_beaten(other, holds):
+    results = [result(attribution="meta_grad_eclip", scores=[0.6])]
+    results += [result(attribution="fixlip", scores=[score], budget=score) for score in (other, 0.4)]
+    assert claims(*results)["meta_beats_fixlip"] is holds
+
+
+def test_fixlip_is_compared_although_it_plays_fewer_games():
+    meta, fixlip = result(attribution="meta_grad_eclip", scores=[0.6]), result(attribution="fixlip", scores=[0.5])
+    fewer = fixlip.identity["benchmark"] | {"n_games": 3, "n_images": 10}
+    fixlip = replace(fixlip, identity=fixlip.identity | {"benchmark": fewer})
+    assert claims(meta, fixlip)["meta_beats_fixlip"] is True
 
 
 @pytest.mark.parametrize(
@@ -532,7 +627,7 @@ def test_a_claim_about_a_row_with_an_empty_column_is_not_decided(name, jobs):
 
 def test_labels_are_told_apart_within_a_model_and_not_between_models():
     results = [result(heads="one"), result(heads="native"), result("metaclip2_vith14", heads="one")]
-    labels = [each.config.attribution.label for each in tell_apart(results)]
+    labels = [each.label for each in tell_apart(results)]
     assert labels == ["GRAD_ECLIP (method.heads=one)", "GRAD_ECLIP (method.heads=native)", "GRAD_ECLIP"]
 
 
@@ -587,7 +682,7 @@ PICTURE = Image.new("RGB", (64, 64), (40, 90, 160))
 
 def drawn(maps, pieces, scale=None, picture=PICTURE):
     axes = Figure().subplots()
-    draw_edges(axes, picture, pieces, maps, scale or edge_scale([maps]))
+    draw_edges(axes, picture, pieces, maps.reshape(8, 8, -1), scale or edge_scale([maps]))
     return axes
 
 
@@ -676,7 +771,7 @@ def tinted(values, scale=None):
     """The colours of a drawn map at the middle of each patch, ``(P, 3)``."""
     axes = Figure().subplots()
     picture = Image.new("RGB", (64, 64), (128, 128, 128))
-    draw_map(axes, picture, values, scale or heat_scale([values]))
+    draw_map(axes, picture, values.reshape(8, 8), scale or heat_scale([values]))
     shown = np.asarray(axes.images[-1].get_array())
     return shown[4::8, 4::8, :3].reshape(64, 3)
 
@@ -711,11 +806,11 @@ def scenes_result(tmp_path, maps, failed=()):
     }  # fmt: skip
     store, records = RecordStore(tmp_path), []
     for k, by_m in enumerate(maps):
-        named = {f"{m}.matrix": values for m, values in by_m.items()}
-        scores = {f"objects_{m}": recognition(values) for m, values in by_m.items()}
-        records.append(Record(f"k{k}", f"{GAMES[0]}/{k}", "done", scores, arrays=list(named)))
-        store.append(records[-1], named)
-    return JobResult(job.config, tmp_path, [record.sample for record in records], records)
+        labels, arrays = pack({str(m): explained(values=values, grid=(8, 8)) for m, values in by_m.items()}, {})
+        about = {"scores": {f"objects_{m}": recognition(values) for m, values in by_m.items()}, "labels": labels}
+        records.append(Record(f"k{k}", f"{GAMES[0]}/{k}", "done", arrays=list(arrays), **about))
+        store.append(records[-1], arrays)
+    return replace(job, sample_ids=[record.sample for record in records], records=records)
 
 
 def scene_maps(n_images, seed=0):
@@ -754,6 +849,25 @@ def test_the_figure_says_the_method_and_the_model(tmp_path):
     assert titles[0].startswith("Meta-GRAD_ECLIP, CLIP")
 
 
+def test_each_job_has_a_part_of_the_figure_with_its_own_maps_and_scale(tmp_path):
+    maps = [scene_maps(1), scene_maps(1, seed=1)]
+    jobs = [scenes_result(tmp_path / str(place), each) for place, each in enumerate(maps)]
+    config = OmegaConf.merge(jobs[1].config, {"model": {"label": "Other"}})
+    figure = scenes_figure([jobs[0], replace(jobs[1], config=config)], images=[0])
+    figure.savefig(io.BytesIO(), dpi=20, format="png")
+    names = [part.legends[0].get_title().get_text().split(":")[0] for part in figure.subfigs]
+    assert names == ["Meta-GRAD_ECLIP, CLIP", "Meta-GRAD_ECLIP, Other"]
+    for part, (by_m,) in zip(figure.subfigs, maps, strict=True):
+        scale = edge_scale(by_m.values())
+        for axes, m in zip(panels(part), range(1, 5), strict=True):
+            assert axes.get_title() == f"recognition {recognition(by_m[m]):.2f}"
+            assert close(max(line.get_linewidth() for line in axes.lines), scale.width(np.abs(by_m[m]).max()))
+
+
+def test_without_any_of_the_images_there_is_no_figure(tmp_path):
+    assert scenes_figure([scenes_result(tmp_path, scene_maps(1))], images=[7]) is None
+
+
 def test_images_that_were_not_computed_are_left_out_of_the_figure(tmp_path):
     figure = scenes_figure([scenes_result(tmp_path, scene_maps(1))], images=[0, 7])
     figure.savefig(io.BytesIO(), dpi=20, format="png")
@@ -784,6 +898,10 @@ def play(output_dir, *overrides):
 
 def records(cfg):
     return {record.sample: record for record in RecordStore(job_folder(cfg)).read().values()}
+
+
+def explanations(cfg, record):
+    return unpack(record, RecordStore(job_folder(cfg)).load_arrays(record))
 
 
 def contents(cfg):
@@ -819,24 +937,26 @@ def test_a_job_of_the_game_scores_every_scenario_of_every_image(played):
 
 
 @pytest.mark.slow
-def test_the_arrays_of_a_scenario_are_named_by_its_number_of_words(played):
-    cfg, outcome = played
+def test_each_number_of_words_is_a_question_of_its_own(played):
+    cfg, _ = played
     for record in records(cfg).values():
-        found = RecordStore(outcome.folder).load_arrays(record)
+        found = explanations(cfg, record)
+        assert list(found) == ["4", "3", "2", "1"]
         for m in range(1, 5):
-            matrix, first, empty = (found[f"{m}.{name}"] for name in ("matrix", "first_order", "empty"))
-            assert (matrix.shape, first.shape, empty.shape) == ((64, m), (64,), (64,))
-            assert np.abs(matrix.sum(1) - (first - empty)).max() < 1e-5 * np.abs(first).max()
-            assert close(record.scores[f"objects_{m}"], twin.recognition(matrix, 8))
+            words = record.sample.split("/")[0].split("-")[:m]
+            first, meta = found[str(m)].attribution, found[str(m)].meta
+            assert (found[str(m)].players, found[str(m)].grid) == (tuple(words), (8, 8))
+            assert (meta.values.shape, first.shape, meta.empty.shape) == ((64, m), (64,), (64,))
+            assert np.abs(meta.values.sum(1) - (first - meta.empty)).max() < 1e-5 * np.abs(first).max()
+            assert close(record.scores[f"objects_{m}"], twin.recognition(meta.values, 8))
 
 
 @pytest.mark.slow
 def test_the_map_of_nothing_is_the_same_in_every_scenario(played):
-    cfg, outcome = played
+    cfg, _ = played
     for record in records(cfg).values():
-        found = RecordStore(outcome.folder).load_arrays(record)
-        largest = np.abs(found["1.empty"]).max()
-        assert all(close(found[f"{m}.empty"], found["1.empty"], 1e-5 * largest) for m in (2, 3, 4))
+        empty = {m: each.meta.empty for m, each in explanations(cfg, record).items()}
+        assert all(close(empty[m], empty["1"], 1e-5 * np.abs(empty["1"]).max()) for m in "234")
 
 
 @pytest.mark.slow
@@ -857,7 +977,7 @@ def test_a_first_order_map_has_a_quarter_with_four_words(tmp_path):
     for record in records(cfg).values():
         assert close(record.scores["objects_4"], 0.25, 1e-6)
         assert list(record.scores) == list(OBJECTS)
-        assert record.arrays == [f"{m}.first_order" for m in (4, 3, 2, 1)]
+        assert record.arrays == [f"{m}.attribution" for m in (4, 3, 2, 1)]
 
 
 @pytest.mark.slow
@@ -930,12 +1050,14 @@ def test_a_scene_that_fails_for_an_unforeseen_reason_fails_alone(tmp_path, monke
 @pytest.mark.slow
 def test_missing_grids_are_told_with_the_command_that_makes_them(tmp_path):
     scenes = f"{{_target_:metagame.benchmarks.pointing_game.PreparedScenes,root:{tmp_path / 'absent'}}}"
-    with pytest.raises(GameError, match=r"make the grids with 'python -m scripts\.prepare_pointing_game"):
+    with pytest.raises(UserError, match=r"make the grids with 'python -m scripts\.prepare_pointing_game"):
         play(tmp_path, f"benchmark.scenes={scenes}")
 
 
 class Together(Plain):
     """A model that prepares samples in batches and writes down each batch; ids in ``broken`` cannot be prepared."""
+
+    runtime_arguments = frozenset({"batch_size"})
 
     def __init__(self, log, batch_size=2, broken=(), stop=()):
         super().__init__()
@@ -944,23 +1066,23 @@ class Together(Plain):
         self.broken = set(broken)
         self.stop = set(stop)
 
-    def prepare_batch(self, samples):
+    def prepare(self, samples):
         with self.batches.open("a", encoding="utf-8") as file:
             file.write(" ".join(sample.id for sample in samples) + "\n")
         if self.stop & {sample.id for sample in samples}:
             raise RuntimeError("too many at once")
-        return [GameError(f"no {each.id}.") if each.id in self.broken else each for each in samples]
+        return [Failure(UserError(f"no {each.id}.")) if each.id in self.broken else {WHOLE: each} for each in samples]
 
 
 class OneByOne(Plain):
-    """A model with a batch size but without ``prepare_batch``; it cannot prepare the number 2."""
+    """A model that is given several samples and binds one after the other; it cannot bind the number 2."""
 
     batch_size = 3
 
-    def prepare(self, sample):
+    def bind(self, sample):
         if sample.value == 2:
             raise ValueError("two is too many")
-        return super().prepare(sample)
+        return super().bind(sample)
 
 
 def stub_config(tmp_path, values=5, fail_fast=False, **model):
@@ -989,7 +1111,7 @@ def test_the_scores_of_a_batch_are_those_of_its_samples(tmp_path):
         str(value): float(value) for value in range(1, 6)
     }
     folder = RecordStore(job_folder(cfg))
-    assert folder.load_arrays(records(cfg)["4"])["first_order"].tolist() == [4.0, 4.0]
+    assert folder.load_arrays(records(cfg)["4"])["attribution"].tolist() == [4.0, 4.0]
 
 
 def test_a_sample_that_cannot_be_prepared_is_recorded_and_the_others_go_on(tmp_path):
@@ -1014,22 +1136,22 @@ def test_a_batch_that_cannot_be_prepared_as_a_whole_is_recorded_and_the_others_g
 
 def test_a_failed_preparation_stops_a_job_that_fails_fast(tmp_path):
     cfg = stub_config(tmp_path, broken=["2"], fail_fast=True)
-    with pytest.raises(GameError, match="no 2"):
+    with pytest.raises(UserError, match="no 2"):
         run_job(cfg)
     assert statuses(cfg) == {"1": "done", "2": "failed"}
 
 
 def test_only_batches_with_unfinished_samples_are_prepared_again_and_whole(tmp_path, monkeypatch):
     cfg = stub_config(tmp_path, values=6)
-    prepare = Together.prepare_batch
+    prepare = Together.prepare
 
     def without_3(self, samples):
-        prepared = prepare(self, samples)
-        return [GameError("no 3.") if each.id == "3" else each for each in prepared]
+        prepared = zip(samples, prepare(self, samples), strict=True)
+        return [Failure(UserError("no 3.")) if sample.id == "3" else each for sample, each in prepared]
 
-    monkeypatch.setattr(Together, "prepare_batch", without_3)
+    monkeypatch.setattr(Together, "prepare", without_3)
     assert run_job(cfg).n_failed == 1
-    monkeypatch.setattr(Together, "prepare_batch", prepare)
+    monkeypatch.setattr(Together, "prepare", prepare)
     (tmp_path / "log").unlink()
     assert run_job(cfg).n_done == 6
     assert batches(tmp_path) == ["3 4"]

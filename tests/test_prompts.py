@@ -1,29 +1,33 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from metagame.attributions.method import Explanation
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.benchmarks.prompts import (
+    ANNOTATED,
     SHARES,
     AnnotatedPrompt,
     Prompts,
     annotated_prompts,
     most_pairs,
+    pair_matrix,
     pair_ranks,
+    pairs_of,
     review_prompts,
     select_prompts,
     string_places,
 )
 from metagame.benchmarks.reviews import Review, is_held_out, reviews
-from metagame.models.language_model import Prompt
+from metagame.contracts import WHOLE
+from metagame.models.language_model import AnsweredPrompt, Prompt
+from tests.benchmark_fixtures import explained
 from tests.conftest import smooth_model
 from tests.reference import prompts as twin
 from tests.vision_language_fixtures import refused
@@ -33,11 +37,10 @@ STRINGS = st.text("aAb ", min_size=1, max_size=4).filter(str.strip)
 PAIRS = st.lists(st.tuples(STRINGS, STRINGS), max_size=4)
 
 
-def score(pairs, tokens, answer="fine", **explained):
+def score(pairs, tokens, answer="fine", **numbers):
     sample = AnnotatedPrompt("one", "the text", tuple(pairs))
-    explicand = SimpleNamespace(tokens=tuple(tokens), answer=answer, n_players=len(tokens))
-    explanation = Explanation(**{name: np.asarray(value, float) for name, value in explained.items()})
-    return Prompts([sample]).score(sample, explicand, explanation)
+    bound = AnsweredPrompt(torch.sum, *torch.zeros(2, len(tokens), 1), names=tuple(tokens), answer=answer)
+    return Prompts([sample]).score(sample, {WHOLE: bound}, {WHOLE: explained(**numbers)})
 
 
 def recalls(scores):
@@ -74,33 +77,33 @@ def test_a_string_is_where_its_definition_says(tokens, string):
 @given(second_order())
 def test_ranks_and_recalls_of_second_order_entries_are_what_their_definition_says(case):
     tokens, pairs, matrix = case
-    check_against_the_twin(score(pairs, tokens, matrix=matrix), tokens, pairs, twin.second_order_entries(matrix))
+    check_against_the_twin(score(pairs, tokens, values=matrix), tokens, pairs, twin.second_order_entries(matrix))
 
 
 @given(first_order())
 def test_ranks_and_recalls_of_first_order_sums_are_what_their_definition_says(case):
     tokens, pairs, first = case
-    check_against_the_twin(score(pairs, tokens, first_order=first), tokens, pairs, twin.first_order_entries(first))
+    check_against_the_twin(score(pairs, tokens, attribution=first), tokens, pairs, twin.first_order_entries(first))
 
 
 @given(second_order())
 def test_a_second_order_method_is_not_judged_by_its_first_order(case):
     tokens, pairs, matrix = case
-    both = score(pairs, tokens, matrix=matrix, first_order=np.arange(len(tokens)))
-    assert both == score(pairs, tokens, matrix=matrix)
+    both = score(pairs, tokens, values=matrix, attribution=np.arange(len(tokens)))
+    assert both == score(pairs, tokens, values=matrix)
 
 
 @given(second_order())
 def test_neither_signs_nor_directions_nor_the_diagonal_count(case):
     tokens, pairs, matrix = case
     other = -matrix.T + 100 * np.eye(len(matrix))
-    assert score(pairs, tokens, matrix=other) == score(pairs, tokens, matrix=matrix)
+    assert score(pairs, tokens, values=other) == score(pairs, tokens, values=matrix)
 
 
 @given(second_order())
 def test_recall_never_falls_with_the_share(case):
     tokens, pairs, matrix = case
-    found = recalls(score(pairs, tokens, matrix=matrix))
+    found = recalls(score(pairs, tokens, values=matrix))
     assert found == [None] * 16 or found == sorted(found)
 
 
@@ -148,30 +151,30 @@ WORDS = ("food", "not", "bad", "really")
     ],
 )
 def test_ranks_by_hand(pair, rank):
-    assert score([pair], WORDS, matrix=MATRIX)["ranks"] == [rank]
+    assert score([pair], WORDS, values=MATRIX)["ranks"] == [rank]
 
 
 def test_recalls_by_hand():
     """Of 12 directed pairs one is within 12 percent, two from 13 percent on."""
     second = [[0.0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    found = recalls(score([("food", "not"), ("not", "bad")], WORDS, matrix=second))
+    found = recalls(score([("food", "not"), ("not", "bad")], WORDS, values=second))
     assert found == [0.5] * 13 + [1.0] * 3
 
 
 def test_entries_of_equal_size_share_the_better_rank():
-    scores = score([("not", "bad"), ("food", "really")], WORDS, matrix=np.ones((4, 4)))
+    scores = score([("not", "bad"), ("food", "really")], WORDS, values=np.ones((4, 4)))
     assert scores["ranks"] == [1, 1]
     assert recalls(scores) == [1.0] * 16
 
 
 def test_the_two_directions_of_a_first_order_pair_share_a_rank():
-    scores = score([("not", "bad"), ("food", "bad")], WORDS, first_order=[1, 4, 8, 0])
+    scores = score([("not", "bad"), ("food", "bad")], WORDS, attribution=[1, 4, 8, 0])
     assert scores["ranks"] == [1, 3]
 
 
 def test_first_order_values_are_added_before_their_size_is_taken():
     """Attributions of opposite sign cancel: that pair is behind all others."""
-    scores = score([("not", "bad"), ("food", "bad")], WORDS, first_order=[2, 5, -5, 1])
+    scores = score([("not", "bad"), ("food", "bad")], WORDS, attribution=[2, 5, -5, 1])
     assert scores["ranks"] == [11, 7]
     assert recalls(scores) == [0.0] * 16
 
@@ -179,50 +182,61 @@ def test_first_order_values_are_added_before_their_size_is_taken():
 def test_the_best_match_of_a_string_counts():
     matrix = np.zeros((4, 4))
     matrix[0, 1], matrix[3, 1], matrix[0, 2] = 1, 2, 5
-    assert score([("not", "bad")], ("not", "bad", "is", "not"), matrix=matrix)["ranks"] == [2]
+    assert score([("not", "bad")], ("not", "bad", "is", "not"), values=matrix)["ranks"] == [2]
 
 
 def test_a_string_of_several_tokens_is_represented_by_the_first():
     matrix = np.zeros((4, 4))
     matrix[0, 2], matrix[1, 2] = 1, 2
-    assert score([("classify", "this")], ("Class", "ify", "this", "text"), matrix=matrix)["ranks"] == [2]
+    assert score([("classify", "this")], ("Class", "ify", "this", "text"), values=matrix)["ranks"] == [2]
 
 
 def test_two_strings_in_one_token_are_no_pair_but_in_two_tokens_they_are():
-    whole = score([("class", "ify"), ("this", "text")], ("Classify", "this", "text"), matrix=np.ones((3, 3)))
+    whole = score([("class", "ify"), ("this", "text")], ("Classify", "this", "text"), values=np.ones((3, 3)))
     assert (whole["unmatched"], whole["ranks"]) == (["class + ify"], [1])
-    split = score([("class", "ify"), ("this", "text")], ("Class", "ify", "text"), matrix=np.ones((3, 3)))
+    split = score([("class", "ify"), ("this", "text")], ("Class", "ify", "text"), values=np.ones((3, 3)))
     assert (split["unmatched"], split["ranks"]) == (["this + text"], [1])
 
 
 def test_a_string_paired_with_itself_needs_two_places():
-    assert score([("not", "not")], ("not", "bad"), matrix=np.ones((2, 2)))["unmatched"] == ["not + not"]
-    assert score([("not", "not")], ("not", "bad", "not"), matrix=np.ones((3, 3)))["ranks"] == [1]
+    assert score([("not", "not")], ("not", "bad"), values=np.ones((2, 2)))["unmatched"] == ["not + not"]
+    assert score([("not", "not")], ("not", "bad", "not"), values=np.ones((3, 3)))["ranks"] == [1]
 
 
 def test_pairs_that_are_not_in_the_prompt_are_listed_and_left_out_of_the_recall():
-    scores = score([("not", "good"), ("not", "bad"), ("nice", "soup")], WORDS, matrix=MATRIX)
+    scores = score([("not", "good"), ("not", "bad"), ("nice", "soup")], WORDS, values=MATRIX)
     assert scores["unmatched"] == ["not + good", "nice + soup"]
     assert recalls(scores) == [1.0] * 16
 
 
 @pytest.mark.parametrize("pairs", [(), (("nice", "soup"),)])
 def test_without_pairs_there_is_no_recall(pairs):
-    scores = score(pairs, WORDS, matrix=MATRIX)
+    scores = score(pairs, WORDS, values=MATRIX)
     assert recalls(scores) == [None] * 16
     assert scores["ranks"] == []
 
 
 def test_scores_hold_what_a_figure_shows_and_can_be_written():
-    scores = score([("not", "bad"), ("nice", "soup")], WORDS, matrix=MATRIX, answer="very positive")
+    scores = score([("not", "bad"), ("nice", "soup")], WORDS, values=MATRIX, answer="very positive")
     shown = {key: scores[key] for key in ("text", "tokens", "answer", "n_players")}
     assert shown == {"text": "the text", "tokens": list(WORDS), "answer": "very positive", "n_players": 4}
     assert json.loads(json.dumps(scores)) == scores
 
 
+def test_values_of_pairs_are_no_order_of_single_entries():
+    """A metagame of order 2 has none: its first-order attributions are ranked."""
+    numbers = {"attribution": [1, 4, 8], "values": np.zeros((3, 3, 3)), "order": 2}
+    assert np.array_equal(pair_matrix(explained(**numbers)), pair_matrix(explained([1, 4, 8])))
+
+
+def test_a_method_without_values_of_tokens_or_single_pairs_is_refused():
+    with refused("choose a method that attributes tokens or pairs"):
+        pair_matrix(explained(values=np.zeros((3, 3, 3)), order=2))
+
+
 def test_scores_leave_the_explanation_alone():
     matrix = np.array(MATRIX)
-    score([("not", "bad")], WORDS, matrix=matrix)
+    score([("not", "bad")], WORDS, values=matrix)
     assert np.array_equal(matrix, MATRIX)
 
 
@@ -248,6 +262,22 @@ def test_the_prompts_of_the_paper_are_21_with_two_to_four_pairs_each():
     assert len({prompt.id for prompt in prompts}) == len({prompt.text for prompt in prompts}) == len(prompts) == 21
     assert all(2 <= len(prompt.pairs) <= 4 for prompt in prompts)
     assert all(isinstance(prompt, Prompt) for prompt in prompts)
+
+
+def test_the_file_of_the_prompts_of_the_paper_decides_all_samples_from_it():
+    assert list(Prompts(annotated_prompts()).files()) == [ANNOTATED]
+    assert list(Prompts(annotated_prompts(), ids=["silent_failure"]).files()) == [ANNOTATED]
+    assert ANNOTATED.is_file()
+
+
+def test_prompts_that_are_made_here_or_ones_own_are_of_no_file():
+    assert list(Prompts(review_prompts(3, 6, 16)).files()) == []
+    assert list(Prompts(annotated_prompts(), prompt="is it bad").files()) == []
+    assert [list(prompt.files()) for prompt in annotated_prompts()] == [[]] * 21
+
+
+def test_what_a_prompt_asks_is_its_text():
+    assert [prompt.description() for prompt in THREE] == ["text a", "text b", "text c"]
 
 
 @pytest.mark.parametrize("prompt", annotated_prompts(), ids=lambda prompt: prompt.id)
@@ -355,13 +385,13 @@ def test_ones_own_prompt_that_is_no_text_is_refused(prompt):
 
 
 @pytest.mark.parametrize("pairs", [(("a",),), (("a", 1),), (("a", "b", "c"),)])
-def test_a_prompt_with_pairs_that_are_none_is_refused(pairs):
+def test_pairs_of_another_number_or_kind_are_refused(pairs):
     with refused("benchmark.pairs=.*: give a list of two strings each"):
-        AnnotatedPrompt("one", "a text", pairs)
+        pairs_of(pairs)
 
 
 def random_pairs(n, seed=0):
-    return RandomPairs(seed).explain(smooth_model(n)).matrix
+    return RandomPairs(seed).explain(smooth_model(n)).meta.values
 
 
 def test_random_pairs_are_finite_numbers_for_each_directed_pair():
@@ -388,14 +418,14 @@ def test_random_pairs_leave_the_global_generator_alone():
 def test_random_pairs_find_as_many_pairs_as_chance_has_it():
     """Both directions are behind the first k of N entries with probability (N - k)(N - k - 1) / (N(N - 1))."""
     n, tokens = 10, tuple("abcdefghij")
-    found = [score([("a", "b")], tokens, matrix=random_pairs(n, seed))["recall_10"] for seed in range(400)]
+    found = [score([("a", "b")], tokens, values=random_pairs(n, seed))["recall_10"] for seed in range(400)]
     k, total = 9, n * (n - 1)
     chance = 1 - (total - k) * (total - k - 1) / (total * (total - 1))
     assert abs(np.mean(found) - chance) < 4 * np.sqrt(chance * (1 - chance) / len(found))
 
 
 def test_random_pairs_are_others_for_another_input():
-    first, second = (RandomPairs(0).explain(smooth_model(5, seed)).matrix for seed in (0, 1))
+    first, second = (RandomPairs(0).explain(smooth_model(5, seed)).meta.values for seed in (0, 1))
     assert not np.array_equal(first, second)
 
 

@@ -13,8 +13,8 @@ import yaml
 from hydra import compose
 from omegaconf import OmegaConf
 
-from metagame.attributions.method import Meta
-from metagame.jobs import build
+from metagame.contracts import WHOLE
+from metagame.jobs.build import build_part
 from metagame.models.adder import Adder, Sum
 from metagame.models.masked import MaskedModel
 from tests.jobs_fixtures import shipped_configs
@@ -93,15 +93,15 @@ def new_method(monkeypatch):
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(sys.modules["metagame.attributions"], "keep_one", module, raising=False)
-    return build(OmegaConf.create(config).method)
+    return build_part(OmegaConf.create(config).method)
 
 
 def test_added_method_keeps_one_feature_and_has_a_metagame(new_method):
     f = MaskedModel.of_function(lambda x: x[:, 0] + x[:, 0] * x[:, 1] ** 2, x=[1.0, 1.0])
-    np.testing.assert_allclose(new_method.explain(f).first_order, [1, 0])
-    explicand = Adder(ROOT / "data/tiny/adder").prepare(Sum.parse("3 - (-5)"))
-    explanation = Meta(new_method).explain(explicand)
-    np.testing.assert_allclose(explanation.matrix.sum(1), explanation.first_order)
+    np.testing.assert_allclose(new_method.explain(f).attribution, [1, 0])
+    (questions,) = Adder(ROOT / "data/tiny/adder").prepare([Sum.parse("3 - (-5)")])
+    explanation = new_method.metagame().explain(questions[WHOLE])
+    np.testing.assert_allclose(explanation.meta.values.sum(1), explanation.attribution)
 
 
 @pytest.mark.slow

@@ -10,19 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose
-from omegaconf import OmegaConf
+from matplotlib.figure import Figure
 
-from metagame.games import GameError
-from metagame.jobs import display_label, run_job
-from metagame.records import Record
+from metagame.contracts import WHOLE
+from metagame.errors import UserError
+from metagame.jobs.grid import sweep_configs
+from metagame.jobs.records import Record
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import job_identity, variants
 from metagame.report.addition import PLAYERS, addition_figure, addition_table, teaser_figure
-from metagame.report.experiment import save_figure, sweep_configs, write_report
+from metagame.report.experiment import save_figure, write_report
+from metagame.report.groups import by_setting, stacked
 from metagame.report.published import published
-from metagame.report.results import JobResult, failure_notes, read_job
+from metagame.report.results import JobResult, failure_notes, read_job, tell_apart
 from metagame.report.scores import scores_table
 from metagame.report.separation import separation_table
 from metagame.report.table import Column, Table, markdown, write_table
 from tests.jobs_fixtures import job_config, shipped_configs
+from tests.report_fixtures import Made, made_up, only, stub_config, tokens_explained
 
 EXAMPLES = ["3 - (-5)", "4 + (-4)"]
 METHODS = ["attention", "sv", "meta_sv", "stii", "ig", "meta_ig"]
@@ -154,13 +159,17 @@ def test_table_1_is_published_with_its_eight_rows():
     assert rows["meta_ig"]["phi_12"] == "2*I/3"
 
 
-def job_result(*records, samples=("s1",), model=None, **attribution):
-    config = OmegaConf.create(
-        {"model": model or {"name": "polynomial"}}
-        | {"attribution": {"name": "meta_sv", "label": "Meta-SV", "family": "shapley", "meta": True} | attribution}
-        | {"benchmark": {"function": published("table1")["function"]}}
+def job_result(*records, samples=("s1",), model=None, function=None, **attribution):
+    config = stub_config(
+        "unused",
+        attribution={"name": "meta_sv", "label": "SV", "family": "symbolic", "meta": True} | attribution,
+        benchmark={"name": "separation", "function": function or published("table1")["function"]},
     )
-    return JobResult(config, Path("unused"), list(samples), list(records))
+    config.model = model or {"name": "polynomial"}
+    (variant,) = variants(config)
+    return JobResult(
+        config, variant, Path("unused"), job_identity(config), list(samples), list(records), 0, variant.label
+    )
 
 
 def test_failed_and_missing_samples_are_named_in_the_notes():
@@ -199,6 +208,11 @@ META_SV = {
 }  # fmt: skip
 
 
+def derived(entries, kind="Directional"):
+    """The record of a row of Table 1."""
+    return Record("k", "s1", "done", scores={"entries": entries, "kind": kind})
+
+
 @pytest.mark.parametrize(
     ("change", "matches"),
     [
@@ -211,20 +225,29 @@ META_SV = {
 )
 def test_a_row_matches_where_every_published_entry_is_equal(change, matches):
     entries = {key: value for key, value in (META_SV | change).items() if value is not None}
-    table = separation_table([job_result(Record("k", "s1", "done", {"entries": entries}))], "tiny")
+    table = separation_table([job_result(derived(entries))], "tiny")
     assert table.rows[0]["matches"] is matches
+    assert (table.rows[0]["type"], table.rows[0]["method"]) == ("Directional", "Meta-SV")
+
+
+def test_the_first_order_attributions_of_a_row_are_not_measured_by_its_metagame():
+    first_order = {key: META_SV[key] for key in ("phi_1", "phi_2", "sum")}
+    table = separation_table([job_result(derived(first_order, "First-Order"), meta=False)], "tiny")
+    assert table.published == [{}]
+    assert table.rows == [{"type": "First-Order", "method": "SV", "phi_1": "x1 + I/2", "phi_2": "I/2", "sum": "x1 + I"}]
 
 
 def test_the_row_of_a_failed_method_stays_in_table_1_without_entries():
-    done, failed = Record("k", "s1", "done", {"entries": META_SV}), Record("k", "s1", "failed", error="no memory")
-    table = separation_table([job_result(done), job_result(failed, name="ih", label="IH", meta=False)], "tiny")
-    assert table.rows[1] == {"type": "shapley", "method": "IH"}
+    failed = Record("k", "s1", "failed", error="no memory")
+    table = separation_table(
+        [job_result(derived(META_SV)), job_result(failed, name="ih", label="IH", meta=False)], "tiny"
+    )
+    assert table.rows[1] == {"method": "IH"}
     assert "IH: sample s1 failed: no memory" in table.notes
 
 
 def test_another_function_has_no_published_counterpart():
-    result = job_result(Record("k", "s1", "done", {"entries": {"phi_11": "x1", "phi_1": "x1", "sum": "x1"}}))
-    result.config.benchmark.function = "x1"
+    result = job_result(derived({"phi_11": "x1", "phi_1": "x1", "sum": "x1"}), function="x1")
     table = separation_table([result], "tiny")
     assert table.published == [{}]
     assert "matches" not in [column.key for column in table.columns]
@@ -240,7 +263,7 @@ def sums(tmp_path_factory):
         configs = [compose("config", overrides=[*overrides, f"attribution={method}"]) for method in METHODS]
         for cfg in configs:
             run_job(cfg)
-    return [read_job(cfg) for cfg in configs]
+    return [only(read_job(cfg)) for cfg in configs]
 
 
 @pytest.fixture
@@ -260,19 +283,19 @@ def rows_of(results):
 
 def test_the_rows_of_the_addition_table_are_examples_by_methods(sums):
     rows = addition_table(sums, "tiny").rows
-    labels = [result.config.attribution.label for result in sums]
+    labels = [result.label for result in sums]
     assert [(row["example"], row["method"]) for row in rows] == [(e, m) for e in EXAMPLES for m in labels]
 
 
 def test_the_first_order_cells_of_the_addition_table_are_the_arrays(sums):
     for row, result, record in rows_of([sums[1], sums[4]]):
-        first_order = result.arrays(record)["first_order"]
+        first_order = result.explanations(record)[WHOLE].attribution
         assert [row[f"phi_{player}"] for player in PLAYERS] == pytest.approx(first_order, abs=5.1e-7)
 
 
 def test_the_second_order_cells_of_the_addition_table_are_the_arrays(sums):
     for row, result, record in rows_of([sums[0], *sums[2:4], sums[5]]):
-        matrix = result.arrays(record)["matrix"][:3, :3]
+        matrix = result.explanations(record)[WHOLE].meta.values[:3, :3]
         ours = [[row[f"{j}_to_{i}"] for j in PLAYERS] for i in PLAYERS]
         assert np.allclose(ours, matrix, rtol=0, atol=5.1e-7)
 
@@ -281,6 +304,118 @@ def test_a_failed_sample_keeps_its_row_in_the_addition_table(without_first_order
     table = addition_table(without_first_order, "tiny")
     assert table.rows[0] == {"example": EXAMPLES[0], "method": "SV"}
     assert f"SV: sample {EXAMPLES[0]} failed: no memory" in table.notes
+
+
+def adder_job(folder, value, examples=("3 - (-5)",), meta=False, **changes):
+    """IG of sums whose numbers are all ``value``."""
+    cfg = stub_config(
+        folder, model={"name": "adder", "label": "Adder"}, benchmark={"name": "addition", "examples": list(examples)},
+        attribution={"name": "meta_ig" if meta else "ig", "base": "ig", "label": "IG", "meta": meta,
+                     "family": "gradient", "method": {"steps": 8}},
+        **changes,
+    )  # fmt: skip
+    explained = tokens_explained("abc", [value] * 3, [[value] * 3] * 3 if meta else None)
+    made = Made({"output": value, "empty_output": -value}, {WHOLE: explained})
+    return only(made_up(cfg, dict.fromkeys(examples, made)))
+
+
+SWEPT = [
+    ({"seed": 1}, ("method", ["IG (seed=0)", "IG (seed=1)"])),
+    ({"attribution__method__steps": 32}, ("method", ["IG (method.steps=8)", "IG (method.steps=32)"])),
+    ({"model__name": "other", "model__label": "Other"}, ("model", ["Adder", "Other"])),
+    ({"model__name": "other"}, ("method", ["IG (model=adder)", "IG (model=other)"])),
+]
+
+
+@pytest.mark.parametrize(("change", "shown"), SWEPT)
+def test_rows_of_jobs_of_a_sweep_have_their_own_numbers_and_names(tmp_path, change, shown):
+    results = tell_apart([adder_job(tmp_path, 1.0), adder_job(tmp_path, 2.0, **change)])
+    rows = addition_table(results, "tiny").rows
+    assert [(row["output"], row["phi_op"]) for row in rows] == [(1, 1), (2, 2)]
+    key, names = shown
+    assert [row[key] for row in rows] == names
+
+
+def test_a_job_has_rows_of_its_own_examples_only(tmp_path):
+    other = adder_job(tmp_path, 2.0, ["4 + (-4)"])
+    rows = addition_table(tell_apart([adder_job(tmp_path, 1.0), other]), "tiny").rows
+    assert [(row["example"], row["phi_a"]) for row in rows] == [("3 - (-5)", 1), ("4 + (-4)", 2)]
+
+
+@pytest.mark.parametrize("draw", [addition_figure, teaser_figure])
+@pytest.mark.parametrize(("change", "shown"), SWEPT)
+def test_panels_of_jobs_of_a_sweep_have_their_own_numbers_and_headings(tmp_path, draw, change, shown):
+    figure = draw(tell_apart([adder_job(tmp_path, 1.0), adder_job(tmp_path, 2.0, **change)]))
+    assert [axes.images[0].get_array().max() for axes in panels(figure)] == [1, 2]
+    if "attribution__method__steps" in change:
+        assert len(figure.subfigs) == 0
+        return
+    names = [part.get_suptitle() for part in figure.subfigs]
+    assert len(set(names)) == 2
+    for part, value in zip(figure.subfigs, (1, 2), strict=True):
+        headings = [axes.get_title() for axes in part.axes] + [part.get_suptitle()]
+        assert any(f"f(x) = {value}.00" in text for text in headings)
+        assert not any(f"f(x) = {3 - value}.00" in text for text in headings)
+
+
+def test_a_metagame_and_its_method_of_each_of_two_seeds_stand_together(tmp_path):
+    jobs = [adder_job(tmp_path, 1.0 + seed, meta=meta, seed=seed) for meta in (False, True) for seed in (0, 1)]
+    parts = teaser_figure(tell_apart(jobs)).subfigs
+    titles = [[axes.get_title() for axes in panels(part)] for part in parts]
+    assert titles == [["IG", "Meta-IG"]] * 2
+    assert [{axes.images[0].get_array().max() for axes in panels(part)} for part in parts] == [{1}, {2}]
+
+
+def test_jobs_of_one_setting_are_a_group_with_labels_of_its_own(tmp_path):
+    jobs = [adder_job(tmp_path, 0, meta=meta, seed=seed) for seed in (0, 1) for meta in (False, True)]
+    groups = by_setting(tell_apart(jobs))
+    assert [[result.label for result in group.results] for group in groups] == [["IG", "Meta-IG"]] * 2
+    assert [group.name for group in groups] == ["Adder (seed=0)", "Adder (seed=1)"]
+    assert [group.name for group in by_setting(jobs[:2])] == ["Adder"]
+
+
+def test_models_of_one_label_are_told_apart_by_their_names(tmp_path):
+    jobs = [adder_job(tmp_path, 0), adder_job(tmp_path, 0, model__name="other")]
+    assert [group.name for group in by_setting(jobs)] == ["Adder (model=adder)", "Adder (model=other)"]
+    assert [result.label for result in tell_apart(jobs)] == ["IG (model=adder)", "IG (model=other)"]
+
+
+def test_a_part_alone_is_the_figure_itself():
+    figure = Figure()
+    assert stacked(figure, [1.0]) == [figure]
+    assert len(stacked(figure, [1.0, 2.0])) == len(figure.subfigs) == 2
+
+
+def test_failures_of_variants_name_the_job_and_what_sets_it_apart(tmp_path):
+    variants_of = {name: {"name": name, "label": name, "method": {}} for name in ("one", "two")}
+    results = []
+    for benchmark in ("voc", "coco"):
+        cfg = stub_config(
+            tmp_path, attribution={"label": "Both", "variants": variants_of}, benchmark={"name": benchmark}
+        )
+        results += made_up(cfg, {"one": {}, "two": {}}, failed=["s"])
+    results = tell_apart(results)
+    assert failure_notes(results[:2]) == ["Both: sample s failed: no memory for s"]
+    assert failure_notes(results) == [
+        "Both (benchmark=voc): sample s failed: no memory for s",
+        "Both (benchmark=coco): sample s failed: no memory for s",
+    ]
+
+
+def test_scores_of_jobs_of_a_sweep_have_a_row_each(tmp_path):
+    jobs = [
+        only(
+            made_up(
+                stub_config(tmp_path, seed=seed, benchmark={"name": f"b{seed}"}), {"s": Made({"value": 1.0 + seed})}
+            )
+        )
+        for seed in (0, 1)
+    ]
+    table = scores_table(tell_apart(jobs), "tiny")
+    assert table.title == "stub: scores of benchmark b0, b1"
+    assert [(row["method"], row["value"]["mean"]) for row in table.rows] == [
+        ("Method (benchmark=b0, seed=0)", 1.0), ("Method (benchmark=b1, seed=1)", 2.0),
+    ]  # fmt: skip
 
 
 def panels(figure):
@@ -370,7 +505,7 @@ def test_a_job_that_never_ran_is_named_in_the_notes(tmp_path):
 
 
 def test_a_report_of_jobs_that_never_ran_is_refused(tmp_path):
-    with pytest.raises(GameError, match="numbers: no sample was computed, no table is written"):
+    with pytest.raises(UserError, match="numbers: no sample was computed, so no table is written"):
         write_report([job_config(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
@@ -408,7 +543,7 @@ def test_a_benchmark_without_a_report_gets_the_means_of_its_scores(tmp_path):
         cfg = compose("config", overrides=["model=adder", "attribution=sv", "benchmark=addition", "report=scores"])
     cfg.output_dir = str(tmp_path)
     run_job(cfg)
-    table = scores_table([read_job(cfg)], scale="tiny")
+    table = scores_table(read_job(cfg), scale="tiny")
     (row,) = table.rows
     assert (row["model"], row["method"]) == ("adder", "SV")
     assert row["value"]["mean"] == (8 + 12 + 0 + 2) / 4
@@ -423,4 +558,4 @@ def test_the_metagame_of_a_first_order_method_is_labelled_as_such():
         plain = compose("config", overrides=[*overrides, "attribution=ig"])
         switched = compose("config", overrides=[*overrides, "attribution=ig", "attribution.meta=true"])
         shipped = compose("config", overrides=[*overrides, "attribution=meta_ig"])
-    assert [display_label(cfg) for cfg in (plain, switched, shipped)] == ["IG", "Meta-IG", "Meta-IG"]
+    assert [variants(cfg)[0].label for cfg in (plain, switched, shipped)] == ["IG", "Meta-IG", "Meta-IG"]

@@ -231,7 +231,7 @@ def test_words_of_different_clauses_do_not_interact():
         rng = np.random.default_rng(0)
         n = len(review.words)
         spans = [range(start, start + len(c.words)) for start, c in zip(review.starts, review.clauses, strict=True)]
-        for present in rng.random((8, n)) < 0.5:
+        for present in (rng.random((8, n)) < 0.5).tolist():
             alone = [review.score([present[place] and place in span for place in range(n)]) for span in spans]
             assert review.score(present) == sum(alone)
         for a, b in review.pairs():

@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import T5TokenizerFast
 
-from metagame.attributions.concept_attention import VARIANTS, ConceptAttention, ConceptExplanation, ConceptMaps
+from metagame.attributions.concept_attention import ConceptAttention
 from metagame.benchmarks.masks import OTHER, UNLABELLED
 from metagame.benchmarks.segmentation import ABLATIONS, LEFT_OUT, Cell, Segmentation, one_token_names
-from metagame.jobs import Job, job_folder, run_job
-from metagame.models.concepts import ConceptImage, ConceptLogits
-from metagame.records import RecordStore
+from metagame.contracts import Explanation
+from metagame.jobs.build import Job
+from metagame.jobs.records import RecordStore, unpack
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import job_folder
+from metagame.models.concepts import ConceptSample
 from tests.conftest import close
 from tests.reference import segmentation as twin
 from tests.segmentation_fixtures import (
@@ -28,6 +32,7 @@ from tests.segmentation_fixtures import (
     Knowing,
     Labelled,
     Memory,
+    blank,
     pieces_tokenizer,
     refused,
     scene,
@@ -61,7 +66,7 @@ def test_cells_are_all_combinations_and_named_by_players_and_ablation():
 
 def test_a_sample_is_what_models_of_concepts_take():
     (sample,) = benchmark(THREE).samples()
-    assert isinstance(sample, ConceptImage)
+    assert isinstance(sample, ConceptSample)
     assert sample.id == "c"
     assert sample.image().size == (40, 24)
     assert np.array_equal(sample.truth(), THREE.labels)
@@ -243,6 +248,29 @@ def test_other_numbers_than_expected_are_told(caplog, expected, text):
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [text]
 
 
+def test_files_are_those_of_the_image_and_for_all_images_those_of_dataset_and_tokenizer(tmp_path):
+    class Stored(Labelled):
+        def files(self):
+            return [tmp_path / "x.jpg", tmp_path / "x.png"]
+
+    class Named(Memory):
+        def files(self):
+            return [tmp_path / "names.json"]
+
+    words_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "tokenizer")
+    found = Segmentation(Named([Stored("x", scene(CAR))]), tokenizer, BACKGROUND, ["n0"])
+    (sample,) = found.samples()
+    assert list(sample.files()) == [tmp_path / "x.jpg", tmp_path / "x.png"]
+    assert set(found.files()) == {tmp_path / "names.json", *(tmp_path / "tokenizer").iterdir()}
+    assert len(list(found.files())) > 2
+
+
+def test_an_image_and_a_tokenizer_in_memory_have_no_files():
+    found = benchmark(ONE)
+    assert list(found.files()) == list(found.samples()[0].files()) == []
+
+
 def test_images_whose_mask_cannot_be_read_stay_and_say_so_when_they_are_asked():
     broken = replace(ONE, id="broken", broken=True)
     samples = benchmark(ONE, broken, expected={"images": 2, "single": 1}).samples()
@@ -262,22 +290,24 @@ def test_a_mask_of_another_size_than_its_image_is_told():
 
 
 def random_maps(players, side, seed=0):
-    rng = np.random.default_rng(seed)
-    return ConceptMaps(rng.random((players, side**2)), rng.random((len(BACKGROUND), side**2)))
+    """Maps of so many players, then of the background."""
+    return np.random.default_rng(seed).random((players + len(BACKGROUND), side, side))
 
 
-def scored(found, maps=None, grid=4):
-    """The scores of the only image by given maps, random ones by default."""
+def scored(found, maps=None):
+    """The scores of the only image by given maps, random ones of their own in each cell by default."""
     (sample,) = found.samples()
     questions = sample.questions()
-    explicand = {
-        cell: ConceptLogits(question.players, question.background, *[None] * 2) for cell, question in questions.items()
+    inputs = {cell: blank(each) for cell, each in questions.items()}
+    explanations = {
+        cell: explained(bound, random_maps(len(bound.players), 4, seed) if maps is None else maps)
+        for seed, (cell, bound) in enumerate(inputs.items())
     }
-    explanation = {
-        cell: ConceptExplanation(maps or {"some": random_maps(len(question.players), grid)})
-        for cell, question in questions.items()
-    }
-    return found.score(sample, explicand, explanation)
+    return found.score(sample, inputs, explanations)
+
+
+def explained(bound, maps):
+    return Explanation(bound.players, bound.targets, maps.shape[1:], attribution=maps.reshape(-1))
 
 
 @pytest.mark.parametrize("grid", [1, 4, 8, 16])
@@ -285,14 +315,12 @@ def scored(found, maps=None, grid=4):
 def test_scores_are_the_twins_on_maps_and_masks_of_the_same_side(labelled, grid):
     found = benchmark(labelled, players=["n5"])
     maps = random_maps(5, grid, seed=grid)
-    scores = scored(found, {"some": maps})["n5"]["some"]
+    scores = scored(found, maps)["n5"]
     present = found.present(labelled)
     truth = twin.resized(labelled.labels, 8)
-    heat = {
-        NAMES.index(name): twin.resized(row.astype(np.float32).reshape(grid, grid), 8)
-        for name, row in zip(present, maps.players, strict=False)
-    }
-    background = [twin.resized(row.astype(np.float32).reshape(grid, grid), 8) for row in maps.background]
+    enlarged = [twin.resized(each.astype(np.float32), 8) for each in maps]
+    heat = {NAMES.index(name): each for name, each in zip(present, enlarged, strict=False)}
+    background = enlarged[5:]
     multi = twin.multi(heat, background, truth)
     assert {name: scores["multi"][name] for name in ("correct", "pixels", "intersection", "union")} == {
         name: multi[name] for name in ("correct", "pixels", "intersection", "union")
@@ -308,25 +336,23 @@ def test_scores_are_the_twins_on_maps_and_masks_of_the_same_side(labelled, grid)
 @pytest.mark.parametrize("tracks", [["single"], ["multi"], ["single", "multi"], ["multi", "single"]])
 def test_only_the_tracks_asked_for_are_scored(tracks):
     scores = scored(benchmark(ONE, tracks=tracks))
-    assert set(scores["n6"]["some"]) == set(tracks)
-    assert set(scored(benchmark(TWO, tracks=tracks))["n6"]["some"]) == set(tracks) - {"single"}
+    assert set(scores["n6"]) == set(tracks)
+    assert set(scored(benchmark(TWO, tracks=tracks))["n6"]) == set(tracks) - {"single"}
 
 
 def test_a_class_outside_the_vocabulary_beside_one_of_it_leaves_an_image_single():
     labelled = Labelled("x", scene(CAR, LIGHT))
-    assert "single" in scored(benchmark(labelled))["n6"]["some"]
+    assert "single" in scored(benchmark(labelled))["n6"]
 
 
 def constant_maps(*values, background=(0.5, 0.1), side=4):
-    return {
-        "some": ConceptMaps(*(np.repeat(np.array(each)[:, None], side**2, axis=1) for each in (values, background)))
-    }
+    return np.broadcast_to(np.array([*values, *background])[:, None, None], (len(values) + 2, side, side))
 
 
 @pytest.mark.parametrize(("channels", "right"), [("present", True), ("players", False)])
 def test_distractors_compete_only_where_all_players_do(channels, right):
     found = benchmark(ONE, players=["n3"], channels=channels)
-    multi = scored(found, constant_maps(0.6, 0.9, 0.7))["n3"]["some"]["multi"]
+    multi = scored(found, constant_maps(0.6, 0.9, 0.7))["n3"]["multi"]
     winner = asked(ONE, players=["n3"])["n3"].players[0 if right else 1]
     assert multi["pixels"] > 0
     assert multi["correct"] == multi["pixels"] * right
@@ -335,29 +361,20 @@ def test_distractors_compete_only_where_all_players_do(channels, right):
 
 def test_the_background_competes_with_the_classes():
     found = benchmark(ONE, players=["n3"])
-    assert scored(found, constant_maps(0.4, 0.9, 0.7))["n3"]["some"]["multi"]["correct"] == 0
-    assert scored(found, constant_maps(0.5, 0.9, 0.7))["n3"]["some"]["multi"]["correct"] > 0
+    assert scored(found, constant_maps(0.4, 0.9, 0.7))["n3"]["multi"]["correct"] == 0
+    assert scored(found, constant_maps(0.5, 0.9, 0.7))["n3"]["multi"]["correct"] > 0
 
 
-def test_every_method_and_cell_has_scores_of_its_own():
-    found = benchmark(TWO, players=["n0", "n4"], ablations=["baseline", "decoupled"])
-    (sample,) = found.samples()
-    questions = sample.questions()
-    explicand = {name: ConceptLogits(each.players, each.background, None, None) for name, each in questions.items()}
-    explanation = {
-        name: ConceptExplanation({method: random_maps(len(each.players), 4, seed) for seed, method in enumerate("xy")})
-        for name, each in questions.items()
-    }
-    scores = found.score(sample, explicand, explanation)
+def test_every_cell_has_scores_of_its_own():
+    scores = scored(benchmark(TWO, players=["n0", "n4"], ablations=["baseline", "decoupled"]))
     assert list(scores) == ["n0", "n0 decoupled", "n4", "n4 decoupled", LEFT_OUT]
-    assert all(list(scores[name]) == ["x", "y"] for name in questions)
-    assert scores["n4"]["x"] != scores["n4"]["y"]
+    assert scores["n4"] != scores["n4 decoupled"]
 
 
 def test_an_image_whose_class_vanishes_when_it_is_resized_is_scored():
     labels = scene(OTHER, rim=False)
     labels[0, 0] = CAR
-    scores = scored(benchmark(Labelled("x", labels)))["n6"]["some"]
+    scores = scored(benchmark(Labelled("x", labels)))["n6"]
     assert (scores["single"]["pixels"], scores["single"]["intersection"][1]) == (64, 0)
     assert scores["single"]["union"] == [64, 64 - scores["single"]["correct"]]
     assert (scores["multi"]["pixels"], scores["multi"]["ap"]) == (0, {})
@@ -366,53 +383,56 @@ def test_an_image_whose_class_vanishes_when_it_is_resized_is_scored():
 def test_an_image_whose_labelled_pixels_vanish_counts_nothing():
     labels = np.full((24, 40), UNLABELLED)
     labels[0, 0] = CAR
-    scores = scored(benchmark(Labelled("x", labels)))["n6"]["some"]
+    scores = scored(benchmark(Labelled("x", labels)))["n6"]
     assert "single" not in scores
     assert scores["multi"]["pixels"] == 0
 
 
 def test_errors_of_the_metagame_do_not_rank_pixels():
     rng = np.random.default_rng(0)
-    full, error = np.ones((6, 16)), rng.uniform(0, 1e-9, (6, 16))
-    background = np.zeros((2, 16))
-    maps = {"exact": ConceptMaps(full, background), "computed": ConceptMaps(full - error, background)}
-    scores = scored(benchmark(ONE), maps)["n6"]
-    assert scores["exact"] == scores["computed"]
+    exact = constant_maps(*[1.0] * 6, background=[0.0, 0.0])
+    computed = exact.copy()
+    computed[:6] -= rng.uniform(0, 1e-9, (6, 4, 4))
+    assert scored(benchmark(ONE), exact) == scored(benchmark(ONE), computed)
 
 
-def test_maps_that_make_no_square_are_refused():
-    with refused("12 patches make no square grid"):
-        scored(benchmark(ONE), {"some": ConceptMaps(np.zeros((6, 12)), np.zeros((2, 12)))})
+def test_maps_need_not_be_squares():
+    maps = random_maps(6, 4)
+    wide = np.repeat(maps, 2, axis=2)
+    assert wide.shape == (8, 4, 8)
+    assert scored(benchmark(ONE), wide) == scored(benchmark(ONE), maps)
+
+
+@pytest.mark.parametrize("changes", [{"attribution": None}, {"grid": None, "attribution": np.zeros(8)}], ids=" ".join)
+def test_a_method_without_maps_is_refused(changes):
+    found = benchmark(ONE)
+    (sample,) = found.samples()
+    (question,) = sample.questions().values()
+    bound = blank(question)
+    whole = explained(bound, random_maps(6, 4))
+    with refused("segmentation needs a map of each concept: choose attribution=concept_attention"):
+        found.score(sample, {"n6": bound}, {"n6": replace(whole, **changes)})
 
 
 @pytest.mark.parametrize(("n_maps", "kept"), [(0, []), (2, ["a", "c"]), (9, ["a", "c", "b"])])
 def test_maps_are_kept_of_the_first_images_only(n_maps, kept):
     nothing = Labelled("nothing", scene(LIGHT))
     samples = benchmark(ONE, nothing, THREE, TWO, n_maps=n_maps).samples()
-    assert [sample.id for sample in samples if sample.keeps_arrays] == kept
+    assert [sample.id for sample in samples if sample.keeps_arrays()] == kept
 
 
-def test_a_job_stores_the_arrays_of_samples_that_keep_them():
-    found = benchmark(ONE, TWO, players=["n0", "n4"], n_maps=1)
-    job = Job(Knowing(), ConceptAttention(["mean_first"]), found)
-    stored, dropped = (job.evaluate(each, each_explicand, None) for each, each_explicand in pairs(job, found))
-    names = [f"{cell}.mean_first.{part}" for cell in ("n0", "n4") for part in ("players", "background")]
-    assert list(stored[1]) == names
-    assert [stored[1][name].shape for name in names] == [(1, 64), (2, 64), (4, 64), (2, 64)]
-    assert dropped[1] == {}
-    assert list(dropped[0]) == list(stored[0]) == ["n0", "n4", LEFT_OUT]
-
-
-def pairs(job, found):
-    samples = found.samples()
-    return zip(samples, job.prepare(samples), strict=True)
+def evaluated(found, change=lambda inputs: inputs):
+    """What a job makes of the only image by ConceptAttention."""
+    job = Job(Knowing(), {"": ConceptAttention()}, found)
+    (sample,) = found.samples()
+    (inputs,) = job.prepare([sample])
+    return job.evaluate("", sample, change(inputs), lambda *_: None)
 
 
 def test_an_image_that_all_cells_leave_out_has_a_record_that_says_so():
-    job = Job(Knowing(), ConceptAttention(["mean_first"]), benchmark(THREE, players=["n1", "n2"]))
-    ((sample, explicand),) = pairs(job, job.benchmark)
-    assert explicand == {}
-    assert job.evaluate(sample, explicand, None) == ({LEFT_OUT: ["n1", "n2"]}, {})
+    evaluation = evaluated(benchmark(THREE, players=["n1", "n2"]))
+    assert evaluation.explanations == {}
+    assert evaluation.scores == {LEFT_OUT: ["n1", "n2"]}
 
 
 def job(tmp_path, root=None, target=None, **changes):
@@ -424,8 +444,21 @@ def some_images():
     return Memory([ONE, TWO, replace(THREE, broken=True), replace(ONE, id="d")])
 
 
-def records(cfg):
-    return {record.sample: record for record in RecordStore(job_folder(cfg)).read().values()}
+def records(cfg, variant="mean_first"):
+    """Of one variant, by sample."""
+    found = RecordStore(job_folder(cfg)).read().values()
+    return {record.sample: record for record in found if record.variant == variant}
+
+
+def test_a_job_keeps_the_maps_of_the_first_images_and_the_scores_of_all(tmp_path):
+    cfg = job(tmp_path, benchmark__n_maps=1, benchmark__players=["n0", "n4"])
+    run_job(cfg)
+    found = records(cfg)
+    explanations = unpack(found["a"], RecordStore(job_folder(cfg)).load_arrays(found["a"]))
+    assert list(explanations) == ["n0", "n4"]
+    assert [each.attribution.shape for each in explanations.values()] == [((1 + 2) * 64,), ((4 + 2) * 64,)]
+    assert found["b"].arrays == []
+    assert list(found["a"].scores) == list(found["b"].scores) == ["n0", "n4", LEFT_OUT]
 
 
 def test_a_job_records_the_image_that_fails_and_goes_on(tmp_path):
@@ -445,6 +478,7 @@ def test_a_job_records_the_image_that_fails_and_goes_on(tmp_path):
         ("benchmark__scales", {"tiny": {}}, True),
         ("benchmark__players", ["n0"], False),
         ("benchmark__channels", "players", False),
+        ("benchmark__n_maps", 3, False),
         ("benchmark__side", 9, False),
     ],
 )
@@ -468,14 +502,14 @@ def perfect(request, tmp_path_factory):
     cfg = segmentation_config(folder / "out", data | {"root": str(write(folder / "data"))})
     outcome = run_job(cfg)
     assert outcome.errors == ()
-    return list(records(cfg).values()), request.param
+    return cfg, request.param
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["concept_attention", "mean_first", "meta_concept_attention", "meta_per_layer"])
 @pytest.mark.parametrize("cell", ["n0", "n5"])
 def test_perfect_maps_have_perfect_scores_in_both_tracks_of_every_dataset(perfect, cell, variant):
-    found, name = perfect
-    counts = [record.scores[cell][variant] for record in found]
+    cfg, name = perfect
+    counts = [record.scores[cell] for record in records(cfg, variant).values()]
     single = [each["single"] for each in counts if "single" in each]
     assert len(single) == 3
     assert len(counts) == (3 if name == "imagenet_seg" else len(SCENES))
@@ -484,9 +518,8 @@ def test_perfect_maps_have_perfect_scores_in_both_tracks_of_every_dataset(perfec
 
 
 def test_maps_of_the_wrong_class_have_no_score():
-    found = benchmark(TWO, players=["n0"])
-    job = Job(Knowing(), ConceptAttention(["mean_first"]), found)
-    ((sample, explicand),) = pairs(job, found)
-    swapped = replace(explicand["n0"], player_logits=explicand["n0"].player_logits.flip(1))
-    pooled = twin.pooled_multi([job.evaluate(sample, {"n0": swapped}, None)[0]["n0"]["mean_first"]["multi"]])
+    def swap(inputs):
+        return {"n0": replace(inputs["n0"], player_logits=inputs["n0"].player_logits.flip(1))}
+
+    pooled = twin.pooled_multi([evaluated(benchmark(TWO, players=["n0"]), swap).scores["n0"]["multi"]])
     assert (pooled["acc"], pooled["miou"]) == (0, 0)

@@ -16,9 +16,11 @@ from metagame.benchmarks.imagenet_seg import ImageNetSeg, wordnet_id
 from metagame.benchmarks.masks import OTHER, UNLABELLED, class_indices, read_annotations, read_labels
 from metagame.benchmarks.segmentation import Segmentation
 from metagame.benchmarks.voc import VOC
-from metagame.games import GameError
-from metagame.jobs import job_folder, run_job
-from metagame.records import RecordStore
+from metagame.errors import UserError
+from metagame.jobs.fingerprint import files_digest
+from metagame.jobs.records import RecordStore
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import job_folder
 from tests.segmentation_fixtures import (
     BACKGROUND,
     CAR,
@@ -159,6 +161,68 @@ def test_the_benchmark_finds_all_images_of_every_dataset(kind, tmp_path):
     for sample, labels in zip(samples, kind.scenes, strict=True):
         assert sample.image().size == labels.shape[::-1]
         assert np.array_equal(sample.truth(), kind.truth(labels))
+
+
+FILES = {
+    "voc": ({VOC_IMAGE, VOC_MASK}, set()),
+    "panoptic": ({COCO_IMAGE, PANOPTIC_MASK, PANOPTIC}, {PANOPTIC}),
+    "instances": ({COCO_IMAGE, INSTANCES}, {INSTANCES}),
+    "imagenet_seg": ({MATLAB}, {WORDNET_NAMES}),
+}
+"""Of the second image, and of all."""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_those_that_an_image_and_its_mask_are_read_from(tmp_path, name):
+    kind = KINDS[name]
+    root = kind.write(tmp_path)
+    found = segmentation(kind, root)
+    of_second, of_all = FILES[name]
+    assert {path.relative_to(root).as_posix() for path in found.samples()[1].files()} == of_second
+    assert {path.relative_to(root).as_posix() for path in found.files()} == of_all
+    assert all(path.is_file() for sample in found.samples() for path in (*sample.files(), *found.files()))
+
+
+def file_digests(kind, root):
+    """What results depend on, by image."""
+    found = segmentation(kind, root)
+    return {each.id: files_digest([*found.files(), *each.files()]) for each in found.samples()}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("voc", VOC_MASK), ("voc", VOC_IMAGE), ("panoptic", PANOPTIC_MASK), ("instances", COCO_IMAGE)]
+)
+def test_a_replaced_mask_or_picture_is_told_apart_by_the_files_of_its_image_alone(tmp_path, name, file):
+    kind = KINDS[name]
+    root = kind.write(tmp_path)
+    before = file_digests(kind, root)
+    with Image.open(root / file) as image:
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(root / file)
+    after = file_digests(kind, root)
+    assert [before[each] != after[each] for each in kind.ids] == [place == 1 for place in PLACES]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("panoptic", PANOPTIC), ("instances", INSTANCES), ("imagenet_seg", MATLAB), ("imagenet_seg", WORDNET_NAMES)],
+)
+def test_other_annotations_are_told_apart_by_the_files_of_every_image(tmp_path, name, file):
+    kind = KINDS[name]
+    root = kind.write(tmp_path)
+    before = file_digests(kind, root)
+    with (root / file).open("ab") as stored:
+        stored.write(b" " * 600)
+    after = file_digests(kind, root)
+    assert all(before[each] != after[each] for each in kind.ids)
+
+
+def test_files_of_an_image_that_is_not_there_are_told_of_where_it_is_read(tmp_path):
+    root = write_voc(tmp_path)
+    (root / VOC_MASK).unlink()
+    sample = segmentation(KINDS["voc"], root).samples()[1]
+    assert root / VOC_MASK in sample.files()
+    with refused(f"{VOC_MASK} does not exist"):
+        sample.questions()
 
 
 def segmentation(kind, root):
@@ -669,14 +733,14 @@ def complaints(kind, root):
     """What is said when everything is read; other errors come out."""
     try:
         samples = segmentation(kind, root).samples()
-    except GameError as error:
+    except UserError as error:
         return [str(error)]
     found = []
     for sample in samples:
         for read in (sample.questions, sample.image, sample.truth):
             try:
                 read()
-            except GameError as error:
+            except UserError as error:
                 found.append(str(error))
     return found
 
@@ -717,7 +781,8 @@ def test_a_job_goes_on_with_the_images_that_can_be_read(tmp_path, name):
     root = kind.write(tmp_path / "data")
     for file, damage in JOBS[name].items():
         damage(root / file)
-    cfg = segmentation_config(tmp_path / "out", kind.config(root), attribution__method__variants=["mean_first"])
+    cfg = segmentation_config(tmp_path / "out", kind.config(root))
+    cfg.attribution.variants = {"mean_first": cfg.attribution.variants.mean_first}
     outcome = run_job(cfg)
     records = {record.sample: record for record in RecordStore(job_folder(cfg)).read().values()}
     assert set(records) == set(kind.ids)

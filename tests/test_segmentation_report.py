@@ -10,28 +10,45 @@ from itertools import product
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT
-from metagame.jobs import job_folder
-from metagame.records import Record, RecordStore
 from metagame.report.experiment import save_figure
 from metagame.report.published import published
-from metagame.report.results import MOST_FAILURES, JobResult, tell_apart
+from metagame.report.results import MOST_FAILURES, tell_apart
 from metagame.report.segmentation import (
     ABLATION_TITLES,
     BENCHMARKS,
-    METHODS,
+    FIRST,
+    MEAN_FIRST,
+    META,
     METRICS,
+    PER_LAYER,
     STYLES,
     TINY_NOTE,
     ablations_figure,
+    role,
     segmentation_table,
 )
 from metagame.report.table import write_table
 from tests.conftest import close
+from tests.report_fixtures import Made, made_up, only, stub_config
 
-FIRST, META, MEAN_FIRST, PER_LAYER = "concept_attention", "meta_concept_attention", "mean_first", "meta_per_layer"
+LABELS = {
+    FIRST: "ConceptAttention",
+    MEAN_FIRST: "ConceptAttention, mean first",
+    META: "Meta-ConceptAttention",
+    PER_LAYER: "Meta-ConceptAttention, each layer",
+}
+METHODS = {
+    FIRST: {"name": FIRST, "label": "ConceptAttention", "base": FIRST, "method": {"mean_first": False}},
+    MEAN_FIRST: {"name": "concept_mean_first", "label": "ConceptAttention, mean first", "base": "concept_mean_first"}
+    | {"method": {"mean_first": True}},
+    META: {"name": META, "label": "ConceptAttention", "base": FIRST, "meta": True, "method": {"mean_first": True}},
+    PER_LAYER: {"name": PER_LAYER, "label": "ConceptAttention, each layer", "base": FIRST, "meta": True}
+    | {"method": {"mean_first": False}},
+    "another": {"name": "another", "label": "Another", "method": {}},
+}
+"""The shipped configs of the methods, and one of a user's own."""
 SHARES = {FIRST: 0.5, MEAN_FIRST: 0.45, META: 0.7, PER_LAYER: 0.72}
 """How well each method does, unless a test says otherwise."""
 IMAGES = {"bus stop": ("3",), "herd": ("5", "7"), "plane": ("3",), "shed": ("5",), "yard": ("3", "5", "7")}
@@ -74,9 +91,10 @@ def job(
     ablations=("baseline",),
     left_out=(),
     failed=(),
+    name="concept_maps",
     **changes,
 ):
-    """A job whose records are in its folder.
+    """The variants of a job whose records are in its folder.
 
     Args:
         folder: of the experiment.
@@ -87,47 +105,30 @@ def job(
         ablations: as of the benchmark.
         left_out: names of cells that no image with several classes is in.
         failed: ids of images that failed.
+        name: of the attribution.
         changes: of the config, by dotted key with ``__`` for the dot.
     """
-    config = OmegaConf.create(
-        {
-            "name": "table3",
-            "model": {"name": "flux_schnell", "label": "FLUX", "checkpoint": "somewhere"},
-            "attribution": {
-                "name": "concept_maps",
-                "label": "Maps",
-                "meta": False,
-                "method": {"_target_": "metagame.ConceptAttention", "variants": list(methods)},
-            },
-            "benchmark": {"name": "voc", "tracks": ["single", "multi"], "expected": {"images": len(images)}}
-            | {"players": list(players), "ablations": list(ablations)},
-            "estimator": {"name": "exact"},
-            "seed": 0,
-            "limit": None,
-            "scale": {"name": "tiny"},
-            "output_dir": str(folder),
-        }
+    cfg = stub_config(
+        folder,
+        name="table3",
+        model={"name": "flux_schnell", "label": "FLUX", "checkpoint": "somewhere"},
+        attribution={"name": name, "label": "Maps", "variants": {method: METHODS[method] for method in methods}},
+        benchmark={"name": "voc", "tracks": ["single", "multi"], "expected": {"images": len(images)}}
+        | {"players": list(players), "ablations": list(ablations)},
+        **changes,
     )
-    for key, value in changes.items():
-        OmegaConf.update(config, key.replace("__", "."), value, merge=False)
-    cells = [size if name == BASELINE else f"{size} {name}" for size, name in product(players, ablations)]
-    store = RecordStore(job_folder(config))
-    for image in images:
+    cells = [size if ablation == BASELINE else f"{size} {ablation}" for size, ablation in product(players, ablations)]
+    made = {}
+    for method, image in product(methods, images):
         absent = [cell for cell in left_out if len(IMAGES[image]) > 1]
-        tracks = [track for track in config.benchmark.tracks if track == "multi" or len(IMAGES[image]) == 1]
+        tracks = [track for track in cfg.benchmark.tracks if track == "multi" or len(IMAGES[image]) == 1]
         scores = {
-            cell: {
-                method: {track: counts(image, track, share(cell, method, track)) for track in tracks}
-                for method in methods
-            }
+            cell: {track: counts(image, track, share(cell, method, track)) for track in tracks}
             for cell in cells
             if cell not in absent
         }
-        store.append(Record(f"k {image}", image, "done", scores | {LEFT_OUT: absent}), {})
-    for image in failed:
-        store.append(Record(f"k {image}", image, "failed", error=f"no memory for {image}"), {})
-    records = list(store.read().values())
-    return JobResult(config, store.folder, [record.sample for record in records], records)
+        made.setdefault(method, {})[image] = Made(scores | {LEFT_OUT: absent})
+    return made_up(cfg, made if images else {method: {} for method in methods}, failed)
 
 
 def imagenet(folder, *arguments, **settings):
@@ -137,9 +138,10 @@ def imagenet(folder, *arguments, **settings):
     )  # fmt: skip
 
 
-def images_of(result, cell, method, track):
-    """The counts of every image of a job that has them."""
-    found = [record.scores.get(cell, {}).get(method, {}).get(track) for record in result.done]
+def images_of(results, cell, method, track):
+    """The counts of every image that one method of a job has."""
+    result = next(result for result in results if result.variant.name == method)
+    found = [record.scores.get(cell, {}).get(track) for record in result.done]
     return [each for each in found if each is not None]
 
 
@@ -200,7 +202,7 @@ def noted(table, text):
 
 def test_there_is_a_row_for_each_benchmark_track_cell_and_method(tmp_path):
     chosen = {"players": ("n0", "n20"), "ablations": ("baseline", "prompt")}
-    table = segmentation_table([job(tmp_path, **chosen), imagenet(tmp_path, **chosen)], "tiny")
+    table = segmentation_table([*job(tmp_path, **chosen), *imagenet(tmp_path, **chosen)], "tiny")
     cells = [("n0", "baseline"), ("n0", "prompt"), ("n20", "baseline"), ("n20", "prompt")]
     tracks = [("VOC", "single"), ("VOC", "multi"), ("ImageNet-Seg", "single")]
     methods = ("ConceptAttention", "Meta-ConceptAttention")
@@ -210,31 +212,46 @@ def test_there_is_a_row_for_each_benchmark_track_cell_and_method(tmp_path):
 
 
 def test_one_cell_is_named_in_the_notes_and_has_no_columns(tmp_path):
-    table = segmentation_table([job(tmp_path, players=("d4",), ablations=("decoupled",))], "tiny")
+    table = segmentation_table(job(tmp_path, players=("d4",), ablations=("decoupled",)), "tiny")
     assert keys(table) == ["benchmark", "track", "method", "acc", "miou", "map", "n"]
     assert noted(table, "Players: d4 decoupled.")
 
 
 def test_several_cells_are_not_named_in_the_notes(tmp_path):
-    assert not noted(segmentation_table([job(tmp_path, players=("n0", "d4"))], "tiny"), "Players:")
+    assert not noted(segmentation_table(job(tmp_path, players=("n0", "d4")), "tiny"), "Players:")
 
 
 def test_methods_have_the_names_of_the_paper_and_unknown_ones_their_own(tmp_path):
-    methods = (*METHODS, "another")
-    table = segmentation_table([job(tmp_path, lambda *_: 0.5, methods)], "tiny")
-    assert [row["method"] for row in table.rows] == [*METHODS.values(), "another"] * 2
+    table = segmentation_table(job(tmp_path, lambda *_: 0.5, tuple(METHODS)), "tiny")
+    assert [row["method"] for row in table.rows] == [*LABELS.values(), "Another"] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, FIRST),
+        ({"method": {}}, FIRST),
+        ({"method": {"mean_first": True}}, MEAN_FIRST),
+        ({"meta": True}, PER_LAYER),
+        ({"meta": True, "method": {"mean_first": True}}, META),
+        ({"base": "own"}, None),
+    ],
+)
+def test_what_a_method_is_to_the_paper_is_read_from_its_settings_and_not_from_its_name(changes, found):
+    cfg = stub_config("unused", attribution=METHODS[FIRST] | changes)
+    assert role(only(made_up(cfg, {})).variant) == found
 
 
 @pytest.mark.parametrize("track", ["single", "multi"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LABELS)
 def test_scores_are_pooled_over_images_with_the_error_of_leaving_one_out(tmp_path, method, track):
-    result = job(tmp_path, methods=tuple(METHODS), players=("n0", "n20"))
+    results = job(tmp_path, methods=tuple(LABELS), players=("n0", "n20"))
     (row,) = [
         row
-        for row in segmentation_table([result], "tiny").rows
-        if (row["method"], row["track"], row["players"]) == (METHODS[method], track, "n20")
+        for row in segmentation_table(results, "tiny").rows
+        if (row["method"], row["track"], row["players"]) == (LABELS[method], track, "n20")
     ]
-    images = images_of(result, "n20", method, track)
+    images = images_of(results, "n20", method, track)
     assert close(means_of(row), by_loops(images, track), 6e-7)
     assert close([cell["two_se"] for cell in cells_of(row)], two_errors(without(images, track)), 6e-7)
     assert {cell["n"] for cell in cells_of(row)} == {len(images)} == {int(row["n"])}
@@ -253,23 +270,23 @@ def test_the_loops_are_right_on_an_example_by_hand(tmp_path):
 
 
 def test_only_images_with_one_class_are_of_the_single_track(tmp_path):
-    rows = segmentation_table([job(tmp_path)], "tiny").rows
+    rows = segmentation_table(job(tmp_path), "tiny").rows
     assert {(row["track"], row["n"]) for row in rows} == {("single", "3"), ("multi", "5")}
 
 
 def test_a_track_that_no_image_has_is_no_row(tmp_path):
-    rows = segmentation_table([job(tmp_path, images=("herd", "yard"))], "tiny").rows
+    rows = segmentation_table(job(tmp_path, images=("herd", "yard")), "tiny").rows
     assert {row["track"] for row in rows} == {"multi"}
 
 
 def test_one_image_has_no_error(tmp_path):
-    table = segmentation_table([job(tmp_path, images=("plane",))], "tiny")
+    table = segmentation_table(job(tmp_path, images=("plane",)), "tiny")
     assert {cell["two_se"] for row in table.rows for cell in cells_of(row)} == {None}
     assert {row["n"] for row in table.rows} == {"1"}
 
 
 def test_the_samples_of_a_table_are_those_of_its_largest_job(tmp_path):
-    results = [job(tmp_path, failed=["torn"]), imagenet(tmp_path)]
+    results = [*job(tmp_path, failed=["torn"]), *imagenet(tmp_path)]
     assert segmentation_table(results, "tiny").n_samples == 5
 
 
@@ -281,8 +298,8 @@ def test_every_published_value_stands_on_its_row(tmp_path, name):
     chosen = {"players": sizes, "ablations": ABLATIONS, "scale__name": "paper", "benchmark__name": name}
     if name == "imagenet_seg":
         del chosen["benchmark__name"]
-    table = segmentation_table([build(tmp_path, **chosen)], "paper")
-    titles, methods = ({title: key for key, title in names.items()} for names in (ABLATION_TITLES, METHODS))
+    table = segmentation_table(build(tmp_path, **chosen), "paper")
+    titles, methods = ({title: key for key, title in names.items()} for names in (ABLATION_TITLES, LABELS))
     for row, values in zip(table.rows, table.published, strict=True):
         cell = " ".join([row["players"]] + [titles[row["ablation"]]] * (row["ablation"] != "baseline"))
         assert values == dict(zip(METRICS, cells[cell][methods[row["method"]]][row["track"]], strict=True))
@@ -300,7 +317,7 @@ def test_every_published_value_stands_on_its_row(tmp_path, name):
     ],
 )
 def test_what_the_paper_has_not_has_no_published_value(tmp_path, settings, reason):
-    table = segmentation_table([job(tmp_path, **settings)], "paper")
+    table = segmentation_table(job(tmp_path, **settings), "paper")
     assert table.published == [{}] * len(table.rows), reason
 
 
@@ -365,7 +382,7 @@ def meta_is(**shares):
     ],
 )
 def test_the_claims_are_answered_from_the_cells_at_hand(tmp_path, shares, answers):
-    table = segmentation_table([job(tmp_path, meta_is(**shares), players=tuple(shares))], "tiny")
+    table = segmentation_table(job(tmp_path, meta_is(**shares), players=tuple(shares)), "tiny")
     assert holds(table) == answers
     assert [claim["claim"] for claim in table.claims] == list(FIGURE13["claims"].values())[: len(answers)]
 
@@ -375,21 +392,22 @@ def test_a_claim_of_every_cell_fails_with_one_track_of_one_cell(tmp_path, worse)
     def share(cell, method, track):
         return 0.3 if method == META and (cell, track) == worse else SHARES[method]
 
-    table = segmentation_table([job(tmp_path, share, ablations=("baseline", "prompt")), imagenet(tmp_path)], "tiny")
+    table = segmentation_table([*job(tmp_path, share, ablations=("baseline", "prompt")), *imagenet(tmp_path)], "tiny")
     assert holds(table) == [False, False]
 
 
 @pytest.mark.parametrize("method", [FIRST, META])
 def test_a_method_alone_decides_no_claim(tmp_path, method):
-    table = segmentation_table([job(tmp_path, methods=(method,), players=("n0", "n20"))], "tiny")
+    table = segmentation_table(job(tmp_path, methods=(method,), players=("n0", "n20")), "tiny")
     assert holds(table) == [None, None]
 
 
 @pytest.mark.parametrize(("meta", "answers"), [((0.7, 0.3), [True, None, True]), ((0.3, 0.7), [False, None, False])])
 def test_methods_of_two_jobs_are_compared(tmp_path, meta, answers):
     results = [
-        job(tmp_path, meta_is(n0=meta), (method,), players=("n0",), attribution__name=method)
+        result
         for method in (META, FIRST)
+        for result in job(tmp_path, meta_is(n0=meta), (method,), players=("n0",), name=method)
     ]
     assert holds(segmentation_table(results, "tiny")) == answers
 
@@ -398,12 +416,13 @@ def test_methods_of_two_jobs_are_compared(tmp_path, meta, answers):
     "change", [{"seed": 1}, {"benchmark__channels": "players"}, {"model__checkpoint": "elsewhere"}]
 )
 def test_methods_of_jobs_of_another_setting_are_not_compared(tmp_path, change):
-    results = [job(tmp_path, methods=(FIRST,)), job(tmp_path, methods=(META,), **change)]
+    results = [*job(tmp_path, methods=(FIRST,)), *job(tmp_path, methods=(META,), **change)]
     assert holds(segmentation_table(results, "tiny")) == [None, None]
 
 
 def test_methods_of_two_jobs_are_compared_on_the_same_images_only(tmp_path):
-    results = [job(tmp_path, methods=(FIRST,)), job(tmp_path, methods=(META,), images=("bus stop", "plane", "herd"))]
+    fewer = ("bus stop", "plane", "herd")
+    results = [*job(tmp_path, methods=(FIRST,)), *job(tmp_path, methods=(META,), images=fewer)]
     assert holds(segmentation_table(results, "tiny")) == [None, None]
 
 
@@ -417,10 +436,10 @@ def test_methods_of_two_jobs_are_compared_on_the_same_images_only(tmp_path):
 )
 def test_the_order_of_softmax_and_mean_is_told_with_sign_and_error(tmp_path, left, right, text, apart):
     jobs = [(left,), (right,)] if apart else [(left, right)]
-    results = [job(tmp_path, methods=methods) for methods in jobs]
+    results = [result for methods in jobs for result in job(tmp_path, methods=methods)]
     changes = []
     for track in ("single", "multi"):
-        ours, theirs = (images_of(results[place], "n20", name, track) for place, name in ((0, left), (-1, right)))
+        ours, theirs = (images_of(results, "n20", name, track) for name in (left, right))
         values = by_loops(ours, track) - by_loops(theirs, track)
         errors = two_errors(without(ours, track) - without(theirs, track))
         parts = [f"{label} {v:+.3f} ± {e:.3f}" for label, v, e in zip(METRICS.values(), values, errors, strict=True)]
@@ -431,25 +450,25 @@ def test_the_order_of_softmax_and_mean_is_told_with_sign_and_error(tmp_path, lef
 
 def test_the_order_of_softmax_and_mean_is_told_of_every_cell_and_benchmark(tmp_path):
     chosen = {"methods": (FIRST, MEAN_FIRST), "players": ("n0", "n20")}
-    table = segmentation_table([job(tmp_path, **chosen), imagenet(tmp_path, **chosen)], "tiny")
+    table = segmentation_table([*job(tmp_path, **chosen), *imagenet(tmp_path, **chosen)], "tiny")
     (note,) = noted(table, "Mean over layers")
     for place in ("VOC single n0", "VOC single n20", "VOC multi n0", "VOC multi n20", "ImageNet-Seg single n20"):
         assert note.count(f"{place} Acc") == 1
 
 
 def test_a_change_of_one_image_has_no_error(tmp_path):
-    result = job(tmp_path, methods=(FIRST, MEAN_FIRST), images=("herd",))
-    (note,) = noted(segmentation_table([result], "tiny"), "Mean over layers")
+    results = job(tmp_path, methods=(FIRST, MEAN_FIRST), images=("herd",))
+    (note,) = noted(segmentation_table(results, "tiny"), "Mean over layers")
     assert note.count("± –") == 3
 
 
 @pytest.mark.parametrize("methods", [(FIRST, META), (MEAN_FIRST, META), (FIRST, PER_LAYER)])
 def test_without_both_orders_nothing_is_told_of_them(tmp_path, methods):
-    assert not noted(segmentation_table([job(tmp_path, methods=methods)], "tiny"), "Mean over layers")
+    assert not noted(segmentation_table(job(tmp_path, methods=methods), "tiny"), "Mean over layers")
 
 
 def test_images_that_a_cell_leaves_out_are_counted(tmp_path):
-    table = segmentation_table([job(tmp_path, players=("n0", "n20"), left_out=("n20",))], "tiny")
+    table = segmentation_table(job(tmp_path, players=("n0", "n20"), left_out=("n20",)), "tiny")
     (note,) = noted(table, "left out")
     assert note.startswith("VOC n20: 2 images ")
     multi = {(row["players"], row["n"]) for row in table.rows if row["track"] == "multi"}
@@ -457,12 +476,12 @@ def test_images_that_a_cell_leaves_out_are_counted(tmp_path):
 
 
 def test_where_no_image_is_left_out_nothing_is_told_of_it(tmp_path):
-    assert not noted(segmentation_table([job(tmp_path)], "tiny"), "left out")
+    assert not noted(segmentation_table(job(tmp_path), "tiny"), "left out")
 
 
 def test_two_jobs_on_the_same_images_tell_once_what_is_left_out_and_missing(tmp_path):
     settings = {"left_out": ("n20",), "benchmark__expected": {"images": 80}}
-    results = [job(tmp_path, methods=(method,), **settings) for method in (FIRST, META)]
+    results = [result for method in (FIRST, META) for result in job(tmp_path, methods=(method,), **settings)]
     table = segmentation_table(results, "tiny")
     assert len(noted(table, "left out")) == 1
     assert len(noted(table, "80 expected")) == 1
@@ -479,14 +498,14 @@ def test_two_jobs_on_the_same_images_tell_once_what_is_left_out_and_missing(tmp_
     ],
 )
 def test_a_benchmark_that_is_not_complete_is_told_unless_it_was_limited(tmp_path, changes, told):
-    table = segmentation_table([job(tmp_path, failed=["torn"], **changes)], "tiny")
+    table = segmentation_table(job(tmp_path, failed=["torn"], **changes), "tiny")
     assert noted(table, "expected") == ["VOC: 6 images here, 80 expected."] * told
 
 
 @pytest.mark.parametrize("more", [0, 1, 5])
 def test_failed_images_are_named_and_of_many_the_first_ones(tmp_path, more):
     failed = [f"torn {number}" for number in range(MOST_FAILURES + more)]
-    table = segmentation_table([job(tmp_path, failed=failed)], "tiny")
+    table = segmentation_table(job(tmp_path, failed=failed), "tiny")
     expected = [f"Maps: sample {name} failed: no memory for {name}" for name in failed[:MOST_FAILURES]]
     if more:
         expected.append(f"Maps: {more} more samples failed, {len(failed)} in all; see its records.jsonl.")
@@ -495,14 +514,14 @@ def test_failed_images_are_named_and_of_many_the_first_ones(tmp_path, more):
 
 
 def test_few_failed_images_are_all_named(tmp_path):
-    table = segmentation_table([job(tmp_path, failed=["torn", "lost"])], "tiny")
+    table = segmentation_table(job(tmp_path, failed=["torn", "lost"]), "tiny")
     assert len(noted(table, "failed")) == 2
 
 
 def test_the_tiny_model_is_not_measured_by_the_paper(tmp_path):
-    result = job(tmp_path)
-    assert TINY_NOTE in segmentation_table([result], "tiny").notes
-    assert TINY_NOTE not in segmentation_table([result], "paper").notes
+    results = job(tmp_path)
+    assert TINY_NOTE in segmentation_table(results, "tiny").notes
+    assert TINY_NOTE not in segmentation_table(results, "paper").notes
 
 
 @pytest.fixture
@@ -511,8 +530,8 @@ def two_models(tmp_path):
     settings = {"methods": (FIRST, META, MEAN_FIRST)}
     other = {"model__name": "flux_dev", "model__label": "FLUX.1-dev"}
     return [
-        job(tmp_path, **settings),
-        job(tmp_path, lambda cell, method, track: 1 - SHARES[method], **settings, **other),
+        *job(tmp_path, **settings),
+        *job(tmp_path, lambda cell, method, track: 1 - SHARES[method], **settings, **other),
     ]
 
 
@@ -520,14 +539,14 @@ def test_two_models_are_told_apart_in_the_rows(two_models):
     table = segmentation_table(two_models, "tiny")
     assert keys(table)[:4] == ["benchmark", "track", "model", "method"]
     assert [row["model"] for row in table.rows] == ["FLUX"] * 6 + ["FLUX.1-dev"] * 6
-    assert "model" not in keys(segmentation_table(two_models[:1], "tiny"))
-    for result, rows in zip(two_models, (table.rows[:6], table.rows[6:]), strict=True):
+    assert "model" not in keys(segmentation_table(two_models[:3], "tiny"))
+    for results, rows in zip((two_models[:3], two_models[3:]), (table.rows[:6], table.rows[6:]), strict=True):
         for row, method in zip(rows[3:], (FIRST, META, MEAN_FIRST), strict=True):
-            assert close(means_of(row), by_loops(images_of(result, "n20", method, "multi"), "multi"), 6e-7)
+            assert close(means_of(row), by_loops(images_of(results, "n20", method, "multi"), "multi"), 6e-7)
 
 
 def test_methods_are_compared_within_their_model(two_models):
-    assert [holds(segmentation_table(each, "tiny")) for each in (two_models, two_models[:1], two_models[1:])] == [
+    assert [holds(segmentation_table(each, "tiny")) for each in (two_models, two_models[:3], two_models[3:])] == [
         [False, False], [True, True], [False, False],
     ]  # fmt: skip
 
@@ -540,17 +559,69 @@ def test_notes_of_two_models_name_them(two_models):
 
 
 def test_jobs_that_differ_in_a_setting_are_told_apart_in_the_rows(tmp_path):
-    results = tell_apart([job(tmp_path), job(tmp_path, usual, benchmark__channels="players")])
+    results = tell_apart([*job(tmp_path), *job(tmp_path, usual, benchmark__channels="players")])
     table = segmentation_table(results, "tiny")
     shown = [tuple(row[key] for key in keys(table) if isinstance(row[key], str)) for row in table.rows]
     assert len(set(shown)) == len(shown)
+    assert {row["method"] for row in table.rows} == {LABELS[FIRST], LABELS[META]}
+
+
+OTHER = {"model__name": "flux_dev", "model__label": "FLUX.1-dev"}
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "names"),
+    [
+        ({"seed": 1}, "benchmark", ["VOC (seed=0)", "VOC (seed=1)"]),
+        ({"benchmark__name": "coco"}, "benchmark", ["VOC", "COCO"]),
+        (OTHER, "model", ["FLUX", "FLUX.1-dev"]),
+        ({"model__name": "flux_dev"}, "benchmark", ["VOC (model=flux_schnell)", "VOC (model=flux_dev)"]),
+    ],
+)
+def test_jobs_of_a_sweep_have_rows_and_curves_of_their_own(tmp_path, change, column, names):
+    both = [job(tmp_path), job(tmp_path, lambda cell, method, track: 1 - SHARES[method], **change)]
+    results = tell_apart([*both[0], *both[1]])
+    rows = [row for row in segmentation_table(results, "tiny").rows if row["track"] == "multi"]
+    assert list(dict.fromkeys(row[column] for row in rows)) == names
+    panels = grid(drawn(ablations_figure(results)))["Acc"][1::2]
+    for own, name, (axes,) in zip(both, names, panels, strict=True):
+        for method in (FIRST, META):
+            (row,) = [row for row in rows if (row[column], row["method"]) == (name, LABELS[method])]
+            expected = by_loops(images_of(own, "n20", method, "multi"), "multi")
+            assert close(means_of(row), expected, 6e-7)
+            assert close(curves(axes)[method], [[0, expected[0]]], 1e-6)
+
+
+def test_two_jobs_of_one_method_and_setting_have_rows_and_curves_of_their_own(tmp_path):
+    results = [
+        *job(tmp_path, methods=(FIRST,)), *job(tmp_path, meta_is(n20=0.6), (META,), name="one"),
+        *job(tmp_path, meta_is(n20=0.3), (META,), name="two", attribution__variants__meta_concept_attention__order=2),
+    ]  # fmt: skip
+    table = segmentation_table(tell_apart(results), "tiny")
+    methods = [LABELS[FIRST], "Meta-ConceptAttention", "Meta-ConceptAttention, pairs"]
+    assert [row["method"] for row in table.rows if row["track"] == "multi"] == methods
+    assert holds(table) == [False, False]
+    figure = drawn(ablations_figure(results))
+    (axes,) = grid(figure)["Acc"][1]
+    values = [float(container.lines[0].get_ydata()[0]) for container in axes.containers]
+    assert close(values, [row["acc"]["mean"] for row in table.rows if row["track"] == "multi"], 1e-6)
+    assert len({container.lines[0].get_color() for container in axes.containers}) == 3
+    assert [text.get_text() for text in figure.legends[0].texts] == methods
+
+
+def test_failures_name_the_benchmark_where_there_are_several(tmp_path):
+    results = tell_apart([*job(tmp_path, failed=["torn"]), *imagenet(tmp_path, failed=["torn"])])
+    assert noted(segmentation_table(results, "tiny"), "failed") == [
+        "Maps (benchmark=voc): sample torn failed: no memory for torn",
+        "Maps (benchmark=imagenet_seg): sample torn failed: no memory for torn",
+    ]
 
 
 def test_equal_runs_give_equal_bytes(tmp_path):
     written = []
     for name in ("first", "second"):
         folder = tmp_path / name
-        results = [job(folder, methods=tuple(METHODS), players=("n0", "n20"), failed=["torn"]), imagenet(folder)]
+        results = [*job(folder, methods=tuple(LABELS), players=("n0", "n20"), failed=["torn"]), *imagenet(folder)]
         paths = write_table(segmentation_table(results, "tiny"), folder)
         written.append({path.name: path.read_bytes() for path in paths})
     assert written[0] == written[1]
@@ -577,7 +648,7 @@ def grid(figure):
 
 def curves(axes):
     """By method the places and values that are drawn with bars of errors."""
-    methods = {STYLES[method][0]: method for method in (FIRST, META)}
+    methods = {STYLES[meta][0]: method for meta, method in ((False, FIRST), (True, META))}
     lines = [container.lines[0] for container in axes.containers]
     return {methods[line.get_color()]: line.get_xydata().tolist() for line in lines}
 
@@ -594,7 +665,7 @@ ALL_CELLS = {"players": SIZES, "ablations": ABLATIONS}
 def all_cells(tmp_path_factory):
     """VOC and ImageNet-Seg in all cells of the former."""
     folder = tmp_path_factory.mktemp("cells")
-    return [job(folder, **ALL_CELLS), imagenet(folder, **ALL_CELLS)]
+    return [*job(folder, **ALL_CELLS), *imagenet(folder, **ALL_CELLS)]
 
 
 @pytest.fixture(scope="module")
@@ -613,7 +684,7 @@ def test_a_figure_has_a_block_a_metric_a_column_an_ablation_and_a_row_a_track(bl
 
 
 def test_the_benchmarks_of_imagenet_have_the_single_track_only(tmp_path):
-    rows = grid(ablations_figure([imagenet(tmp_path)]))["Acc"]
+    rows = grid(ablations_figure(imagenet(tmp_path)))["Acc"]
     assert [row[0].get_ylabel() for row in rows] == ["ImageNet-Seg\nsingle"]
 
 
@@ -629,7 +700,7 @@ def test_each_panel_has_a_curve_of_either_method_with_its_errors(all_cells, bloc
                 each[metric]
                 for each in table.rows
                 if (each["benchmark"], each["track"]) == track
-                and (each["ablation"], each["method"]) == (ABLATION_TITLES[ablation], METHODS[method])
+                and (each["ablation"], each["method"]) == (ABLATION_TITLES[ablation], LABELS[method])
             ]
             assert points == [[place, cell["mean"]] for place, cell in enumerate(cells)]
             (bars,) = axes.containers[number].lines[2]
@@ -639,7 +710,7 @@ def test_each_panel_has_a_curve_of_either_method_with_its_errors(all_cells, bloc
 
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[::-1], ("n20", "n0")])
 def test_players_stand_in_the_order_of_the_config(tmp_path, sizes):
-    figure = ablations_figure([job(tmp_path, players=sizes)])
+    figure = ablations_figure(job(tmp_path, players=sizes))
     for rows in grid(figure).values():
         for axes in rows[0]:
             assert [label.get_text() for label in axes.get_xticklabels()] == list(sizes)
@@ -654,7 +725,8 @@ def test_the_panels_of_a_row_share_their_axis_of_scores(blocks):
 
 def test_published_curves_are_drawn_at_paper_scale(tmp_path):
     ablations = ("baseline", "prompt")
-    results = [build(tmp_path, scale__name="paper", players=SIZES, ablations=ablations) for build in (job, imagenet)]
+    chosen = {"scale__name": "paper", "players": SIZES, "ablations": ablations}
+    results = [*job(tmp_path, **chosen), *imagenet(tmp_path, **chosen)]
     figure = ablations_figure(results)
     tracks = [("voc", "single"), ("voc", "multi"), ("imagenet_seg", "single")]
     for number, rows in enumerate(grid(figure).values()):
@@ -673,23 +745,23 @@ def test_published_curves_are_not_drawn_at_other_scales(blocks):
 
 def test_what_the_paper_has_not_has_no_published_curve(tmp_path):
     chosen = {"players": ("n0", "n10", "n20"), "scale__name": "paper"}
-    for result, points in (
+    for results, points in (
         (job(tmp_path / "voc", **chosen), [0, 2]),
         (job(tmp_path / "own", benchmark__name="own", **chosen), []),
     ):
-        (axes,) = grid(drawn(ablations_figure([result])))["Acc"][0]
+        (axes,) = grid(drawn(ablations_figure(results)))["Acc"][0]
         assert [[place for place, _ in line] for line in dashed(axes)] == [points] * (2 if points else 0)
 
 
 @pytest.mark.parametrize(("scale", "more"), [("tiny", []), ("paper", ["published"])])
 def test_the_legend_names_the_methods_and_at_paper_scale_the_published_values(tmp_path, scale, more):
-    (legend,) = ablations_figure([job(tmp_path, scale__name=scale)]).legends
+    (legend,) = ablations_figure(job(tmp_path, scale__name=scale)).legends
     assert [text.get_text() for text in legend.texts] == ["ConceptAttention", "Meta-ConceptAttention", *more]
     assert "two standard errors" in legend.get_title().get_text()
 
 
 def test_colours_tell_the_methods_apart_and_published_curves_have_those_of_their_method(tmp_path):
-    (axes,) = grid(ablations_figure([job(tmp_path, players=SIZES, scale__name="paper")]))["Acc"][0]
+    (axes,) = grid(ablations_figure(job(tmp_path, players=SIZES, scale__name="paper")))["Acc"][0]
     ours = [container.lines[0].get_color() for container in axes.containers]
     assert [line.get_color() for line in axes.lines if line.get_linestyle() == "--"] == ours
     assert len(set(ours)) == 2
@@ -699,14 +771,15 @@ def test_several_models_have_rows_of_their_own(tmp_path, two_models):
     rows = grid(drawn(ablations_figure(two_models)))["Acc"]
     labels = [f"VOC\n{model}\n{track}" for model in ("FLUX", "FLUX.1-dev") for track in ("single", "multi")]
     assert [row[0].get_ylabel() for row in rows] == labels
-    for result, row in zip(two_models, (rows[1], rows[3]), strict=True):
+    for results, row in zip((two_models[:3], two_models[3:]), (rows[1], rows[3]), strict=True):
         ((_, value),) = curves(row[0])[META]
-        assert close(value, by_loops(images_of(result, "n20", META, "multi"), "multi")[0], 6e-7)
+        assert close(value, by_loops(images_of(results, "n20", META, "multi"), "multi")[0], 6e-7)
 
 
 @pytest.mark.parametrize("method", [FIRST, META])
 def test_a_figure_is_drawn_of_one_method_alone(tmp_path, method):
-    figure = drawn(ablations_figure([job(tmp_path, methods=(method, MEAN_FIRST), players=SIZES, scale__name="paper")]))
+    results = job(tmp_path, methods=(method, MEAN_FIRST), players=SIZES, scale__name="paper")
+    figure = drawn(ablations_figure(results))
     for rows in grid(figure).values():
         for row in rows:
             for axes in row:
@@ -715,26 +788,26 @@ def test_a_figure_is_drawn_of_one_method_alone(tmp_path, method):
 
 
 def test_methods_of_two_jobs_are_drawn_in_one_panel(tmp_path):
-    results = [job(tmp_path, methods=(method,), players=SIZES) for method in (FIRST, META)]
+    results = [result for method in (FIRST, META) for result in job(tmp_path, methods=(method,), players=SIZES)]
     rows = grid(ablations_figure(results))["Acc"]
     assert [row[0].get_ylabel() for row in rows] == ["VOC\nsingle", "VOC\nmulti"]
     assert [len(points) for points in curves(rows[0][0]).values()] == [3, 3]
 
 
 def test_an_image_alone_is_drawn_without_errors(tmp_path):
-    result = job(tmp_path, images=("herd",), players=SIZES)
-    (axes,) = grid(drawn(ablations_figure([result])))["mIoU"][0]
+    results = job(tmp_path, images=("herd",), players=SIZES)
+    (axes,) = grid(drawn(ablations_figure(results)))["mIoU"][0]
     (bars,) = axes.containers[0].lines[2]
     assert all(segment[0, 1] == segment[1, 1] for segment in bars.get_segments())
 
 
 def test_other_methods_alone_do_not_end_the_report(tmp_path):
-    figure = ablations_figure([job(tmp_path, methods=(MEAN_FIRST, PER_LAYER))])
+    figure = ablations_figure(job(tmp_path, methods=(MEAN_FIRST, PER_LAYER)))
     assert figure is None or isinstance(drawn(figure), Figure)
 
 
 def test_a_figure_saved_twice_is_the_same_bytes(tmp_path):
-    results = [job(tmp_path, players=("n0", "n20"))]
+    results = job(tmp_path, players=("n0", "n20"))
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         save_figure(ablations_figure(results), tmp_path / name)

@@ -6,10 +6,12 @@ from itertools import chain
 import pytest
 from omegaconf import OmegaConf
 
-from metagame.games import GameError
-from metagame.jobs import job_folder, read_refusal, refuse, run_job
+from metagame.errors import UserError
+from metagame.jobs.grid import read_refusal, refuse
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import asked_path, job_folder
 from metagame.report.experiment import write_report
-from tests.jobs_fixtures import job_config
+from tests.jobs_fixtures import Plain, job_config
 
 VALUES = list(range(1, 12))
 
@@ -24,7 +26,7 @@ def samples(folder):
 
 @pytest.mark.parametrize(("shards", "batch_size"), [(1, 3), (3, 1), (3, 3), (3, 50), (13, 3)])
 def test_shards_do_every_sample_once_and_share_a_folder_and_a_table(tmp_path, monkeypatch, shards, batch_size):
-    monkeypatch.setattr("tests.jobs_fixtures.Plain.batch_size", batch_size, raising=False)
+    monkeypatch.setattr(Plain, "batch_size", batch_size)
     outcomes = [run_job(config(tmp_path / "shards", shards=shards, shard=shard)) for shard in range(shards)]
     run_job(config(tmp_path / "whole"))
     assert sum(outcome.n_samples for outcome in outcomes) == len(VALUES)
@@ -37,12 +39,12 @@ def test_shards_do_every_sample_once_and_share_a_folder_and_a_table(tmp_path, mo
 
 
 def test_samples_are_split_in_whole_batches_so_that_each_has_the_same_company(tmp_path, monkeypatch):
-    companies = []
-    monkeypatch.setattr("tests.jobs_fixtures.Plain.batch_size", 3, raising=False)
+    companies, prepare = [], Plain.prepare
+    monkeypatch.setattr(Plain, "batch_size", 3)
     monkeypatch.setattr(
-        "tests.jobs_fixtures.Plain.prepare_batch",
-        lambda self, batch: companies.append([sample.id for sample in batch]) or batch,
-        raising=False,
+        Plain,
+        "prepare",
+        lambda self, batch: companies.append([sample.id for sample in batch]) or prepare(self, batch),
     )
     run_job(config(tmp_path / "whole"))
     whole = list(companies)
@@ -53,7 +55,7 @@ def test_samples_are_split_in_whole_batches_so_that_each_has_the_same_company(tm
 
 
 def test_no_shard_is_idle_while_another_has_two_batches_to_split(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.jobs_fixtures.Plain.batch_size", 50, raising=False)
+    monkeypatch.setattr(Plain, "batch_size", 50)
     shares = [run_job(config(tmp_path, shards=4, shard=shard)).n_samples for shard in range(4)]
     assert sorted(shares) == [2, 3, 3, 3]
 
@@ -67,10 +69,10 @@ def test_the_shared_config_is_the_same_whichever_shard_wrote_it_last(tmp_path):
     written = []
     for shard in (0, 1):
         folder = run_job(config(tmp_path, shards=2, shard=shard)).folder
-        written.append((folder / "config.yaml").read_bytes())
+        written.append([path.read_bytes() for path in (folder / "config.yaml", asked_path(config(tmp_path)))])
     assert written[0] == written[1]
     assert OmegaConf.load(folder / "config.yaml").shard is None
-    assert len(json.loads((folder / "samples.json").read_text())) == len(VALUES)
+    assert len(json.loads(asked_path(config(tmp_path)).read_text())["samples"]) == len(VALUES)
 
 
 def test_a_table_counts_the_samples_of_shards_that_have_not_run(tmp_path):
@@ -92,7 +94,7 @@ def test_a_table_counts_the_samples_of_shards_that_have_not_run(tmp_path):
     ],
 )
 def test_shards_that_make_no_sense_are_refused_before_work(tmp_path, changes, message):
-    with pytest.raises(GameError, match=message):
+    with pytest.raises(UserError, match=message):
         run_job(config(tmp_path, **changes))
     assert list(tmp_path.iterdir()) == []
 

@@ -161,7 +161,10 @@ def test_what_a_task_asks_of_its_node_can_be_overridden(half_refused):
 
 def test_a_job_that_cannot_start_on_its_node_is_told_here_and_in_the_table(half_refused):
     folder, status, errors = half_refused
-    reason = "attribution.meta=true needs a first-order method that attributes masked inputs; attention is none."
+    reason = (
+        "attribution=attention with attribution.meta=true: AttentionWeights has no metagame: it is not a first-order"
+        " attribution method."
+    )
     table = json.loads((folder / "table.json").read_text())
     assert status == 1
     assert errors.count(reason) == 1

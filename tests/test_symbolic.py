@@ -1,5 +1,5 @@
+from functools import partial
 from importlib.resources import files
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,9 +9,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame.attributions import gradients, method, shapley, symbolic
+from metagame.attributions import gradients, shapley, symbolic
 from metagame.benchmarks.separation import Separation
-from metagame.games import GameError
+from metagame.contracts import WHOLE
+from metagame.errors import UserError
+from metagame.estimators import exact, permutation
+from metagame.estimators.configured import ConfiguredEstimator
 from metagame.models.masked import MaskedModel
 from metagame.models.polynomial import Polynomial, PolynomialModel
 from tests.reference import indices as reference
@@ -19,14 +22,14 @@ from tests.reference import meta as reference_meta
 
 TABLE_1 = yaml.safe_load(files("metagame.report.published").joinpath("table1.yaml").read_text())
 METHODS = {
-    "serial_sv": symbolic.Serial(symbolic.shapley_value),
-    "ih": symbolic.Serial(symbolic.integrated_gradients),
+    "serial_sv": symbolic.Serial(symbolic.ShapleyValue()),
+    "ih": symbolic.Serial(symbolic.IntegratedGradients()),
     "moebius": symbolic.MoebiusTransform(),
     "shapley": symbolic.ShapleyTaylor(),
     "sop": symbolic.SumOfPowers(),
-    "meta_gi": symbolic.Meta(symbolic.gradient_input),
-    "meta_ig": symbolic.Meta(symbolic.integrated_gradients),
-    "meta_sv": symbolic.Meta(symbolic.shapley_value),
+    "meta_gi": symbolic.GradientInput().metagame(),
+    "meta_ig": symbolic.IntegratedGradients().metagame(),
+    "meta_sv": symbolic.ShapleyValue().metagame(),
 }
 HALF = sympy.Rational(1, 2)
 
@@ -35,10 +38,12 @@ HALF = sympy.Rational(1, 2)
 def test_row_of_table_1_is_the_published_one(row):
     benchmark = Separation(TABLE_1["function"])
     (sample,) = benchmark.samples()
-    explicand = PolynomialModel().prepare(sample)
-    found = benchmark.score(sample, explicand, METHODS[row].explain(explicand))["entries"]
+    (bound,) = PolynomialModel().prepare([sample])
+    explanation = METHODS[row].explain(bound[WHOLE])
+    found = benchmark.score(sample, bound, {WHOLE: explanation})["entries"]
     names = {name: sympy.sympify(text) for name, text in TABLE_1["abbreviations"].items()}
     published = {name: value for name, value in TABLE_1["rows"][row].items() if name not in ("type", "method")}
+    assert symbolic.kind(explanation) == METHODS[row].kind == TABLE_1["rows"][row]["type"]
     assert found.keys() == published.keys()
     for name, text in published.items():
         assert sympy.expand(sympy.sympify(found[name]) - sympy.sympify(text, locals=names)) == 0, name
@@ -91,10 +96,14 @@ def by_monomial(share):
 
 # The gradient of a monomial at alpha x is alpha^(degree-1) times that at x: integrated gradients divide by the degree.
 TWINS = {
-    "gradient_input": by_monomial(lambda power, degree: power),
-    "integrated_gradients": by_monomial(lambda power, degree: sympy.Rational(power, degree)),
-    "shapley_value": shapley_values,
+    "GradientInput": by_monomial(lambda power, degree: power),
+    "IntegratedGradients": by_monomial(lambda power, degree: sympy.Rational(power, degree)),
+    "ShapleyValue": shapley_values,
 }
+
+
+def first_order(name):
+    return getattr(symbolic, name)()
 
 
 def same(left, right):
@@ -106,10 +115,13 @@ def same(left, right):
 def test_first_order_matches_its_definition(name, polynomial):
     features = polynomial.features
     expected = TWINS[name](polynomial.expression, features)
-    attribution = getattr(symbolic, name)
-    assert all(
-        same(attribution(polynomial.expression, x, features), e) for x, e in zip(features, expected, strict=True)
-    )
+    method = first_order(name)
+    found = method.explain(polynomial)
+    assert found.meta is None
+    assert symbolic.kind(found) == method.kind == "First-Order"
+    for i, feature in enumerate(features):
+        assert same(method.attribute(polynomial.expression, feature, features), expected[i])
+        assert same(found.attribution[i], expected[i])
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -120,11 +132,10 @@ def test_meta_is_definition_2_on_the_whole_polynomial(name, polynomial):
     first = TWINS[name](f, features)
     table = np.array([[masked(phi, features, s) for phi in first] for s in rows_in_order(len(features))], dtype=object)
     expected = reference_meta.endogenous(table)
-    found = symbolic.Meta(getattr(symbolic, name)).explain(polynomial)
-    for i, j in np.ndindex(expected.shape):
-        entry = found.individual[features[i]] if i == j else found.directed[features[j], features[i]]
-        assert same(entry, expected[i, j])
-    assert all(same(found.first_order[x], phi) for x, phi in zip(features, first, strict=True))
+    found = first_order(name).metagame().explain(polynomial)
+    assert all(same(found.meta.values[entry], expected[entry]) for entry in np.ndindex(expected.shape))
+    assert all(map(same, found.attribution, first))
+    assert found.attribution is found.meta.first_order
 
 
 def rows_in_order(n):
@@ -136,39 +147,32 @@ def rows_in_order(n):
 @given(polynomial=polynomials())
 def test_serial_applies_the_attribution_twice(name, polynomial):
     features = polynomial.features
-    found = symbolic.Serial(getattr(symbolic, name)).explain(polynomial)
-    for i, first in zip(features, TWINS[name](polynomial.expression, features), strict=True):
-        for j, second in zip(features, TWINS[name](first, features), strict=True):
-            assert same(found.individual[i] if i == j else found.directed[j, i], second)
+    found = symbolic.Serial(first_order(name)).explain(polynomial).meta.values
+    for row, first in zip(found, TWINS[name](polynomial.expression, features), strict=True):
+        assert all(map(same, row, TWINS[name](first, features)))
 
 
 @settings(max_examples=12)
 @given(polynomial=polynomials())
 def test_set_based_rows_match_their_definitions(polynomial):
-    features, n = polynomial.features, len(polynomial.features)
-    values = by_coalition(polynomial.expression, features, lambda value, s: value)
+    n = len(polynomial.features)
+    values = by_coalition(polynomial.expression, polynomial.features, lambda value, s: value)
     transform, taylor = reference.moebius(values, n), reference.stii(values, n)
-    moebius = symbolic.MoebiusTransform().explain(polynomial)
-    interactions = symbolic.ShapleyTaylor().explain(polynomial)
-    for i in range(n):
-        assert same(moebius.individual[features[i]], transform[1 << i])
-        assert same(interactions.individual[features[i]], taylor[i, i])
-    for i, j in combinations(range(n), 2):
-        assert same(moebius.pairs[features[i], features[j]], transform[1 << i | 1 << j])
-        assert same(interactions.pairs[features[i], features[j]], taylor[i, j])
+    moebius = symbolic.MoebiusTransform().explain(polynomial).meta.values
+    interactions = symbolic.ShapleyTaylor().explain(polynomial).meta.values
+    for i, j in np.ndindex(n, n):
+        assert same(moebius[i, j], transform[1 << i | 1 << j])
+        assert same(interactions[i, j], taylor[i, j])
 
 
 @settings(max_examples=12)
 @given(polynomial=polynomials())
 def test_pairs_are_both_directions_of_the_metagame(polynomial):
     """Theorem 2."""
-    for pairwise, attribution in (
-        (symbolic.ShapleyTaylor(), symbolic.shapley_value),
-        (symbolic.SumOfPowers(), symbolic.integrated_gradients),
-    ):
-        pairs, meta = pairwise.explain(polynomial).pairs, symbolic.Meta(attribution).explain(polynomial)
-        assert pairs
-        assert all(same(value, meta.directed[i, j] + meta.directed[j, i]) for (i, j), value in pairs.items())
+    for pairwise, directional in (("shapley", "meta_sv"), ("sop", "meta_ig")):
+        pairs, meta = (METHODS[row].explain(polynomial).meta.values for row in (pairwise, directional))
+        for i, j in np.ndindex(pairs.shape):
+            assert same(pairs[i, j], meta[i, i] if i == j else meta[i, j] + meta[j, i])
 
 
 @pytest.mark.parametrize("row", ["serial_sv", "ih", "meta_gi", "meta_ig", "meta_sv"])
@@ -177,23 +181,24 @@ def test_pairs_are_both_directions_of_the_metagame(polynomial):
 def test_rows_sum_to_the_first_order(row, polynomial):
     """Corollary 1 and Theorem 1 (serial, no 1/2)."""
     found = METHODS[row].explain(polynomial)
-    for i in polynomial.features:
-        others = sum(value for (_, target), value in found.directed.items() if target == i)
-        assert same(found.individual[i] + others, found.first_order[i])
+    assert all(map(same, found.meta.values.sum(1), found.attribution))
+    assert all(map(same, found.meta.residual, np.zeros(len(found.attribution), int)))
 
 
 @given(polynomial=polynomials())
 def test_stii_decomposes_the_shapley_value_with_half_of_each_pair(polynomial):
     found = symbolic.ShapleyTaylor().explain(polynomial)
-    for i in polynomial.features:
-        halves = sum(HALF * value for pair, value in found.pairs.items() if i in pair)
-        assert same(found.individual[i] + halves, found.first_order[i])
+    assert all(map(same, with_halves(found.meta.values), found.attribution))
+
+
+def with_halves(pairs):
+    """For each feature what it has alone, and half of each of its pairs."""
+    return HALF * (pairs.sum(1) + pairs.diagonal())
 
 
 def test_sop_does_not_decompose_integrated_gradients_with_half_of_each_pair():
     found = symbolic.SumOfPowers().explain(Polynomial.parse("x1*x2**2"))
-    x1, x2 = found.individual
-    assert not same(found.individual[x1] + HALF * found.pairs[x1, x2], found.first_order[x1])
+    assert not same(with_halves(found.meta.values)[0], found.attribution[0])
 
 
 def as_model(polynomial, point):
@@ -207,9 +212,7 @@ def evaluate(expression, polynomial, point):
 
 
 def evaluate_matrix(explanation, polynomial, point):
-    features = polynomial.features
-    entries = explanation.directed | {(i, i): value for i, value in explanation.individual.items()}
-    return np.array([[evaluate(entries[j, i], polynomial, point) for j in features] for i in features])
+    return np.array([[evaluate(entry, polynomial, point) for entry in row] for row in explanation.meta.values])
 
 
 POINTS = st.lists(st.floats(-1, 1), min_size=3, max_size=3)
@@ -220,18 +223,18 @@ PATH_TOLERANCE = 2e-3
 @pytest.mark.parametrize(
     ("name", "numeric", "tolerance"),
     [
-        ("gradient_input", gradients.GradientInput(), 1e-10),
-        ("integrated_gradients", gradients.IntegratedGradients(200), PATH_TOLERANCE),
-        ("shapley_value", shapley.ShapleyValue(), 1e-10),
+        ("GradientInput", gradients.GradientInput(), 1e-10),
+        ("IntegratedGradients", gradients.IntegratedGradients(200), PATH_TOLERANCE),
+        ("ShapleyValue", shapley.ShapleyValue(), 1e-10),
     ],
 )
 @given(polynomial=polynomials(), point=POINTS)
 def test_symbolic_meta_agrees_with_the_numeric_method(name, numeric, tolerance, polynomial, point):
-    exact = symbolic.Meta(getattr(symbolic, name)).explain(polynomial)
-    found = method.Meta(numeric).explain(as_model(polynomial, point))
-    first = [evaluate(exact.first_order[i], polynomial, point) for i in polynomial.features]
-    assert found.first_order == pytest.approx(first, abs=tolerance)
-    assert found.matrix == pytest.approx(evaluate_matrix(exact, polynomial, point), abs=tolerance)
+    derived = first_order(name).metagame().explain(polynomial)
+    found = numeric.metagame().explain(as_model(polynomial, point))
+    first = [evaluate(phi, polynomial, point) for phi in derived.attribution]
+    assert found.attribution == pytest.approx(first, abs=tolerance)
+    assert found.meta.values == pytest.approx(evaluate_matrix(derived, polynomial, point), abs=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -244,16 +247,16 @@ def test_symbolic_meta_agrees_with_the_numeric_method(name, numeric, tolerance, 
 @settings(max_examples=15)
 @given(polynomial=polynomials(), point=POINTS)
 def test_symbolic_serial_method_agrees_with_the_numeric_one(row, numeric, tolerance, polynomial, point):
-    matrix = numeric.explain(as_model(polynomial, point)).matrix
-    exact = evaluate_matrix(METHODS[row].explain(polynomial), polynomial, point)
-    assert matrix == pytest.approx(exact, abs=tolerance)
+    found, derived = numeric.explain(as_model(polynomial, point)), METHODS[row].explain(polynomial)
+    assert found.meta.values == pytest.approx(evaluate_matrix(derived, polynomial, point), abs=tolerance)
+    assert symbolic.kind(found) == symbolic.kind(derived) == "Serial"
 
 
 def test_integrated_hessians_converge_to_the_symbolic_ones():
     polynomial, point = Polynomial.parse("x1 + x1*x2**2 + x1**2*x2*x3"), [0.9, -1.3, 0.7]
-    exact = evaluate_matrix(METHODS["ih"].explain(polynomial), polynomial, point)
+    derived = evaluate_matrix(METHODS["ih"].explain(polynomial), polynomial, point)
     errors = [
-        np.abs(gradients.IntegratedHessians(steps).explain(as_model(polynomial, point)).matrix - exact).max()
+        np.abs(gradients.IntegratedHessians(steps).explain(as_model(polynomial, point)).meta.values - derived).max()
         for steps in (20, 40)
     ]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
@@ -264,13 +267,57 @@ def test_features_outside_a_term_are_dummies_in_it():
         Polynomial.parse("x1*x2**2"),
         Polynomial.parse(f"x1*x2**2 + {' + '.join(f'x{i}' for i in range(3, 30))}"),
     )
-    x1, x2 = few.features
-    assert METHODS["meta_ig"].explain(many).directed[x1, x2] == METHODS["meta_ig"].explain(few).directed[x1, x2]
+    wide, narrow = (METHODS["meta_ig"].explain(each).meta.values for each in (many, few))
+    assert wide.shape == (29, 29)
+    assert (wide[:2, :2] == narrow).all()
+    assert not wide[2:, :2].any()
+    assert not wide[:2, 2:].any()
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_explanation_has_an_expression_for_every_feature_and_pair(row):
+    seen = []
+    polynomial = Polynomial.parse("x10*x2**2 - 3 + y")
+    found = METHODS[row].explain(polynomial, lambda done, total: seen.append((done, total)))
+    assert found.players == found.targets == found.meta.players == found.meta.targets == ("x2", "x10", "y")
+    assert found.attribution.shape == (3,)
+    assert found.meta.values.shape == (3, 3)
+    assert all(isinstance(each, sympy.Expr) for each in (*found.attribution, *found.meta.values.flat))
+    assert found.meta.directed == (found.meta.index not in ("moebius", "stii", "sop"))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("estimator", ["exact", exact, partial(exact, max_players=3)])
+def test_exact_estimator_is_the_closed_form(estimator):
+    found = symbolic.GradientInput().metagame(ConfiguredEstimator(estimator)).explain(Polynomial.parse("x1*x2"))
+    assert symbolic.kind(found) == "Directional"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"estimator": "trees"}, {"estimator": permutation}, {"budget": 10}],
+    ids=["by name", "by function", "a budget"],
+)
+def test_estimate_of_what_is_derived_is_refused(settings):
+    with pytest.raises(UserError, match=r"symbolic\.ShapleyValue is computed in closed form"):
+        symbolic.ShapleyValue().metagame(ConfiguredEstimator(**settings))
+
+
+@pytest.mark.parametrize("settings", [{"order": 2}, {"order": 2, "index": "ksv"}, {"index": "ksv"}], ids=str)
+def test_pairs_of_players_are_refused(settings):
+    with pytest.raises(UserError, match=r"symbolic\.GradientInput has order 1 only"):
+        symbolic.GradientInput().metagame(**settings)
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_method_of_second_order_has_no_metagame(row):
+    with pytest.raises(UserError, match="has no metagame"):
+        METHODS[row].metagame()
 
 
 def test_term_of_too_many_features_is_refused():
     term = "*".join(f"x{i}" for i in range(1, 14))
-    with pytest.raises(GameError, match=r"benchmark\.function has the term .* of 13 features"):
+    with pytest.raises(UserError, match=r"benchmark\.function has the term .* of 13 features"):
         METHODS["meta_sv"].explain(Polynomial.parse(term))
 
 
@@ -318,5 +365,5 @@ def test_text_is_read_as_a_polynomial(text, expanded):
     ],
 )
 def test_text_that_is_no_polynomial_is_refused(text):
-    with pytest.raises(GameError, match=r"benchmark\.function="):
+    with pytest.raises(UserError, match=r"benchmark\.function="):
         Polynomial.parse(text)

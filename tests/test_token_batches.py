@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagame import GameError
+from metagame import UserError
 from metagame.games import all_coalitions
 from metagame.models.masked import MaskedModel
 from metagame.models.token_batches import TokenBatches
@@ -16,9 +16,9 @@ from tests.language_fixtures import (
     METHODS,
     TEXT,
     adapter,
+    bound_of,
     build,
     build_net,
-    explicand_of,
     masked_ids,
     near,
 )
@@ -137,8 +137,7 @@ def test_masked_model_goes_through_its_batches():
 def test_attributions_do_not_depend_on_the_budget(method):
     coalitions = all_coalitions(5)[::3]
     games = [
-        method.game(explicand_of(adapter(build_net(), tokens_per_batch=budget)))(coalitions)
-        for budget in (1, 50, 10**5)
+        method.game(bound_of(adapter(build_net(), tokens_per_batch=budget)))(coalitions) for budget in (1, 50, 10**5)
     ]
     assert near(games[0], games[2], FLOAT32_TOLERANCE)
     assert near(games[1], games[2], FLOAT32_TOLERANCE)
@@ -147,23 +146,23 @@ def test_attributions_do_not_depend_on_the_budget(method):
 @each_method
 def test_attributions_survive_a_shortage_of_memory(method):
     model = build()
-    explicand = explicand_of(model)
+    bound = bound_of(model)
     sizes = []
 
     def scarce(inputs):
         sizes.append(len(inputs))
         if len(inputs) > 3:
             raise torch.OutOfMemoryError
-        return explicand.f(inputs)
+        return bound.f(inputs)
 
     model.batches.budget = 8 * len(masked_ids(model, TEXT, ANSWER, [True] * 5))
     coalitions = all_coalitions(5)[:16]
-    found = method.game(replace(explicand, f=scarce))(coalitions)
+    found = method.game(replace(bound, f=scarce))(coalitions)
     assert sizes == [8, 4, *[2] * 8]
-    assert near(found, method.game(explicand)(coalitions), FLOAT32_TOLERANCE)
-    values = replace(explicand, f=scarce).values(coalitions)
+    assert near(found, method.game(bound)(coalitions), FLOAT32_TOLERANCE)
+    values = replace(bound, f=scarce).values(coalitions)
     assert sizes[10:] == [2] * 8
-    assert near(values, explicand.values(coalitions), FLOAT32_TOLERANCE)
+    assert near(values, bound.values(coalitions), FLOAT32_TOLERANCE)
 
 
 @each_method
@@ -171,9 +170,9 @@ def test_a_prompt_that_is_too_large_for_the_memory_is_refused(method):
     def scarce(inputs):
         raise torch.OutOfMemoryError
 
-    explicand = explicand_of(build())
+    bound = bound_of(build())
     with refused(r"lower model\.max_new_tokens"):
-        method.explain(replace(explicand, f=scarce))
-    assert np.isfinite(method.explain(explicand).first_order).all()
-    with pytest.raises(GameError):
-        replace(explicand, f=scarce).values(EVERYTHING)
+        method.explain(replace(bound, f=scarce))
+    assert np.isfinite(method.explain(bound).attribution).all()
+    with pytest.raises(UserError):
+        replace(bound, f=scarce).values(EVERYTHING)

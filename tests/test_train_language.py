@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from metagame.benchmarks.prompts import AnnotatedPrompt, review_prompts
 from metagame.benchmarks.reviews import Review, draw_review, is_held_out, reviews
+from metagame.contracts import WHOLE
 from metagame.models.language_model import LanguageModel
 from scripts import train_language as script
 from scripts.train_language import (
@@ -493,9 +494,9 @@ def test_a_trained_model_can_be_loaded_and_answers(measured, tmp_path, chat):
     text = review_prompts(1, 6, 16)[0].text
     prompt = model.tokenize(text)
     assert 0 <= len(model.generate(prompt)) <= 4
-    explicand = model.explicand(prompt, tuple(ids("very positive")))
-    assert (explicand.tokens, explicand.answer) == (tuple(text.split()), "very positive")
-    assert torch.isfinite(explicand.values(np.eye(explicand.n_players, dtype=bool))).all()
+    bound = model.bind_answer(prompt, tuple(ids("very positive")))
+    assert (bound.players, bound.answer) == (tuple(text.split()), "very positive")
+    assert torch.isfinite(bound.values(np.eye(bound.n_players, dtype=bool))).all()
     assert {value.dtype for value in load_file(tmp_path / "out/model.safetensors").values()} == {torch.bfloat16}
     saved = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert saved(TEXT)["input_ids"] == build_tokenizer()(TEXT)["input_ids"]
@@ -598,7 +599,7 @@ def test_the_committed_checkpoint_answers_reviews_it_has_not_seen(committed):
     ],
 )
 def test_the_committed_checkpoint_knows_negations_intensifiers_and_idioms(committed, text, answer):
-    assert committed.prepare(AnnotatedPrompt("one", text)).answer == answer
+    assert committed.bind(AnnotatedPrompt("one", text))[WHOLE].answer == answer
 
 
 @pytest.mark.slow

@@ -26,18 +26,20 @@ from transformers import (
     SiglipModel,
 )
 
-from metagame import GameError
+from metagame import UserError
 from metagame.attributions.generic_attention import GenericAttention
 from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP
 from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP
 from metagame.attributions.method import FirstOrder
+from metagame.contracts import Failure, InputT, Model, SampleT
 from metagame.models.clip import CLIP
 from metagame.models.open_clip import OpenCLIP
 from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.siglip2 import SigLIP2
-from metagame.models.vision_language import ImageText, Players, Tokenizer, VisionLanguage, WordPlayers
+from metagame.models.vision_language import ImageText, Players, Sample, Tokenizer, VisionLanguage, WordPlayers
 from scripts.convert_to_open_clip import convert, write
 from scripts.train_vision_language import END, PAD, RECIPES, START, VOCABULARY, build_tokenizer
+from tests.conftest import unchecked
 from tests.reference import vision_language as reference
 
 SIDE, WIDTH, TEXT_WIDTH, N_HEADS, N_LAYERS = 32, 32, 24, 4, 3
@@ -54,7 +56,7 @@ NETS = {
 @contextmanager
 def refused(match):
     """What is off is said in one sentence."""
-    with pytest.raises(GameError, match=match) as caught:
+    with unchecked(), pytest.raises(UserError, match=match) as caught:
         yield
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
@@ -94,18 +96,18 @@ FAMILIES_AND_METHODS = [(family, method) for family in FAMILIES for method in me
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Sample):
     """An image and texts about it, by name, a tuple of words each."""
 
     id: str
     picture: Image.Image
-    texts: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"text": ("one", "two", "three")})
+    words: Mapping[str, Sequence[str]] = field(default_factory=lambda: {"text": ("one", "two", "three")})
 
     def image(self) -> Image.Image:
         return self.picture
 
-    def players(self, tokenizer: Tokenizer) -> dict[str, Players]:
-        return {name: WordPlayers(tokenizer, words) for name, words in self.texts.items()}
+    def texts(self, tokenizer: Tokenizer) -> dict[str, Players]:
+        return {name: WordPlayers(tokenizer, words) for name, words in self.words.items()}
 
 
 SCENARIOS = {
@@ -124,6 +126,14 @@ def scene(seed: int = 0, **texts: Sequence[str]) -> Scene:
     return Scene(f"scene {seed}", picture(seed), texts) if texts else Scene(f"scene {seed}", picture(seed))
 
 
+def prepare_one(model: Model[SampleT, InputT], sample: SampleT) -> Mapping[str, InputT]:
+    """The inputs of a sample; what keeps it from being prepared is raised."""
+    (prepared,) = model.prepare([sample])
+    if isinstance(prepared, Failure):
+        raise prepared.error
+    return prepared
+
+
 @dataclass(frozen=True)
 class Built:
     """An adapter, and the transformers model with the same weights that the slow twins take."""
@@ -140,18 +150,18 @@ class Built:
             return self.tokenizer(text.lower(), padding="max_length", max_length=context)["input_ids"]
         return self.tokenizer(text)["input_ids"]
 
-    def explicand(self, seed: int = 0, words: Sequence[str] = ("one", "two", "three")) -> ImageText:
-        return self.model.prepare(scene(seed, text=words))["text"]
+    def bound(self, seed: int = 0, words: Sequence[str] = ("one", "two", "three")) -> ImageText:
+        return prepare_one(self.model, scene(seed, text=words))["text"]
 
-    def twin(self, method: Method, explicand: ImageText, words: Sequence[str]) -> np.ndarray:
+    def twin(self, method: Method, bound: ImageText, words: Sequence[str]) -> np.ndarray:
         """The slow twin's map of the text that ``words`` make."""
-        return method.twin(self.net, explicand.image.pixels, self.ids(" ".join(words)))
+        return method.twin(self.net, bound.image.pixels, self.ids(" ".join(words)))
 
-    def twin_table(self, method: Method, explicand: ImageText) -> np.ndarray:
+    def twin_table(self, method: Method, bound: ImageText) -> np.ndarray:
         """The slow twin's map of the text of every coalition, ``(2**m, P)``."""
-        words = explicand.players.labels
+        words = bound.players
         kept = [[word for j, word in enumerate(words) if number >> j & 1] for number in range(1 << len(words))]
-        return np.array([self.twin(method, explicand, part) for part in kept])
+        return np.array([self.twin(method, bound, part) for part in kept])
 
 
 def build(family: str, dtype: torch.dtype = torch.float64, patch: int = 8, context: int = 8, seed: int = 3) -> Built:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 import scipy.linalg
@@ -31,6 +32,26 @@ from metagame.games import GameError
 RELATIVE_ERROR = 1e-10
 LARGEST_REDUCED = 60  # log of the ratio; fitting takes seconds there
 _CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
+
+
+@overload
+def concept_metagame(
+    logits: Float[torch.Tensor, "n P"],
+    background: Float[np.ndarray | torch.Tensor, "m P"],
+    directional: bool = False,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Float[torch.Tensor, "n P"], Float[torch.Tensor, "n n P"] | None]: ...
+
+
+@overload
+def concept_metagame(
+    logits: Float[np.ndarray, "n P"],
+    background: Float[np.ndarray | torch.Tensor, "m P"],
+    directional: bool = False,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Float[np.ndarray, "n P"], Float[np.ndarray, "n n P"] | None]: ...
 
 
 def concept_metagame(
@@ -74,12 +95,12 @@ def concept_metagame(
     pairs = logits.new_empty(n, n, n_patches) if directional else None
     # patches of like spread together: the wider the spread, the more terms
     for chunk in _chunks(spread, n):
-        phi = _play(
+        own, influence = _play(
             logits[:, chunk] - least[chunk], rest[chunk] - least[chunk], float(spread[chunk].max()), directional
         )
-        diag[:, chunk] = phi[0]
-        if pairs is not None:
-            pairs[..., chunk] = phi[1]
+        diag[:, chunk] = own
+        if pairs is not None and influence is not None:
+            pairs[..., chunk] = influence
     if as_numpy:
         return diag.numpy(), None if pairs is None else pairs.numpy()
     return diag, pairs

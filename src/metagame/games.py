@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from numpy.typing import ArrayLike
+
+from metagame.errors import GameError
 
 Coalitions = Bool[np.ndarray, "k n"]
 Values = Float[np.ndarray, "k t"]
@@ -15,19 +17,15 @@ Progress = Callable[[int, int], None]
 """Called with (coalitions evaluated, coalitions planned) while a game is played."""
 
 
-class GameError(ValueError):
-    """A question that has no answer: a game, argument, config value or file is off; the message names the mend."""
-
-
-def all_coalitions(n_players: int) -> Bool[np.ndarray, "2**n n"]:
+def all_coalitions(n_players: int) -> Bool[np.ndarray, "2**{n_players} {n_players}"]:
     """Every coalition of ``n_players``; bit j of the row number is player j."""
     rows = np.arange(1 << n_players, dtype=np.uint32)
     return (rows[:, None] >> np.arange(n_players, dtype=np.uint32) & 1).astype(bool)
 
 
-def as_float64(values: ArrayLike, name: str) -> Float[np.ndarray, ...]:
-    """Numpy float64 of numpy or torch values on any device; a GameError names what is not real numbers."""
-    if hasattr(values, "detach"):
+def as_float64(values: Any, name: str) -> Float[np.ndarray, " ..."]:
+    """Numpy float64 of numpy or torch values on any device, or of lists; a GameError names what is not real numbers."""
+    if hasattr(values, "detach"):  # of torch, which numpy users need not have
         values = values.detach().cpu()
         values = values.numpy() if values.is_complex() else values.double().numpy()
     values = np.asarray(values)
@@ -63,8 +61,8 @@ class AttributionGame:
         self._grand: Float[np.ndarray, " t"] | None = None
 
     @classmethod
-    def from_values(cls, values: Float[np.ndarray, "2**n t"]) -> AttributionGame:
-        """A game whose every value is known: row S of ``values`` belongs to the coalition with bits S."""
+    def from_values(cls, values: Float[np.ndarray, "k t"]) -> AttributionGame:
+        """A game whose every value is known: row S of all k = 2^n ``values`` belongs to the coalition with bits S."""
         values = np.asarray(values)
         n_players = (len(values) if values.ndim == 2 else 0).bit_length() - 1
         if n_players < 1 or len(values) != 1 << n_players:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -20,28 +20,28 @@ def read_image(source: Path | bytes, name: str) -> Image.Image:
     """An image from a file or its bytes, in RGB.
 
     Raises:
-        GameError: there is no such file, it cannot be decoded, or the image has a side of one pixel.
+        UserError: there is no such file, it cannot be decoded, or the image has a side of one pixel.
     """
     try:
         with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
             image.load()
             return to_rgb(image, name)
-    except GameError:
+    except UserError:
         raise
     except FileNotFoundError as error:
-        raise GameError(f"image {name} does not exist: give the path of an image file.") from error
+        raise UserError(f"image {name} does not exist: give the path of an image file.") from error
     except Exception as error:  # a broken file raises whatever Pillow's decoder of that format meets
-        raise GameError(f"image {name} cannot be decoded: replace the file.") from error
+        raise UserError(f"image {name} cannot be decoded: replace the file.") from error
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """The image in RGB: a grey one gets three equal channels, a transparent one a white ground; both are logged.
 
     Raises:
-        GameError: it has a side of one pixel, or numbers whose range is not known.
+        UserError: it has a side of one pixel, or numbers whose range is not known.
     """
     if min(image.size) < 2:
-        raise GameError(f"image {name} is {image.width} x {image.height} pixels: give one with sides of two or more.")
+        raise UserError(f"image {name} is {image.width} x {image.height} pixels: give one with sides of two or more.")
     if image.mode == "RGB":
         return image
     if "A" in image.getbands() or "transparency" in image.info:
@@ -53,7 +53,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise GameError(f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits a channel.")
+        raise UserError(f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits a channel.")
     log.info("image %s has mode %s: the model sees it as RGB.", name, image.mode)
     return image.convert("RGB")
 
@@ -79,9 +79,9 @@ def grid_side(n_patches: int) -> int:
     """Patches along one side of a square grid.
 
     Raises:
-        GameError: they make no square.
+        UserError: they make no square.
     """
     side = isqrt(n_patches)
     if side * side != n_patches:
-        raise GameError(f"{n_patches} patches make no square grid.")
+        raise UserError(f"{n_patches} patches make no square grid.")
     return side

@@ -24,7 +24,8 @@ from math import comb
 from numbers import Integral
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt
+from numpy.typing import ArrayLike
 
 from metagame.games import GameError, as_float64
 
@@ -32,7 +33,7 @@ Coefficient = Callable[[int, int], Fraction]
 _BLOCK = 1 << 14
 
 
-def moebius(values: Float[np.ndarray, "2**n t"], n: int) -> Float[np.ndarray, "2**n t"]:
+def moebius(values: ArrayLike, n: int) -> Float[np.ndarray, " 2**{n} *t"]:
     """Moebius transform m(S) = sum over T in S of (-1)^(|S|-|T|) v(T) (Rota, 1964), same shape as ``values``."""
     values, drop = _check(values, n)
     m = values.astype(np.float64).reshape((2,) * n + (-1,))
@@ -43,32 +44,32 @@ def moebius(values: Float[np.ndarray, "2**n t"], n: int) -> Float[np.ndarray, "2
     return m[:, 0] if drop else m
 
 
-def shapley(values: Float[np.ndarray, "2**n t"], n: int) -> Float[np.ndarray, "n t"]:
+def shapley(values: ArrayLike, n: int) -> Float[np.ndarray, " {n} *t"]:
     """Shapley value; sums over players to v(N) - v(empty)."""
     return _index(values, n, 1, _shapley)
 
 
-def banzhaf(values: Float[np.ndarray, "2**n t"], n: int, order: int = 1) -> Float[np.ndarray, ...]:
+def banzhaf(values: ArrayLike, n: int, order: int = 1) -> Float[np.ndarray, "{n} ..."]:
     """Banzhaf value; at order 2 the Banzhaf interaction index, with the value on the diagonal. Not efficient."""
     return _index(values, n, order, _banzhaf)
 
 
-def sii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
+def sii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
     """Shapley interaction index, with the Shapley value on the diagonal. Not hierarchically efficient."""
     return _index(values, n, order, _sii)
 
 
-def ksv(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
+def ksv(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
     """k-Shapley values (k = ``order``): at order 2 SII of pairs, and SV_i - 1/2 sum_j SII_ij on the diagonal."""
     return _index(values, n, order, _shapley if order == 1 else _ksv)
 
 
-def stii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
+def stii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
     """Shapley-Taylor index (top order = ``order``): at order 2 m(i) on the diagonal, sum m(T)/C(|T|, 2) off it."""
     return _index(values, n, order, _shapley if order == 1 else _stii)
 
 
-def fsii(values: Float[np.ndarray, "2**n t"], n: int, order: int = 2) -> Float[np.ndarray, ...]:
+def fsii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
     """Faithful Shapley interaction index of top order ``order``."""
     return _index(values, n, order, _shapley if order == 1 else _fsii)
 
@@ -103,7 +104,7 @@ def _fsii(s: int, t: int) -> Fraction:
     return Fraction(t == 1) if t < 2 else Fraction(-2 * (t - 2), t * (t + 1))
 
 
-def _index(values: np.ndarray, n: int, order: int, c: Coefficient) -> np.ndarray:
+def _index(values: ArrayLike, n: int, order: int, c: Coefficient) -> Float[np.ndarray, "{n} ..."]:
     values, drop = _check(values, n)
     if order == 1:
         first, second = np.arange(n), np.arange(n)
@@ -124,7 +125,12 @@ def _index(values: np.ndarray, n: int, order: int, c: Coefficient) -> np.ndarray
     return total[..., 0] if drop else total
 
 
-def _weight_rows(rows: np.ndarray, first: np.ndarray, second: np.ndarray, weights: dict) -> np.ndarray:
+def _weight_rows(
+    rows: UInt[np.ndarray, " r"],
+    first: Int[np.ndarray, " s"],
+    second: Int[np.ndarray, " s"],
+    weights: dict[int, Float[np.ndarray, "_ _"]],
+) -> Float[np.ndarray, "s r"]:
     """Weights ``(sets, len(rows))`` of the values of coalitions ``rows`` in the index of each set {first, second}."""
     size = np.bitwise_count(rows)
     player = (rows >> np.arange(int(max(second)) + 1, dtype=np.uint32)[:, None] & 1).astype(np.intp)
@@ -138,7 +144,7 @@ def _weight_rows(rows: np.ndarray, first: np.ndarray, second: np.ndarray, weight
 
 
 @lru_cache(maxsize=64)
-def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "s+1 n+1"]:
+def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "{s}+1 {n}+1"]:
     r"""w[a, r]: weight of v(R) in index_S, |R| = r and |R & S| = a.
 
     w = sum over T containing S and R of c(s, |T|) (-1)^(|T| - r), a sum over |T| = u + e with u = |S | R|; in
@@ -152,7 +158,7 @@ def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "s+1 n+1
     return table
 
 
-def _check(values: np.ndarray, n: int) -> tuple[np.ndarray, bool]:
+def _check(values: ArrayLike, n: int) -> tuple[Float[np.ndarray, "2**{n} t"], bool]:
     if not isinstance(n, Integral) or n < 1:
         raise GameError(f"n={n!r}: give the number of players, at least one.")
     if hasattr(values, "detach") or np.asarray(values).dtype.kind not in "f":

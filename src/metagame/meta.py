@@ -9,13 +9,13 @@ from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from metagame import indices
 from metagame.estimators import ESTIMATORS, Estimate
 from metagame.games import AttributionGame, GameError, Progress
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing it takes seconds
     import shapiq
 
 log = logging.getLogger(__name__)
@@ -23,54 +23,77 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MetaAttributions:
-    """Meta-attributions of one input, in the units of the attribution method (t targets, n players).
+    """Second-order values of one input, in the units of the attribution method (t targets, n players).
+
+    :func:`meta_attributions` gives every number; methods that have second-order values by themselves, such as an
+    interaction index, give ``values`` and what else they have.
 
     Attributes:
         values: ``(t, n)``: ``values[i, j]`` is the influence of player j on the attribution of target i (j -> i);
             endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: the joint influence of a pair
-            of players, symmetric, the index of the single player on the diagonal.
+            of players, symmetric, the index of the single player on the diagonal. float64, or sympy's expressions.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
         standard_error: shape of ``values``, or None where the estimator has none.
         endogenous: the players are the targets.
         order: 1 or 2.
-        index: name of the order-2 index; None at order 1.
+        index: name of the index of pairs, ``serial`` of an attribution of attributions; None of a metagame of order 1.
         n_evaluations: coalitions on which the attribution method ran.
+        directed: entry (i, j) is the influence j -> i; False: it belongs to the unordered pair {i, j}, the matrix is
+            symmetric, and the index of the single player stands on the diagonal.
+        players: names of the players, ``n`` of them, where they are known.
+        targets: names of the targets; with a ``grid`` each stands for all of its patches, in reading order.
+        grid: rows and columns of patches, where the targets are patches of an image.
     """
 
-    values: Float[np.ndarray, "t n"] | Float[np.ndarray, "t n n"]
-    first_order: Float[np.ndarray, " t"]
-    empty: Float[np.ndarray, " t"]
-    standard_error: np.ndarray | None
-    endogenous: bool
-    order: int
-    index: str | None
-    n_evaluations: int
+    values: Shaped[np.ndarray, "t n"] | Shaped[np.ndarray, "t n n"]
+    first_order: Shaped[np.ndarray, " t"] | None = None
+    empty: Shaped[np.ndarray, " t"] | None = None
+    standard_error: np.ndarray | None = None
+    endogenous: bool = True
+    order: int = 1
+    index: str | None = None
+    n_evaluations: int = 0
+    directed: bool = True
+    players: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    grid: tuple[int, int] | None = None
 
     @property
-    def residual(self) -> Float[np.ndarray, " t"]:
+    def residual(self) -> Shaped[np.ndarray, " t"]:
         """What the row sums miss of efficiency, ``(t,)``; 0 for an exact estimate (Corollary 1).
 
         Row sum - phi_i(N) for endogenous games, row sum - phi_i(N) + phi_i(empty) for exogenous ones. At order 2 the
         "row" of a target is its diagonal plus one half of its off-diagonal sum; 0 for ksv, stii and fsii only.
+
+        Raises:
+            GameError: the first-order attribution that rows would sum to is not known.
         """
+        if self.first_order is None or (self.empty is None and not self.endogenous):
+            raise GameError("these values have no residual: the first-order attribution is not known.")
         if self.order == 1:
             rows = self.values.sum(1)
         else:
             diagonal = np.trace(self.values, axis1=1, axis2=2)
             rows = diagonal + (self.values.sum((1, 2)) - diagonal) / 2
-        return rows - self.first_order + (0 if self.endogenous else self.empty)
+        return rows - self.first_order + (0 if self.endogenous or self.empty is None else self.empty)
 
     def to_shapiq(self) -> list[shapiq.InteractionValues]:
-        """One ``shapiq.InteractionValues`` per target: of order 1 (index SV) or 2 (the index played)."""
+        """One ``shapiq.InteractionValues`` per target: of order 1 (index SV) or 2 (the index played).
+
+        Raises:
+            GameError: the values are no metagame: rows of an interaction index are no Shapley values.
+        """
+        if self.order == 1 and (not self.directed or self.index is not None):
+            raise GameError("only metagames can be given to shapiq target by target; these are values of pairs.")
         return [self._to_shapiq(target) for target in range(len(self.values))]
 
     def _to_shapiq(self, target: int) -> shapiq.InteractionValues:
-        import shapiq  # here, since importing it takes seconds
+        import shapiq
 
         n = self.values.shape[1]
-        baseline = 0.0 if self.endogenous else float(self.empty[target])
-        scores = {(): baseline}
+        baseline = 0.0 if self.endogenous or self.empty is None else float(self.empty[target])
+        scores: dict[tuple[int, ...], float] = {(): baseline}
         for i in range(n):
             if self.order == 1:
                 scores[(i,)] = float(self.values[target, i])
@@ -79,7 +102,7 @@ class MetaAttributions:
                 scores |= {(i, j): float(self.values[target, i, j]) for j in range(i + 1, n)}
         return shapiq.InteractionValues(
             scores,
-            index="SV" if self.order == 1 else SHAPIQ_NAMES[self.index],
+            index="SV" if self.index is None else SHAPIQ_NAMES[self.index],
             n_players=n,
             min_order=0,
             max_order=self.order,
@@ -161,7 +184,7 @@ def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int 
 
 
 def _estimator(estimator: str | Callable[..., Estimate]) -> Callable[..., Estimate]:
-    if callable(estimator):
+    if not isinstance(estimator, str) and callable(estimator):
         return estimator
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:
         raise GameError(f"estimator={estimator!r} is unknown: choose one of {', '.join(ESTIMATORS)}.")

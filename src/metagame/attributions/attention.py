@@ -5,36 +5,47 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from metagame.attributions.method import Explanation
-from metagame.games import GameError, Progress
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
+from metagame.games import Progress
+from metagame.meta import MetaAttributions
 from metagame.models.masked import MaskedModel
 
 
-class AttentionWeights:
-    """The attention matrix of the model's only softmax: ``matrix`` ``(L, L)``, row = query, column = key.
+class AttentionWeights(Method[MaskedModel]):
+    """The attention weights ``(L, L)`` of the model's only softmax: the row's token attends to the column's.
 
-    Rows sum to 1; no sign, no unit.
-
-    Raises:
-        GameError: the model has no torch module, or not exactly one softmax with one head.
+    Rows sum to 1; no sign, no unit. The L tokens are the players and, behind them, the input's ``context``.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
-    def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        layers = [] if explicand.module is None else list(explicand.module.modules())
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """The weights of the whole input.
+
+        Raises:
+            UserError: the model has no torch module, not exactly one softmax with one head, or tokens without a name.
+        """
+        layers = [] if bound.module is None else list(bound.module.modules())
         softmax = [layer for layer in layers if isinstance(layer, nn.Softmax)]
         if len(softmax) != 1:
-            raise GameError(
+            raise UserError(
                 f"attribution=attention needs a model with one nn.Softmax module, this one has {len(softmax)}."
             )
         seen = []
         handle = softmax[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
         try:
-            explicand.values(torch.ones(1, explicand.n_players, dtype=torch.bool))
+            bound.values(torch.ones(1, bound.n_players, dtype=torch.bool))
         finally:
             handle.remove()
         weights = seen[0][0]
         if weights.ndim != 2:
-            raise GameError(f"attribution=attention reads one head; the softmax gave shape {tuple(seen[0].shape)}.")
-        return Explanation(matrix=weights.cpu().double().numpy())
+            raise UserError(f"attribution=attention reads one head; the softmax gave shape {tuple(seen[0].shape)}.")
+        tokens = (*bound.players, *bound.context)
+        if weights.shape != (len(tokens), len(tokens)):
+            raise UserError(
+                f"attribution=attention found weights of shape {tuple(weights.shape)} for the tokens"
+                f" {', '.join(tokens)}: name what the model adds behind them in MaskedModel.context."
+            )
+        meta = MetaAttributions(weights.cpu().double().numpy(), players=tokens, targets=tokens)
+        return Explanation(tokens, tokens, meta=meta)

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metagame.attributions.lxt_rules import lxt_rules
 from metagame.attributions.method import FirstOrder
-from metagame.games import AttributionGame, GameError
+from metagame.errors import UserError
+from metagame.games import AttributionGame
 from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
 
 Rules = Mapping[type[nn.Module], Callable]
 
 
-class RelevancePropagation(FirstOrder):
+class RelevancePropagation(FirstOrder[MaskedModel]):
     """phi_i(S): relevance of feature i at the masked input, sum_d x_{i,d} R-gradient_{i,d}; signed, in units of f.
 
     The backward pass is linear in the output seed. Models of transformers get LXT's rules, other modules the rules of
     this file, layer by layer. Relevance is that of the features given as x, not of what the model adds to them.
 
     Raises:
-        GameError: the masked model has no torch module to put the rules on, or one that no rules are known for.
+        UserError: the masked model has no torch module to put the rules on, or one that no rules are known for.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     @property
     @abstractmethod
@@ -41,19 +43,20 @@ class RelevancePropagation(FirstOrder):
     def lxt_variant(self) -> str:
         """LXT's name of the same rules."""
 
-    def game(self, explicand: MaskedModel) -> AttributionGame:
-        if explicand.module is None:
-            raise GameError(
+    def game(self, bound: MaskedModel) -> AttributionGame:
+        module = bound.module
+        if module is None:
+            raise UserError(
                 f"{type(self).__name__} needs a torch module; this model is a plain function: use"
                 " attribution=gradient_input."
             )
 
-        def attribute(coalitions) -> Float[Tensor, "k n"]:
-            inputs = explicand.masked(coalitions)
-            with self.backward_rules(explicand.module):
-                return (inputs * explicand.gradients(inputs)).sum(-1)
+        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            inputs = bound.masked(coalitions)
+            with self.backward_rules(module):
+                return (inputs * bound.gradients(inputs)).sum(-1)
 
-        return explicand.game(attribute)
+        return bound.game(attribute)
 
     def backward_rules(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within: the module has the modified backward pass; same outputs, other gradients."""
@@ -63,18 +66,18 @@ class RelevancePropagation(FirstOrder):
 
 
 @contextmanager
-def relevance_rules(module: nn.Module, rules: Rules) -> Iterator[None]:
+def relevance_rules(module: nn.Module, rules: Rules) -> Generator[None]:
     """Within: every layer of a type in ``rules`` has its rule: same outputs, other gradients.
 
     Raises:
-        GameError: a layer has neither a rule nor a gradient that is its rule.
+        UserError: a layer has neither a rule nor a gradient that is its rule.
     """
     layers = [layer for layer in module.modules() if not list(layer.children())]
     ruled = [layer for layer in layers if type(layer) in rules]
     known = (*UNCHANGED, *RULES)
     unknown = {type(layer).__name__ for layer in layers if layer not in ruled and not isinstance(layer, known)}
     if unknown:
-        raise GameError(
+        raise UserError(
             f"relevance has no rule for {', '.join(sorted(unknown))}: add one to RULES (and CP_RULES) of {__name__}."
         )
     with ExitStack() as stack:

@@ -1,140 +1,124 @@
-"""ConceptAttention, Meta-ConceptAttention, and both with the softmax and the mean over layers in the other order."""
+"""ConceptAttention and its metagame, each with the softmax before the mean over layers or behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float
 
 from metagame.concept import concept_metagame
-from metagame.games import GameError, Progress
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
+from metagame.estimators.configured import EXACT, ConfiguredEstimator
+from metagame.games import Progress
+from metagame.meta import MetaAttributions
 from metagame.models.concepts import ConceptLogits
 
 
-@dataclass(frozen=True)
-class ConceptMaps:
-    """Maps of concepts over patches; a patch shows what is largest there.
+class ConceptAttention(Method[ConceptLogits]):
+    """The share of each concept in each patch of an image, from 0 to 1; a patch shows what is largest there.
 
-    Attributes:
-        players: of each player, from 0 to 1.
-        background: of each concept that is always present, from 0 to 1.
-        directional: influence of the second index's player on the map of the first's, see :func:`concept_metagame`.
-    """
-
-    players: Float[np.ndarray, "n P"]
-    background: Float[np.ndarray, "m P"]
-    directional: Float[np.ndarray, "n n P"] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not np.isfinite(value).all():
-                raise GameError(f"the maps of {name} hold NaN or inf: check the model on this image.")
-
-
-@dataclass(frozen=True)
-class ConceptExplanation:
-    """What several methods make of the same logits.
-
-    Attributes:
-        maps: by method.
-        picture: the image, where the model painted it.
-    """
-
-    maps: dict[str, ConceptMaps]
-    picture: UInt8[np.ndarray, "H W 3"] | None = None
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Maps in float32 as ``method.players`` and so on, and the picture."""
-        named = {
-            f"{method}.{name}": value.astype(np.float32)
-            for method, maps in self.maps.items()
-            for name, value in vars(maps).items()
-            if value is not None
-        }
-        return named if self.picture is None else named | {"picture": self.picture}
-
-
-class ConceptAttention:
-    """Explains the patches of an image by concepts, in several ways at once: the logits are the same.
+    Softmax over all concepts in each layer, then the mean over layers (Helbling et al., 2025). First the maps of
+    players, then those of background concepts, in float32.
 
     Args:
-        variants: names in :data:`VARIANTS`.
-        directional: also the influence of each player on each player's map, of those that are metagames.
-
-    Raises:
-        GameError: a variant is not known.
+        mean_first: the mean over layers, then the softmax.
+        directional: of its metagame, see :class:`MetaConceptAttention`.
     """
 
-    explicand_type = ConceptLogits
+    input_type = ConceptLogits
 
-    def __init__(self, variants: Sequence[str], directional: bool = False) -> None:
-        unknown = [name for name in variants if name not in VARIANTS]
-        if unknown or not variants:
-            raise GameError(f"attribution.method.variants={list(variants)}: give some of {', '.join(VARIANTS)}.")
-        self.variants = tuple(variants)
+    def __init__(self, mean_first: bool = False, directional: bool = False) -> None:
+        self.mean_first = mean_first
         self.directional = directional
 
-    def explain(self, explicand: ConceptLogits, progress: Progress | None = None) -> ConceptExplanation:
-        """The maps of each variant."""
-        maps = {name: VARIANTS[name](explicand, self.directional) for name in self.variants}
-        return ConceptExplanation(maps, explicand.picture)
+    def explain(self, bound: ConceptLogits, progress: Progress | None = None) -> Explanation:
+        """The maps of all concepts.
+
+        Raises:
+            UserError: influences between concepts are asked for, which the metagame alone has.
+        """
+        if self.directional:
+            raise UserError(
+                "attribution.method.directional=true needs attribution.meta=true: ConceptAttention has no influences"
+                " between concepts, its metagame has."
+            )
+        return Explanation(
+            bound.players, bound.targets, bound.grid, attribution=_flat(concept_maps(bound, self.mean_first))
+        )
+
+    def metagame(
+        self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
+    ) -> MetaConceptAttention:
+        """The metagame, in closed form.
+
+        Raises:
+            UserError: an estimator other than ``exact``, or interactions of pairs are asked for.
+        """
+        estimator.require_closed_form("ConceptAttention")
+        if order != 1 or index is not None:
+            raise UserError("the metagame of ConceptAttention has order 1 only: leave out attribution.order and index.")
+        return MetaConceptAttention(self.mean_first, self.directional)
 
 
-def concept_attention(logits: ConceptLogits, directional: bool = False) -> ConceptMaps:
-    """Softmax over all concepts in each layer, then the mean over layers (Helbling et al., 2025)."""
-    return _first_order(logits, _all(logits).softmax(1).mean(0))
+class MetaConceptAttention(Method[ConceptLogits]):
+    """Maps of the players by the concept metagame (paper App. C.4), from 0 to 1.
 
+    Behind them come the maps of background concepts, which are ConceptAttention's, softmax first. All in float32.
 
-def mean_first(logits: ConceptLogits, directional: bool = False) -> ConceptMaps:
-    """The mean over layers first, then the softmax: ConceptAttention as the metagame sees it."""
-    return _first_order(logits, _all(logits).mean(0).softmax(0))
+    Differs from the paper: without ``mean_first`` it is the metagame of ConceptAttention itself, whose softmax the
+    paper's enumeration could not afford in each layer.
 
-
-def meta_concept_attention(logits: ConceptLogits, directional: bool = False) -> ConceptMaps:
-    """The concept metagame on the mean logits; the background is ConceptAttention's (paper App. C.4)."""
-    players, background = (part.double().mean(0) for part in (logits.player_logits, logits.background_logits))
-    diag, pairs = concept_metagame(players, background, directional)
-    return _meta(logits, diag, pairs)
-
-
-def meta_per_layer(logits: ConceptLogits, directional: bool = False) -> ConceptMaps:
-    """The concept metagame in each layer, then the mean: the metagame of ConceptAttention itself.
-
-    The Shapley value is linear, so the mean over layers of the values is the value of the mean.
-
-    Differs from the paper: it takes the mean first, since its enumeration could not afford a softmax for each layer.
+    Args:
+        mean_first: the metagame on the mean of the logits over layers, as in the paper. False: the metagame in each
+            layer, then the mean; the Shapley value is linear.
+        directional: also how each player moves the map of each other: ``meta``, whose targets are the patches of the
+            players' maps, phi_{j->t} <= 0 of another player j and w_t/(B + w_t) of its own.
     """
-    n_layers, _, n_patches = logits.player_logits.shape
-    # a layer's patches are patches of their own
-    players, background = (part.transpose(0, 1).flatten(1) for part in (logits.player_logits, logits.background_logits))
-    diag, pairs = concept_metagame(players, background, directional)
-    diag = diag.unflatten(1, (n_layers, n_patches)).mean(1)
-    return _meta(logits, diag, None if pairs is None else pairs.unflatten(2, (n_layers, n_patches)).mean(2))
+
+    input_type = ConceptLogits
+
+    def __init__(self, mean_first: bool = False, directional: bool = False) -> None:
+        self.mean_first = mean_first
+        self.directional = directional
+
+    def explain(self, bound: ConceptLogits, progress: Progress | None = None) -> Explanation:
+        """The maps of all concepts, and the influences between players where they are asked for.
+
+        Raises:
+            GameError: a logit is NaN or inf.
+        """
+        maps, pairs = metagame_maps(bound, self.mean_first, self.directional)
+        meta = None
+        if pairs is not None:
+            by_patch = pairs.transpose(0, 2, 1).reshape(-1, len(bound.players)).astype(np.float32)
+            meta = MetaAttributions(by_patch, players=bound.players, targets=bound.players, grid=bound.grid)
+        return Explanation(bound.players, bound.targets, bound.grid, attribution=_flat(maps), meta=meta)
 
 
-VARIANTS: dict[str, Callable[[ConceptLogits, bool], ConceptMaps]] = {
-    "concept_attention": concept_attention,
-    "mean_first": mean_first,
-    "meta_concept_attention": meta_concept_attention,
-    "meta_per_layer": meta_per_layer,
-}
-"""Ways to make maps of logits, by name."""
+def concept_maps(logits: ConceptLogits, mean_first: bool = False) -> Float[np.ndarray, "c P"]:
+    """ConceptAttention's maps of players, then of background concepts, in float64."""
+    every = torch.cat([logits.player_logits, logits.background_logits], dim=1).double()
+    shares = every.mean(0).softmax(0) if mean_first else every.softmax(1).mean(0)
+    return shares.cpu().numpy()
 
 
-def _all(logits: ConceptLogits) -> Float[Tensor, "L n+m P"]:
-    return torch.cat([logits.player_logits, logits.background_logits], dim=1).double()
+def metagame_maps(
+    logits: ConceptLogits, mean_first: bool = False, directional: bool = False
+) -> tuple[Float[np.ndarray, "c P"], Float[np.ndarray, "n n P"] | None]:
+    """The maps of :class:`MetaConceptAttention`, and the influences between players where asked for, in float64."""
+    both = logits.player_logits, logits.background_logits
+    if mean_first:
+        diag, pairs = concept_metagame(*(part.double().mean(0) for part in both), directional)
+    else:
+        n_layers, _, n_patches = logits.player_logits.shape
+        # a layer's patches are patches of their own
+        diag, pairs = concept_metagame(*(part.transpose(0, 1).flatten(1) for part in both), directional)
+        diag = diag.unflatten(1, (n_layers, n_patches)).mean(1)
+        pairs = None if pairs is None else pairs.unflatten(2, (n_layers, n_patches)).mean(2)
+    maps = np.concatenate([diag.cpu().numpy(), concept_maps(logits)[len(logits.players) :]])
+    return maps, None if pairs is None else pairs.cpu().numpy()
 
 
-def _first_order(logits: ConceptLogits, shares: Float[Tensor, "n+m P"]) -> ConceptMaps:
-    found = shares.cpu().numpy()
-    return ConceptMaps(found[: len(logits.players)], found[len(logits.players) :])
-
-
-def _meta(logits: ConceptLogits, diag: Float[Tensor, "n P"], pairs: Float[Tensor, "n n P"] | None) -> ConceptMaps:
-    return ConceptMaps(
-        diag.cpu().numpy(), concept_attention(logits).background, None if pairs is None else pairs.cpu().numpy()
-    )
+def _flat(maps: Float[np.ndarray, "c P"]) -> Float[np.ndarray, " c*P"]:
+    return maps.reshape(-1).astype(np.float32)

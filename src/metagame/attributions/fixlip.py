@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.linalg import lu_solve
-from scipy.linalg.lapack import dgecon, dgetrf
+from scipy.linalg import get_lapack_funcs, lu_solve
 from scipy.special import gammaln
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metagame.attributions.method import Explanation
-from metagame.games import GameError, Progress, all_coalitions
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
+from metagame.games import Progress, all_coalitions
 from metagame.images import grid_side
+from metagame.meta import MetaAttributions
 from metagame.models.vision_language import ImageText
 
 INTERACTIONS = ("cross", "all", "auto")
@@ -52,6 +53,7 @@ class Coalitions:
     weights: Float[np.ndarray, " r"]
 
 
+@runtime_checkable
 class Design(Protocol):
     """Chooses the coalitions for P patches and m pieces of text."""
 
@@ -59,7 +61,7 @@ class Design(Protocol):
 
 
 @dataclass(frozen=True)
-class SampledCoalitions:
+class SampledCoalitions(Design):
     """Coalitions of all players, drawn with the Shapley kernel's weights (size k with probability ~ 1/(k(n-k))).
 
     Not paired; each counts once. All of them with their kernel weights, where ``budget`` suffices.
@@ -86,7 +88,7 @@ class SampledCoalitions:
 
 
 @dataclass(frozen=True)
-class CrossedCoalitions:
+class CrossedCoalitions(Design):
     """A few masks of the image, each combined with every mask of the text.
 
     Image masks are drawn by the Shapley kernel of the patches, besides the empty and the full one; the weights make the
@@ -105,9 +107,9 @@ class CrossedCoalitions:
     def coalitions(self, n_patches: int, n_pieces: int) -> Coalitions:
         n_drawn, n = self.budget - 2, n_patches + n_pieces
         if n_drawn < n_patches:
-            raise GameError(f"design.budget={self.budget} is too few for {n_patches} patches: give more than them.")
+            raise UserError(f"design.budget={self.budget} is too few for {n_patches} patches: give more than them.")
         if n_pieces > MOST_PIECES:
-            raise GameError(
+            raise UserError(
                 f"{n_pieces} pieces of text have too many masks to combine: choose design=SampledCoalitions."
             )
         drawn = draw_masks(np.random.default_rng(self.seed), n_patches, n_drawn)
@@ -125,7 +127,7 @@ class CrossedCoalitions:
         return Coalitions(image_masks, text_masks, image_row, text_row, np.exp(log_weights - log_weights.max()))
 
 
-def draw_masks(rng: np.random.Generator, n: int, count: int) -> Bool[np.ndarray, "count n"]:
+def draw_masks(rng: np.random.Generator, n: int, count: int) -> Bool[np.ndarray, "{count} {n}"]:
     """Coalitions of n players, neither empty nor full: a size ~ 1/(k(n-k)), then its players uniformly."""
     sizes = np.arange(1, n)
     size = rng.choice(sizes, size=count, p=np.exp(log_size_probability(n, sizes)))
@@ -169,7 +171,7 @@ class Regression:
         self.first, self.second = first, second
         n_columns = 1 + self.n_players + len(first)
         if len(coalitions.weights) + 2 < n_columns:
-            raise GameError(_undetermined(coalitions, n_columns))
+            raise UserError(_undetermined(coalitions, n_columns))
         gram = np.zeros((n_columns, n_columns))
         for rows, x in self._blocks():
             gram += x.T @ (x * coalitions.weights[rows, None])
@@ -178,9 +180,10 @@ class Regression:
         self._column_scale = np.append(1 / np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny)), [1, 1])
         system = np.block([[gram, bounds.T], [bounds, np.zeros((2, 2))]])
         system *= self._column_scale * self._column_scale[:, None]
-        factors, pivots, failed = dgetrf(system)
-        if failed or dgecon(factors, np.linalg.norm(system, 1))[0] < SMALLEST_CONDITION:
-            raise GameError(_undetermined(coalitions, n_columns))
+        gecon, getrf = get_lapack_funcs(("gecon", "getrf"), (system,))
+        factors, pivots, failed = getrf(system)
+        if failed or gecon(factors, np.linalg.norm(system, 1))[0] < SMALLEST_CONDITION:
+            raise UserError(_undetermined(coalitions, n_columns))
         self._factors = factors, pivots
 
     def solve(
@@ -214,8 +217,8 @@ def _undetermined(coalitions: Coalitions, n_columns: int) -> str:
     )
 
 
-class FIxLIP:
-    """Faithful Shapley interactions of patches and text in the model's logit; ``matrix`` ``(P, m)``, signed.
+class FIxLIP(Method[ImageText]):
+    """Faithful Shapley interactions of patches and text in the model's logit, ``(P, m)``; signed, in its units.
 
     The design is drawn once for all images, so its noise is common to them.
 
@@ -226,44 +229,56 @@ class FIxLIP:
         batch_size: masked images to encode at once.
     """
 
-    explicand_type = ImageText
+    input_type = ImageText
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     def __init__(self, design: Design, interactions: str = "cross", batch_size: int = 256) -> None:
         if interactions not in INTERACTIONS:
-            raise GameError(f"interactions={interactions!r}: give one of {', '.join(INTERACTIONS)}.")
+            raise UserError(f"interactions={interactions!r}: give one of {', '.join(INTERACTIONS)}.")
         self.design = design
         self.interactions = interactions
         self.batch_size = batch_size
         self._regression = cache(self._make_regression)
 
     @torch.no_grad()
-    def explain(self, explicand: ImageText, progress: Progress | None = None) -> Explanation:
-        """The interaction of every patch with every piece of the text."""
-        n_patches = explicand.model.n_patches(explicand.image.pixels)
-        regression = self._regression(n_patches, explicand.n_players)
+    def explain(self, bound: ImageText, progress: Progress | None = None) -> Explanation:
+        """The interaction of every patch with every piece of the text.
+
+        Raises:
+            UserError: the design does not fit the image and the text, or does not determine their interactions.
+        """
+        n_patches = bound.model.n_patches(bound.image.pixels)
+        regression = self._regression(n_patches, bound.n_players)
         chosen = regression.coalitions
         key = ("fixlip", chosen.image_masks.tobytes())
-        encode = partial(self._image_embeddings, explicand, chosen.image_masks, progress)
-        images = explicand.image.keep(key, encode)
-        texts = explicand.masked_texts(_with_ends(chosen.text_masks))
-        logits = (images @ texts.T * explicand.model.logit_scale).cpu().double().numpy()
+        encode = partial(self._image_embeddings, bound, chosen.image_masks, progress)
+        images = bound.image.keep(key, encode)
+        texts = bound.masked_texts(_with_ends(chosen.text_masks))
+        logits = (images @ texts.T * bound.model.logit_scale).cpu().double().numpy()
         values = logits[:-2, :-2][chosen.image_row, chosen.text_row]
         _, _, pairs = regression.solve(values, empty=logits[-2, -2], full=logits[-1, -1])
-        return Explanation(matrix=pairs[:n_patches, n_patches:])
+        meta = MetaAttributions(
+            pairs[:n_patches, n_patches:],
+            endogenous=False,
+            players=bound.players,
+            targets=bound.targets,
+            grid=bound.grid,
+        )
+        return Explanation(bound.players, bound.targets, bound.grid, meta=meta)
 
     def _make_regression(self, n_patches: int, n_pieces: int) -> Regression:
         every_pair = self.interactions == "all" or (self.interactions == "auto" and n_patches <= MOST_PATCHES_OF_ALL)
         return Regression(self.design.coalitions(n_patches, n_pieces), "all" if every_pair else "cross")
 
     def _image_embeddings(
-        self, explicand: ImageText, masks: Bool[np.ndarray, "a P"], progress: Progress | None
+        self, bound: ImageText, masks: Bool[np.ndarray, "a P"], progress: Progress | None
     ) -> Float[Tensor, "a+2 E"]:
         """Unit embeddings of the image under each mask, then of the empty and of the full one."""
         masks, rows = np.unique(_with_ends(masks), axis=0, return_inverse=True)
         embeddings = []
         for start in range(0, len(masks), self.batch_size):
             part = torch.as_tensor(masks[start : start + self.batch_size])
-            embeddings.append(explicand.model.encode_images(masked_pixels(explicand.image.pixels, part)))
+            embeddings.append(bound.model.encode_images(masked_pixels(bound.image.pixels, part)))
             if progress is not None:
                 progress(min(start + self.batch_size, len(masks)), len(masks))
         return normalize(torch.cat(embeddings), dim=-1)[torch.as_tensor(rows)]

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from metagame.attributions.method import FirstOrder
-from metagame.games import AttributionGame, GameError
+from metagame.errors import UserError
+from metagame.games import AttributionGame
 from metagame.models.towers import ClassTokenTower, ProbeTower, Tower
 from metagame.models.vision_language import EncodedImage, ImageText
 
@@ -27,7 +28,7 @@ class Trace:
     embedding: Float[Tensor, "1 E"]
 
 
-class GenericAttention(FirstOrder):
+class GenericAttention(FirstOrder[ImageText]):
     """R <- R + (mean_h(dz/dA) * mean_h(A))+ R from R = I, z the logit; the map is R's row of [CLS], without [CLS].
 
     A SigLIP has no [CLS]: its map is A_map R with A_map = mean_h((dz/dA * A)+) of the pooling head. Not negative, in
@@ -37,33 +38,33 @@ class GenericAttention(FirstOrder):
         start_layer: the first block that takes part, 0 to the number of blocks - 1; ``last`` as in the paper.
     """
 
-    explicand_type = ImageText
+    input_type = ImageText
     endogenous = False
 
     def __init__(self, start_layer: int | str = "last") -> None:
         if start_layer != "last" and (type(start_layer) is not int or start_layer < 0):
-            raise GameError(f"start_layer={start_layer!r}: give 'last' or the number of a block, from 0.")
+            raise UserError(f"start_layer={start_layer!r}: give 'last' or the number of a block, from 0.")
         self.start_layer = start_layer
 
-    def game(self, explicand: ImageText) -> AttributionGame:
-        tower, name = explicand.model.tower, ("attention", self.start_layer)
-        trace = explicand.image.keep(name, lambda: self._trace(tower, explicand.image))
+    def game(self, bound: ImageText) -> AttributionGame:
+        tower, name = bound.model.tower, ("attention", self.start_layer)
+        trace = bound.image.keep(name, lambda: self._trace(tower, bound.image))
 
         def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-            seeds = texts * explicand.model.logit_scale
+            seeds = texts * bound.model.logit_scale
             gradients = torch.autograd.grad(
                 trace.embedding, trace.weights, seeds[:, None], is_grads_batched=True, retain_graph=True
             )
             with torch.no_grad():
                 return relevance(tower, trace.weights, gradients)
 
-        return AttributionGame(lambda coalitions: explicand.maps(name, coalitions, attribute), explicand.n_players)
+        return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)
 
     def _trace(self, tower: Tower, image: EncodedImage) -> Trace:
         n_blocks = len(tower.blocks)
-        start = n_blocks - 1 if self.start_layer == "last" else self.start_layer
+        start = self.start_layer if isinstance(self.start_layer, int) else n_blocks - 1
         if start >= n_blocks:
-            raise GameError(f"start_layer={start}: the image encoder has blocks 0 to {n_blocks - 1}.")
+            raise UserError(f"start_layer={start}: the image encoder has blocks 0 to {n_blocks - 1}.")
         return run_from(tower, image.block_input(start), start)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from metagame.attributions.method import FirstOrder
-from metagame.games import AttributionGame, GameError
+from metagame.errors import UserError
+from metagame.games import AttributionGame
 from metagame.models.towers import ClassTokenTower, ProbeTower, attend, cosine
 from metagame.models.vision_language import ImageText
 
@@ -18,7 +19,7 @@ Channels = tuple[Tensor, Tensor, Tensor]
 """Unit embedding ``(1, E)``; the leaf ``(1, Q, D)`` that it depends on; lambda_p x features, ``(P, D)``."""
 
 
-class GradECLIP(FirstOrder):
+class GradECLIP(FirstOrder[ImageText]):
     """(sum_d g_d v_pd lambda_p)+, with g = dcos/do at [CLS] and lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1].
 
     All of the last block, o its attention output before W_o. Not negative. Source: Zhao et al. (2024).
@@ -28,24 +29,24 @@ class GradECLIP(FirstOrder):
             does (the score changes with it); ``native``: with the model's heads.
     """
 
-    explicand_type = ImageText
+    input_type = ImageText
     endogenous = False
 
     def __init__(self, heads: str = "one") -> None:
         if heads not in ("one", "native"):
-            raise GameError(f"heads={heads!r}: give 'one' or 'native'.")
+            raise UserError(f"heads={heads!r}: give 'one' or 'native'.")
         self.heads = heads
 
-    def game(self, explicand: ImageText) -> AttributionGame:
-        return _gradient_game(explicand, f"grad_eclip {self.heads}", self._channels)
+    def game(self, bound: ImageText) -> AttributionGame:
+        return _gradient_game(bound, f"grad_eclip {self.heads}", self._channels)
 
     @torch.enable_grad()
-    def _channels(self, explicand: ImageText) -> Channels:
-        tower = explicand.model.tower
+    def _channels(self, bound: ImageText) -> Channels:
+        tower = bound.model.tower
         if not isinstance(tower, ClassTokenTower):
-            raise GameError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
+            raise UserError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
         block = tower.blocks[-1]
-        x = explicand.image.block_input(-1)
+        x = bound.image.block_input(-1)
         q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
         o = attend(q, k, v, 1 if self.heads == "one" else block.n_heads)[1].detach().requires_grad_()
         embedding = normalize(tower.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
@@ -53,25 +54,25 @@ class GradECLIP(FirstOrder):
         return embedding, o, v[0, 1:] * weight[:, None]
 
 
-class GradESigLIP(FirstOrder):
+class GradESigLIP(FirstOrder[ImageText]):
     """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1].
 
     z is the normed output of the encoder, q, k, W_o are of its last block. Not negative. Source: paper App. C.3.
     """
 
-    explicand_type = ImageText
+    input_type = ImageText
     endogenous = False
 
-    def game(self, explicand: ImageText) -> AttributionGame:
-        return _gradient_game(explicand, "grad_esiglip", self._channels)
+    def game(self, bound: ImageText) -> AttributionGame:
+        return _gradient_game(bound, "grad_esiglip", self._channels)
 
     @torch.enable_grad()
-    def _channels(self, explicand: ImageText) -> Channels:
-        tower = explicand.model.tower
+    def _channels(self, bound: ImageText) -> Channels:
+        tower = bound.model.tower
         if not isinstance(tower, ProbeTower):
-            raise GameError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
+            raise UserError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
         block = tower.blocks[-1]
-        x = explicand.image.block_input(-1)
+        x = bound.image.block_input(-1)
         z = tower.norm(block.forward(x)[1]).detach().requires_grad_()
         embedding = normalize(tower.head.forward(z)[1], dim=-1)
         query = block.output(block.queries(x)).mean(1, keepdim=True)
@@ -79,26 +80,26 @@ class GradESigLIP(FirstOrder):
         return embedding, z, z.detach()[0] * weight[:, None]
 
 
-def _gradient_game(explicand: ImageText, name: str, make_channels: Callable[[ImageText], Channels]) -> AttributionGame:
+def _gradient_game(bound: ImageText, name: str, make_channels: Callable[[ImageText], Channels]) -> AttributionGame:
     """The embedding's path once for an image, then one batched backward pass for all coalitions."""
-    embedding, leaf, features = explicand.image.keep(name, lambda: make_channels(explicand))
+    embedding, leaf, features = bound.image.keep(name, lambda: make_channels(bound))
 
     def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
         (gradients,) = torch.autograd.grad(embedding, leaf, texts[:, None], is_grads_batched=True, retain_graph=True)
         return (gradients[:, 0].mean(1) @ features.T).clamp(min=0)
 
-    return AttributionGame(lambda coalitions: explicand.maps(name, coalitions, attribute), explicand.n_players)
+    return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)
 
 
 def min_max(weights: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     """Scaled to [0, 1].
 
     Raises:
-        GameError: all are equal.
+        UserError: all are equal.
     """
     low, high = weights.min(), weights.max()
     if not high > low:
-        raise GameError(
+        raise UserError(
             f"lambda_p is {low.item():.3g} on every patch, so that it cannot be scaled to [0, 1]: the image is probably"
             " blank."
         )

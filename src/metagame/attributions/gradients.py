@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from numbers import Integral
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from metagame.attributions.method import Explanation, FirstOrder
-from metagame.games import AttributionGame, GameError, Progress
+from metagame.attributions.method import FirstOrder
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
+from metagame.games import AttributionGame, Progress
+from metagame.meta import MetaAttributions
 from metagame.models.masked import MaskedModel
 
 
-class GradientInput(FirstOrder):
+class GradientInput(FirstOrder[MaskedModel]):
     """phi_i(S) = <x_i, df/dx_i> at the masked input x_S; signed, in units of f.
 
     Absent features get 0 where their baseline is 0.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
-    def game(self, explicand: MaskedModel) -> AttributionGame:
-        def attribute(coalitions) -> Float[Tensor, "k n"]:
-            inputs = explicand.masked(coalitions)
-            return (inputs * explicand.gradients(inputs)).sum(-1)
+    def game(self, bound: MaskedModel) -> AttributionGame:
+        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            inputs = bound.masked(coalitions)
+            return (inputs * bound.gradients(inputs)).sum(-1)
 
-        return explicand.game(attribute)
+        return bound.game(attribute)
 
 
-class IntegratedGradients(FirstOrder):
+class IntegratedGradients(FirstOrder[MaskedModel]):
     """phi_i(S) = <x_S,i - b_i, int_0^1 df/dx_i (b + a(x_S - b)) da> (Sundararajan et al., 2017); absent features get 0.
 
     Signed, in units of f; sums to f_S - f(b) up to the error of the quadrature.
@@ -38,60 +42,67 @@ class IntegratedGradients(FirstOrder):
         steps: midpoints of the path.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     def __init__(self, steps: int = 32) -> None:
         self.steps = _check_steps(steps)
 
-    def game(self, explicand: MaskedModel) -> AttributionGame:
-        def attribute(coalitions) -> Float[Tensor, "k n"]:
-            delta = explicand.masked(coalitions) - explicand.baseline
-            path = explicand.baseline + midpoints(self.steps, delta)[:, None, None, None] * delta
-            gradients = explicand.gradients(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+    def game(self, bound: MaskedModel) -> AttributionGame:
+        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            delta = bound.masked(coalitions) - bound.baseline
+            path = bound.baseline + midpoints(self.steps, delta)[:, None, None, None] * delta
+            gradients = bound.gradients(path.flatten(0, 1)).unflatten(0, path.shape[:2])
             return (delta * gradients.mean(0)).sum(-1)
 
-        return explicand.game(attribute, inputs=self.steps)
+        return bound.game(attribute, inputs=self.steps)
 
 
-class IntegratedHessians:
+class IntegratedHessians(Method[MaskedModel]):
     """psi_{i,j} = IG_j(IG_i(f)): integrated gradients of integrated gradients (Janizek et al., 2021).
 
-    ``matrix`` ``(n, n)``: row i, column j; symmetric, rows sum to IG_i (no factor 1/2), up to the quadrature's error.
+    ``(n, n)``: row i, column j; symmetric, in units of f. Rows sum to IG_i (no factor 1/2), up to the quadrature's
+    error.
 
     Args:
         steps: midpoints of the inner and of the outer path each.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     def __init__(self, steps: int = 12) -> None:
         self.steps = _check_steps(steps)
 
-    def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        if explicand.in_batches is not None:
-            raise GameError("attribution=ih needs second derivatives, which this model has none of: choose meta_ig.")
-        delta = explicand.x - explicand.baseline
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """The values of every pair of features.
+
+        Raises:
+            UserError: the model cannot be differentiated twice.
+        """
+        if bound.in_batches is not None:
+            raise UserError("attribution=ih needs second derivatives, which this model has none of: choose meta_ig.")
+        delta = bound.x - bound.baseline
         alpha = midpoints(self.steps, delta)
         with torch.enable_grad():
-            outer = (explicand.baseline + alpha[:, None, None] * delta).detach().requires_grad_()
-            inner_delta = outer - explicand.baseline
-            path = explicand.baseline + alpha[:, None, None, None] * inner_delta
-            outputs = explicand.outputs(path.flatten(0, 1)).sum()
+            outer = (bound.baseline + alpha[:, None, None] * delta).detach().requires_grad_()
+            inner_delta = outer - bound.baseline
+            path = bound.baseline + alpha[:, None, None, None] * inner_delta
+            outputs = bound.outputs(path.flatten(0, 1)).sum()
             gradients = torch.autograd.grad(outputs, path, create_graph=True)[0].mean(0)
             attributions = (inner_delta * gradients).sum(-1)
             rows = [
                 torch.autograd.grad(attributions[:, i].sum(), outer, retain_graph=True)[0] for i in range(len(delta))
             ]
-        matrix = torch.stack([(delta * row.mean(0)).sum(-1) for row in rows])
-        return Explanation(matrix=matrix.detach().cpu().double().numpy())
+        values = torch.stack([(delta * row.mean(0)).sum(-1) for row in rows]).detach().cpu().double().numpy()
+        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
+        return Explanation(bound.players, bound.targets, meta=meta)
 
 
-def midpoints(steps: int, like: Tensor) -> Float[Tensor, " steps"]:
+def midpoints(steps: int, like: Tensor) -> Float[Tensor, " {steps}"]:
     """The midpoints of ``steps`` equal parts of [0, 1]."""
     return (torch.arange(steps, dtype=like.dtype, device=like.device) + 0.5) / steps
 
 
 def _check_steps(steps: int) -> int:
     if not isinstance(steps, Integral) or steps < 1:
-        raise GameError(f"steps={steps!r}: give a positive whole number of path steps.")
+        raise UserError(f"steps={steps!r}: give a positive whole number of path steps.")
     return steps

@@ -12,23 +12,23 @@ from metagame.games import AttributionGame
 from metagame.models.masked import MaskedModel
 
 
-class LeaveOneOut(FirstOrder):
+class LeaveOneOut(FirstOrder[MaskedModel]):
     """phi_i(S) = f_S - f_(S without i); signed, in units of f; absent features get 0.
 
     At most n+1 forward passes a coalition, none of them twice.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
-    def game(self, explicand: MaskedModel) -> AttributionGame:
-        n = explicand.n_players
+    def game(self, bound: MaskedModel) -> AttributionGame:
+        n = bound.n_players
 
         def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
             coalitions = np.asarray(coalitions)
             without = coalitions[:, None] & ~np.eye(n, dtype=bool)
             asked = np.concatenate([coalitions[:, None], without], axis=1).reshape(-1, n)
             distinct, row = np.unique(asked, axis=0, return_inverse=True)
-            values = explicand.values(distinct)[torch.as_tensor(row.reshape(-1))].reshape(len(coalitions), n + 1)
+            values = bound.values(distinct)[torch.as_tensor(row.reshape(-1))].reshape(len(coalitions), n + 1)
             return values[:, :1] - values[:, 1:]
 
-        return explicand.game(attribute, inputs=n + 1)
+        return bound.game(attribute, inputs=n + 1)

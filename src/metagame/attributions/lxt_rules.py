@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 ABSENT = object()
 
 
 @contextmanager
-def lxt_rules(net: nn.Module, variant: str) -> Iterator[None]:
+def lxt_rules(net: nn.Module, variant: str) -> Generator[None]:
     """Within: models of ``net``'s family have the backward pass of ``variant``; same outputs, other gradients.
 
     LXT replaces methods of the family's classes, and the attention functions that its module calls. Here they come back
@@ -30,7 +30,7 @@ def lxt_rules(net: nn.Module, variant: str) -> Iterator[None]:
         variant: LXT's name of its rules, ``attnLRP`` or ``cp_LRP``.
 
     Raises:
-        GameError: LXT has no such rules for the family, or one cannot be put on (the rules are on already).
+        UserError: LXT has no such rules for the family, or one cannot be put on (the rules are on already).
     """
     patches = _patches(net, variant)
     modeling = _modeling_module(net)
@@ -44,7 +44,7 @@ def lxt_rules(net: nn.Module, variant: str) -> Iterator[None]:
                 warnings.filterwarnings("ignore", ".*already patched", UserWarning)
                 succeeded = patch(target)
             if not succeeded:
-                raise GameError(
+                raise UserError(
                     f"LXT's {variant} rules cannot be put on {target.__name__}, which has other ones already: leave the"
                     " context of those first."
                 )
@@ -70,7 +70,7 @@ def _patches(net: nn.Module, variant: str) -> dict[Any, Any]:
             raise
         rules = None
     if rules is None:
-        raise GameError(
+        raise UserError(
             f"LXT has no {variant} rules for {type(net).__name__}: choose a model of Gemma 3, Llama, Qwen2 or Qwen3, or"
             " attribution=gradient_input."
         )
@@ -78,7 +78,7 @@ def _patches(net: nn.Module, variant: str) -> dict[Any, Any]:
 
 
 @contextmanager
-def _restored(target: Any) -> Iterator[None]:
+def _restored(target: Any) -> Generator[None]:
     """Bring back, at the end, the attributes of a class or module as they were."""
     before = dict(vars(target))
     try:

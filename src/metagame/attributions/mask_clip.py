@@ -2,70 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from metagame.attributions.method import FirstOrder
-from metagame.games import AttributionGame, GameError
+from metagame.errors import UserError
+from metagame.games import AttributionGame
 from metagame.models.towers import ClassTokenTower, ProbeTower, cosine
 from metagame.models.vision_language import ImageText
 
 
-class MaskCLIP(FirstOrder):
+class MaskCLIP(FirstOrder[ImageText]):
     """cos(embedding of patch p, text) * cos(W_o k_p, W_o k_CLS), from -1 to 1.
 
     The embedding of a patch is its value through W_o, residual, MLP, norm and projection of the last block (Dong et
     al., 2023, as compared in Zhao et al., 2024).
     """
 
-    explicand_type = ImageText
+    input_type = ImageText
     endogenous = False
 
-    def game(self, explicand: ImageText) -> AttributionGame:
-        return _linear_game(explicand, "mask_clip", self._patches)
+    def game(self, bound: ImageText) -> AttributionGame:
+        return _linear_game(bound, "mask_clip", self._patches)
 
     @torch.no_grad()
-    def _patches(self, explicand: ImageText) -> Float[Tensor, "P E"]:
-        tower = explicand.model.tower
+    def _patches(self, bound: ImageText) -> Float[Tensor, "P E"]:
+        tower = bound.model.tower
         if not isinstance(tower, ClassTokenTower):
-            raise GameError("attribution=mask_clip needs a [CLS] token: for a SigLIP choose attribution=mask_siglip.")
+            raise UserError("attribution=mask_clip needs a [CLS] token: for a SigLIP choose attribution=mask_siglip.")
         block = tower.blocks[-1]
-        x = explicand.image.block_input(-1)
+        x = bound.image.block_input(-1)
         keys = block.output(block.keys(x))[0]
         weight = cosine(keys[1:], keys[:1])
         embeddings = tower.project(block.finish(x, block.values(x)))[0, 1:]
         return normalize(embeddings, dim=-1) * weight[:, None]
 
 
-class MaskSigLIP(FirstOrder):
+class MaskSigLIP(FirstOrder[ImageText]):
     """cos(u_p + MLP(LN(u_p)), text) with u_p = W_o (W_v z_p + b_v) + b_o of the pooling head, from -1 to 1.
 
     z is the normed output of the encoder. Source: paper App. C.3.
     """
 
-    explicand_type = ImageText
+    input_type = ImageText
     endogenous = False
 
-    def game(self, explicand: ImageText) -> AttributionGame:
-        return _linear_game(explicand, "mask_siglip", self._patches)
+    def game(self, bound: ImageText) -> AttributionGame:
+        return _linear_game(bound, "mask_siglip", self._patches)
 
     @torch.no_grad()
-    def _patches(self, explicand: ImageText) -> Float[Tensor, "P E"]:
-        tower = explicand.model.tower
+    def _patches(self, bound: ImageText) -> Float[Tensor, "P E"]:
+        tower = bound.model.tower
         if not isinstance(tower, ProbeTower):
-            raise GameError("attribution=mask_siglip needs a pooling head: for a CLIP choose attribution=mask_clip.")
-        _, x = tower.blocks[-1].forward(explicand.image.block_input(-1))
+            raise UserError("attribution=mask_siglip needs a pooling head: for a CLIP choose attribution=mask_clip.")
+        _, x = tower.blocks[-1].forward(bound.image.block_input(-1))
         head = tower.head
         return normalize(head.finish(head.output(head.values(tower.norm(x)))), dim=-1)[0]
 
 
-def _linear_game(explicand: ImageText, name: str, patches) -> AttributionGame:
+def _linear_game(
+    bound: ImageText, name: str, make_vectors: Callable[[ImageText], Float[Tensor, "P E"]]
+) -> AttributionGame:
     """Maps are linear in the text: patch vectors once for an image, then one product for all coalitions."""
-    vectors = explicand.image.keep(name, lambda: patches(explicand))
+    vectors = bound.image.keep(name, lambda: make_vectors(bound))
 
     def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
         return texts @ vectors.T
 
-    return AttributionGame(lambda coalitions: explicand.maps(name, coalitions, attribute), explicand.n_players)
+    return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)

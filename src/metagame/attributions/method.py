@@ -1,137 +1,96 @@
-"""What an attribution method is, and what it explains."""
+"""First-order attribution methods, and the metagame that each of them has."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar, Generic
 
-import numpy as np
-from jaxtyping import Float
-
-from metagame.estimators import Estimate
-from metagame.games import AttributionGame, GameError, Progress
-from metagame.meta import MetaAttributions, meta_attributions
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a method says of one input, in the units of its attribution.
-
-    Attributes:
-        first_order: attribution of each target, ``(t,)``.
-        matrix: second-order values, ``(t, n)``: row = target i, column = player j, entry j -> i.
-        standard_error: of ``matrix``, where it was estimated with one.
-        empty: phi_i(empty), ``(t,)``, where the targets are no players: row i sums to phi_i(N) - phi_i(empty).
-        pairs: interactions of pairs of players, ``(t, n, n)``, symmetric, single players on the diagonal.
-    """
-
-    first_order: Float[np.ndarray, " t"] | None = None
-    matrix: Float[np.ndarray, "t n"] | None = None
-    standard_error: Float[np.ndarray, "t n"] | None = None
-    empty: Float[np.ndarray, " t"] | None = None
-    pairs: Float[np.ndarray, "t n n"] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.arrays().items():
-            if not np.isfinite(value).all():
-                raise GameError(f"{name} holds NaN or inf: check the attribution method on this input.")
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays there are, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+from metagame.contracts import Explanation, InputT, Method
+from metagame.errors import UserError
+from metagame.estimators.configured import EXACT, ConfiguredEstimator
+from metagame.games import AttributionGame, Progress
+from metagame.indices import PAIRWISE
+from metagame.meta import meta_attributions
 
 
-class FirstOrder(ABC):
+class FirstOrder(Method[InputT], ABC, Generic[InputT]):
     """A first-order attribution method: it attributes masked inputs, and that is a game.
 
-    A subclass says how to attribute a batch of coalitions of one explicand (what a model's ``prepare`` returns); the
-    attribution of the input itself and the metagame follow from it.
+    A subclass says how to attribute a batch of coalitions of one input; the attribution of the input itself and the
+    metagame follow from it.
 
     Attributes:
-        explicand_type: what it explains.
+        input_type: what it explains.
         endogenous: the players are the targets (tokens explain tokens); False where targets are no players.
     """
 
-    explicand_type: ClassVar[type]
     endogenous: ClassVar[bool] = True
 
     @abstractmethod
-    def game(self, explicand: Any) -> AttributionGame:
+    def game(self, bound: InputT) -> AttributionGame:
         """Coalition S -> phi_i(f_S) of every target i."""
 
-    def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
+    def explain(self, bound: InputT, progress: Progress | None = None) -> Explanation:
         """phi_i(N) of every target."""
-        return Explanation(first_order=self.game(explicand).grand())
+        return Explanation(bound.players, bound.targets, bound.grid, attribution=self.game(bound).grand())
+
+    def metagame(
+        self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
+    ) -> Metagame[InputT]:
+        """The metagame, as a method; order 2 gives the interaction ``index`` of pairs of players on each target.
+
+        Raises:
+            UserError: order 2 of a method whose targets are its players, or an index without it.
+        """
+        if order not in (1, 2):
+            raise UserError(f"order={order}: metagames have order 1 or 2.")
+        if index is not None and index not in PAIRWISE:
+            raise UserError(f"index={index} is unknown: choose one of {', '.join(PAIRWISE)}.")
+        if order == 2 and self.endogenous:
+            raise UserError("order=2 needs a method whose targets are not its players (patches, not tokens).")
+        if order != 2 and index is not None:
+            raise UserError(f"index={index} needs order=2: without it the metagame is that of single players.")
+        return Metagame(self, estimator, order, index)
 
 
-class Meta:
+class Metagame(Method[InputT], Generic[InputT]):
     """The meta-attributions of a first-order method, as a method.
 
     Args:
         method: the first-order method.
-        estimator, budget, seed: as in :func:`metagame.meta.meta_attributions`.
-        batch_size: the most coalitions that the method is given at once; None: as many as the method
-            says, or all of them. Bounds memory only.
+        estimator: with its settings.
+        order, index: as in :func:`metagame.meta.meta_attributions`.
     """
 
     def __init__(
         self,
-        method: FirstOrder,
-        estimator: str | Callable[..., Estimate] = "exact",
-        *,
-        budget: int | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
+        method: FirstOrder[InputT],
+        estimator: ConfiguredEstimator = EXACT,
+        order: int = 1,
+        index: str | None = None,
     ) -> None:
         self.method = method
-        self.explicand_type = method.explicand_type
+        self.input_type = method.input_type
         self.estimator = estimator
-        self.budget = budget
-        self.seed = seed
-        self.batch_size = batch_size
-
-    def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
-        """phi_{j->i} of every player j on every target i."""
-        phi = self.play(explicand, progress)
-        return Explanation(phi.first_order, phi.values, phi.standard_error, None if phi.endogenous else phi.empty)
-
-    def play(self, explicand: Any, progress: Progress | None = None, **settings: Any) -> MetaAttributions:
-        """The metagame of one explicand; ``settings`` are those of order and index."""
-        game = self.method.game(explicand)
-        if self.batch_size is not None:
-            game.batch_size = self.batch_size
-        return meta_attributions(
-            game,
-            self.estimator,
-            endogenous=self.method.endogenous,
-            budget=self.budget,
-            seed=self.seed,
-            progress=progress,
-            **settings,
-        )
-
-
-class MetaInteractions:
-    """The order-2 metagame of a first-order method: the joint influence of pairs of players on each target.
-
-    Args:
-        meta: the metagame of order 1, whose method and estimator are used.
-        index: of the interactions, see :func:`metagame.meta.meta_attributions`.
-
-    Raises:
-        GameError: the players of the method are its targets.
-    """
-
-    def __init__(self, meta: Meta, index: str = "ksv") -> None:
-        if meta.method.endogenous:
-            raise GameError("attribution.index needs a method whose targets are no players (patches, not tokens).")
-        self.meta = meta
-        self.explicand_type = meta.explicand_type
+        self.order = order
         self.index = index
 
-    def explain(self, explicand: Any, progress: Progress | None = None) -> Explanation:
-        """The interaction index of every pair of players on every target."""
-        phi = self.meta.play(explicand, progress, order=2, index=self.index)
-        return Explanation(phi.first_order, empty=phi.empty, pairs=phi.values)
+    def explain(self, bound: InputT, progress: Progress | None = None) -> Explanation:
+        """phi_{j->i} of every player j (order 2: every pair) on every target i."""
+        game = self.method.game(bound)
+        settings = self.estimator
+        if settings.batch_size is not None:
+            game.batch_size = settings.batch_size
+        phi = meta_attributions(
+            game,
+            settings.estimator,
+            endogenous=self.method.endogenous,
+            budget=settings.budget,
+            seed=settings.seed,
+            order=self.order,
+            index=self.index or "sii",
+            progress=progress,
+        )
+        phi = replace(phi, players=bound.players, targets=bound.targets, grid=bound.grid)
+        return Explanation(bound.players, bound.targets, bound.grid, attribution=phi.first_order, meta=phi)

@@ -6,24 +6,28 @@ import zlib
 
 import numpy as np
 
-from metagame.attributions.method import Explanation
+from metagame.contracts import Explanation, Method
 from metagame.games import Progress
+from metagame.meta import MetaAttributions
 from metagame.models.masked import MaskedModel
 
 
-class RandomPairs:
-    """``matrix`` ``(n, n)`` of independent standard normal numbers; they mean nothing.
+class RandomPairs(Method[MaskedModel]):
+    """Independent standard normal numbers, ``(n, n)``; they mean nothing.
 
     Args:
         seed: of the numbers, with the input itself.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        n = explicand.n_players
-        own = zlib.crc32(explicand.x.detach().cpu().numpy().tobytes())
-        return Explanation(matrix=np.random.default_rng([self.seed, own]).normal(size=(n, n)))
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """A number for every ordered pair of features, the same for the same input."""
+        n = bound.n_players
+        own = zlib.crc32(bound.x.detach().cpu().numpy().tobytes())
+        values = np.random.default_rng([self.seed, own]).normal(size=(n, n))
+        meta = MetaAttributions(values, players=bound.players, targets=bound.targets)
+        return Explanation(bound.players, bound.targets, meta=meta)

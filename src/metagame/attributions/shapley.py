@@ -6,51 +6,61 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame import indices
-from metagame.attributions.method import Explanation, FirstOrder
+from metagame.attributions.method import FirstOrder
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
 from metagame.estimators.exact import MAX_PLAYERS
-from metagame.games import AttributionGame, GameError, Progress, all_coalitions
+from metagame.games import AttributionGame, Progress, all_coalitions
+from metagame.meta import MetaAttributions
 from metagame.models.masked import MaskedModel
 
 
-class ShapleyValue(FirstOrder):
+class ShapleyValue(FirstOrder[MaskedModel]):
     """phi_i(S) = SV_i of the game T -> f_T restricted to S; signed, in units of f; sums to f_S - f(empty).
 
     Args:
         max_players: the most features to enumerate 2^n coalitions of.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     def __init__(self, max_players: int = MAX_PLAYERS) -> None:
         self.max_players = max_players
 
-    def game(self, explicand: MaskedModel) -> AttributionGame:
-        return AttributionGame.from_values(restricted_shapley(output_values(explicand, self.max_players)))
+    def game(self, bound: MaskedModel) -> AttributionGame:
+        return AttributionGame.from_values(restricted_shapley(output_values(bound, self.max_players)))
 
 
-class SerialShapleyValue:
+class SerialShapleyValue(Method[MaskedModel]):
     """psi_{i,j} = SV_j of the game S -> SV_i(f_S) (Lundstrom and Razaviyayn, 2023).
 
-    ``matrix`` ``(n, n)``: row i, column j; symmetric, rows sum to SV_i (no factor 1/2).
+    ``(n, n)``: row i, column j; symmetric, in units of f. Rows sum to SV_i (no factor 1/2).
 
     Args:
         max_players: the most features to enumerate 2^n coalitions of.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     def __init__(self, max_players: int = MAX_PLAYERS) -> None:
         self.max_players = max_players
 
-    def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        games = restricted_shapley(output_values(explicand, self.max_players))
-        return Explanation(matrix=indices.shapley(games, explicand.n_players).T)
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """The values of every pair of features.
+
+        Raises:
+            UserError: the input has too many features.
+        """
+        games = restricted_shapley(output_values(bound, self.max_players))
+        values = indices.shapley(games, bound.n_players).T
+        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
+        return Explanation(bound.players, bound.targets, meta=meta)
 
 
-class ShapleyInteractions:
+class ShapleyInteractions(Method[MaskedModel]):
     """A Shapley interaction index of order 2 on f_S.
 
-    ``matrix`` ``(n, n)``: symmetric, index_i on the diagonal; for ksv, stii and fsii the diagonal plus half of the
+    ``(n, n)``: symmetric, index_i on the diagonal, in units of f; for ksv, stii and fsii the diagonal plus half of the
     rest of row i is SV_i (Theorem 1).
 
     Args:
@@ -58,35 +68,41 @@ class ShapleyInteractions:
         max_players: the most features to enumerate 2^n coalitions of.
     """
 
-    explicand_type = MaskedModel
+    input_type = MaskedModel
 
     def __init__(self, index: str = "stii", max_players: int = MAX_PLAYERS) -> None:
         if index not in indices.PAIRWISE:
-            raise GameError(
+            raise UserError(
                 f"attribution.method.index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}."
             )
         self.index = index
         self.max_players = max_players
 
-    def explain(self, explicand: MaskedModel, progress: Progress | None = None) -> Explanation:
-        values = output_values(explicand, self.max_players)
-        return Explanation(matrix=indices.PAIRWISE[self.index](values, explicand.n_players, 2))
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """The index of every feature and of every pair.
+
+        Raises:
+            UserError: the input has too many features.
+        """
+        pairs = indices.PAIRWISE[self.index](output_values(bound, self.max_players), bound.n_players, 2)
+        meta = MetaAttributions(pairs, index=self.index, directed=False, players=bound.players, targets=bound.targets)
+        return Explanation(bound.players, bound.targets, meta=meta)
 
 
-def output_values(explicand: MaskedModel, max_players: int) -> Float[np.ndarray, " 2**n"]:
+def output_values(bound: MaskedModel, max_players: int) -> Float[np.ndarray, " 2**{bound.n_players}"]:
     """f_S of every coalition, one model call."""
-    n = explicand.n_players
+    n = bound.n_players
     if n > max_players:
-        raise GameError(
+        raise UserError(
             f"the input has {n} features, too many for 2^{n} coalitions (max_players={max_players}): raise"
             " attribution.method.max_players, or choose a gradient method."
         )
-    game = AttributionGame(lambda coalitions: explicand.values(coalitions)[:, None], n)
+    game = AttributionGame(lambda coalitions: bound.values(coalitions)[:, None], n)
     return game(all_coalitions(n))[:, 0]
 
 
-def restricted_shapley(values: Float[np.ndarray, " 2**n"]) -> Float[np.ndarray, "2**n n"]:
-    """Row S: the Shapley value of every player in the game restricted to S.
+def restricted_shapley(values: Float[np.ndarray, " s"]) -> Float[np.ndarray, "s n"]:
+    """Row S: the Shapley value of every player in the game restricted to S; ``values`` are those of its 2^n coalitions.
 
     SV_i(v restricted to S) = sum over T in S with i in T of m(T)/|T|: one Moebius transform, one sum over subsets.
     """

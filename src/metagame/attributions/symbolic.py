@@ -2,45 +2,49 @@
 
 Baseline zero. Every method is linear in f and gives features outside a monomial nothing (dummy), so each is derived
 monomial by monomial, on that monomial's own features; the number of features of f does not matter.
+
+Attributions ``(n,)`` and values of pairs ``(n, n)`` are arrays of sympy's expressions in the features: entry [i, j] is
+phi_{j->i}, and the diagonal what feature i has alone. Set-based methods have one value for an unordered pair, which
+stands on both sides of the diagonal.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import combinations
+from typing import ClassVar
 
+import numpy as np
 import sympy
+from jaxtyping import Shaped
 from sympy import Expr, Rational, Symbol
 
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
+from metagame.estimators.configured import EXACT, ConfiguredEstimator
 from metagame.estimators.exact import MAX_PLAYERS
-from metagame.games import GameError, Progress
+from metagame.games import Progress
+from metagame.meta import MetaAttributions
 from metagame.models.polynomial import Polynomial
 
 Features = tuple[Symbol, ...]
-Attribution = Callable[[Expr, Symbol, Features], Expr]
-"""phi_i(f): (f, feature i, all features) -> an expression; phi_i(f_S) is its value at the masked input."""
+
+FIRST_ORDER, SERIAL, SET_BASED, DIRECTIONAL = "First-Order", "Serial", "Set-Based", "Directional"
+"""What Table 1 groups its rows by."""
 
 
-@dataclass
-class SymbolicExplanation:
-    """What a method says of a polynomial, as expressions in its features.
+def kind(explanation: Explanation) -> str:
+    """The group of a symbolic explanation in Table 1.
 
-    Attributes:
-        individual: phi_{i->i} (or index_i), by feature.
-        directed: phi_{j->i} by (j, i); empty for a set-based method.
-        pairs: the index of the unordered pair, by (i, j) with i before j; empty for the others.
-        first_order: phi_i, by feature.
+    ``First-Order`` without second-order values; ``Set-Based`` where they belong to unordered pairs; ``Serial`` where
+    their index is called "serial"; else ``Directional``, the metagame.
     """
-
-    individual: dict[Symbol, Expr] = field(default_factory=dict)
-    directed: dict[tuple[Symbol, Symbol], Expr] = field(default_factory=dict)
-    pairs: dict[tuple[Symbol, Symbol], Expr] = field(default_factory=dict)
-    first_order: dict[Symbol, Expr] = field(default_factory=dict)
-
-    def arrays(self) -> dict:
-        """No arrays: expressions are scores."""
-        return {}
+    if explanation.meta is None:
+        return FIRST_ORDER
+    if not explanation.meta.directed:
+        return SET_BASED
+    return SERIAL if explanation.meta.index == "serial" else DIRECTIONAL
 
 
 def restrict(f: Expr, present: Iterable[Symbol], features: Features) -> Expr:
@@ -53,22 +57,6 @@ def subsets(features: Iterable[Symbol]) -> Iterable[Features]:
     """All coalitions of ``features``, by size."""
     features = tuple(features)
     return (subset for size in range(len(features) + 1) for subset in combinations(features, size))
-
-
-def gradient_input(f: Expr, i: Symbol, features: Features) -> Expr:
-    """x_i df/dx_i."""
-    return i * f.diff(i)
-
-
-def integrated_gradients(f: Expr, i: Symbol, features: Features) -> Expr:
-    """x_i int_0^1 df/dx_i(a x) da."""
-    a = sympy.Dummy("a")
-    return i * sympy.integrate(f.diff(i).subs({x: a * x for x in features}, simultaneous=True), (a, 0, 1))
-
-
-def shapley_value(f: Expr, i: Symbol, features: Features) -> Expr:
-    """The Shapley value of player i in the game S -> f_S."""
-    return _shapley(f, i, (), features)
 
 
 def moebius(f: Expr, players: Features, features: Features) -> Expr:
@@ -87,117 +75,208 @@ def _shapley(f: Expr, j: Symbol, fixed: Features, features: Features) -> Expr:
     )
 
 
-class Serial:
-    """psi_{i,j} = phi_j(phi_i(f)); rows sum to phi_i."""
+class SymbolicMethod(Method[Polynomial], ABC):
+    """A first-order method that is linear in f; phi_i(f_S) is its value at the masked input."""
 
-    explicand_type = Polynomial
+    input_type = Polynomial
+    kind: ClassVar[str] = FIRST_ORDER
 
-    def __init__(self, attribution: Attribution) -> None:
-        self.attribution = attribution
+    @abstractmethod
+    def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
+        """phi_i(f) of feature i of all ``features``."""
 
-    def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
-        def derive(f: Expr, features: Features) -> SymbolicExplanation:
-            first = {i: self.attribution(f, i, features) for i in features}
-            serial = {(j, i): self.attribution(first[i], j, features) for i in features for j in features}
-            return SymbolicExplanation(
-                individual={i: serial[i, i] for i in features},
-                directed={(j, i): value for (j, i), value in serial.items() if i != j},
-                first_order=first,
-            )
+    def explain(self, bound: Polynomial, progress: Progress | None = None) -> Explanation:
+        """phi_i of every feature.
 
-        return _by_term(explicand, derive, progress)
+        Raises:
+            UserError: a monomial has too many features.
+        """
+
+        def derive(f: Expr, features: Features) -> list[Shaped[np.ndarray, " n"]]:
+            return [_vector(lambda i: self.attribute(f, i, features), features)]
+
+        (first_order,) = _by_term(bound, derive, progress)
+        return Explanation(bound.players, bound.targets, attribution=first_order)
+
+    def metagame(
+        self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
+    ) -> SymbolicMetagame:
+        """The metagame, derived from its definition.
+
+        Raises:
+            UserError: an estimator other than ``exact``, or interactions of pairs are asked for.
+        """
+        name = f"symbolic.{type(self).__name__}"
+        estimator.require_closed_form(name)
+        if order != 1 or index is not None:
+            raise UserError(f"the metagame of {name} has order 1 only: leave out attribution.order and index.")
+        return SymbolicMetagame(self)
 
 
-class Meta:
+class GradientInput(SymbolicMethod):
+    """x_i df/dx_i."""
+
+    def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
+        return i * f.diff(i)
+
+
+class IntegratedGradients(SymbolicMethod):
+    """x_i int_0^1 df/dx_i(a x) da."""
+
+    def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
+        a = sympy.Dummy("a")
+        return i * sympy.integrate(f.diff(i).subs({x: a * x for x in features}, simultaneous=True), (a, 0, 1))
+
+
+class ShapleyValue(SymbolicMethod):
+    """The Shapley value of player i in the game S -> f_S."""
+
+    def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
+        return _shapley(f, i, (), features)
+
+
+class SecondOrder(Method[Polynomial], ABC):
+    """Values of pairs of features.
+
+    Attributes:
+        kind: group of its row in Table 1.
+        index: as of :class:`metagame.meta.MetaAttributions`.
+    """
+
+    input_type = Polynomial
+    kind: ClassVar[str]
+    index: ClassVar[str | None]
+
+    @abstractmethod
+    def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
+        """The first-order attributions and the values of pairs of one monomial, in its own features."""
+
+    def explain(self, bound: Polynomial, progress: Progress | None = None) -> Explanation:
+        """phi_i of every feature, and the values of every pair.
+
+        Raises:
+            UserError: a monomial has too many features.
+        """
+        first_order, values = _by_term(bound, self.derive, progress)
+        meta = MetaAttributions(
+            values,
+            first_order=first_order,
+            index=self.index,
+            directed=self.kind != SET_BASED,
+            players=bound.players,
+            targets=bound.targets,
+        )
+        return Explanation(bound.players, bound.targets, attribution=first_order, meta=meta)
+
+
+class SymbolicMetagame(SecondOrder):
     """phi_{j->i} of Definition 2; rows sum to phi_i (Corollary 1)."""
 
-    explicand_type = Polynomial
+    kind = DIRECTIONAL
+    index = None
 
-    def __init__(self, attribution: Attribution) -> None:
-        self.attribution = attribution
+    def __init__(self, method: SymbolicMethod) -> None:
+        self.method = method
 
-    def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
-        return _by_term(explicand, self._derive, progress)
+    def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
+        first = {i: self.method.attribute(f, i, features) for i in features}
 
-    def _derive(self, f: Expr, features: Features) -> SymbolicExplanation:
-        first = {i: self.attribution(f, i, features) for i in features}
-        return SymbolicExplanation(
-            individual={i: restrict(first[i], (i,), features) for i in features},
-            directed={(j, i): _shapley(first[i], j, (i,), features) for i in features for j in features if i != j},
-            first_order=first,
-        )
+        def entry(i: Symbol, j: Symbol) -> Expr:
+            return restrict(first[i], (i,), features) if i == j else _shapley(first[i], j, (i,), features)
+
+        return _vector(first.__getitem__, features), _matrix(entry, features)
 
 
-class SumOfPowers:
+class Serial(SecondOrder):
+    """psi_{i,j} = phi_j(phi_i(f)); rows sum to phi_i.
+
+    Args:
+        method: phi.
+    """
+
+    kind = SERIAL
+    index = "serial"
+
+    def __init__(self, method: SymbolicMethod) -> None:
+        self.method = method
+
+    def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
+        first = {i: self.method.attribute(f, i, features) for i in features}
+        values = _matrix(lambda i, j: self.method.attribute(first[i], j, features), features)
+        return _vector(first.__getitem__, features), values
+
+
+class SumOfPowers(SecondOrder):
     """SOP (Lundstrom and Razaviyayn, 2023): both directions of Meta-IG, added (Theorem 2); decomposes IG."""
 
-    explicand_type = Polynomial
+    kind = SET_BASED
+    index = "sop"
 
-    def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
-        meta = Meta(integrated_gradients).explain(explicand, progress)
-        pairs = {(i, j): meta.directed[i, j] + meta.directed[j, i] for i, j in combinations(explicand.features, 2)}
-        return SymbolicExplanation(individual=meta.individual, pairs=pairs, first_order=meta.first_order)
+    def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
+        first, meta = SymbolicMetagame(IntegratedGradients()).derive(f, features)
+        pairs = meta + meta.T
+        np.fill_diagonal(pairs, meta.diagonal())
+        return first, pairs
 
 
-class MoebiusTransform:
+class MoebiusTransform(SecondOrder):
     """m({i}) and m({i, j}); its first order is m({i}) alone."""
 
-    explicand_type = Polynomial
+    kind = SET_BASED
+    index = "moebius"
 
-    def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
-        def derive(f: Expr, features: Features) -> SymbolicExplanation:
-            single = {i: moebius(f, (i,), features) for i in features}
-            pairs = {pair: moebius(f, pair, features) for pair in combinations(features, 2)}
-            return SymbolicExplanation(individual=single, pairs=pairs, first_order=single)
-
-        return _by_term(explicand, derive, progress)
+    def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
+        transform = {frozenset(s): moebius(f, s, features) for s in subsets(features) if len(s) <= 2}
+        pairs = _matrix(lambda i, j: transform[frozenset((i, j))], features)
+        return pairs.diagonal().copy(), pairs
 
 
-class ShapleyTaylor:
+class ShapleyTaylor(SecondOrder):
     """STII of order 2: m({i}), and sum over S containing i, j of m(S)/C(|S|, 2); decomposes the Shapley value."""
 
-    explicand_type = Polynomial
+    kind = SET_BASED
+    index = "stii"
 
-    def explain(self, explicand: Polynomial, progress: Progress | None = None) -> SymbolicExplanation:
-        def derive(f: Expr, features: Features) -> SymbolicExplanation:
-            transform = {s: moebius(f, s, features) for s in subsets(features)}
-            pairs = {
-                pair: sum(m / sympy.binomial(len(s), 2) for s, m in transform.items() if set(pair) <= set(s))
-                for pair in combinations(features, 2)
-            }
-            return SymbolicExplanation(
-                individual={i: transform[i,] for i in features},
-                pairs=pairs,
-                first_order={i: shapley_value(f, i, features) for i in features},
-            )
+    def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
+        transform = {s: moebius(f, s, features) for s in subsets(features)}
 
-        return _by_term(explicand, derive, progress)
+        def entry(i: Symbol, j: Symbol) -> Expr:
+            if i == j:
+                return transform[i,]
+            return sum(m / sympy.binomial(len(s), 2) for s, m in transform.items() if i in s and j in s)
+
+        first = _vector(lambda i: ShapleyValue().attribute(f, i, features), features)
+        return first, _matrix(entry, features)
+
+
+def _vector(entry: Callable[[Symbol], Expr], features: Features) -> Shaped[np.ndarray, " n"]:
+    return np.array([entry(i) for i in features], dtype=object)
+
+
+def _matrix(entry: Callable[[Symbol, Symbol], Expr], features: Features) -> Shaped[np.ndarray, "n n"]:
+    entries = np.array([entry(i, j) for i in features for j in features], dtype=object)
+    return entries.reshape(len(features), len(features))
 
 
 def _by_term(
-    polynomial: Polynomial, derive: Callable[[Expr, Features], SymbolicExplanation], progress: Progress | None
-) -> SymbolicExplanation:
-    """The sum of ``derive`` over the monomials, every entry of the whole polynomial filled in."""
-    features = polynomial.features
-    total = SymbolicExplanation()
+    polynomial: Polynomial,
+    derive: Callable[[Expr, Features], Iterable[Shaped[np.ndarray, " ..."]]],
+    progress: Progress | None,
+) -> list[Shaped[np.ndarray, " ..."]]:
+    """Over all features, the sum of each array that ``derive`` gives of a monomial over those in it."""
+    place = {feature: index for index, feature in enumerate(polynomial.features)}
     terms = polynomial.terms()
-    parts = []
+    totals: list[np.ndarray] = []
     for done, (term, inside) in enumerate(terms, start=1):
         if len(inside) > MAX_PLAYERS:
-            raise GameError(
+            raise UserError(
                 f"benchmark.function has the term {term} of {len(inside)} features: its derivation enumerates 2^n"
                 f" coalitions, give terms of at most {MAX_PLAYERS} features."
             )
-        parts.append(derive(term, inside))
+        parts = list(derive(term, inside))
+        totals = totals or [np.full((len(place),) * part.ndim, sympy.S.Zero, dtype=object) for part in parts]
+        for total, part in zip(totals, parts, strict=True):
+            total[np.ix_(*[[place[x] for x in inside]] * part.ndim)] += part
         if progress is not None:
             progress(done, len(terms))
-    for name, keys in (
-        ("individual", features),
-        ("first_order", features),
-        ("directed", [(j, i) for i in features for j in features if i != j]),
-        ("pairs", list(combinations(features, 2))),
-    ):
-        if any(getattr(part, name) for part in parts):
-            entries = getattr(total, name)
-            entries.update({key: sympy.expand(sum(getattr(part, name).get(key, 0) for part in parts)) for key in keys})
-    return total
+    return [np.vectorize(sympy.expand, otypes=[object])(total) for total in totals]

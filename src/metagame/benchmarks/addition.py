@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from metagame.attributions.method import Explanation
-from metagame.games import GameError
+from metagame.contracts import WHOLE, Benchmark, Explanation
+from metagame.errors import UserError
 from metagame.models.adder import Sum
 from metagame.models.masked import MaskedModel
 
 
-class Addition:
+class Addition(Benchmark[Sum, MaskedModel]):
     """Samples are sums such as ``3 - (-5)``.
 
-    Scores: ``output`` f(x) and ``empty_output`` f(all masked), in units of the sum; the true ``value``; ``players``.
+    Scores: ``output`` f(x) and ``empty_output`` f(all masked), in units of the sum; the true ``value``.
 
     Args:
         examples: the sums, ``a + b`` or ``a - b`` with numbers from -9 to 9.
@@ -23,12 +23,14 @@ class Addition:
 
     def __init__(self, examples: Sequence[str]) -> None:
         if not examples:
-            raise GameError("benchmark.examples is empty: give at least one sum, such as '3 - (-5)'.")
+            raise UserError("benchmark.examples is empty: give at least one sum, such as '3 - (-5)'.")
         self.sums = [Sum.parse(example) for example in examples]
 
     def samples(self) -> list[Sum]:
         return self.sums
 
-    def score(self, sample: Sum, explicand: MaskedModel, explanation: Explanation) -> dict[str, float | list[str]]:
-        output, empty = explicand.values(np.array([[True] * 3, [False] * 3])).tolist()
-        return {"output": output, "empty_output": empty, "value": sample.value, "players": list(sample.tokens)}
+    def score(
+        self, sample: Sum, inputs: Mapping[str, MaskedModel], explanations: Mapping[str, Explanation]
+    ) -> dict[str, float]:
+        output, empty = inputs[WHOLE].values(np.array([[True] * 3, [False] * 3])).tolist()
+        return {"output": output, "empty_output": empty, "value": sample.value}

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from metagame.benchmarks.masks import OTHER, class_indices, of_format, read_annotations, read_labels
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.images import read_image
 
 VOID = 0
@@ -36,6 +36,7 @@ class PanopticImage:
         id: its file's name without extension.
         path: of the image.
         mask_path: of the PNG of segment ids.
+        annotations: file that says what the segments are.
         things: class name of each segment that is a thing.
         stuff: ids of the other segments.
     """
@@ -43,12 +44,16 @@ class PanopticImage:
     id: str
     path: Path
     mask_path: Path
+    annotations: Path
     things: Mapping[int, str]
     stuff: tuple[int, ...]
 
     @property
     def classes(self) -> frozenset[str]:
         return frozenset(self.things.values())
+
+    def files(self) -> Sequence[Path]:
+        return self.path, self.mask_path, self.annotations
 
     def image(self) -> Image.Image:
         return read_image(self.path, str(self.path))
@@ -68,7 +73,7 @@ class COCOPanoptic:
         split: such as ``val2017``.
 
     Raises:
-        GameError: the annotations are missing, cut off or of another kind.
+        UserError: the annotations are missing, cut off or of another kind.
     """
 
     def __init__(self, root: str, split: str = "val2017") -> None:
@@ -84,10 +89,14 @@ class COCOPanoptic:
             files = {each["id"]: each["file_name"] for each in content["images"]}
             nameless = [each["image_id"] for each in content["annotations"] if each["image_id"] not in files]
             if nameless:
-                raise GameError(
+                raise UserError(
                     f"{self.annotations} has masks of image {nameless[0]}, but not the image: get it again."
                 )
             self._images = [self._image(files[each["image_id"]], each) for each in content["annotations"]]
+
+    def files(self) -> Sequence[Path]:
+        """The annotations, which name the classes."""
+        return (self.annotations,)
 
     def images(self) -> list[PanopticImage]:
         return list(self._images)
@@ -99,6 +108,7 @@ class COCOPanoptic:
             Path(file_name).stem,
             self.folder / file_name,
             self.masks / annotation["file_name"],
+            self.annotations,
             {segment: self.things[kind] for segment, kind in kinds.items() if kind in self.things},
             tuple(segment for segment, kind in kinds.items() if kind in self.stuff),
         )
@@ -111,22 +121,27 @@ class InstanceImage:
     Attributes:
         id: its file's name without extension.
         path: of the image.
-        coco: of pycocotools, which turns annotations into masks.
-        annotations: of the instances.
+        annotations: file of the instances.
+        coco: of pycocotools, which turns instances into masks.
+        instances: as the file has them.
         names: of the categories.
         size: height and width that the annotations are for.
     """
 
     id: str
     path: Path
+    annotations: Path
     coco: COCO
-    annotations: tuple[dict[str, Any], ...]
+    instances: tuple[dict[str, Any], ...]
     names: Mapping[int, str]
     size: tuple[int, int]
 
     @property
     def classes(self) -> frozenset[str]:
-        return frozenset(map(self._name, self.annotations))
+        return frozenset(map(self._name, self.instances))
+
+    def files(self) -> Sequence[Path]:
+        return self.path, self.annotations
 
     def image(self) -> Image.Image:
         return read_image(self.path, str(self.path))
@@ -135,19 +150,19 @@ class InstanceImage:
         """Where instances overlap, the smaller one is in front."""
         indices = np.full(self.size, OTHER, np.int16)
         with of_format(self.path, "COCO's instances, in the annotations of it"):
-            for each in sorted(self.annotations, key=lambda annotation: -annotation["area"]):
+            for each in sorted(self.instances, key=lambda instance: -instance["area"]):
                 name = self._name(each)
                 index = vocabulary.index(name) if name in vocabulary else OTHER
                 indices[self.coco.annToMask(each).astype(bool)] = index
         return indices
 
-    def _name(self, annotation: dict[str, Any]) -> str:
-        if annotation["category_id"] not in self.names:
-            raise GameError(
-                f"an instance of {self.id} has category {annotation['category_id']}, which the annotations do not name:"
+    def _name(self, instance: dict[str, Any]) -> str:
+        if instance["category_id"] not in self.names:
+            raise UserError(
+                f"an instance of {self.id} has category {instance['category_id']}, which the annotations do not name:"
                 " get them again."
             )
-        return self.names[annotation["category_id"]]
+        return self.names[instance["category_id"]]
 
 
 class COCOInstances:
@@ -158,20 +173,24 @@ class COCOInstances:
         split: such as ``val2017``.
 
     Raises:
-        GameError: the annotations are missing, cut off or of another kind.
+        UserError: the annotations are missing, cut off or of another kind.
     """
 
     def __init__(self, root: str, split: str = "val2017") -> None:
         self.folder = Path(root) / split
-        path = Path(root) / "annotations" / f"instances_{split}.json"
+        self.annotations = Path(root) / "annotations" / f"instances_{split}.json"
         self.coco = COCO()
-        self.coco.dataset = read_annotations(path, ("images", "annotations", "categories"))
-        with of_format(path, "COCO's instance annotations"):
+        self.coco.dataset = read_annotations(self.annotations, ("images", "annotations", "categories"))
+        with of_format(self.annotations, "COCO's instance annotations"):
             with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
                 self.coco.createIndex()
             things = {key: concept_name(category["name"]) for key, category in self.coco.cats.items()}
             self.names = tuple(things.values())
             self._images = [self._image(key, each, things) for key, each in self.coco.imgs.items()]
+
+    def files(self) -> Sequence[Path]:
+        """The annotations, which name the classes."""
+        return (self.annotations,)
 
     def images(self) -> list[InstanceImage]:
         return list(self._images)
@@ -179,6 +198,5 @@ class COCOInstances:
     def _image(self, key: int, image: dict[str, Any], things: Mapping[int, str]) -> InstanceImage:
         name = image["file_name"]
         size = (image["height"], image["width"])
-        return InstanceImage(
-            Path(name).stem, self.folder / name, self.coco, tuple(self.coco.imgToAnns[key]), things, size
-        )
+        instances = tuple(self.coco.imgToAnns[key])
+        return InstanceImage(Path(name).stem, self.folder / name, self.annotations, self.coco, instances, things, size)

@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image, ImageOps
 
-from metagame.attributions.concept_attention import ConceptExplanation
-from metagame.games import GameError
+from metagame.contracts import Benchmark, Explanation, Score
+from metagame.digests import file_digest
+from metagame.errors import UserError
 from metagame.images import read_image
-from metagame.models.concepts import ConceptLogits, ConceptQuestion, PaintedImage
-from metagame.models.revision import file_revision
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, PaintedImage
 
 ALL = "all players"
 """Name of the question in which all players compete."""
 
 
 @dataclass(frozen=True)
-class OwnImage:
+class OwnImage(ConceptSample):
     """An image file and questions about it by name."""
 
     id: str
     path: Path
     asked: Mapping[str, ConceptQuestion]
+
+    def files(self) -> Sequence[Path]:
+        return (self.path,)
 
     def image(self) -> Image.Image:
         """The picture, turned as its camera says."""
@@ -34,8 +38,8 @@ class OwnImage:
         return self.asked
 
 
-class Concepts:
-    """One sample; its scores are the names of the players of each question.
+class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
+    """One sample without scores: its maps are shown.
 
     Args:
         prompt: that the model paints; with ``image`` the prompt that it sees, which may be empty.
@@ -47,8 +51,10 @@ class Concepts:
         image: path of an image, in place of a painting.
 
     Raises:
-        GameError: a set has a concept that is no player.
+        UserError: a set has a concept that is no player.
     """
+
+    text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt", "image"})
 
     def __init__(
         self,
@@ -62,9 +68,9 @@ class Concepts:
     ) -> None:
         strange = [name for each in sets for name in each if name not in players]
         if strange:
-            raise GameError(f"benchmark.sets has {strange[0]!r}, which is not in benchmark.players: add it there.")
+            raise UserError(f"benchmark.sets has {strange[0]!r}, which is not in benchmark.players: add it there.")
         if not sets or not all(sets):
-            raise GameError(
+            raise UserError(
                 "benchmark.sets is empty, or one of them: give the concepts to show, such as [[car, bike]]."
             )
         named = {", ".join(each): tuple(each) for each in sets} | {ALL: tuple(players)}
@@ -73,11 +79,12 @@ class Concepts:
             name: ConceptQuestion(concepts, tuple(background), n_layers, prompt_seen)
             for name, concepts in named.items()
         }
+        self._sample: PaintedImage | OwnImage
         if image is None:
             self._sample = PaintedImage(f"{prompt} (seed {seed})", prompt, seed, asked)
         else:
             path = Path(str(image))
-            content = file_revision(path)[:8] if path.is_file() else "missing"
+            content = file_digest(path)[:8] if path.is_file() else "missing"
             self._sample = OwnImage(f"{path.name} ({content})", path, asked)
 
     def samples(self) -> list[PaintedImage | OwnImage]:
@@ -86,7 +93,7 @@ class Concepts:
     def score(
         self,
         sample: PaintedImage | OwnImage,
-        explicand: dict[str, ConceptLogits],
-        explanation: dict[str, ConceptExplanation],
-    ) -> dict[str, list[str]]:
-        return {name: list(each.players) for name, each in explicand.items()}
+        inputs: Mapping[str, ConceptLogits],
+        explanations: Mapping[str, Explanation],
+    ) -> dict[str, Score]:
+        return {}

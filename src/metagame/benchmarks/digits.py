@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 HELD_OUT = 50
 """Digits of each class that are for evaluation: the last ones; the others are for training."""
@@ -37,14 +39,18 @@ class Digits:
         """Image ``k``, counted from 0, of digit ``label``.
 
         Raises:
-            GameError: there is no such digit or image.
+            UserError: there is no such digit or image.
         """
         if label not in range(10):
-            raise GameError(f"class {label} is no digit: give labels 0 to 9 in benchmark.classes.")
+            raise UserError(f"class {label} is no digit: give labels 0 to 9 in benchmark.classes.")
         images = self._pixels[label]
         if not 0 <= k < len(images):
-            raise GameError(f"digit {label} has {len(images)} images here: image {k} is not one of them.")
+            raise UserError(f"digit {label} has {len(images)} images here: image {k} is not one of them.")
         return Image.fromarray(images[k]).convert("RGB")
+
+    def files(self, label: int, k: int) -> Sequence[Path]:
+        """None: the digits come with scikit-learn."""
+        return ()
 
     def count(self, label: int) -> int:
         """How many images there are of digit ``label``."""

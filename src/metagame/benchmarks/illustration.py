@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image, ImageOps
 
-from metagame.attributions.method import Explanation
-from metagame.games import GameError
+from metagame.contracts import Benchmark, Explanation, Score
+from metagame.digests import file_digest
+from metagame.errors import UserError
 from metagame.images import read_image, square
-from metagame.models.revision import file_revision
-from metagame.models.vision_language import ImageText, Tokenizer, TokenPlayers
+from metagame.models.vision_language import ImageText, Sample, Tokenizer, TokenPlayers
 
 CAPTION, PART = "caption", "part: "
 """Names of the questions about an image: its caption, and before the text of a part."""
 
 
 @dataclass(frozen=True)
-class CaptionedImage:
+class CaptionedImage(Sample):
     """An image, its caption, and parts of the caption that are asked about for themselves.
 
     Attributes:
@@ -37,18 +37,25 @@ class CaptionedImage:
     parts: tuple[str, ...]
     side: int
 
+    def files(self) -> Sequence[Path]:
+        return (Path(self.path),)
+
+    def description(self) -> str:
+        """The caption."""
+        return self.caption
+
     def image(self) -> Image.Image:
         """The picture, turned as its camera says; ImageNet's, by contrast, stay as they are stored."""
         return square(ImageOps.exif_transpose(read_image(Path(self.path), self.path)), self.side)
 
-    def players(self, tokenizer: Tokenizer) -> dict[str, TokenPlayers]:
+    def texts(self, tokenizer: Tokenizer) -> dict[str, TokenPlayers]:
         return {CAPTION: TokenPlayers(tokenizer, self.caption)} | {
             f"{PART}{part}": TokenPlayers(tokenizer, part) for part in self.parts
         }
 
 
-class Illustration:
-    """Samples are captioned images; the scores are the tokens of the caption and of its parts.
+class Illustration(Benchmark[CaptionedImage, ImageText]):
+    """Samples are captioned images without scores: their maps are shown.
 
     Args:
         examples: each with ``image``, the path of a file; ``caption``, whose tokens are players; and ``parts``, texts
@@ -56,6 +63,8 @@ class Illustration:
         image, caption, parts: one's own, in place of all examples; what is None is as in the first of them.
         side: of the square that images are cut to.
     """
+
+    text_arguments: ClassVar[frozenset[str]] = frozenset({"caption", "image"})
 
     def __init__(
         self,
@@ -65,34 +74,34 @@ class Illustration:
         parts: Sequence[str] | None = None,
         side: int = 448,
     ) -> None:
-        own = {"image": image, "caption": caption, "parts": parts}
+        own: dict[str, Any] = {"image": image, "caption": caption, "parts": parts}
         if any(value is not None for value in own.values()):
             examples = [{**examples[0], **{key: value for key, value in own.items() if value is not None}}]
         self._samples = [captioned_image(side=side, **example) for example in examples]
         if len({sample.id for sample in self._samples}) < len(self._samples):
-            raise GameError("benchmark.examples: two have the same image and caption: change one.")
+            raise UserError("benchmark.examples: two have the same image and caption: change one.")
 
     def samples(self) -> list[CaptionedImage]:
         return self._samples
 
     def score(
-        self, sample: CaptionedImage, explicand: dict[str, ImageText], explanation: dict[str, Explanation]
-    ) -> dict[str, list[str]]:
-        return {f"tokens of {name}": list(each.players.labels) for name, each in explicand.items()}
+        self, sample: CaptionedImage, inputs: Mapping[str, ImageText], explanations: Mapping[str, Explanation]
+    ) -> dict[str, Score]:
+        return {}
 
 
 def captioned_image(image: str, caption: str, side: int, parts: Sequence[str] = ()) -> CaptionedImage:
     """A sample; parts that have other words than the caption are left out.
 
     Raises:
-        GameError: the caption is no text, or the parts are no list of texts.
+        UserError: the caption is no text, or the parts are no list of texts.
     """
     if not isinstance(caption, str) or not caption.strip():
-        raise GameError(f"benchmark.caption={caption!r}: give a text.")
+        raise UserError(f"benchmark.caption={caption!r}: give a text.")
     if isinstance(parts, str) or not all(isinstance(part, str) for part in parts):
-        raise GameError(f"benchmark.parts={parts!r}: give a list of texts, such as ['black dog', 'hydrant'].")
+        raise UserError(f"benchmark.parts={parts!r}: give a list of texts, such as ['black dog', 'hydrant'].")
     words = set(caption.lower().split())
     fitting = [part for part in dict.fromkeys(parts) if part.strip() and set(part.lower().split()) <= words]
     path = Path(str(image))
-    content = file_revision(path)[:8] if path.is_file() else "missing"
+    content = file_digest(path)[:8] if path.is_file() else "missing"
     return CaptionedImage(f"{path.name} ({content}): {caption}", caption, str(path), tuple(fitting), side)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.images import read_image
 
 N_CLASSES = 1000
 N_IMAGES = 50_000
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
+
+Item = TypeVar("Item")
 
 
 class ImageNet:
@@ -27,7 +31,7 @@ class ImageNet:
             ``image`` and ``label``.
 
     Raises:
-        GameError: there is none of these.
+        UserError: there is none of these.
     """
 
     def __init__(self, root: str) -> None:
@@ -35,7 +39,7 @@ class ImageNet:
         layouts = (ClassFolders, FlatFolder, Tables)
         found = next((layout for layout in layouts if layout.fits(folder)), None)
         if found is None:
-            raise GameError(
+            raise UserError(
                 f"folder {root!r} holds no ImageNet-1k validation set: put there {N_CLASSES:,} class"
                 f" folders, or the ILSVRC2012_val files with {TRUTH}, or its parquet or arrow files."
             )
@@ -45,21 +49,30 @@ class ImageNet:
         """Image ``k``, from 0, of class ``label``, in RGB.
 
         Raises:
-            GameError: there is no such image, or it cannot be decoded.
+            UserError: there is no such image, or it cannot be decoded.
         """
         if label not in range(N_CLASSES):
-            raise GameError(f"class {label} is not in ImageNet-1k: give labels 0 to {N_CLASSES - 1}.")
+            raise UserError(f"class {label} is not in ImageNet-1k: give labels 0 to {N_CLASSES - 1}.")
         return self._layout.image(label, k)
 
+    def files(self, label: int, k: int) -> Sequence[Path]:
+        """The file that has image ``k`` of class ``label``; none where :meth:`image` finds none."""
+        if label not in range(N_CLASSES):
+            return ()
+        try:
+            return (self._layout.file(label, k),)
+        except UserError:
+            return ()
 
-def nth(items: list, k: int, label: int, root: Path) -> object:
+
+def nth(items: Sequence[Item], k: int, label: int, root: Path) -> Item:
     """Item k of a class.
 
     Raises:
-        GameError: there are too few.
+        UserError: there are too few.
     """
     if not 0 <= k < len(items):
-        raise GameError(f"class {label} has {len(items)} images under {root}: image {k} is missing; complete the set.")
+        raise UserError(f"class {label} has {len(items)} images under {root}: image {k} is missing; complete the set.")
     return items[k]
 
 
@@ -74,7 +87,21 @@ class Layout(ABC):
     def fits(cls, root: Path) -> bool: ...
 
     @abstractmethod
-    def image(self, label: int, k: int) -> Image.Image: ...
+    def file(self, label: int, k: int) -> Path:
+        """The file that has the image.
+
+        Raises:
+            UserError: there is none.
+        """
+
+    def image(self, label: int, k: int) -> Image.Image:
+        """The image.
+
+        Raises:
+            UserError: there is none, or it cannot be decoded.
+        """
+        path = self.file(label, k)
+        return read_image(path, str(path))
 
 
 class ClassFolders(Layout):
@@ -88,16 +115,15 @@ class ClassFolders(Layout):
     def _folders(self) -> list[Path]:
         folders = sorted(path for path in self.root.iterdir() if re.fullmatch(r"n\d{8}", path.name))
         if len(folders) != N_CLASSES:
-            raise GameError(
+            raise UserError(
                 f"{self.root} has {len(folders)} class folders: all {N_CLASSES:,} are needed, their order gives labels."
             )
         return folders
 
-    def image(self, label: int, k: int) -> Image.Image:
+    def file(self, label: int, k: int) -> Path:
         folder = self._folders[label]
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        path = nth(files, k, label, folder)
-        return read_image(path, str(path))
+        return nth(files, k, label, folder)
 
 
 class FlatFolder(Layout):
@@ -117,7 +143,7 @@ class FlatFolder(Layout):
         files = sorted(path for path in self.root.glob("ILSVRC2012_val_*") if path.suffix.lower() in IMAGE_SUFFIXES)
         labels = self._labels()
         if len(labels) != len(files):
-            raise GameError(
+            raise UserError(
                 f"{TRUTH} has {len(labels)} lines for {len(files)} images under {self.root}: complete the set."
             )
         by_label: dict[int, list[Path]] = {}
@@ -128,20 +154,20 @@ class FlatFolder(Layout):
     def _labels(self) -> list[int]:
         path = self._beside(TRUTH)
         if path is None:
-            raise GameError(f"{self.root} has no {TRUTH} in it or above it: take it from the development kit.")
+            raise UserError(f"{self.root} has no {TRUTH} in it or above it: take it from the development kit.")
         try:
             ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
         except ValueError as error:
-            raise GameError(f"{path} is not a number a line: take it from the development kit again.") from error
+            raise UserError(f"{path} is not a number a line: take it from the development kit again.") from error
         if not ids or min(ids) < 0 or max(ids) > N_CLASSES:
-            raise GameError(
+            raise UserError(
                 f"{path} does not have numbers from 1 to {N_CLASSES}: take it from the development kit again."
             )
         if min(ids) == 0:
             return ids
         order = self._wordnet_ids()
         if max(ids) > len(order):
-            raise GameError(f"{path} has class {max(ids)}, of {len(order)} that are explained: complete its meta.mat.")
+            raise UserError(f"{path} has class {max(ids)}, of {len(order)} that are explained: complete its meta.mat.")
         rank = {wordnet: label for label, wordnet in enumerate(sorted(order))}
         return [rank[order[number - 1]] for number in ids]
 
@@ -153,7 +179,7 @@ class FlatFolder(Layout):
         elif meta is not None:
             ids = _kit_order(meta)
         else:
-            raise GameError(f"{TRUTH} counts classes as the development kit does: put its meta.mat beside it.")
+            raise UserError(f"{TRUTH} counts classes as the development kit does: put its meta.mat beside it.")
         return ids[:N_CLASSES]
 
     def _beside(self, name: str) -> Path | None:
@@ -162,9 +188,8 @@ class FlatFolder(Layout):
         places += (self.root.parent / "ILSVRC2012_devkit_t12" / "data",)
         return next((place / name for place in places if (place / name).is_file()), None)
 
-    def image(self, label: int, k: int) -> Image.Image:
-        path = nth(self._files.get(label, []), k, label, self.root)
-        return read_image(path, str(path))
+    def file(self, label: int, k: int) -> Path:
+        return nth(self._files.get(label, []), k, label, self.root)
 
 
 def _kit_order(meta: Path) -> list[str]:
@@ -175,7 +200,7 @@ def _kit_order(meta: Path) -> list[str]:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         return [str(synset["WNID"]) for synset in sorted(synsets, key=lambda each: int(each["ILSVRC2012_ID"]))]
     except Exception as error:  # scipy's reader raises many kinds on a broken file
-        raise GameError(f"{meta} cannot be read: take it from the development kit again.") from error
+        raise UserError(f"{meta} cannot be read: take it from the development kit again.") from error
 
 
 class Tables(Layout):
@@ -192,17 +217,22 @@ class Tables(Layout):
         return validation or paths
 
     @cached_property
-    def _rows(self) -> dict[int, list[tuple[int, int]]]:
+    def _rows(self) -> dict[int, list[tuple[Path, int]]]:
         """For each label, (file, row) of its images in file order; only the label column is read."""
-        by_label: dict[int, list[tuple[int, int]]] = {}
-        for number, path in enumerate(self._paths(self.root)):
+        by_label: dict[int, list[tuple[Path, int]]] = {}
+        for path in self._paths(self.root):
             for row, label in enumerate(_read(path, "label")):
-                by_label.setdefault(label, []).append((number, row))
+                by_label.setdefault(label, []).append((path, row))
         return by_label
 
+    def _place(self, label: int, k: int) -> tuple[Path, int]:
+        return nth(self._rows.get(label, []), k, label, self.root)
+
+    def file(self, label: int, k: int) -> Path:
+        return self._place(label, k)[0]
+
     def image(self, label: int, k: int) -> Image.Image:
-        number, row = nth(self._rows.get(label, []), k, label, self.root)
-        path = self._paths(self.root)[number]
+        path, row = self._place(label, k)
         return read_image(_read_image_bytes(path, row), f"{path}, row {row}")
 
 
@@ -216,7 +246,7 @@ def _read(path: Path, column: str) -> list:
             return pq.read_table(path, columns=[column])[column].to_pylist()
         return _arrow_table(path)[column].to_pylist()
     except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise GameError(f"{path} has no readable column {column!r}: fetch the file again.") from error
+        raise UserError(f"{path} has no readable column {column!r}: fetch the file again.") from error
 
 
 def _arrow_table(path: Path):
@@ -231,19 +261,19 @@ def _arrow_table(path: Path):
 
 
 def _read_image_bytes(path: Path, row: int) -> bytes:
-    """The encoded image in a row; of a parquet file only its row group is read."""
+    """The encoded image in a row, empty where there is none; of a parquet file only its row group is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         if path.suffix == ".arrow":
-            return _arrow_table(path)["image"][row].as_py()["bytes"]
+            return _arrow_table(path)["image"][row].as_py()["bytes"] or b""
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             n_rows = file.metadata.row_group(group).num_rows
             if row < n_rows:
-                return file.read_row_group(group, columns=["image"])["image"][row].as_py()["bytes"]
+                return file.read_row_group(group, columns=["image"])["image"][row].as_py()["bytes"] or b""
             row -= n_rows
     except (pa.ArrowInvalid, KeyError, OSError, TypeError) as error:
-        raise GameError(f"{path} has no readable images: fetch the file again.") from error
-    raise GameError(f"{path} has no row {row}: fetch the file again.")
+        raise UserError(f"{path} has no readable images: fetch the file again.") from error
+    raise UserError(f"{path} has no row {row}: fetch the file again.")

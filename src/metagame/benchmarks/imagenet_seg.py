@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from metagame.benchmarks.masks import OTHER, read_annotations
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.images import to_rgb
 
 FIELDS = ("img", "gt", "id")
@@ -40,6 +40,9 @@ class ImageNetSegImage:
     def classes(self) -> frozenset[str]:
         return frozenset({self.name})
 
+    def files(self) -> Sequence[Path]:
+        return (self.path,)
+
     def image(self) -> Image.Image:
         with opened(self.path) as file:
             # MATLAB's order of axes is the other way round
@@ -50,7 +53,7 @@ class ImageNetSegImage:
         with opened(self.path) as file:
             labels = np.asarray(file[_cell(file, "gt", self.place)[0, 0]]).T
             if labels.max() > 1:
-                raise GameError(
+                raise UserError(
                     f"the mask of {self.id} has label {labels.max()}, 0 and 1 are expected: get {self.path} again."
                 )
         index = vocabulary.index(self.name) if self.name in vocabulary else OTHER
@@ -67,20 +70,25 @@ class ImageNetSeg:
             several ids may share one. ``python -m scripts.name_wordnet_labels`` makes it.
 
     Raises:
-        GameError: a file is missing, broken or of another kind.
+        UserError: a file is missing, broken or of another kind.
     """
 
     def __init__(self, root: str) -> None:
         self.path = Path(root) / "gtsegs_ijcv.mat"
-        self.labels = _read_names(Path(root) / "names.json")
+        self.names_path = Path(root) / "names.json"
+        self.labels = _read_names(self.names_path)
         self.names = tuple(dict.fromkeys(self.labels.values()))
         self.ids = image_ids(self.path)
 
         if not any(wordnet_id(each) in self.labels for each in self.ids):
-            raise GameError(
+            raise UserError(
                 f"no image of {self.path} has a WordNet id that names.json names (the first id is {self.ids[:1]}): make"
                 " names.json by scripts.name_wordnet_labels."
             )
+
+    def files(self) -> Sequence[Path]:
+        """The names of the WordNet ids."""
+        return (self.names_path,)
 
     def images(self) -> list[ImageNetSegImage]:
         named = [(place, each, self.labels.get(wordnet_id(each))) for place, each in enumerate(self.ids)]
@@ -93,35 +101,35 @@ class ImageNetSeg:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path) -> Generator[h5py.File]:
     """The HDF5 file, open for reading.
 
     Raises:
-        GameError: it is missing, or it or what is read of it is broken.
+        UserError: it is missing, or it or what is read of it is broken.
     """
     try:
         with h5py.File(path, "r") as file:
             yield file
     except FileNotFoundError as error:
-        raise GameError(
+        raise UserError(
             f"{path} does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation, by 'make data EXPERIMENT=figure13'."
         ) from error
-    except GameError:
+    except UserError:
         raise
     except (OSError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:  # as h5py has it
-        raise GameError(f"{path} is cut off, or not the file of ImageNet-Segmentation: get it again.") from error
+        raise UserError(f"{path} is cut off, or not the file of ImageNet-Segmentation: get it again.") from error
 
 
 def image_ids(path: Path) -> list[str]:
     """The ids of all images in the file, in order.
 
     Raises:
-        GameError: the file is missing, broken or of another kind.
+        UserError: the file is missing, broken or of another kind.
     """
     with opened(path) as file:
         lacking = [field for field in FIELDS if f"value/{field}" not in file]
         if lacking:
-            raise GameError(f"{path} has no field value/{lacking[0]}: give gtsegs_ijcv.mat of ImageNet-Segmentation.")
+            raise UserError(f"{path} has no field value/{lacking[0]}: give gtsegs_ijcv.mat of ImageNet-Segmentation.")
         return [_text(file[reference]) for reference in file["value/id"][:, 0]]
 
 
@@ -134,7 +142,7 @@ def wordnet_id(image_id: str) -> str:
 def _read_names(path: Path) -> dict[str, str]:
     names = read_annotations(path, ())
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise GameError(f"{path} does not map WordNet ids to names: make it by scripts.name_wordnet_labels.")
+        raise UserError(f"{path} does not map WordNet ids to names: make it by scripts.name_wordnet_labels.")
     return names
 
 

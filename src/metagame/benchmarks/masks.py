@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 OTHER, UNLABELLED = -1, -2
 """In a mask of class indices: a pixel of no class of the vocabulary, and one that is not counted."""
@@ -26,17 +26,17 @@ def read_labels(path: Path, mode: str) -> Int[np.ndarray, "h w *c"]:
         mode: Pillow's mode that it must have: ``P`` (a palette), ``L`` or ``RGB``; a palette may also be grey.
 
     Raises:
-        GameError: it is missing, cannot be decoded, or has another mode.
+        UserError: it is missing, cannot be decoded, or has another mode.
     """
     try:
         with Image.open(path) as image:
             image.load()
     except FileNotFoundError as error:
-        raise GameError(f"mask {path} does not exist: get the dataset's masks.") from error
+        raise UserError(f"mask {path} does not exist: get the dataset's masks.") from error
     except Exception as error:  # a broken file raises whatever Pillow's decoder of that format meets
-        raise GameError(f"mask {path} cannot be decoded: get the file again.") from error
+        raise UserError(f"mask {path} cannot be decoded: get the file again.") from error
     if image.mode != mode and {image.mode, mode} != {"L", "P"}:
-        raise GameError(f"mask {path} has mode {image.mode}, its numbers are lost: get the file with mode {mode}.")
+        raise UserError(f"mask {path} has mode {image.mode}, its numbers are lost: get the file with mode {mode}.")
     return np.asarray(image).astype(np.int64)
 
 
@@ -60,30 +60,30 @@ def class_indices(
         what: the mask's name, for errors.
 
     Raises:
-        GameError: a label is none of these.
+        UserError: a label is none of these.
     """
     meaning = {label: vocabulary.index(name) if name in vocabulary else OTHER for label, name in names.items()}
     meaning |= dict.fromkeys(others, OTHER) | dict.fromkeys(unlabelled, UNLABELLED)
     found, places = np.unique(labels, return_inverse=True)
     unknown = [label for label in found.tolist() if label not in meaning]
     if unknown:
-        raise GameError(f"{what} has label {unknown[0]}, which its dataset does not name: get it again.")
+        raise UserError(f"{what} has label {unknown[0]}, which its dataset does not name: get it again.")
     return np.array([meaning[label] for label in found.tolist()], np.int16)[places].reshape(labels.shape)
 
 
 @contextmanager
-def of_format(path: Path, what: str) -> Iterator[None]:
+def of_format(path: Path, what: str) -> Generator[None]:
     """Within: content that is not as expected is an error that names the file.
 
     Raises:
-        GameError: for what indexing content of another kind raises.
+        UserError: for what indexing content of another kind raises.
     """
     try:
         yield
-    except GameError:
+    except UserError:
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise GameError(
+        raise UserError(
             f"{path} is not of the format of {what} ({type(error).__name__}: {error}): get it again."
         ) from error
 
@@ -92,17 +92,17 @@ def read_annotations(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """A JSON file of annotations that has these keys.
 
     Raises:
-        GameError: it is missing, cut off, or of another kind.
+        UserError: it is missing, cut off, or of another kind.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise GameError(
+        raise UserError(
             f"{path} does not exist: give benchmark.data.root the folder with the dataset, or run 'make data'."
         ) from error
     except ValueError as error:
-        raise GameError(f"{path} is no JSON, or cut off: get it again.") from error
+        raise UserError(f"{path} is no JSON, or cut off: get it again.") from error
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
-        raise GameError(f"{path} has no {lacking[0]!r}: give the annotations file of the dataset.")
+        raise UserError(f"{path} has no {lacking[0]!r}: give the annotations file of the dataset.")
     return content

@@ -5,17 +5,19 @@ Beyond the paper, which names it as the test of faithfulness that it lacks (Sec.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from metagame.attributions.method import Explanation
-from metagame.benchmarks.prompts import AnnotatedPrompt, pair_matrix, select_prompts
-from metagame.models.language_model import AnsweredPrompt
+from metagame.benchmarks.prompts import AnnotatedPrompt, pair_matrix, select_prompts, sources
+from metagame.contracts import WHOLE, Benchmark, Explanation
+from metagame.models.masked import MaskedModel
 
 
-class PairDeletion:
+class PairDeletion(Benchmark[AnnotatedPrompt, MaskedModel]):
     """Samples are prompts; scores the mean of f_S along the curves of deletion and insertion, and their difference.
 
     Pairs are ranked by |M|, of its two directions the larger. Deletion takes the tokens of one pair after the other
@@ -26,6 +28,9 @@ class PairDeletion:
     Args:
         prompts, ids, prompt: as for :class:`metagame.benchmarks.prompts.Prompts`.
     """
+
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids"})
+    text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
     def __init__(
         self,
@@ -38,9 +43,17 @@ class PairDeletion:
     def samples(self) -> list[AnnotatedPrompt]:
         return self._samples
 
-    def score(self, sample: AnnotatedPrompt, explicand: AnsweredPrompt, explanation: Explanation) -> dict[str, float]:
-        taken = pair_path(pair_matrix(explanation))
-        values = explicand.values(np.concatenate([~taken, taken])).cpu().double().numpy()
+    def files(self) -> Sequence[Path]:
+        return sources(self._samples)
+
+    def score(
+        self,
+        sample: AnnotatedPrompt,
+        inputs: Mapping[str, MaskedModel],
+        explanations: Mapping[str, Explanation],
+    ) -> dict[str, float]:
+        taken = pair_path(pair_matrix(explanations[WHOLE]))
+        values = inputs[WHOLE].values(np.concatenate([~taken, taken])).cpu().double().numpy()
         share = taken.mean(1)
         deletion, insertion = (float(np.trapezoid(curve, share)) for curve in np.split(values, 2))
         return {"deletion": deletion, "insertion": insertion, "area": insertion - deletion}

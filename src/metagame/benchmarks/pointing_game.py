@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from metagame.attributions.method import Explanation
-from metagame.games import GameError
+from metagame.contracts import Benchmark, Explanation
+from metagame.errors import UserError
 from metagame.images import composite, grid_side, read_image
-from metagame.models.vision_language import ImageText, Tokenizer, WordPlayers
+from metagame.models.vision_language import ImageText, Sample, Tokenizer, WordPlayers
 
 SCENARIOS = (1, 2, 3, 4)
 
@@ -24,6 +24,11 @@ class Images(Protocol):
 
     def image(self, label: int, k: int) -> Image.Image:
         """Image ``k``, from 0, of class ``label``."""
+        ...
+
+    def files(self, label: int, k: int) -> Sequence[Path]:
+        """The files that it is read from."""
+        return ()
 
 
 class Scenes(Protocol):
@@ -31,10 +36,15 @@ class Scenes(Protocol):
 
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
         """Image ``k`` of each of a game's classes, in a 2x2 grid in reading order."""
+        ...
+
+    def files(self, game: str, labels: Sequence[int], k: int) -> Sequence[Path]:
+        """The files that it is read from."""
+        return ()
 
 
 @dataclass(frozen=True)
-class ComposedScenes:
+class ComposedScenes(Scenes):
     """Grids made when they are needed.
 
     Attributes:
@@ -48,31 +58,37 @@ class ComposedScenes:
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
         return composite([self.images.image(label, k) for label in labels], self.side)
 
+    def files(self, game: str, labels: Sequence[int], k: int) -> Sequence[Path]:
+        return [path for label in labels for path in self.images.files(label, k)]
 
-class PreparedScenes:
+
+class PreparedScenes(Scenes):
     """Grids made once, as files ``root/GAME/kk.png``.
 
     Raises:
-        GameError: there is no such folder.
+        UserError: there is no such folder.
     """
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise GameError(
+            raise UserError(
                 f"benchmark.scales.paper.scenes.root={root!r} does not exist: make the grids with 'python -m"
                 f" scripts.prepare_pointing_game --imagenet FOLDER --out {root}'."
             )
 
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
-        path = self.root / game / f"{k:02d}.png"
+        (path,) = self.files(game, labels, k)
         if not path.is_file():
-            raise GameError(f"grid {path} is missing: make it with 'python -m scripts.prepare_pointing_game'.")
+            raise UserError(f"grid {path} is missing: make it with 'python -m scripts.prepare_pointing_game'.")
         return read_image(path, str(path))
+
+    def files(self, game: str, labels: Sequence[int], k: int) -> Sequence[Path]:
+        return (self.root / game / f"{k:02d}.png",)
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Sample):
     """Image ``k`` of four classes in a grid; scenario m asks about the first m words.
 
     Attributes:
@@ -93,15 +109,18 @@ class Scene:
     def words(self) -> list[str]:
         return self.game.split("-")
 
+    def files(self) -> Sequence[Path]:
+        return self.scenes.files(self.game, self.labels, self.k)
+
     def image(self) -> Image.Image:
         return self.scenes.image(self.game, self.labels, self.k)
 
-    def players(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
+    def texts(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
         # the longest text first: its coalitions are those of the others too, whose maps are then known
         return {str(m): WordPlayers(tokenizer, self.words[:m]) for m in reversed(SCENARIOS)}
 
 
-class PointingGame:
+class PointingGame(Benchmark[Scene, ImageText]):
     """Scores ``objects_1`` to ``objects_4``: the recognition of each scenario; None where all maps are zero.
 
     Args:
@@ -121,7 +140,7 @@ class PointingGame:
         n_games: int | None = None,
     ) -> None:
         if n_images < 1 or (n_games is not None and n_games < 1):
-            raise GameError(f"benchmark.n_images={n_images}, benchmark.n_games={n_games}: give positive numbers.")
+            raise UserError(f"benchmark.n_images={n_images}, benchmark.n_games={n_games}: give positive numbers.")
         self.scenes = scenes
         self.n_images = n_images
         self.games = {game: _labels(game, classes) for game in list(games)[:n_games]}
@@ -134,24 +153,30 @@ class PointingGame:
         ]
 
     def score(
-        self, sample: Scene, explicand: dict[str, ImageText], explanation: dict[str, Explanation]
+        self, sample: Scene, inputs: Mapping[str, ImageText], explanations: Mapping[str, Explanation]
     ) -> dict[str, float | None]:
-        return {f"objects_{m}": recognition(word_maps(explanation[m], int(m))) for m in sorted(explicand)}
+        return {f"objects_{m}": recognition(word_maps(explanations[m], int(m))) for m in sorted(inputs)}
 
 
 def _labels(game: str, classes: Mapping[str, int]) -> tuple[int, ...]:
     words = game.split("-")
     unknown = [word for word in words if word not in classes]
     if len(words) != len(SCENARIOS) or len(set(words)) != len(words) or unknown:
-        raise GameError(f"game {game!r}: give four different words of benchmark.classes, joined by '-'.")
+        raise UserError(f"game {game!r}: give four different words of benchmark.classes, joined by '-'.")
     return tuple(classes[word] for word in words)
 
 
 def word_maps(explanation: Explanation, n_words: int) -> Float[np.ndarray, "P m"]:
-    """The map of each word: its meta-attributions; of a first-order method its one map, for every word."""
-    if explanation.matrix is not None:
-        return explanation.matrix
-    return np.repeat(explanation.first_order[:, None], n_words, axis=1)
+    """The map of each word: its second-order values; of a first-order method its one map, for every word.
+
+    Raises:
+        UserError: the method has neither.
+    """
+    if explanation.meta is not None and explanation.meta.order == 1:
+        return explanation.meta.values
+    if explanation.attribution is None:
+        raise UserError("the pointing game needs a map of each word: choose a method that attributes patches.")
+    return np.repeat(explanation.attribution[:, None], n_words, axis=1)
 
 
 def recognition(maps: Float[np.ndarray, "P m"]) -> float | None:
@@ -160,7 +185,7 @@ def recognition(maps: Float[np.ndarray, "P m"]) -> float | None:
     Correct is what is positive in a word's own quadrant and negative outside; wrong is the rest (paper App. D.2).
 
     Raises:
-        GameError: the patches cannot be divided into four quadrants.
+        UserError: the patches cannot be divided into four quadrants.
     """
     own = quadrants(len(maps))[:, : maps.shape[1]]
     size = np.abs(maps)
@@ -173,11 +198,11 @@ def quadrants(n_patches: int) -> Bool[np.ndarray, "P 4"]:
     """Whether a patch lies in each quadrant, in reading order.
 
     Raises:
-        GameError: the grid of patches is no square with an even side.
+        UserError: the grid of patches is no square with an even side.
     """
     side = grid_side(n_patches)
     if side % 2:
-        raise GameError(f"a grid of {side} x {side} patches has no quadrants: choose a model with an even grid.")
+        raise UserError(f"a grid of {side} x {side} patches has no quadrants: choose a model with an even grid.")
     row, column = np.divmod(np.arange(n_patches), side)
     quadrant = (row >= side // 2) * 2 + (column >= side // 2)
     return quadrant[:, None] == np.arange(4)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import islice, product
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import yaml
 from jaxtyping import Float
 
-from metagame.attributions.method import Explanation
 from metagame.benchmarks.reviews import Review, reviews
-from metagame.games import GameError
-from metagame.models.language_model import AnsweredPrompt
+from metagame.contracts import WHOLE, Benchmark, Explanation, Score
+from metagame.errors import UserError
+from metagame.models.language_model import AnsweredPrompt, Prompt
 
+ANNOTATED = Path(__file__).with_name("annotated_prompts.yaml")
 DRAWS_PER_PROMPT = 100
 """Reviews to look at for each prompt, at most."""
 SHARES = tuple(range(16))
@@ -24,36 +25,49 @@ SHARES = tuple(range(16))
 
 
 @dataclass(frozen=True)
-class AnnotatedPrompt:
-    """A prompt, and pairs of strings in it that interact."""
+class AnnotatedPrompt(Prompt):
+    """A prompt, and pairs of strings in it that interact.
+
+    Attributes:
+        id: of the sample.
+        text: that the model answers.
+        pairs: two strings each.
+        source: the file of prompts that it is from; None where it is made here, or one's own.
+    """
 
     id: str
     text: str
     pairs: tuple[tuple[str, str], ...] = ()
+    source: Path | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
-            raise GameError(f"benchmark.prompt={self.text!r}: give a text.")
-        if not _is_list(self.pairs) or not all(map(_is_pair, self.pairs)):
-            raise GameError(f"benchmark.pairs={self.pairs!r}: give a list of two strings each, such as [[not, bad]].")
-        object.__setattr__(self, "pairs", tuple(map(tuple, self.pairs)))
+            raise UserError(f"benchmark.prompt={self.text!r}: give a text.")
 
 
-def _is_pair(pair: Any) -> bool:
-    two = _is_list(pair) and len(pair) == 2
-    return two and all(isinstance(each, str) and each.strip() for each in pair)
+def pairs_of(pairs: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    """The pairs of a config or a file.
+
+    Raises:
+        UserError: they are no list of two strings each.
+    """
+    if not _is_list(pairs) or not all(map(_is_pair, pairs)):
+        raise UserError(f"benchmark.pairs={pairs!r}: give a list of two strings each, such as [[not, bad]].")
+    return tuple((first, second) for first, second in pairs)
 
 
-def _is_list(value: Any) -> bool:
+def _is_pair(pair: Sequence[str]) -> bool:
+    return _is_list(pair) and len(pair) == 2 and all(isinstance(each, str) and each.strip() for each in pair)
+
+
+def _is_list(value: Sequence[Sequence[str]] | Sequence[str]) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def annotated_prompts() -> list[AnnotatedPrompt]:
     """The paper's 21 prompts (App. D.1)."""
-    text = files("metagame.benchmarks").joinpath("annotated_prompts.yaml").read_text(encoding="utf-8")
-    return [
-        AnnotatedPrompt(entry["id"], entry["text"], tuple(map(tuple, entry["pairs"]))) for entry in yaml.safe_load(text)
-    ]
+    entries = yaml.safe_load(ANNOTATED.read_text(encoding="utf-8"))
+    return [AnnotatedPrompt(each["id"], each["text"], pairs_of(each["pairs"]), ANNOTATED) for each in entries]
 
 
 def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[AnnotatedPrompt]:
@@ -66,7 +80,7 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
         seed: of the reviews.
 
     Raises:
-        GameError: the grammar hardly makes reviews of so many words.
+        UserError: the grammar hardly makes reviews of so many words.
     """
 
     def fits(review: Review) -> bool:
@@ -80,7 +94,7 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
         if len(found) == count:
             break
     if len(found) < count:
-        raise GameError(
+        raise UserError(
             f"only {len(found)} of benchmark.prompts.count={count} reviews with {least} to {most} words were found: ask"
             " for fewer, or for other lengths (least, most)."
         )
@@ -90,7 +104,7 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
     ]
 
 
-class Prompts:
+class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
     """Samples are annotated prompts; the scores Recall@K of their pairs, and what a figure shows beside the map.
 
     Args:
@@ -99,8 +113,11 @@ class Prompts:
         prompt, pairs: one's own, in place of all others; without pairs nothing is to be recalled.
 
     Raises:
-        GameError: an id is unknown, or one's own pairs are no pairs.
+        UserError: an id is unknown, or one's own pairs are no pairs.
     """
+
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids"})
+    text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
     def __init__(
         self,
@@ -114,15 +131,29 @@ class Prompts:
     def samples(self) -> list[AnnotatedPrompt]:
         return self._samples
 
-    def score(self, sample: AnnotatedPrompt, explicand: AnsweredPrompt, explanation: Explanation) -> dict[str, Any]:
-        ranks, unmatched = pair_ranks(sample.pairs, explicand.tokens, pair_matrix(explanation))
-        n = explicand.n_players
-        recall = {
+    def files(self) -> Sequence[Path]:
+        return sources(self._samples)
+
+    def score(
+        self,
+        sample: AnnotatedPrompt,
+        inputs: Mapping[str, AnsweredPrompt],
+        explanations: Mapping[str, Explanation],
+    ) -> dict[str, Score]:
+        bound = inputs[WHOLE]
+        n = len(bound.players)
+        ranks, unmatched = pair_ranks(sample.pairs, bound.players, pair_matrix(explanations[WHOLE]))
+        scores: dict[str, Score] = {
             f"recall_{share}": float(np.mean([rank <= most_pairs(share, n) for rank in ranks])) if ranks else None
             for share in SHARES
         }
-        shown = {"text": sample.text, "tokens": list(explicand.tokens), "answer": explicand.answer}
-        return recall | {"n_players": n, "ranks": ranks, "unmatched": [" + ".join(pair) for pair in unmatched]} | shown
+        scores |= {"n_players": n, "ranks": ranks, "unmatched": [" + ".join(pair) for pair in unmatched]}
+        return scores | {"text": sample.text, "tokens": list(bound.players), "answer": bound.answer}
+
+
+def sources(prompts: Sequence[AnnotatedPrompt]) -> Sequence[Path]:
+    """The files that the prompts are from."""
+    return sorted({each.source for each in prompts if each.source is not None})
 
 
 def select_prompts(
@@ -135,32 +166,38 @@ def select_prompts(
     if prompt is not None:
         return [_own_prompt(prompt, pairs or ())]
     if pairs is not None:
-        raise GameError("benchmark.pairs needs benchmark.prompt, whose pairs they are.")
+        raise UserError("benchmark.pairs needs benchmark.prompt, whose pairs they are.")
     if ids is None:
         return list(prompts)
-    ids = list(dict.fromkeys(ids if _is_list(ids) else [ids]))
+    wanted = list(dict.fromkeys([ids] if not isinstance(ids, Sequence) or isinstance(ids, str) else ids))
     known = {each.id: each for each in prompts}
-    if not ids:
-        raise GameError(f"benchmark.ids is empty; choose among {', '.join(known)}, or null for all.")
-    unknown = [name for name in ids if name not in known]
+    if not wanted:
+        raise UserError(f"benchmark.ids is empty; choose among {', '.join(known)}, or null for all.")
+    unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise GameError(f"benchmark.ids: {', '.join(map(str, unknown))} unknown; choose among {', '.join(known)}.")
-    return [known[name] for name in ids]
+        raise UserError(f"benchmark.ids: {', '.join(map(str, unknown))} unknown; choose among {', '.join(known)}.")
+    return [known[name] for name in wanted]
 
 
 def _own_prompt(prompt: str, pairs: Sequence[Sequence[str]]) -> AnnotatedPrompt:
-    own = AnnotatedPrompt(str(prompt), prompt, pairs)
+    own = AnnotatedPrompt(str(prompt), prompt, pairs_of(pairs))
     for string in (string for pair in own.pairs for string in pair):
         if _plain(string) not in _plain(prompt):
-            raise GameError(f"benchmark.pairs: {string!r} is not in the prompt {prompt!r}: spell it as it is there.")
+            raise UserError(f"benchmark.pairs: {string!r} is not in the prompt {prompt!r}: spell it as it is there.")
     return own
 
 
 def pair_matrix(explanation: Explanation) -> Float[np.ndarray, "n n"]:
-    """The score of each directed pair: a second-order method's entry j -> i, or R_i + R_j of a first-order one."""
-    if explanation.matrix is not None:
-        return explanation.matrix
-    return explanation.first_order[:, None] + explanation.first_order[None, :]
+    """The score of each directed pair: a second-order method's entry j -> i, or R_i + R_j of a first-order one.
+
+    Raises:
+        UserError: the method has neither.
+    """
+    if explanation.meta is not None and explanation.meta.order == 1:
+        return explanation.meta.values
+    if explanation.attribution is None:
+        raise UserError("pairs of tokens are ranked by their values: choose a method that attributes tokens or pairs.")
+    return explanation.attribution[:, None] + explanation.attribution[None, :]
 
 
 def most_pairs(share: int, n: int) -> int:

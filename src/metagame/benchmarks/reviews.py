@@ -64,8 +64,10 @@ class Clause:
                 return 0
             strength = -1 if negation is not ABSENT else 2 if intensifier is not ABSENT else 1
             return strength * ADJECTIVES[adjective]
-        if self.kind == "idiom" and ABSENT not in said:
-            return IDIOMS[tuple(said)]
+        if self.kind == "idiom":
+            one, other = said
+            if one is not ABSENT and other is not ABSENT:
+                return IDIOMS[one, other]
         return sum(ADJECTIVES.get(word, THINGS.get(word, 0)) for word in said if word is not ABSENT)
 
 

@@ -7,19 +7,19 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from metagame.attributions.concept_attention import ConceptExplanation, ConceptMaps
 from metagame.benchmarks.masks import UNLABELLED
 from metagame.benchmarks.segmentation_metrics import multi_scores, resize_nearest, single_scores
-from metagame.games import GameError
-from metagame.images import grid_side
-from metagame.models.concepts import ConceptLogits, ConceptQuestion, concept_pieces
+from metagame.contracts import Benchmark, Explanation, Score
+from metagame.errors import UserError
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, concept_pieces
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,17 @@ class LabelledImage(Protocol):
     @property
     def classes(self) -> frozenset[str]:
         """Names of the classes in it."""
+        raise NotImplementedError
+
+    def files(self) -> Sequence[Path]:
+        """The files that the image and its mask are read from."""
+        return ()
 
     def image(self) -> Image.Image: ...
 
     def mask(self, vocabulary: Sequence[str]) -> Int[np.ndarray, "h w"]:
         """Of each pixel the index of its class in the vocabulary, or OTHER, or UNLABELLED."""
+        ...
 
 
 class Dataset(Protocol):
@@ -54,6 +60,10 @@ class Dataset(Protocol):
     """
 
     names: Sequence[str]
+
+    def files(self) -> Sequence[Path]:
+        """Files that decide what is asked about every image, such as one of class names."""
+        return ()
 
     def images(self) -> Sequence[LabelledImage]: ...
 
@@ -76,32 +86,38 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class SegmentedImage:
+class SegmentedImage(ConceptSample):
     """A sample.
 
     Attributes:
         labelled: the image with its classes.
         benchmark: what is asked about it.
-        keeps_arrays: whether the maps are kept with the record.
+        with_maps: whether its maps are kept with the record.
     """
 
     labelled: LabelledImage
     benchmark: Segmentation
-    keeps_arrays: bool = False
+    with_maps: bool = False
 
     @property
     def id(self) -> str:
         return self.labelled.id
 
+    def files(self) -> Sequence[Path]:
+        return self.labelled.files()
+
+    def keeps_arrays(self) -> bool:
+        return self.with_maps
+
     def image(self) -> Image.Image:
         """The image.
 
         Raises:
-            GameError: its mask has another size.
+            UserError: its mask has another size.
         """
         image, (height, width) = self.labelled.image(), self.truth().shape
         if image.size != (width, height):
-            raise GameError(
+            raise UserError(
                 f"the mask of {self.id} has {width} x {height} pixels, its image {image.width} x {image.height}: get"
                 " both again."
             )
@@ -114,8 +130,8 @@ class SegmentedImage:
         return self.benchmark.questions(self.labelled)
 
 
-class Segmentation:
-    """Scores of a cell, by method and track, are counts that the table pools over images.
+class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
+    """Scores of a cell, by track, are counts that the table pools over images.
 
     Args:
         data: images with classes.
@@ -131,8 +147,10 @@ class Segmentation:
         n_maps: of how many images, the first ones, maps are kept.
 
     Raises:
-        GameError: an argument is none of these, or more players are wanted than there are classes.
+        UserError: an argument is none of these, or more players are wanted than there are classes.
     """
+
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"expected"})
 
     def __init__(
         self,
@@ -153,13 +171,14 @@ class Segmentation:
         _check_choices("tracks", tracks, TRACKS)
         _check_choices("channels", [channels], CHANNELS)
         self.data = data
+        self.tokenizer_folder = tokenizer.name_or_path
         self.vocabulary = one_token_names(data.names, tokenizer)
         self.background = tuple(background)
         both = [name for name in self.background if name in self.vocabulary]
         if both:
-            raise GameError(f"benchmark.background has {both[0]!r}, which is a class: background is never a player.")
+            raise UserError(f"benchmark.background has {both[0]!r}, which is a class: background is never a player.")
         if not players:
-            raise GameError("benchmark.players is empty: give sizes such as n20, d10 or n0.")
+            raise UserError("benchmark.players is empty: give sizes such as n20, d10 or n0.")
         for size in players:
             _check_players(size, len(self.vocabulary))
         self.cells = [Cell(size, ablation) for size in players for ablation in ablations]
@@ -171,11 +190,17 @@ class Segmentation:
         self.expected = dict(expected or {})
         self.n_maps = n_maps
 
+    def files(self) -> Sequence[Path]:
+        """Those that decide which names are classes: of the dataset, and of a tokenizer that is read from a folder."""
+        name = self.tokenizer_folder
+        folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if name and Path(name).is_dir() else []
+        return [*self.data.files(), *folder]
+
     def samples(self) -> list[SegmentedImage]:
         """The images with a class of the vocabulary; those whose mask cannot be read stay, to be told of.
 
         Raises:
-            GameError: two images have the same id.
+            UserError: two images have the same id.
         """
         images = self.data.images()
         n_present = [self._count_present(labelled) for labelled in images]
@@ -183,7 +208,7 @@ class Segmentation:
         ids = [labelled.id for labelled in found]
         if len(set(ids)) < len(ids):
             twice = next(each for each in ids if ids.count(each) > 1)
-            raise GameError(f"the benchmark has two images of id {twice!r}: remove one.")
+            raise UserError(f"the benchmark has two images of id {twice!r}: remove one.")
         self._compare("images", "images", len(found))
         self._compare("single", "images with one class", n_present.count(1))
         return [SegmentedImage(labelled, self, place < self.n_maps) for place, labelled in enumerate(found)]
@@ -192,7 +217,7 @@ class Segmentation:
         """How many classes the image has; None where its mask cannot be read."""
         try:
             return len(self.present(labelled))
-        except GameError:
+        except UserError:
             return None
 
     def _compare(self, name: str, kind: str, number: int) -> None:
@@ -240,28 +265,30 @@ class Segmentation:
         return (*present, *distractors[:n_distractors])
 
     def score(
-        self,
-        sample: SegmentedImage,
-        explicand: dict[str, ConceptLogits],
-        explanation: dict[str, ConceptExplanation],
-    ) -> dict[str, Any]:
-        """By cell, method and track what the metrics count, see :mod:`metagame.benchmarks.segmentation_metrics`."""
+        self, sample: SegmentedImage, inputs: Mapping[str, ConceptLogits], explanations: Mapping[str, Explanation]
+    ) -> dict[str, Score]:
+        """By cell and track what the metrics count, see :mod:`metagame.benchmarks.segmentation_metrics`.
+
+        Raises:
+            UserError: an explanation has no map of each player and background concept.
+        """
         truth = resize_nearest(sample.truth(), self.side)
         present = self.present(sample.labelled)
-        scores: dict[str, Any] = {
-            cell: {
-                method: self._track_scores(explicand[cell].players, maps, truth, present)
-                for method, maps in each.maps.items()
-            }
-            for cell, each in explanation.items()
+        scores: dict[str, Score] = {
+            cell: self._track_scores(inputs[cell].players, self._enlarged(each), truth, present)
+            for cell, each in explanations.items()
         }
-        return scores | {LEFT_OUT: [cell.name for cell in self.cells if cell.name not in explanation]}
+        return scores | {LEFT_OUT: [cell.name for cell in self.cells if cell.name not in explanations]}
 
     def _track_scores(
-        self, players: tuple[str, ...], maps: ConceptMaps, truth: Int[np.ndarray, "s s"], present: tuple[str, ...]
-    ) -> dict[str, Any]:
-        heat, background = self._enlarged(maps.players), self._enlarged(maps.background)
-        scores: dict[str, Any] = {}
+        self,
+        players: tuple[str, ...],
+        maps: Float[np.ndarray, "c s s"],
+        truth: Int[np.ndarray, "s s"],
+        present: tuple[str, ...],
+    ) -> dict[str, Score]:
+        heat, background = maps[: len(players)], maps[len(players) :]
+        scores: dict[str, Score] = {}
         labelled = truth != UNLABELLED
         if "single" in self.tracks and len(present) == 1 and labelled.any():
             own = truth == self.vocabulary.index(present[0])
@@ -269,25 +296,27 @@ class Segmentation:
         if "multi" in self.tracks:
             rivals = present if self.channels == "present" else players
             by_class = {self.vocabulary.index(name): heat[players.index(name)] for name in rivals}
-            scores["multi"] = multi_scores(by_class, background, truth)
+            scores["multi"] = multi_scores(by_class, list(background), truth)
         return scores
 
-    def _enlarged(self, maps: Float[np.ndarray, "c P"]) -> Float[np.ndarray, "c s s"]:
-        """The maps as they are kept, in float32: AP ranks pixels, beyond these digits it would rank their errors."""
-        grid = grid_side(maps.shape[1])
-        return resize_nearest(maps.astype(np.float32).astype(np.float64).reshape(-1, grid, grid), self.side)
+    def _enlarged(self, explanation: Explanation) -> Float[np.ndarray, "c s s"]:
+        """The maps, players' first, in float32: AP ranks pixels, beyond these digits it would rank their errors."""
+        if explanation.attribution is None or explanation.grid is None:
+            raise UserError("segmentation needs a map of each concept: choose attribution=concept_attention.")
+        maps = explanation.attribution.astype(np.float32).astype(np.float64)
+        return resize_nearest(maps.reshape(len(explanation.targets), *explanation.grid), self.side)
 
 
 def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The names of one T5 token that the tokenizer knows; which are left out is logged.
 
     Raises:
-        GameError: there is none.
+        UserError: there is none.
     """
     pieces = {name: concept_pieces(tokenizer, name) for name in names}
     kept = tuple(name for name, tokens in pieces.items() if len(tokens) == 1 and tokenizer.unk_token not in tokens)
     if not kept:
-        raise GameError("no class name is one token of the T5 tokenizer: give benchmark.tokenizer that of the model.")
+        raise UserError("no class name is one token of the T5 tokenizer: give benchmark.tokenizer that of the model.")
     left_out = [f"{name} ({', '.join(tokens)})" for name, tokens in pieces.items() if name not in kept]
     if left_out:
         log.info("%d of %d classes are not one T5 token: %s.", len(left_out), len(names), "; ".join(left_out))
@@ -296,11 +325,11 @@ def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
 
 def _check_choices(name: str, values: Sequence[str], choices: tuple[str, ...]) -> None:
     if not values or any(value not in choices for value in values):
-        raise GameError(f"benchmark.{name}={list(values)}: give some of {', '.join(choices)}.")
+        raise UserError(f"benchmark.{name}={list(values)}: give some of {', '.join(choices)}.")
 
 
 def _check_players(size: str, n_classes: int) -> None:
     if not re.fullmatch(r"[nd]\d+", str(size)):
-        raise GameError(f"benchmark.players={size!r}: give sizes such as n20, d10 or n0.")
+        raise UserError(f"benchmark.players={size!r}: give sizes such as n20, d10 or n0.")
     if int(size[1:]) + (size[0] == "d") > n_classes:
-        raise GameError(f"benchmark.players={size!r}: there are only {n_classes} classes of one T5 token.")
+        raise UserError(f"benchmark.players={size!r}: there are only {n_classes} classes of one T5 token.")

@@ -17,7 +17,7 @@ def resize_nearest(values: Float[np.ndarray, "*c h w"] | Int[np.ndarray, "h w"],
     return values[..., rows[:, None], columns]
 
 
-def _nearest(length: int, side: int) -> Int[np.ndarray, " side"]:
+def _nearest(length: int, side: int) -> Int[np.ndarray, " {side}"]:
     """Places in ``length`` pixels of ``side`` centres; steps are added up as Pillow does, rounding included."""
     step = length / side
     return np.cumsum([step / 2, *[step] * (side - 1)]).astype(int)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from metagame.benchmarks.masks import class_indices, read_labels
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.images import read_image
 
 NOTHING, BORDER = 0, 255
@@ -38,14 +38,28 @@ class VOCImage:
         names = list(self.names.values())
         return frozenset(names[index] for index in np.unique(self.mask(names)) if index >= 0)
 
+    @property
+    def path(self) -> Path:
+        return self.root / "JPEGImages" / f"{self.id}.jpg"
+
+    @property
+    def mask_path(self) -> Path:
+        return self.root / "SegmentationClass" / f"{self.id}.png"
+
+    def files(self) -> Sequence[Path]:
+        return self.path, self.mask_path
+
     def image(self) -> Image.Image:
-        path = self.root / "JPEGImages" / f"{self.id}.jpg"
-        return read_image(path, str(path))
+        return read_image(self.path, str(self.path))
 
     def mask(self, vocabulary: Sequence[str]) -> Int[np.ndarray, "h w"]:
-        path = self.root / "SegmentationClass" / f"{self.id}.png"
         return class_indices(
-            read_labels(path, "P"), self.names, vocabulary, others=[NOTHING], unlabelled=[BORDER], what=f"mask {path}"
+            read_labels(self.mask_path, "P"),
+            self.names,
+            vocabulary,
+            others=[NOTHING],
+            unlabelled=[BORDER],
+            what=f"mask {self.mask_path}",
         )
 
 
@@ -58,7 +72,7 @@ class VOC:
         split: name of the list.
 
     Raises:
-        GameError: there is no such list.
+        UserError: there is no such list.
     """
 
     def __init__(self, root: str, names: Sequence[str], split: str = "val") -> None:
@@ -66,16 +80,20 @@ class VOC:
         self.names = tuple(names)
         self.list = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not self.list.is_file():
-            raise GameError(
+            raise UserError(
                 f"benchmark.data.root={root!r} has no {self.list.relative_to(self.root)}: unpack Pascal VOC 2012"
                 " (VOCtrainval_11-May-2012.tar) and give its folder VOCdevkit/VOC2012, or run"
                 " 'make data EXPERIMENT=table3'."
             )
+
+    def files(self) -> Sequence[Path]:
+        """None beside those of the images."""
+        return ()
 
     def images(self) -> list[VOCImage]:
         by_label = dict(enumerate(self.names, start=1))
         try:
             ids = self.list.read_text(encoding="utf-8").split()
         except UnicodeDecodeError as error:
-            raise GameError(f"{self.list} is no text: get the list again.") from error
+            raise UserError(f"{self.list} is no text: get the list again.") from error
         return [VOCImage(each, self.root, by_label) for each in ids]

@@ -45,8 +45,8 @@ def exact(
     return Estimate(phi, values[-1], values[0], np.zeros_like(phi))
 
 
-def endogenous_shapley(values: Float[np.ndarray, "2**n n"]) -> Float[np.ndarray, "n n"]:
-    """Definition 2 from all values of the game: row i is the Shapley value of nu_i(T) = phi_i(T + i) on the others.
+def endogenous_shapley(values: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "n n"]:
+    """Definition 2 from all k = 2^n values: row i is the Shapley value of nu_i(T) = phi_i(T + i) on the others.
 
     Coalitions of the subgame of target i are the rows S that contain i, |T| = |S| - 1; one product serves all targets.
     """

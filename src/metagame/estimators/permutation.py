@@ -60,7 +60,7 @@ def _play_players(
         chain[:, 1] = singles[np.argmin(ranks, axis=1)]
     chain[:, sizes] = values[len(fixed) :].reshape(n_walks, len(sizes), values.shape[1])
     chain[:, n] = full
-    marginals = _by_player(chain, ranks).swapaxes(1, 2)
+    marginals = _by_player(ranks, chain).swapaxes(1, 2)
     own = np.diag(singles)
     if endogenous and n > 1:
         marginals = _endogenous(marginals, ranks, full - own)
@@ -72,7 +72,7 @@ def _play_players(
     return Estimate(phi, full, empty, error)
 
 
-def _by_player(chain: Float[np.ndarray, "w n+1 t"], ranks: Int[np.ndarray, "w n"]) -> Float[np.ndarray, "w n t"]:
+def _by_player(ranks: Int[np.ndarray, "w n"], chain: Float[np.ndarray, "w n+1 t"]) -> Float[np.ndarray, "w n t"]:
     """The marginal contribution of each player, from the values along each walk."""
     return np.take_along_axis(np.diff(chain, axis=1), ranks[:, :, None], axis=1)
 
@@ -120,7 +120,7 @@ def _play_pairs(
     which = np.repeat(np.arange(n_blocks), len(block))[:, None]
     np.add.at(samples, (which, walks[:, :-1], walks[:, 1:]), derivative)
     samples = (samples + samples.swapaxes(1, 2)) * (n / (2 * len(block)))
-    samples[:, np.arange(n), np.arange(n)] = _by_player(chain, ranks).reshape(n_blocks, -1, n, n_targets).mean(1)
+    samples[:, np.arange(n), np.arange(n)] = _by_player(ranks, chain).reshape(n_blocks, -1, n, n_targets).mean(1)
     samples = np.moveaxis(samples, -1, 1)
     return Estimate(samples.mean(0), values[1], values[0], _error(samples))
 

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import comb
 
 from metagame.estimators.estimate import Estimate, require_sii, settle_budget
 from metagame.estimators.pool import Pool, draw_pool, least_budget
 from metagame.estimators.replay import replay
 from metagame.games import AttributionGame, Progress, Values
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing it takes seconds
     from shapiq.approximator import KernelSHAPIQ
 
 
@@ -54,7 +53,7 @@ def regression(
 
 def kernel_shap_iq(n: int, seed: int) -> KernelSHAPIQ:
     """Shapiq's order-2 regression."""
-    from shapiq.approximator import KernelSHAPIQ  # here, since importing it takes seconds
+    from shapiq.approximator import KernelSHAPIQ
 
     return KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=seed)
 
@@ -91,6 +90,8 @@ def fit_endogenous(pool: Pool, values: Values) -> tuple[Float[np.ndarray, "n n"]
 
 def kernel_weights(pool: Pool) -> Float[np.ndarray, " k"]:
     """Shapley kernel of each coalition times what it counts in the pool; 0 for the empty and the grand one."""
+    from scipy.special import comb  # here, since importing it takes as long as all of metagame
+
     m = pool.coalitions.shape[1]
     size = pool.coalitions.sum(1)
     inner = (size > 0) & (size < m)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import factorial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,9 +21,6 @@ from metagame.estimators.regression import (
 )
 from metagame.estimators.replay import Lookup, pairwise, requested_coalitions, with_bounds
 from metagame.games import AttributionGame, Progress, Values
-
-if TYPE_CHECKING:
-    from sklearn.ensemble import GradientBoostingRegressor
 
 
 def trees(
@@ -86,10 +83,16 @@ def trees(
     return Estimate(phi, values[1], values[0])
 
 
+vars(trees)["runtime_arguments"] = frozenset({"n_threads"})  # results do not depend on it
+
+
 def _boost_targets(
-    boost: GradientBoostingRegressor, pool: Pool, values: Values, endogenous: bool, n_threads: int | None
+    boost: Any, pool: Pool, values: Values, endogenous: bool, n_threads: int | None
 ) -> tuple[Float[np.ndarray, "t n"], Values]:
-    """Shapley values of the trees of every target, and the values less the trees' predictions."""
+    """Shapley values of the trees of every target, and the values less the trees' predictions.
+
+    ``boost`` is a GradientBoostingRegressor that is not fitted.
+    """
     from joblib import cpu_count  # that a job of a cluster may use, not of the node
     from sklearn.base import clone
 
@@ -114,8 +117,8 @@ def _boost_targets(
     return phi, rest
 
 
-def tree_index(boost: GradientBoostingRegressor, order: int) -> np.ndarray:
-    """Shapley value ``(m,)``, or SII with the value on the diagonal ``(m, m)``, of fitted trees on coalitions.
+def tree_index(boost: Any, order: int) -> np.ndarray:
+    """Shapley value ``(m,)``, or SII with the value on the diagonal ``(m, m)``, of a fitted GradientBoostingRegressor.
 
     A leaf of value v that needs the players P present and A absent is the game v [P in T] [A and T disjoint]. With
     p = |P|, a = |A| its Shapley value is v (p-1)! a!/(p+a)! for j in P and -v p! (a-1)!/(p+a)! for j in A, and its SII
@@ -127,13 +130,16 @@ def tree_index(boost: GradientBoostingRegressor, order: int) -> np.ndarray:
             path = present + absent
             if not path:
                 continue
-            sign = np.array([1.0] * len(present) + [-1.0] * len(absent))
+            signs = [1.0] * len(present) + [-1.0] * len(absent)
+            sign = np.array(signs)
             p, a = len(present), len(absent)
             single = np.array([_leaf_weight(p - 1, a)] * p + [_leaf_weight(p, a - 1)] * a) * sign
             if order == 1:
                 phi[path] += boost.learning_rate * value * single
                 continue
-            pair = np.array([[_leaf_weight(p - (s > 0) - (t > 0), a - (s < 0) - (t < 0)) for t in sign] for s in sign])
+            pair = np.array(
+                [[_leaf_weight(p - (s > 0) - (t > 0), a - (s < 0) - (t < 0)) for t in signs] for s in signs]
+            )
             pair *= np.outer(sign, sign)
             np.fill_diagonal(pair, single)
             phi[np.ix_(path, path)] += boost.learning_rate * value * pair

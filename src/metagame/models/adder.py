@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metagame.games import GameError
+from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
+from metagame.digests import folder_digest
+from metagame.errors import UserError
 from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
-from metagame.models.revision import file_revision
 
 UNKNOWN = "<unk>"
 OPERATORS = ("+", "-")
@@ -64,7 +66,7 @@ class AdderNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Sample):
     """A sample of the adder, such as ``3 - (-5)``; ``id`` is its text."""
 
     id: str
@@ -77,7 +79,7 @@ class Sum:
         """Read ``a + b`` or ``a - b``; a negative b may stand in brackets."""
         match = re.fullmatch(r"\s*(-?\d+)\s*([+-])\s*\(?\s*(-?\d+)\s*\)?\s*", text)
         if match is None or max(abs(int(match[1])), abs(int(match[3]))) > LARGEST:
-            raise GameError(
+            raise UserError(
                 f"example {text!r} is no sum of the adder: write 'a + b' or 'a - (-b)' with -9 <= a, b <= 9."
             )
         return cls(text, int(match[1]), match[2], int(match[3]))
@@ -91,14 +93,14 @@ class Sum:
         return self.a + self.b if self.operator == "+" else self.a - self.b
 
 
-class Adder:
+class Adder(Model[Sum, MaskedModel]):
     """Adapter: players a, operator and b; ``=`` and the positions stay; an absent token becomes ``<unk>``.
 
     Args:
         checkpoint: folder with ``model.safetensors``, as ``scripts/train_adder.py`` writes it.
 
     Raises:
-        GameError: there is no checkpoint, or it is of another architecture.
+        UserError: there is no checkpoint, or it is of another architecture.
     """
 
     sample_type = Sum
@@ -107,7 +109,7 @@ class Adder:
     def __init__(self, checkpoint: str | Path) -> None:
         path = Path(checkpoint) / "model.safetensors"
         if not path.is_file():
-            raise GameError(
+            raise UserError(
                 f"model.checkpoint={str(checkpoint)!r} holds no model.safetensors: run in the repository's folder, or"
                 " make one with scripts/train_adder.py."
             )
@@ -115,12 +117,15 @@ class Adder:
         try:
             self.net.load_state_dict(load_file(path))
         except (RuntimeError, SafetensorError) as error:
-            raise GameError(
+            raise UserError(
                 f"model.checkpoint={str(checkpoint)!r} is no adder: {str(error).splitlines()[-1].strip()}"
             ) from error
-        self.revision = file_revision(path)
+        self.revision = folder_digest(path.parent)
 
-    def prepare(self, sample: Sum) -> MaskedModel:
+    def prepare(self, samples: Sequence[Sum]) -> list[Mapping[str, MaskedModel] | Failure]:
+        return prepare_each(self.bind, samples)
+
+    def bind(self, sample: Sum) -> dict[str, MaskedModel]:
         """The sum as a masked model over the token embeddings of a, operator and b, ``(3, 8)``."""
         table = self.net.embedding.weight
         x = table[[_TOKEN_IDS[token] for token in sample.tokens]]
@@ -129,7 +134,8 @@ class Adder:
         def f(embeddings: Float[Tensor, "k 3 8"]) -> Float[Tensor, " k"]:
             return self.net.from_embeddings(torch.cat([embeddings, equals.expand(len(embeddings), 1, -1)], dim=1))
 
-        return MaskedModel(f, x, table[_TOKEN_IDS[UNKNOWN]].expand_as(x), self.net)
+        absent = table[_TOKEN_IDS[UNKNOWN]].expand_as(x)
+        return {WHOLE: MaskedModel(f, x, absent, self.net, names=sample.tokens, context=("=",))}
 
 
 def encode(tokens: list[str]) -> Int[Tensor, " 4"]:

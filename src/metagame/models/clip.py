@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from torch import Tensor
-from transformers import CLIPModel, MetaClip2Model, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
+from transformers.models.metaclip_2 import MetaClip2Model
 
 from metagame.models.towers import ClassTokenTower, transformers_block
 from metagame.models.transformers_encoder import TransformersEncoder

@@ -7,7 +7,7 @@ and hooks hand over what the concepts need of the image: its keys, values and at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.models.layers import ForwardPassEnds
 
 
@@ -40,7 +40,7 @@ class ConceptSet:
 @torch.no_grad()
 def concept_logits(
     transformer: FluxTransformer2DModel, inputs: dict[str, Any], sets: Sequence[ConceptSet], n_layers: int
-) -> list[Float[Tensor, "L n P"]]:
+) -> list[Float[Tensor, "L _ P"]]:
     """Logits of each set's concepts, from one forward pass that ends behind the last double-stream block.
 
     Args:
@@ -54,7 +54,7 @@ def concept_logits(
         before the output projection.
 
     Raises:
-        GameError: the transformer has fewer such blocks, or holds its projections fused.
+        UserError: the transformer has fewer such blocks, or holds its projections fused.
     """
     with watched_concepts(transformer, sets, n_layers) as passes, _ending_behind(transformer.transformer_blocks[-1]):
         transformer(**inputs)
@@ -64,16 +64,17 @@ def concept_logits(
 @contextmanager
 def watched_concepts(
     transformer: FluxTransformer2DModel, sets: Sequence[ConceptSet], n_layers: int
-) -> Iterator[list[list[Float[Tensor, "L n P"]]]]:
+) -> Generator[list[list[Float[Tensor, "L _ P"]]]]:
     """Within: each forward pass of the transformer adds what :func:`concept_logits` returns to the yielded list.
 
     So a picture's concepts can be watched while a pipeline paints it.
     """
     blocks = list(transformer.transformer_blocks)
     if not 1 <= n_layers <= len(blocks):
-        raise GameError(f"n_layers={n_layers}: the transformer has {len(blocks)} double-stream blocks.")
+        raise UserError(f"n_layers={n_layers}: the transformer has {len(blocks)} double-stream blocks.")
+    # an attention that was never fused does not have the attribute
     if any(getattr(block.attn, "fused_projections", False) for block in blocks):
-        raise GameError("the transformer holds fused projections: call unfuse_qkv_projections() first.")
+        raise UserError("the transformer holds fused projections: call unfuse_qkv_projections() first.")
     passes: list[list[Tensor]] = []
     streams: list[_Stream] = []
 
@@ -166,12 +167,12 @@ class _Stream:
             own = attention.norm_added_k(attention.add_k_proj(normed).unflatten(-1, heads))
             keys = torch.cat([own, keys], dim=1)
             values = torch.cat([attention.add_v_proj(normed).unflatten(-1, heads), values], dim=1)
-        parts = (part.transpose(1, 2).to(query.dtype) for part in (query, keys, values))
-        return scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        q, k, v = (part.transpose(1, 2).to(query.dtype) for part in (query, keys, values))
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 @contextmanager
-def _ending_behind(block: FluxTransformerBlock) -> Iterator[None]:
+def _ending_behind(block: FluxTransformerBlock) -> Generator[None]:
     """Within: a forward pass ends behind ``block``; hooks registered before have run."""
 
     def end(module, inputs, output) -> None:

@@ -10,12 +10,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from huggingface_hub import snapshot_download
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
-from metagame.games import GameError
-from metagame.models.pretrained import load_pretrained
+from metagame.contracts import Sample
+from metagame.errors import UserError
+from metagame.images import grid_side
+from metagame.models.pretrained import load_pretrained, without_conversion_note
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,16 @@ class ConceptQuestion:
 
 
 @runtime_checkable
-class ConceptImage(Protocol):
-    """An image that is there, and questions about it by name."""
+class ConceptSample(Sample, Protocol):
+    """An image, and questions about it by name; a :class:`PaintedImage` has none before the model paints it."""
 
-    id: str
-
-    def image(self) -> Image.Image: ...
-
-    def questions(self) -> Mapping[str, ConceptQuestion]: ...
+    def questions(self) -> Mapping[str, ConceptQuestion]:
+        """The questions by name."""
+        ...
 
 
 @dataclass(frozen=True)
-class PaintedImage:
+class PaintedImage(ConceptSample):
     """An image that the model paints while the concepts watch.
 
     Attributes:
@@ -64,6 +63,9 @@ class PaintedImage:
     seed: int
     asked: Mapping[str, ConceptQuestion]
 
+    def description(self) -> str:
+        return self.prompt
+
     def questions(self) -> Mapping[str, ConceptQuestion]:
         return self.asked
 
@@ -71,6 +73,8 @@ class PaintedImage:
 @dataclass(frozen=True)
 class ConceptLogits:
     """Logits of concepts at the patches of an image, in several layers: what concept methods explain.
+
+    The targets are all concepts at all patches. It is a :class:`metagame.contracts.BoundInput`.
 
     Attributes:
         players: names of the players.
@@ -86,19 +90,29 @@ class ConceptLogits:
     background_logits: Float[Tensor, "L m P"]
     picture: UInt8[np.ndarray, "H W 3"] | None = None
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.players + self.background
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = grid_side(self.player_logits.shape[-1])
+        return side, side
+
 
 def load_t5_tokenizer(checkpoint: str, revision: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer that a FLUX pipeline reads concepts with.
 
     Raises:
-        GameError: the checkpoint is absent or is no such pipeline.
+        UserError: the checkpoint is absent or is no such pipeline.
     """
     folder = checkpoint
     if not Path(checkpoint).is_dir():
         folder = load_pretrained(snapshot_download, checkpoint, revision, allow_patterns="tokenizer_2/*")
     if not (Path(folder) / "tokenizer_2").is_dir():
-        raise GameError(f"checkpoint {checkpoint!r} has no folder tokenizer_2: give that of a FLUX pipeline.")
-    return load_pretrained(T5TokenizerFast.from_pretrained, str(Path(folder) / "tokenizer_2"), None)
+        raise UserError(f"checkpoint {checkpoint!r} has no folder tokenizer_2: give that of a FLUX pipeline.")
+    with without_conversion_note():
+        return load_pretrained(T5TokenizerFast.from_pretrained, str(Path(folder) / "tokenizer_2"), None)
 
 
 def concept_pieces(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
@@ -110,13 +124,13 @@ def concept_token(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     """The one token of a concept's name.
 
     Raises:
-        GameError: it has several, or none that the tokenizer knows.
+        UserError: it has several, or none that the tokenizer knows.
     """
     pieces = concept_pieces(tokenizer, name)
     if not pieces or tokenizer.unk_token in pieces:
-        raise GameError(f"concept {name!r} is unknown to the T5 tokenizer: name it by another word.")
+        raise UserError(f"concept {name!r} is unknown to the T5 tokenizer: name it by another word.")
     if len(pieces) > 1:
-        raise GameError(
+        raise UserError(
             f"concept {name!r} is {len(pieces)} T5 tokens ({', '.join(pieces)}): name it by a word of one token."
         )
     return pieces[0]

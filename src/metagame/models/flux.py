@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,25 +23,18 @@ from transformers import BitsAndBytesConfig, CLIPTextModel, T5EncoderModel
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
 
-from metagame.games import GameError
+from metagame.contracts import Failure, Model, prepare_each
+from metagame.digests import folder_digest
+from metagame.errors import UserError
 from metagame.models.concept_stream import ConceptSet, concept_logits, watched_concepts
-from metagame.models.concepts import ConceptImage, ConceptLogits, ConceptQuestion, PaintedImage, concept_token
-from metagame.models.pretrained import check_dtype, folder_revision, load_pretrained, moved, settle_device
+from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, PaintedImage, concept_token
+from metagame.models.pretrained import check_dtype, load_pretrained, moved, settle_device, without_conversion_note
 
 PARTS = {
     "transformer": FluxTransformer2DModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
     "text_encoder_2": T5EncoderModel,
 }  # fmt: skip
 MEMORY_ADVICE = "set model.offload=true, or model.text_encoder_bits=8"
-
-
-@runtime_checkable
-class ConceptSample(Protocol):
-    """What a FLUX model is asked: a :class:`ConceptImage` or a :class:`PaintedImage`."""
-
-    id: str
-
-    def questions(self) -> Mapping[str, ConceptQuestion]: ...
 
 
 @dataclass(frozen=True)
@@ -72,24 +65,24 @@ class Denoising:
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.n_steps < 1:
-            raise GameError(f"model.denoising.side={self.side}, n_steps={self.n_steps}: give positive numbers.")
+            raise UserError(f"model.denoising.side={self.side}, n_steps={self.n_steps}: give positive numbers.")
         if not 0 <= self.step < self.n_steps:
-            raise GameError(f"model.denoising.step={self.step}: give one of 0 to {self.n_steps - 1}.")
+            raise UserError(f"model.denoising.step={self.step}: give one of 0 to {self.n_steps - 1}.")
         if self.resample.upper() not in Image.Resampling.__members__:
             names = ", ".join(name.lower() for name in Image.Resampling.__members__)
-            raise GameError(f"model.denoising.resample={self.resample!r}: give one of {names}.")
+            raise UserError(f"model.denoising.resample={self.resample!r}: give one of {names}.")
 
     @property
     def noise_share(self) -> float:
         return 1 - self.step / self.n_steps
 
-    def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 side side"]:
+    def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 {self.side} {self.side}"]:
         """The stretched image, from -1 to 1."""
         stretched = image.convert("RGB").resize((self.side, self.side), Image.Resampling[self.resample.upper()])
         return torch.from_numpy(np.array(stretched)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-class Flux:
+class Flux(Model[ConceptSample, ConceptLogits]):
     """A pipeline of transformer, autoencoder and text encoders; only double-stream blocks are computed, once a prompt.
 
     Args:
@@ -101,15 +94,16 @@ class Flux:
     """
 
     sample_type = ConceptSample
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"device", "offload"})
 
     def __init__(
         self, pipeline: FluxPipeline, revision: str, device: str, denoising: Denoising, text_length: int
     ) -> None:
         multiple = 2 * pipeline.vae_scale_factor
         if denoising.side % multiple:
-            raise GameError(f"model.denoising.side={denoising.side}: give a multiple of {multiple} pixels.")
+            raise UserError(f"model.denoising.side={denoising.side}: give a multiple of {multiple} pixels.")
         if pipeline.transformer.config.guidance_embeds and denoising.guidance is None:
-            raise GameError("this model takes a guidance: set model.denoising.guidance, such as 3.5.")
+            raise UserError("this model takes a guidance: set model.denoising.guidance, such as 3.5.")
         self.pipeline = pipeline
         self.revision = revision
         self.device = device
@@ -143,17 +137,17 @@ class Flux:
             text_encoder_bits: 8 or 4, to hold the T5 encoder quantized, by bitsandbytes.
 
         Raises:
-            GameError: the pipeline is absent, gated or broken, or does not fit the device.
+            UserError: the pipeline is absent, gated or broken, or does not fit the device.
         """
         check_dtype(dtype)
         device = settle_device(device)
         if offload and torch.device(device).type == "cpu":
-            raise GameError("model.offload=true is for a GPU: leave it out on the CPU.")
+            raise UserError("model.offload=true is for a GPU: leave it out on the CPU.")
         folder = checkpoint
         if not Path(checkpoint).is_dir():
             folder = str(load_pretrained(FluxPipeline.download, checkpoint, revision))
         settings: dict[str, Any] = {"torch_dtype": getattr(torch, dtype)}
-        with _without_progress_bars():
+        with _without_progress_bars(), without_conversion_note():
             for name, part in PARTS.items():
                 bits = text_encoder_bits if name == "text_encoder_2" else None
                 settings[name] = _load_part(part, folder, name, settings["torch_dtype"], bits)
@@ -165,13 +159,16 @@ class Flux:
             pipeline = moved(pipeline, device, checkpoint, MEMORY_ADVICE)
         return cls(pipeline, _revision(Path(folder)), device, denoising, text_length)
 
+    def prepare(self, samples: Sequence[ConceptSample]) -> list[Mapping[str, ConceptLogits] | Failure]:
+        return prepare_each(self.bind, samples)
+
     @torch.no_grad()
-    def prepare(self, sample: ConceptImage | PaintedImage) -> dict[str, ConceptLogits]:
+    def bind(self, sample: ConceptSample) -> dict[str, ConceptLogits]:
         """Logits for each question about the sample: one forward pass for each prompt, whatever the concepts.
 
         Raises:
-            GameError: a concept is not one token, or is asked as player and background; the device's memory does not
-                suffice.
+            UserError: a concept is not one token, or is asked as player and background; the sample has no image and is
+                none to paint; the device's memory does not suffice.
         """
         questions = dict(sample.questions())
         for question in questions.values():
@@ -181,17 +178,20 @@ class Flux:
         try:
             if isinstance(sample, PaintedImage):
                 return self._paint(sample, questions)
-            return self._ask(sample, questions)
+            image = sample.image()
+            if image is None:
+                raise UserError(f"sample {sample.id} has no image: give one, or a prompt to paint.")
+            return self._ask(image, questions)
         except torch.OutOfMemoryError as error:
-            raise GameError(f"the model does not fit the memory of {self.device}: {MEMORY_ADVICE}.") from error
+            raise UserError(f"the model does not fit the memory of {self.device}: {MEMORY_ADVICE}.") from error
 
-    def _ask(self, sample: ConceptImage, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
+    def _ask(self, image: Image.Image, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
         groups = [dict(group) for _, group in groupby(sorted(questions.items(), key=_prompt), key=_prompt)]
         plans = [ConceptPlan.of(group) for group in groups]
         # all texts first: an offloaded text encoder would come beside the transformer
         sets = [plan.sets(self.concept) for plan in plans]
         prompts = [self.prompt(next(iter(group.values())).prompt) for group in groups]
-        latents = self.noisy_latents(sample.image())
+        latents = self.noisy_latents(image)
         answers = {}
         for group, plan, concepts, prompt in zip(groups, plans, sets, prompts, strict=True):
             logits = concept_logits(self.pipeline.transformer, self.inputs(latents, prompt), concepts, plan.n_layers)
@@ -247,7 +247,7 @@ class Flux:
         """The encoding of a concept's token.
 
         Raises:
-            GameError: the concept is not one token.
+            UserError: the concept is not one token.
         """
         concept_token(self.pipeline.tokenizer_2, name)
         return self._encode(name)[:, 0]
@@ -295,7 +295,7 @@ class ConceptPlan:
     def answers(
         self,
         questions: Mapping[str, ConceptQuestion],
-        logits: Sequence[Float[Tensor, "L n P"]],
+        logits: Sequence[Float[Tensor, "L _ P"]],
         picture: np.ndarray | None = None,
     ) -> dict[str, ConceptLogits]:
         """What :func:`concept_logits` found for the sets, as each question asks it."""
@@ -324,20 +324,20 @@ def _prompt(item: tuple[str, ConceptQuestion]) -> str:
 
 def _check(question: ConceptQuestion, n_blocks: int) -> None:
     if not 1 <= question.n_layers <= n_blocks:
-        raise GameError(f"benchmark.n_layers={question.n_layers}: the model has {n_blocks} double-stream blocks.")
+        raise UserError(f"benchmark.n_layers={question.n_layers}: the model has {n_blocks} double-stream blocks.")
     names = _names(question)
     if not question.players:
-        raise GameError("a question has no players: give at least one concept.")
+        raise UserError("a question has no players: give at least one concept.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise GameError(f"concept {twice[0]!r} is given twice: a concept is one player, or background.")
+        raise UserError(f"concept {twice[0]!r} is given twice: a concept is one player, or background.")
 
 
 def _load_part(part: type[Any], folder: str, name: str, dtype: torch.dtype, bits: int | None) -> Any:
     """A part of the pipeline, all of whose weights are in its file; in 8 or 4 ``bits`` where they are given.
 
     Raises:
-        GameError: the part is absent, broken or lacks a weight; ``bits`` is neither, or bitsandbytes is not installed.
+        UserError: the part is absent, broken or lacks a weight; ``bits`` is neither, or bitsandbytes is not installed.
     """
     dtype_name = "torch_dtype" if issubclass(part, ModelMixin) else "dtype"
     settings: dict[str, Any] = {"subfolder": name, dtype_name: dtype, "output_loading_info": True}
@@ -346,7 +346,7 @@ def _load_part(part: type[Any], folder: str, name: str, dtype: torch.dtype, bits
     net, found = load_pretrained(part.from_pretrained, folder, None, **settings)
     lacking = sorted(found["missing_keys"])
     if lacking:
-        raise GameError(
+        raise UserError(
             f"{name} of model.checkpoint={folder!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
             " save it again."
         )
@@ -355,16 +355,16 @@ def _load_part(part: type[Any], folder: str, name: str, dtype: torch.dtype, bits
 
 def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     if bits not in (4, 8):
-        raise GameError(f"model.text_encoder_bits={bits}: give 8, 4 or null.")
+        raise UserError(f"model.text_encoder_bits={bits}: give 8, 4 or null.")
     if not is_bitsandbytes_available():
-        raise GameError(
+        raise UserError(
             f"model.text_encoder_bits={bits} needs bitsandbytes: install it with 'pip install bitsandbytes'."
         )
     return BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=dtype)
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def _without_progress_bars() -> Generator[None]:
     """Within: diffusers and transformers show none of their own."""
     loggings = (diffusers_logging, transformers_logging)
     shown = [logging for logging in loggings if logging.is_progress_bar_enabled()]
@@ -381,6 +381,4 @@ def _revision(folder: Path) -> str:
     """The commit that a folder of the hub's cache is named by; of another folder a hash of its files."""
     if re.fullmatch(r"[0-9a-f]{40}", folder.name):
         return folder.name
-    return folder_revision(
-        folder, ("**/*.safetensors", "**/*.bin", "*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model")
-    )
+    return folder_digest(folder)

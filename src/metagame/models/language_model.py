@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from metagame.games import GameError
+from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
+from metagame.errors import UserError
 from metagame.models.masked import MaskedModel
 from metagame.models.pretrained import find_class, load_model, load_pretrained, model_revision
 from metagame.models.prompt_tokens import PromptTokens, absent_token_id, require_template, tokenize_prompt
@@ -44,11 +45,18 @@ COALITIONS = 256
 
 
 @runtime_checkable
-class Prompt(Protocol):
+class Prompt(Sample, Protocol):
     """A sample with a text to be answered."""
 
-    id: str
     text: str
+    if TYPE_CHECKING:  # read-only, as :attr:`metagame.contracts.Sample.id`
+
+        @property
+        def text(self) -> str:
+            return ""
+
+    def description(self) -> str | None:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,13 @@ class AnsweredPrompt(MaskedModel):
     """A prompt and its answer: f_S is the mean logit of the answer's tokens, given those of the prompt in S.
 
     Attributes:
-        tokens: the players' pieces of the text.
         answer: the generated text.
     """
 
-    tokens: tuple[str, ...] = ()
     answer: str = ""
 
 
-class LanguageModel:
+class LanguageModel(Model[Prompt, AnsweredPrompt]):
     """A causal language model, explained through its input embeddings.
 
     The answer is generated greedily from the whole prompt. f_S is the mean over its tokens of their logits when they
@@ -85,10 +91,11 @@ class LanguageModel:
         absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
 
     Raises:
-        GameError: the tokenizer has no token for absent ones, or the head is more than a matrix.
+        UserError: the tokenizer has no token for absent ones, or the head is more than a matrix.
     """
 
     sample_type = Prompt
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"device", "tokens_per_batch"})
 
     def __init__(
         self,
@@ -104,13 +111,15 @@ class LanguageModel:
     ) -> None:
         _check_settings(tokenizer, chat, template_settings, max_new_tokens, tokens_per_batch, absent_token)
         self.net = text_part(net).eval().requires_grad_(False)
+        # configs of other architectures than Gemma do not declare it
         if getattr(self.net.config, "final_logit_softcapping", None) is not None:
-            raise GameError(
+            raise UserError(
                 "this model caps its logits (final_logit_softcapping), which no attribution here knows of: choose a"
                 " model whose config has none, such as Gemma 3."
             )
         self.tokenizer = tokenizer
         self.revision = revision
+        self.device = str(self.net.device)
         self.chat = chat
         self.template_settings = template_settings
         self.max_new_tokens = max_new_tokens
@@ -125,7 +134,12 @@ class LanguageModel:
         device: str | None = None,
         dtype: str = "float32",
         attention: str | None = None,
-        **settings: Any,
+        *,
+        chat: bool,
+        template_settings: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 100,
+        tokens_per_batch: int = 8192,
+        absent_token: str | None = None,
     ) -> Self:
         """From a folder, or an id on the Hugging Face hub.
 
@@ -135,36 +149,48 @@ class LanguageModel:
             device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
             dtype: of weights and activations, such as ``bfloat16``; attributions are summed in float32.
             attention: the implementation that transformers is to use; None: its own choice.
-            settings: see the class.
+            chat: this and what follows as for the class.
+            template_settings: likewise.
+            max_new_tokens: likewise.
+            tokens_per_batch: likewise.
+            absent_token: likewise.
 
         Raises:
-            GameError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
+            UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
         """
         # the weights take minutes: whatever else is off is told before them
         find_class(CLASSES, checkpoint, revision)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision)
-        _check_settings(tokenizer, **settings)
+        _check_settings(tokenizer, chat, template_settings, max_new_tokens, tokens_per_batch, absent_token)
         net = load_model(CLASSES, checkpoint, revision, device, attention, dtype)
-        return cls(net, tokenizer, model_revision(net, checkpoint), **settings)
+        return cls(
+            net,
+            tokenizer,
+            model_revision(net, checkpoint),
+            chat=chat,
+            template_settings=template_settings,
+            max_new_tokens=max_new_tokens,
+            tokens_per_batch=tokens_per_batch,
+            absent_token=absent_token,
+        )
 
-    @property
-    def device(self) -> str:
-        return str(self.net.device)
+    def prepare(self, samples: Sequence[Prompt]) -> list[Mapping[str, AnsweredPrompt] | Failure]:
+        return prepare_each(self.bind, samples)
 
-    def prepare(self, sample: Prompt) -> AnsweredPrompt:
+    def bind(self, sample: Prompt) -> dict[str, AnsweredPrompt]:
         """The prompt with the model's answer to it.
 
         Raises:
-            GameError: the prompt has fewer than two players or is too long, or the answer is empty.
+            UserError: the prompt has fewer than two players or is too long, or the answer is empty.
         """
         prompt = self.tokenize(sample.text)
         answer = self.generate(prompt)
         if not answer:
-            raise GameError(
+            raise UserError(
                 f"the model's answer to {sample.text!r} is empty, it ended at once: there is nothing to explain; ask"
                 " differently, or check model.chat."
             )
-        return self.explicand(prompt, answer)
+        return {WHOLE: self.bind_answer(prompt, answer)}
 
     def tokenize(self, text: str) -> PromptTokens:
         """The tokens of a prompt, and which of them play."""
@@ -175,7 +201,7 @@ class LanguageModel:
         """The tokens of the greedy answer, without the one that ends it."""
         context = self.net.config.max_position_embeddings
         if len(prompt.ids) + self.max_new_tokens > context:
-            raise GameError(
+            raise UserError(
                 f"the prompt's {len(prompt.ids)} tokens and an answer of {self.max_new_tokens} are more than the"
                 f" model's context of {context}: shorten the prompt or lower model.max_new_tokens."
             )
@@ -192,7 +218,7 @@ class LanguageModel:
         try:
             found = self.net.generate(ids, attention_mask=torch.ones_like(ids))
         except torch.OutOfMemoryError as error:
-            raise GameError(
+            raise UserError(
                 f"an answer of {self.max_new_tokens} tokens is too much for the device's memory: lower"
                 " model.max_new_tokens, or choose a smaller model."
             ) from error
@@ -201,7 +227,7 @@ class LanguageModel:
         answer = found[0, len(prompt.ids) :].tolist()
         return tuple(answer[:-1] if answer[-1] in ends else answer)
 
-    def explicand(self, prompt: PromptTokens, answer: tuple[int, ...]) -> AnsweredPrompt:
+    def bind_answer(self, prompt: PromptTokens, answer: tuple[int, ...]) -> AnsweredPrompt:
         """The prompt as a masked model over the input embeddings of its players, ``(n, d)``, in float32 or better."""
         precise = torch.promote_types(self.net.dtype, torch.float32)
         ids = torch.tensor([*prompt.ids, *answer[:-1]], device=self.device)
@@ -226,26 +252,26 @@ class LanguageModel:
             self.net,
             in_batches=partial(self.batches.map, length=len(ids)),
             batch_size=COALITIONS,
-            tokens=prompt.labels,
-            answer=self.tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            names=prompt.labels,
+            answer=self.tokenizer.decode(list(answer), skip_special_tokens=True).strip(),
         )
 
 
 def _check_settings(
     tokenizer: PreTrainedTokenizerBase,
     chat: bool,
-    template_settings: Mapping[str, Any] | None = None,
-    max_new_tokens: int = 1,
-    tokens_per_batch: int = 1,
-    absent_token: str | None = None,
+    template_settings: Mapping[str, Any] | None,
+    max_new_tokens: int,
+    tokens_per_batch: int,
+    absent_token: str | None,
 ) -> None:
-    """Raise GameError where a setting is off, or does not fit the tokenizer."""
+    """Raise UserError where a setting is off, or does not fit the tokenizer."""
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise GameError(f"model.max_new_tokens={max_new_tokens!r}: give a positive whole number of tokens.")
+        raise UserError(f"model.max_new_tokens={max_new_tokens!r}: give a positive whole number of tokens.")
     if not isinstance(chat, bool):
-        raise GameError(f"model.chat={chat!r}: give true or false.")
+        raise UserError(f"model.chat={chat!r}: give true or false.")
     if template_settings is not None and not isinstance(template_settings, Mapping):
-        raise GameError(f"model.template_settings={template_settings!r}: give a mapping, such as {{key: value}}.")
+        raise UserError(f"model.template_settings={template_settings!r}: give a mapping, such as {{key: value}}.")
     TokenBatches(tokens_per_batch)
     absent_token_id(tokenizer, absent_token)
     if chat:

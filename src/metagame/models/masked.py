@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from metagame.games import AttributionGame, GameError
+from metagame.contracts import BoundInput
+from metagame.errors import UserError
+from metagame.games import AttributionGame
 
 
 @dataclass(frozen=True)
-class MaskedModel:
+class MaskedModel(BoundInput):
     """A predictor f at one input x whose n features are present, or replaced by a baseline (f_S, paper Sec. 2).
 
     A plain function of n numbers is the case d = 1; a feature may be a vector, such as a token's embedding.
@@ -26,6 +28,11 @@ class MaskedModel:
         module: the torch module inside f, for methods that reach into it.
         in_batches: applies a function of rows to all rows, as many at a time as memory allows; at once when None.
         batch_size: the most inputs that are kept at once, of as many coalitions; all of them when None.
+        names: of the features; x1, x2, ... when empty.
+        context: names of what the model adds behind the features, such as an end token.
+
+    Raises:
+        UserError: shapes do not fit each other, or there are not as many names as features.
     """
 
     f: Callable[[Float[Tensor, "k n d"]], Float[Tensor, " k"]]
@@ -34,11 +41,15 @@ class MaskedModel:
     module: nn.Module | None = None
     in_batches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
     batch_size: int | None = None
+    names: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.x.shape != self.baseline.shape:
             shapes = f"x {tuple(self.x.shape)}, baseline {tuple(self.baseline.shape)}"
-            raise GameError(f"{shapes}: give both as (features, width); width 1 for plain numbers.")
+            raise UserError(f"{shapes}: give both as (features, width); width 1 for plain numbers.")
+        if self.names and len(self.names) != len(self.x):
+            raise UserError(f"names={self.names}: give one for each of the {len(self.x)} features, or none.")
 
     @classmethod
     def of_function(cls, f: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor | float = 0.0) -> MaskedModel:
@@ -48,10 +59,18 @@ class MaskedModel:
         return cls(lambda inputs: f(inputs[..., 0]), x[:, None], baseline[:, None])
 
     @property
+    def players(self) -> tuple[str, ...]:
+        return self.names or tuple(f"x{number}" for number in range(1, len(self.x) + 1))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.players
+
+    @property
     def n_players(self) -> int:
         return len(self.x)
 
-    def masked(self, coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, "k n d"]:
+    def masked(self, coalitions: Bool[np.ndarray | Tensor, "k n"]) -> Float[Tensor, "k n d"]:
         """The input of each coalition: x where present, else the baseline."""
         present = torch.as_tensor(coalitions, device=self.x.device)[..., None]
         return torch.where(present, self.x, self.baseline)
@@ -60,11 +79,11 @@ class MaskedModel:
         """The output of f for each row.
 
         Raises:
-            GameError: f does not return one number for each row.
+            UserError: f does not return one number for each row.
         """
         outputs = self.f(inputs)
         if outputs.shape != inputs.shape[:1]:
-            raise GameError(
+            raise UserError(
                 f"f returned shape {tuple(outputs.shape)} for {len(inputs)} inputs: return ({len(inputs)},), one number"
                 " each; of several outputs select one, such as f(x)[:, 0]."
             )
@@ -80,7 +99,7 @@ class MaskedModel:
             return torch.autograd.grad(self.outputs(inputs).sum(), inputs)[0]
 
     @torch.no_grad()
-    def values(self, coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, " k"]:
+    def values(self, coalitions: Bool[np.ndarray | Tensor, "k n"]) -> Float[Tensor, " k"]:
         """f_S of each coalition."""
         return self._batched(self.outputs, self.masked(coalitions))
 

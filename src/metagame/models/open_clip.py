@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from jaxtyping import Float
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.factory import parse_model_name
+from open_clip.pretrained import is_pretrained_cfg
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from metagame.games import GameError
+from metagame.digests import file_digest, folder_digest
+from metagame.errors import UserError
 from metagame.models.pretrained import PretrainedTokenizer, settle_device, without_retry_warnings
-from metagame.models.revision import file_revision
 from metagame.models.towers import ClassTokenTower, open_clip_block
 from metagame.models.vision_language import Text, Tokenizer, VisionLanguage, padded
 
@@ -30,12 +34,14 @@ class OpenCLIP(VisionLanguage):
         tokenizer, revision, batch_size: as for :class:`VisionLanguage`.
 
     Raises:
-        GameError: the image encoder has no [CLS] token that becomes the embedding.
+        UserError: the image encoder has no [CLS] token that becomes the embedding.
     """
+
+    net: open_clip.CLIP | open_clip.CustomTextCLIP
 
     def __init__(
         self,
-        net: nn.Module,
+        net: open_clip.CLIP | open_clip.CustomTextCLIP,
         transform: Callable[[Image.Image], Tensor],
         tokenizer: Tokenizer,
         revision: str,
@@ -45,7 +51,7 @@ class OpenCLIP(VisionLanguage):
         blocks = list(visual.transformer.resblocks) if isinstance(visual, VisionTransformer) else []
         pooled = bool(blocks) and visual.attn_pool is None and visual.pool_type == "tok"
         if not pooled or not all(type(block) is ResidualAttentionBlock for block in blocks):
-            raise GameError(
+            raise UserError(
                 f"the image encoder {type(visual).__name__} is no plain vision transformer with a [CLS] token: choose a"
                 " ViT CLIP, or model=siglip2_vitl16 for a SigLIP."
             )
@@ -68,10 +74,8 @@ class OpenCLIP(VisionLanguage):
         ``architecture`` may also be ``local-dir:PATH`` or ``hf-hub:ID``, without ``pretrained``.
 
         Raises:
-            GameError: open_clip does not know the names, or the weights cannot be loaded.
+            UserError: open_clip does not know the names, or the weights cannot be loaded.
         """
-        import open_clip
-
         try:
             with without_retry_warnings():
                 net, _, transform = open_clip.create_model_and_transforms(
@@ -80,7 +84,7 @@ class OpenCLIP(VisionLanguage):
                 words = open_clip.get_tokenizer(architecture)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-            raise GameError(
+            raise UserError(
                 f"model.architecture={architecture!r}, model.pretrained={pretrained!r} cannot be loaded ({reason}):"
                 " give names that open_clip.list_pretrained() lists, and fetch the weights where there is a network."
             ) from error
@@ -88,7 +92,7 @@ class OpenCLIP(VisionLanguage):
             net,
             transform,
             adapt_tokenizer(words, net.context_length),
-            _revision(architecture, pretrained),
+            _revision(architecture, pretrained, words),
             batch_size,
         )
 
@@ -112,15 +116,15 @@ class OpenCLIP(VisionLanguage):
             return self.net.encode_text(ids.to(self.device))
 
     @contextmanager
-    def _masked(self, attended: Tensor) -> Iterator[None]:
+    def _masked(self, attended: Tensor) -> Generator[None]:
         """Within: tokens that are not attended to are masked beside the causal mask."""
         if attended.all():
             yield
             return
-        owner = self.net if hasattr(self.net, "attn_mask") else self.net.text
-        before = getattr(owner, "attn_mask", None)
-        if before is None:
-            raise GameError(
+        owner = self.net if isinstance(self.net, open_clip.CLIP) else self.net.text
+        before = owner.attn_mask if isinstance(owner, open_clip.CLIP | TextTransformer) else None
+        if not isinstance(before, Tensor):
+            raise UserError(
                 "this text encoder has no causal mask to add to: its texts cannot be masked, as FIxLIP does."
             )
         try:
@@ -138,7 +142,7 @@ class SimpleTokenizer:
 
     pad_id = 0
 
-    def __init__(self, tokenizer: Any, context: int) -> None:
+    def __init__(self, tokenizer: open_clip.SimpleTokenizer, context: int) -> None:
         self.tokenizer = tokenizer
         self.context = context
         self.encode = cache(self._encode)
@@ -151,18 +155,33 @@ class SimpleTokenizer:
         return [(token, token in special, self.tokenizer.decode([token]).strip()) for token in self.encode(text)]
 
 
-def adapt_tokenizer(tokenizer: Any, context: int) -> Tokenizer:
+def adapt_tokenizer(tokenizer: open_clip.SimpleTokenizer | HFTokenizer, context: int) -> Tokenizer:
     """The view of a tokenizer of open_clip, its own or one of transformers."""
-    if hasattr(tokenizer, "sot_token_id"):
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
         return SimpleTokenizer(tokenizer, context)
     return PretrainedTokenizer(tokenizer.tokenizer, context, clean=tokenizer.clean_fn)
 
 
-def _revision(architecture: str, pretrained: str | None) -> str:
-    """A hash of the weights files where they are given as such, else the names of the weights."""
-    files = sorted(Path(architecture.removeprefix("local-dir:")).glob("*.safetensors"))
-    if pretrained is not None and Path(pretrained).is_file():
-        files = [Path(pretrained)]
-    if files:
-        return "-".join(map(file_revision, files))
-    return f"{architecture}/{pretrained}"
+def _revision(architecture: str, pretrained: str | None, tokenizer: open_clip.SimpleTokenizer | HFTokenizer) -> str:
+    """Hashes of the files that were loaded, the hub's commits of them, or open_clip's names and its version."""
+    schema, name = parse_model_name(architecture)
+    if schema == "local-dir":
+        return folder_digest(Path(name))
+    loaded: list[str | None]
+    if schema == "hf-hub":
+        loaded = [_commit(name, "open_clip_config.json")]
+    elif is_pretrained_cfg(name.replace("/", "-"), str(pretrained)):
+        loaded = [name, pretrained, open_clip.__version__]
+    else:
+        loaded = [name, file_digest(Path(str(pretrained)))]
+    if isinstance(tokenizer, HFTokenizer):  # of a repository of its own
+        source = tokenizer.tokenizer.name_or_path
+        is_folder = Path(source).is_dir()
+        loaded.append(folder_digest(Path(source)) if is_folder else _commit(source, "tokenizer_config.json"))
+    return "/".join(each for each in loaded if each is not None)
+
+
+def _commit(repository: str, file: str) -> str | None:
+    """The commit on the hub that a file in the cache is of; None where the repository has no such file."""
+    path = try_to_load_from_cache(repository, file)
+    return Path(path).parent.name if isinstance(path, str) else None

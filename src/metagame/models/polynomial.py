@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import sympy
 from sympy import Expr, Symbol
 
-from metagame.games import GameError
+from metagame.contracts import WHOLE, BoundInput, Failure, Model, Sample, prepare_each
+from metagame.errors import UserError
 
 LARGEST_POWER = 100
 
 
 @dataclass(frozen=True)
-class Polynomial:
-    """A sample of Table 1: a polynomial with zero baseline.
+class Polynomial(Sample, BoundInput):
+    """A sample of Table 1, and its own input: a polynomial with zero baseline.
 
     Attributes:
         id: the expanded polynomial as text.
@@ -34,13 +36,24 @@ class Polynomial:
         """Read numbers, names, ``+ - * / **`` and brackets; no code is run.
 
         Raises:
-            GameError: the text is no polynomial with at least one variable.
+            UserError: the text is no polynomial with at least one variable.
         """
         expression = sympy.expand(parse_expression(str(text)))
         features = tuple(sorted(expression.free_symbols, key=_natural_order))
         if not features:
-            raise GameError(f"benchmark.function={text!r} has no features: name them x1, x2, ...")
+            raise UserError(f"benchmark.function={text!r} has no features: name them x1, x2, ...")
         return cls(str(expression), expression, features)
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        return tuple(x.name for x in self.features)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.players
+
+    def keeps_arrays(self) -> bool:
+        return False  # attributions are expressions, and stand among the scores
 
     def terms(self) -> list[tuple[Expr, tuple[Symbol, ...]]]:
         """The monomials with their coefficients, each with the features in it."""
@@ -48,29 +61,29 @@ class Polynomial:
         return [(term, tuple(x for x in self.features if term.has(x))) for term in terms]
 
 
-class PolynomialModel:
+class PolynomialModel(Model[Polynomial, Polynomial]):
     """Adapter: a polynomial is its own model; features are set to zero when absent."""
 
     sample_type = Polynomial
     revision = "symbolic"
     device = "cpu"
 
-    def prepare(self, sample: Polynomial) -> Polynomial:
-        return sample
+    def prepare(self, samples: Sequence[Polynomial]) -> list[Mapping[str, Polynomial] | Failure]:
+        return prepare_each(lambda sample: {WHOLE: sample}, samples)
 
 
 def parse_expression(text: str) -> Expr:
     """The polynomial of ``text``, not expanded; every name in it is a feature, none a constant or a function.
 
     Raises:
-        GameError: the text is no polynomial.
+        UserError: the text is no polynomial.
     """
     mend = "use numbers, names such as x1, + - * and ** with whole powers, for example '(x1+x2)**2*x3'"
     try:
         return _convert(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if type(error) is ValueError else "it cannot be read"
-        raise GameError(f"benchmark.function={text!r} is no polynomial ({reason}): {mend}.") from error
+        raise UserError(f"benchmark.function={text!r} is no polynomial ({reason}): {mend}.") from error
 
 
 def _convert(node: ast.expr) -> Expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from metagame.games import GameError
-from metagame.models.revision import file_revision
-from metagame.records import digest
+from metagame.digests import folder_digest
+from metagame.errors import UserError
 
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -27,7 +26,7 @@ def load_pretrained(load: Callable[..., Any], checkpoint: str, revision: str | N
     Honours ``HF_HOME``, ``HF_HUB_OFFLINE`` and a login, as Hugging Face's libraries do.
 
     Raises:
-        GameError: the checkpoint is absent, cannot be reached, is gated or is broken.
+        UserError: the checkpoint is absent, cannot be reached, is gated or is broken.
     """
     try:
         if Path(checkpoint).is_dir():
@@ -35,11 +34,11 @@ def load_pretrained(load: Callable[..., Any], checkpoint: str, revision: str | N
         with without_retry_warnings():
             return load(checkpoint, revision=revision, **settings)
     except Exception as error:
-        raise GameError(_why(checkpoint, revision, error)) from error
+        raise UserError(_why(checkpoint, revision, error)) from error
 
 
 @contextmanager
-def without_retry_warnings() -> Iterator[None]:
+def without_retry_warnings() -> Generator[None]:
     """Within: the hub's clients do not tell of each attempt to connect; the last one's failure is an exception."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "diffusers"))}
     for logger in loggers:
@@ -49,6 +48,24 @@ def without_retry_warnings() -> Iterator[None]:
     finally:
         for logger, before in loggers.items():
             logger.setLevel(before)
+
+
+T5_TOKENIZER = "transformers.models.t5.tokenization_t5_fast"
+
+
+@contextmanager
+def without_conversion_note() -> Generator[None]:
+    """Within: nothing is said of how transformers makes a fast T5 tokenizer of FLUX's files, which is all the same."""
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return "add_prefix_space" not in record.getMessage()
+
+    logger = logging.getLogger(T5_TOKENIZER)
+    logger.addFilter(is_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another)
 
 
 def explain_gate(checkpoint: str, error: Exception) -> str | None:
@@ -105,7 +122,7 @@ def load_model(
     """The model on ``device``; ``classes`` maps the architectures that are possible to model classes.
 
     Raises:
-        GameError: as :func:`load_pretrained`, the checkpoint is of another architecture, ``dtype`` is none of
+        UserError: as :func:`load_pretrained`, the checkpoint is of another architecture, ``dtype`` is none of
             :data:`DTYPES`, or the device's memory does not suffice.
     """
     check_dtype(dtype)
@@ -114,7 +131,7 @@ def load_model(
     net, found = load_pretrained(model_class.from_pretrained, checkpoint, revision, **settings)
     lacking = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if lacking:
-        raise GameError(
+        raise UserError(
             f"model.checkpoint={checkpoint!r} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch or"
             " save it again."
         )
@@ -125,22 +142,22 @@ def check_dtype(dtype: str) -> None:
     """Refuse a type of weights that is none of :data:`DTYPES`.
 
     Raises:
-        GameError: it is none of them.
+        UserError: it is none of them.
     """
     if dtype not in DTYPES:
-        raise GameError(f"model.dtype={dtype!r}: give one of {', '.join(DTYPES)}.")
+        raise UserError(f"model.dtype={dtype!r}: give one of {', '.join(DTYPES)}.")
 
 
 def moved(net: Any, device: str, checkpoint: str, advice: str = "choose a smaller model or a larger device") -> Any:
     """The model or pipeline on ``device``.
 
     Raises:
-        GameError: the device's memory does not suffice; says the ``advice``.
+        UserError: the device's memory does not suffice; says the ``advice``.
     """
     try:
         return net.to(device)
     except torch.OutOfMemoryError as error:
-        raise GameError(f"model.checkpoint={checkpoint!r} does not fit the memory of {device}: {advice}.") from error
+        raise UserError(f"model.checkpoint={checkpoint!r} does not fit the memory of {device}: {advice}.") from error
 
 
 def find_class(
@@ -149,11 +166,11 @@ def find_class(
     """The class of a checkpoint's architecture, from its config alone.
 
     Raises:
-        GameError: as :func:`load_pretrained`, or the checkpoint is of another architecture.
+        UserError: as :func:`load_pretrained`, or the checkpoint is of another architecture.
     """
     config: PretrainedConfig = load_pretrained(AutoConfig.from_pretrained, checkpoint, revision)
     if config.model_type not in classes:
-        raise GameError(
+        raise UserError(
             f"model.checkpoint={checkpoint!r} is of architecture {config.model_type!r}: this adapter is for"
             f" {_listed(classes)}; choose the model whose adapter fits."
         )
@@ -170,17 +187,17 @@ def settle_device(device: str | None) -> str:
 
 
 def model_revision(net: PreTrainedModel, checkpoint: str) -> str:
-    """The hub's commit; of a folder a hash of its files of weights and of its tokenizer."""
-    commit = getattr(net.config, "_commit_hash", None)
-    if commit is not None:
-        return commit
-    return folder_revision(Path(checkpoint), ("*.safetensors", "*.bin", "tokenizer*.json", "chat_template*"))
+    """The hub's commit; of a folder a hash of all its files.
 
-
-def folder_revision(folder: Path, patterns: Sequence[str]) -> str:
-    """A hash of the content of the files that fit a pattern; ``unknown`` where there is none."""
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    return digest([file_revision(path) for path in files])[:16] if files else "unknown"
+    Raises:
+        UserError: a file of the folder cannot be read, or the hub's commit is not known.
+    """
+    if Path(checkpoint).is_dir():
+        return folder_digest(Path(checkpoint))
+    commit = net.config._commit_hash
+    if commit is None:
+        raise UserError(f"the commit of model.checkpoint={checkpoint!r} on the hub is not known: give a folder.")
+    return commit
 
 
 class PretrainedTokenizer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def tokenize_prompt(
         template_settings: what the template is given beside the prompt.
 
     Raises:
-        GameError: the tokenizer is not fast, has no chat template, or fewer than two players are left.
+        UserError: the tokenizer is not fast, has no chat template, or fewer than two players are left.
     """
     if not tokenizer.is_fast:
-        raise GameError("the tokenizer cannot tell where its tokens stand: use a fast one (a tokenizer.json).")
+        raise UserError("the tokenizer cannot tell where its tokens stand: use a fast one (a tokenizer.json).")
     if chat:
         rendered, start, stop = _render(tokenizer, text, template_settings or {})
     else:
@@ -62,7 +62,7 @@ def tokenize_prompt(
         and (piece := tokenizer.decode([token], clean_up_tokenization_spaces=False).strip())
     ]
     if len(players) < 2:
-        raise GameError(
+        raise UserError(
             f"the prompt {text!r} has {len(players)} players, and a metagame needs two: give more words (those that the"
             " tokenizer does not know are none)."
         )
@@ -82,25 +82,25 @@ def absent_token_id(tokenizer: PreTrainedTokenizerBase, name: str | None = None)
     """The token that stands in for an absent one: the one named, or the tokenizer's mask, unk or pad token.
 
     Raises:
-        GameError: there is none.
+        UserError: there is none.
     """
     if name is not None:
         token = tokenizer.get_vocab().get(name)
         if token is None:
-            raise GameError(
+            raise UserError(
                 f"model.absent_token={name!r} is no token of the tokenizer: give one as it is spelled there."
             )
         return token
     for token in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id):
         if token is not None:
             return token
-    raise GameError("the tokenizer has no mask, unk or pad token for absent ones: name a token by model.absent_token.")
+    raise UserError("the tokenizer has no mask, unk or pad token for absent ones: name a token by model.absent_token.")
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise GameError where the tokenizer has no chat template."""
+    """Raise UserError where the tokenizer has no chat template."""
     if tokenizer.chat_template is None:
-        raise GameError(
+        raise UserError(
             "model.chat=true needs a tokenizer with a chat template; this one has none: set model.chat=false."
         )
 
@@ -109,16 +109,16 @@ def _render(tokenizer: PreTrainedTokenizerBase, text: str, settings: Mapping[str
     """The prompt in the chat template, and where in it the prompt starts and stops."""
     require_template(tokenizer)
 
-    fixed = {"tokenize": False, "add_generation_prompt": True}
+    fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
     if fixed.keys() & settings.keys():
-        raise GameError(f"model.template_settings cannot set {' or '.join(fixed)}, which are always the same.")
+        raise UserError(f"model.template_settings cannot set {' or '.join(fixed)}, which are always the same.")
 
     def render(content: str) -> str:
-        return tokenizer.apply_chat_template([{"role": "user", "content": content}], **fixed, **settings)
+        return str(tokenizer.apply_chat_template([{"role": "user", "content": content}], **fixed, **settings))
 
     one, other, rendered = render("0"), render("1"), render(text)
     if one == other:
-        raise GameError(
+        raise UserError(
             "the tokenizer's chat template does not show a prompt that is a plain text: set model.chat=false."
         )
     return rendered, _first_difference(one, other), len(rendered) - _first_difference(one[::-1], other[::-1])

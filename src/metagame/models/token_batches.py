@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +20,19 @@ class TokenBatches:
         budget: tokens of a batch, at least one sequence.
 
     Raises:
-        GameError: the budget is no positive whole number.
+        UserError: the budget is no positive whole number.
     """
 
     def __init__(self, budget: int) -> None:
         if not isinstance(budget, int) or budget < 1:
-            raise GameError(f"model.tokens_per_batch={budget!r}: give a positive whole number of tokens.")
+            raise UserError(f"model.tokens_per_batch={budget!r}: give a positive whole number of tokens.")
         self.budget = budget
 
     def map(self, function: Callable[[Tensor], Tensor], rows: Tensor, length: int) -> Tensor:
         """``function`` of all rows, batch by batch; a row stands for a sequence of ``length`` tokens.
 
         Raises:
-            GameError: the memory does not suffice for a single row.
+            UserError: the memory does not suffice for a single row.
         """
         parts: list[Tensor] = []
         start = 0
@@ -43,7 +43,7 @@ class TokenBatches:
                 parts.append(part)
                 start += size
             elif size == 1:
-                raise GameError(
+                raise UserError(
                     f"one sequence of {length} tokens is too much for the device's memory: lower model.max_new_tokens,"
                     " shorten the prompt, or choose a smaller model."
                 )

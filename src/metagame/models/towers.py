@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 Map = Callable[[Tensor], Tensor]
+ForeignModule = Any
+"""A part of a library's model; Any, since torch takes the parts of a module for ``Tensor | Module``."""
 
 
 def attend(
@@ -114,7 +117,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (normalize(a, dim=-1) * normalize(b, dim=-1)).sum(-1)
 
 
-def transformers_block(layer: nn.Module) -> Block:
+def transformers_block(layer: ForeignModule) -> Block:
     """A layer of CLIPModel, MetaClip2Model or SiglipModel, which name their parts alike."""
     attention = layer.self_attn
 
@@ -133,7 +136,7 @@ def transformers_block(layer: nn.Module) -> Block:
     )
 
 
-def open_clip_block(block: nn.Module) -> Block:
+def open_clip_block(block: ForeignModule) -> Block:
     """A ResidualAttentionBlock of open_clip; its layer scales are part of ``finish``."""
     queries, keys, values = packed_projections(block.attn)
 
@@ -161,7 +164,7 @@ def packed_projections(attention: nn.MultiheadAttention) -> tuple[Map, Map, Map]
     return projection(0), projection(1), projection(2)
 
 
-def siglip_head(head: nn.Module) -> PoolingHead:
+def siglip_head(head: ForeignModule) -> PoolingHead:
     """The pooling head of SiglipModel."""
     attention = head.attention
     queries, keys, values = packed_projections(attention)

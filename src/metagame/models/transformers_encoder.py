@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, CLIPModel, PreTrainedModel, SiglipModel
+from transformers.models.metaclip_2 import MetaClip2Model
 
 from metagame.models.pretrained import PretrainedTokenizer, load_model, load_pretrained, model_revision
 from metagame.models.towers import Tower
@@ -30,6 +31,7 @@ class TransformersEncoder(VisionLanguage):
         clean: what is done to a text before it is tokenized.
     """
 
+    net: CLIPModel | MetaClip2Model | SiglipModel
     classes: ClassVar[dict[str, type[PreTrainedModel]]]
     clean: ClassVar[Callable[[str], str]] = str
 
@@ -46,8 +48,8 @@ class TransformersEncoder(VisionLanguage):
 
     @staticmethod
     @abstractmethod
-    def view(net: PreTrainedModel) -> Tower:
-        """The image encoder, taken apart."""
+    def view(net: Any) -> Tower:
+        """The image encoder of a model of one of the ``classes``, taken apart."""
 
     @classmethod
     def load(
@@ -68,7 +70,7 @@ class TransformersEncoder(VisionLanguage):
             attention: the implementation that transformers is to use; None: its own choice.
 
         Raises:
-            GameError: the checkpoint cannot be loaded, or is of another architecture.
+            UserError: the checkpoint cannot be loaded, or is of another architecture.
         """
         net = load_model(cls.classes, checkpoint, revision, device, attention)
         processor = load_pretrained(AutoImageProcessor.from_pretrained, checkpoint, revision, use_fast=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from metagame.games import GameError
+from metagame import contracts
+from metagame.contracts import BoundInput, Failure, Model
+from metagame.errors import UserError
 from metagame.images import to_rgb
 from metagame.models.layers import ForwardPassEnds
 from metagame.models.towers import Tower
@@ -25,6 +27,8 @@ TEXT_BATCH = 16
 SEEDS = 64
 """The most texts whose maps are made at once: bounds the memory of their gradients."""
 
+Kept = TypeVar("Kept")
+
 
 @dataclass(frozen=True)
 class Text:
@@ -34,16 +38,21 @@ class Text:
     attended: tuple[bool, ...]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What turns a text into ids, with special tokens.
 
     ``encode`` gives ids; ``split`` the ids with, for each, whether it is a special token, and its piece of the text.
     """
 
-    context: int
-    pad_id: int
+    @property
+    def context(self) -> int: ...
 
-    def encode(self, text: str) -> tuple[int, ...]: ...
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def encode(self) -> Callable[[str], tuple[int, ...]]: ...
 
     def split(self, text: str) -> list[tuple[int, bool, str]]: ...
 
@@ -81,7 +90,7 @@ class WordPlayers(Players):
         pieces = self.tokenizer.split(" ".join(self.labels))
         counts = [sum(not special for _, special, _ in self.tokenizer.split(word)) for word in self.labels]
         if sum(counts) != sum(not special for _, special, _ in pieces):
-            raise GameError(f"the words of {' '.join(self.labels)!r} share tokens: masking needs words of their own.")
+            raise UserError(f"the words of {' '.join(self.labels)!r} share tokens: masking needs words of their own.")
         here = iter([flag for flag, count in zip(present, counts, strict=True) for _ in range(count)])
         return Text(tuple(i for i, _, _ in pieces), tuple(special or next(here) for _, special, _ in pieces))
 
@@ -93,7 +102,7 @@ class TokenPlayers(Players):
         self._pieces = tokenizer.split(caption)
         self.labels = tuple(piece for _, special, piece in self._pieces if not special)
         if not self.labels:
-            raise GameError(f"caption {caption!r} has no tokens: give at least one word.")
+            raise UserError(f"caption {caption!r} has no tokens: give at least one word.")
 
     def dropped(self, present: Sequence[bool]) -> Text:
         whole = self.masked(present)
@@ -107,33 +116,45 @@ class TokenPlayers(Players):
 
 
 @runtime_checkable
-class Sample(Protocol):
-    """An image, and texts about it, each a question of its own: ``players`` gives their pieces by name."""
-
-    id: str
+class Sample(contracts.Sample, Protocol):
+    """An image, and texts about it, each a question of its own."""
 
     def image(self) -> Image.Image: ...
 
-    def players(self, tokenizer: Tokenizer) -> dict[str, Players]: ...
+    def texts(self, tokenizer: Tokenizer) -> Mapping[str, Players]:
+        """The pieces of each text by its name."""
+        ...
 
 
 @dataclass(frozen=True)
-class ImageText:
+class ImageText(BoundInput):
     """An image and the players of a text, before a model; patches of the image are the targets.
 
     Attributes:
         model: the encoder.
         image: encoded when first needed, with its batch, and shared by all texts about it.
-        players: pieces of the text.
+        pieces: of the text, which play.
     """
 
     model: VisionLanguage
     image: EncodedImage
-    players: Players
+    pieces: Players
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        return self.pieces.labels
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return ("image",)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.model.grid(self.image.pixels)
 
     @property
     def n_players(self) -> int:
-        return len(self.players.labels)
+        return len(self.players)
 
     def maps(
         self, method: Hashable, coalitions: Bool[np.ndarray, "k n"], attribute: Callable[[Tensor], Tensor]
@@ -145,7 +166,7 @@ class ImageText:
             coalitions: of the players.
             attribute: unit embeddings of texts ``(k, E)`` -> maps ``(k, P)``; it is given those not yet known.
         """
-        texts = [self.players.dropped(row) for row in coalitions.tolist()]
+        texts = [self.pieces.dropped(row) for row in coalitions.tolist()]
         known = self.image.keep(("maps", method), dict)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         for start in range(0, len(unknown), SEEDS):
@@ -155,7 +176,7 @@ class ImageText:
 
     def masked_texts(self, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k E"]:
         """Unit embeddings of the text of each coalition: absent pieces are masked by attention."""
-        return self.model.embed([self.players.masked(row) for row in coalitions.tolist()])
+        return self.model.embed([self.pieces.masked(row) for row in coalitions.tolist()])
 
 
 @dataclass(frozen=True)
@@ -190,14 +211,22 @@ class EncodedImage:
         """What block ``layer`` is given of this image."""
         return self.batch.block_input(layer)[self.row : self.row + 1]
 
-    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """``make()``, once for all texts about this image."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
 
 
-class VisionLanguage(ABC):
+@dataclass(frozen=True)
+class _Opened:
+    """A sample's image as the model takes it, and the texts about it."""
+
+    pixels: Float[Tensor, "3 H W"]
+    texts: Mapping[str, Players]
+
+
+class VisionLanguage(Model[Sample, ImageText], ABC):
     """Adapter of a two-tower encoder: score = cosine of image and text embedding, logit = scale x score + bias.
 
     Args:
@@ -209,23 +238,21 @@ class VisionLanguage(ABC):
     """
 
     sample_type = Sample
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
 
     def __init__(self, net: nn.Module, tower: Tower, tokenizer: Tokenizer, revision: str, batch_size: int) -> None:
         if torch.finfo(next(net.parameters()).dtype).bits < 32:
-            raise GameError(
+            raise UserError(
                 "the weights are in half precision, too coarse for attributions: give the model in float32."
             )
         self.net = net.eval().requires_grad_(False)
+        self.device = str(next(net.parameters()).device)
         self.tower = tower
         self.tokenizer = tokenizer
         self.revision = revision
         self.batch_size = batch_size
         self.text_batch = TEXT_BATCH
         self._embeddings: dict[Text, Tensor] = {}
-
-    @property
-    def device(self) -> str:
-        return str(next(self.net.parameters()).device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,9 +268,14 @@ class VisionLanguage(ABC):
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
 
+    def grid(self, pixels: Float[Tensor, "3 H W"]) -> tuple[int, int]:
+        """Rows and columns of the patches that an image is cut into."""
+        return pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
+
     def n_patches(self, pixels: Float[Tensor, "3 H W"]) -> int:
         """How many patches an image is cut into."""
-        return (pixels.shape[-2] // self.patch_size) * (pixels.shape[-1] // self.patch_size)
+        rows, columns = self.grid(pixels)
+        return rows * columns
 
     @abstractmethod
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
@@ -261,48 +293,37 @@ class VisionLanguage(ABC):
         """To how many tokens a text is padded."""
         return self.tokenizer.context
 
-    def prepare(self, sample: Sample) -> dict[str, ImageText]:
-        """An explicand for each text about the sample's image.
-
-        Raises:
-            GameError: the image cannot be used, or a text is longer than the context.
-        """
-        (prepared,) = self.prepare_batch([sample])
-        if isinstance(prepared, Exception):
-            raise prepared
-        return prepared
-
-    def prepare_batch(self, samples: Sequence[Sample]) -> list[dict[str, ImageText] | Exception]:
-        """As :meth:`prepare`, images in one batch; for a sample that cannot be prepared, its error."""
-        prepared = [self._open(sample) for sample in samples]
-        usable = [parts for parts in prepared if not isinstance(parts, Exception)]
-        if not usable:
-            return prepared
-        batch = ImageBatch(self, torch.stack([pixels for pixels, _ in usable]).to(self.device, self.dtype))
-        rows = iter(range(len(usable)))
+    def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ImageText] | Failure]:
+        """An input for each text about each sample's image; the images go through the encoder in one batch."""
+        opened = [self._open(sample) for sample in samples]
+        pixels = [each.pixels for each in opened if isinstance(each, _Opened)]
+        if not pixels:
+            return [each for each in opened if isinstance(each, Failure)]
+        batch = ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype))
+        rows = iter(range(len(pixels)))
         return [
-            parts if isinstance(parts, Exception) else self._explicands(EncodedImage(batch, next(rows)), parts[1])
-            for parts in prepared
+            each if isinstance(each, Failure) else self._bind(EncodedImage(batch, next(rows)), each.texts)
+            for each in opened
         ]
 
-    def _open(self, sample: Sample) -> tuple[Tensor, dict[str, Players]] | Exception:
+    def _open(self, sample: Sample) -> _Opened | Failure:
         try:
-            players = sample.players(self.tokenizer)
-            for each in players.values():
+            texts = sample.texts(self.tokenizer)
+            for each in texts.values():
                 self._check_length(each.dropped([True] * len(each.labels)))
-            return self.process(to_rgb(sample.image(), sample.id)), players
+            return _Opened(self.process(to_rgb(sample.image(), sample.id)), texts)
         except Exception as error:
-            return error
+            return Failure(error)
 
-    def _explicands(self, image: EncodedImage, players: dict[str, Players]) -> dict[str, ImageText]:
-        return {name: ImageText(self, image, each) for name, each in players.items()}
+    def _bind(self, image: EncodedImage, texts: Mapping[str, Players]) -> dict[str, ImageText]:
+        return {name: ImageText(self, image, each) for name, each in texts.items()}
 
     @torch.no_grad()
     def block_input(self, pixels: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B T D"]:
         """What block ``layer`` of the image encoder is given; one forward pass, up to there.
 
         Raises:
-            GameError: the device's memory does not suffice.
+            UserError: the device's memory does not suffice.
         """
         seen = []
 
@@ -316,7 +337,7 @@ class VisionLanguage(ABC):
         except ForwardPassEnds:
             pass
         except torch.OutOfMemoryError as error:
-            raise GameError(
+            raise UserError(
                 f"{len(pixels)} images at once exceed the device's memory: lower model.batch_size."
             ) from error
         finally:
@@ -325,7 +346,7 @@ class VisionLanguage(ABC):
 
     def _check_length(self, text: Text) -> None:
         if len(text.ids) > self.tokenizer.context:
-            raise GameError(
+            raise UserError(
                 f"a text has {len(text.ids)} tokens with special ones, the encoder's context is"
                 f" {self.tokenizer.context}: shorten it."
             )
@@ -339,7 +360,7 @@ class VisionLanguage(ABC):
         """Unit embeddings; each distinct text is encoded once.
 
         Raises:
-            GameError: a text is longer than the encoder's context.
+            UserError: a text is longer than the encoder's context.
         """
         unknown = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
         for text in unknown:

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from metagame.records import Record
+from metagame.contracts import WHOLE, Explanation
+from metagame.report.groups import Group, by_setting, grouped, stacked
 from metagame.report.maps import DIVERGING
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
 PLAYERS = ("a", "op", "b")
 SIGNED, WEIGHTS = DIVERGING, "Greys"
+ATTENTION = "attention"
+"""The family of methods whose values are attention weights."""
 
 
 def addition_table(results: list[JobResult], scale: str) -> Table:
     """Rows are example x method; cells the first-order values phi_i and the second-order values j→i of the players."""
-    columns = [Column("example", "example", "text"), Column("method", "method", "text")]
+    several = len({result.model for result in results}) > 1
+    columns = [Column("example", "example", "text")]
+    columns += [Column("model", "model", "text")] if several else []
+    columns += [Column("method", "method", "text")]
     columns += [Column("output", "f(x)", "number"), Column("empty_output", "f(∅)", "number")]
     columns += [Column(f"phi_{player}", f"φ_{player}", "number") for player in PLAYERS]
     columns += [Column(f"{j}_to_{i}", f"{j}→{i}", "number") for i in PLAYERS for j in PLAYERS]
-    rows = []
-    for example in _examples(results):
-        for result in results:
-            row = {"example": example, "method": result.config.attribution.label}
-            for record in (record for record in result.done if record.sample == example):
-                row |= {key: _rounded(record.scores[key]) for key in ("output", "empty_output")}
-                row |= _cells(result.arrays(record))
-            rows.append(row)
+    examples = list(dict.fromkeys(example for result in results for example in result.sample_ids))
+    rows = [
+        {"example": example} | ({"model": result.model} if several else {}) | _row(result, example)
+        for example in examples
+        for result in results
+        if example in result.sample_ids
+    ]
     return Table(
         title=f"{results[0].config.name}: first-order and second-order attributions of the adder's sums",
         scale=scale,
         columns=columns,
         rows=rows,
         published=[{} for _ in rows],
-        n_samples=len(_examples(results)),
+        n_samples=len(examples),
         notes=[
             "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i;"
             " of a meta variant, the values j→i sum to its φ_i.",
@@ -51,10 +59,22 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
     )
 
 
-def _cells(arrays: dict[str, np.ndarray]) -> dict[str, float]:
-    cells = {f"phi_{player}": value for player, value in zip(PLAYERS, arrays.get("first_order", ()), strict=False)}
-    if "matrix" in arrays:
-        cells |= {f"{PLAYERS[j]}_to_{PLAYERS[i]}": arrays["matrix"][i, j] for i in range(3) for j in range(3)}
+def _row(result: JobResult, example: str) -> dict[str, str | float]:
+    row: dict[str, str | float] = {"method": result.label}
+    for record in result.done:
+        if record.sample == example:
+            row |= {key: _rounded(record.scores[key]) for key in ("output", "empty_output")}
+            row |= _cells(result.explanations(record)[WHOLE])
+    return row
+
+
+def _cells(explanation: Explanation) -> dict[str, float]:
+    cells = {}
+    if explanation.attribution is not None:
+        cells = {f"phi_{i}": value for i, value in zip(PLAYERS, explanation.attribution, strict=True)}
+    if explanation.meta is not None:
+        n = len(PLAYERS)  # attention weights have one more, of the token =
+        cells |= {f"{PLAYERS[j]}_to_{PLAYERS[i]}": explanation.meta.values[i, j] for i in range(n) for j in range(n)}
     return {key: _rounded(value) for key, value in cells.items()}
 
 
@@ -63,73 +83,99 @@ def _rounded(value: float) -> float:
     return round(float(value), 6) + 0.0
 
 
-def _examples(results: list[JobResult]) -> list[str]:
-    return list(dict.fromkeys(sample for result in results for sample in result.sample_ids))
-
-
 @dataclass(frozen=True)
 class Panel:
-    """One heat map: values ``(rows, columns)`` with what the rows and columns are called."""
+    """One heat map, with what its rows and columns are called.
 
-    values: np.ndarray
-    rows: list[str]
-    columns: list[str]
+    Attributes:
+        values: ``(rows, columns)``: one row of first-order values, or a row for each target.
+        rows, columns: names.
+    """
+
+    values: Float[np.ndarray, "r c"]
+    rows: Sequence[str]
+    columns: Sequence[str]
 
 
 def addition_figure(results: list[JobResult]) -> Figure:
     """A row of panels per method, a column per example; one colour scale per family of methods.
 
-    First-order panels have one row; second-order panels have a row per target i and a column per player j.
+    First-order panels have one row; second-order panels have a row per target i and a column per player j. Jobs of
+    several models, seeds or benchmarks have a part each.
     """
-    examples = _examples(results)
-    panels = [[_panel_of(result, example) for example in examples] for result in results]
-    heights = [max((len(panel.rows) for panel in row if panel is not None), default=1) for row in panels]
-    size = (2.6 + 2.5 * len(examples), 0.9 + sum(0.38 * height + 0.45 for height in heights))
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
-    grid = figure.subplots(len(results), len(examples), squeeze=False, height_ratios=[h + 0.6 for h in heights])
-    for family, rows in _families(results).items():
-        scale = _scale([panel for row in rows for panel in panels[row] if panel is not None])
-        for row in rows:
-            _draw_method(grid[row], results[row], panels[row], scale)
-        unit = "attention weight" if family == "attention" else "attribution (units of the sum)"
-        bar = figure.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02)
-        bar.set_label(unit, fontsize=8)
-        bar.ax.tick_params(labelsize=8)
-    for column, example in enumerate(examples):
-        grid[0, column].set_title(_heading(results, example), fontsize=10)
-    figure.supxlabel("columns: player j (attention: key); rows: target i (attention: query)", fontsize=8)
+    groups = by_setting(results)
+    panels = [[[_panel_of(each, name) for name in group.sample_ids] for each in group.results] for group in groups]
+    rows = [[_most_rows(row) for row in own] for own in panels]
+    heights = [0.9 + sum(0.38 * height + 0.45 for height in own) + 0.4 * (len(groups) > 1) for own in rows]
+    n_columns = max(len(group.sample_ids) for group in groups)
+    figure = Figure(
+        figsize=(2.6 + 2.5 * n_columns, sum(heights)), layout=ConstrainedLayoutEngine(hspace=0.02, wspace=0.02)
+    )
+    for part, group, own, n_rows in zip(stacked(figure, heights), groups, panels, rows, strict=True):
+        _draw_group(part, group, own, n_rows)
+        if len(groups) > 1:
+            part.suptitle(group.name, fontsize=11)
     return figure
 
 
+def _most_rows(panels: Sequence[Panel | None]) -> int:
+    return max((len(panel.rows) for panel in panels if panel is not None), default=1)
+
+
+def _draw_group(part: Figure | SubFigure, group: Group, panels: list[list[Panel | None]], n_rows: list[int]) -> None:
+    examples, results = group.sample_ids, group.results
+    grid = part.subplots(len(results), len(examples), squeeze=False, height_ratios=[n + 0.6 for n in n_rows])
+    for family, rows in _families(results).items():
+        scale = _scale(family, [panel for row in rows for panel in panels[row] if panel is not None])
+        for row in rows:
+            _draw_method(grid[row], results[row], panels[row], scale)
+        bar = part.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02)
+        bar.set_label("attention weight" if family == ATTENTION else "attribution (units of the sum)", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    for column, example in enumerate(examples):
+        grid[0, column].set_title(_heading(group, example), fontsize=10)
+    part.supxlabel("columns: player j (attention: key); rows: target i (attention: query)", fontsize=8)
+
+
 def teaser_figure(results: list[JobResult]) -> Figure:
-    """One example, a column per family: its first-order method above, that method's meta-attributions below."""
-    example = _examples(results)[0]
-    families = list(_families(results).values())
-    depth = max(map(len, families))
-    figure = Figure(figsize=(0.5 + 2.9 * len(families), 0.8 + 1.5 * depth), layout="constrained")
-    grid = figure.subplots(depth, len(families), squeeze=False, height_ratios=[1.4, *[3.3] * (depth - 1)])
+    """One example, a column per family: its first-order method above, that method's meta-attributions below.
+
+    Jobs of several models, seeds or benchmarks have a part each.
+    """
+    groups = by_setting(results)
+    families = [list(_families(group.results).values()) for group in groups]
+    depths = [max(map(len, own)) for own in families]
+    heights = [0.8 + 1.5 * depth for depth in depths]
+    figure = Figure(figsize=(0.5 + 2.9 * max(map(len, families)), sum(heights)), layout="constrained")
+    for part, group, own, depth in zip(stacked(figure, heights), groups, families, depths, strict=True):
+        _draw_teaser(part, group, own, depth)
+        title = _heading(group, group.sample_ids[0]).replace("\n", ",  ")
+        part.suptitle(f"{group.name}:  {title}" if len(groups) > 1 else title, fontsize=11)
+    return figure
+
+
+def _draw_teaser(part: Figure | SubFigure, group: Group, families: list[list[int]], depth: int) -> None:
+    example, results = group.sample_ids[0], group.results
+    grid = part.subplots(depth, len(families), squeeze=False, height_ratios=[1.4, *[3.3] * (depth - 1)])
     for column, rows in enumerate(families):
         panels = [_panel_of(results[row], example) for row in rows]
-        scale = _scale([panel for panel in panels if panel is not None])
+        scale = _scale(results[rows[0]].variant.family, [panel for panel in panels if panel is not None])
         for axes in grid[len(rows) :, column]:
             axes.set_axis_off()
         for axes, row, panel in zip(grid[:, column], rows, panels, strict=False):
             _draw_or_say_missing(axes, panel, scale)
-            axes.set_title(results[row].config.attribution.label, fontsize=10, fontweight="bold")
-        bar = figure.colorbar(scale, ax=list(grid[:, column]), location="bottom", shrink=0.8, pad=0.02)
+            axes.set_title(results[row].label, fontsize=10, fontweight="bold")
+        bar = part.colorbar(scale, ax=list(grid[:, column]), location="bottom", shrink=0.8, pad=0.02)
         bar.ax.tick_params(labelsize=7)
     grid[-1, 0].set_ylabel("target i", fontsize=9)
-    figure.suptitle(_heading(results, example).replace("\n", ",  "), fontsize=11)
-    figure.supxlabel(
+    part.supxlabel(
         "player j; entry (i, j): influence of j on the attribution of i; row i sums to φ of i at equal steps",
         fontsize=8,
     )
-    return figure
 
 
-def _heading(results: list[JobResult], example: str) -> str:
-    outputs = [r.scores["output"] for result in results for r in result.done if r.sample == example]
+def _heading(group: Group, example: str) -> str:
+    outputs = [r.scores["output"] for result in group.results for r in result.done if r.sample == example]
     return f"{example}\nf(x) = {_two_digits(outputs[0])}" if outputs else example
 
 
@@ -137,42 +183,40 @@ def _two_digits(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def _families(results: list[JobResult]) -> dict[str, list[int]]:
+def _families(results: Sequence[JobResult]) -> dict[str, list[int]]:
     """Rows of each family, in order."""
-    rows: dict[str, list[int]] = {}
-    for row, result in enumerate(results):
-        rows.setdefault(result.config.attribution.family, []).append(row)
-    return rows
+    return grouped(range(len(results)), lambda row: results[row].variant.family)
 
 
 def _panel_of(result: JobResult, example: str) -> Panel | None:
-    """The panel of an example, or None where it was not computed."""
+    """The panel of an example, or None where nothing was computed."""
     for record in result.done:
         if record.sample == example:
-            return _panel(result, record)
+            return _panel(result.explanations(record)[WHOLE])
     return None
 
 
-def _panel(result: JobResult, record: Record) -> Panel:
-    arrays = result.arrays(record)
-    tokens = [*record.scores["players"], "="]
-    if "matrix" in arrays:
-        rows, columns = arrays["matrix"].shape
-        return Panel(arrays["matrix"], tokens[:rows], tokens[:columns])
-    return Panel(arrays["first_order"][None, :], ["φ"], tokens[:-1])
+def _panel(explanation: Explanation) -> Panel | None:
+    if explanation.meta is not None:
+        return Panel(explanation.meta.values, explanation.targets, explanation.players)
+    if explanation.attribution is None:
+        return None
+    return Panel(explanation.attribution[None, :], ["φ"], explanation.targets)
 
 
-def _scale(panels: list[Panel]) -> ScalarMappable:
-    """Signed values: symmetric about 0 up to the largest in the family. Attention (rows sum to 1): from 0 to 1."""
-    if all((panel.values >= 0).all() and np.allclose(panel.values.sum(1), 1) for panel in panels):
-        return ScalarMappable(Normalize(0, 1), WEIGHTS)
+def _scale(family: str, panels: Sequence[Panel]) -> ScalarMappable:
+    """Signed values: symmetric about 0 up to the largest in the family. Attention weights: from 0 to 1."""
+    if family == ATTENTION:
+        lowest = min((panel.values.min() for panel in panels), default=0.0)
+        highest = max((panel.values.max() for panel in panels), default=1.0)
+        return ScalarMappable(Normalize(min(lowest, 0), max(highest, 1)), WEIGHTS)
     limit = max((np.abs(panel.values).max() for panel in panels), default=1.0) or 1.0
     return ScalarMappable(Normalize(-limit, limit), SIGNED)
 
 
 def _draw_method(axes_row: np.ndarray, result: JobResult, panels: list[Panel | None], scale: ScalarMappable) -> None:
     axes_row[0].annotate(
-        result.config.attribution.label, (0, 0.5), (-34, 0), "axes fraction", "offset points",
+        result.label, (0, 0.5), (-34, 0), "axes fraction", "offset points",
         ha="right", va="center", fontsize=9, fontweight="bold",
     )  # fmt: skip
     for axes, panel in zip(axes_row, panels, strict=True):
@@ -188,7 +232,8 @@ def _draw_or_say_missing(axes: Axes, panel: Panel | None, scale: ScalarMappable)
 
 
 def _draw(axes: Axes, panel: Panel, scale: ScalarMappable) -> None:
-    axes.imshow(panel.values, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    lowest, highest = scale.get_clim()
+    axes.imshow(panel.values, cmap=scale.cmap, vmin=lowest, vmax=highest, aspect="auto")
     axes.set_xticks(range(len(panel.columns)), _signs(panel.columns), fontsize=9)
     axes.set_yticks(range(len(panel.rows)), _signs(panel.rows), fontsize=9)
     axes.tick_params(length=0)
@@ -199,6 +244,6 @@ def _draw(axes: Axes, panel: Panel, scale: ScalarMappable) -> None:
         axes.text(column, row, _two_digits(value), ha="center", va="center", fontsize=8, color=color)
 
 
-def _signs(tokens: list[str]) -> list[str]:
+def _signs(tokens: Sequence[str]) -> list[str]:
     """Tokens with a minus that can be seen."""
     return [token.replace("-", "−") for token in tokens]

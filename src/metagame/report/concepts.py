@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,73 +16,129 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from metagame.benchmarks.concepts import ALL, OwnImage
-from metagame.jobs import build
-from metagame.report.maps import draw_map, heat_scale
+from metagame.contracts import Explanation
+from metagame.errors import UserError
+from metagame.jobs.build import build_part
+from metagame.report.groups import Group, by_setting, share_samples, stacked
+from metagame.report.maps import draw_map, heat_scale, on_grid
 from metagame.report.results import JobResult, failure_notes
-from metagame.report.segmentation import FIRST, META, METHODS
+from metagame.report.segmentation import FIRST, role
 from metagame.report.table import Column, Table
+
+Map = Float[np.ndarray, "rows columns"]
+
+
+@dataclass(frozen=True)
+class ConceptMaps:
+    """What one method says of a picture.
+
+    Attributes:
+        label: of the method.
+        asks_all: every question is shown of it, of other methods that of all players only.
+        explanations: by question.
+    """
+
+    label: str
+    asks_all: bool
+    explanations: dict[str, Explanation]
+
+    def map(self, question: str, concept: str) -> Map | None:
+        """The map of a concept, or None where it is no player."""
+        each = self.explanations[question]
+        if concept not in each.players:
+            return None
+        return on_grid(each, each.attribution)[each.targets.index(concept)]
+
+    @property
+    def is_directional(self) -> bool:
+        return self.explanations[ALL].meta is not None
+
+    def influence(self, target: str, player: str) -> Map:
+        """How the player moves the map of the target, where all players compete.
+
+        Raises:
+            UserError: the method does not say.
+        """
+        each = self.explanations[ALL]
+        meta = each.meta
+        if meta is None or meta.targets is None or meta.players is None:
+            raise UserError(f"{self.label} does not say how concepts move each other's maps: leave it out.")
+        return on_grid(each, meta.values)[meta.targets.index(target), ..., meta.players.index(player)]
 
 
 @dataclass(frozen=True)
 class ConceptPicture:
-    """What a job says of its picture.
+    """What the jobs of a group say of their picture.
 
     Attributes:
-        image: as the model painted it, or as it was given.
-        players: of each question.
-        maps: of each question and method that was asked, ``(n, P)``.
-        directional: of each question, ``(n targets, n players, P)``.
+        group: of the jobs.
+        sample: id of the picture.
+        methods: of those that are done.
     """
 
-    image: Image.Image
-    players: dict[str, list[str]]
-    maps: dict[tuple[str, str], Float[np.ndarray, "n P"]]
-    directional: dict[str, Float[np.ndarray, "n n P"]]
+    group: Group
+    sample: str
+    methods: list[ConceptMaps]
 
     @property
-    def shown(self) -> list[str]:
+    def players(self) -> dict[str, tuple[str, ...]]:
+        """Of each question."""
+        return {question: each.players for question, each in self.methods[0].explanations.items()}
+
+    @property
+    def shown(self) -> tuple[str, ...]:
         """The concepts of the last question before that of all players."""
-        return self.players[list(self.players)[-2]]
+        return list(self.players.values())[-2]
 
-    def columns(self) -> list[tuple[str, str]]:
-        """Question and method of each column of maps: all questions of ConceptAttention, then the other methods."""
-        methods = dict.fromkeys(method for _, method in self.maps)
-        first = [(question, FIRST) for question in self.players if (question, FIRST) in self.maps]
-        return first + [(ALL, method) for method in methods if method != FIRST]
+    def columns(self) -> list[tuple[ConceptMaps, str]]:
+        """Method and question of each column of maps: all questions of ConceptAttention, then the other methods."""
+        first = [(method, question) for method in self.methods if method.asks_all for question in self.players]
+        return first + [(method, ALL) for method in self.methods if not method.asks_all]
 
-    def map(self, question: str, method: str, concept: str) -> Float[np.ndarray, " P"] | None:
-        """The map of a concept, or None where it is no player."""
-        players = self.players[question]
-        return self.maps[question, method][players.index(concept)] if concept in players else None
+    def title(self, method: ConceptMaps, question: str, between: str) -> str:
+        """What a column is called: the method, and who competes."""
+        return f"{method.label}{between}{f'all {len(self.players[ALL])}' if question == ALL else question}"
 
-    def influence(self, target: str, player: str) -> Float[np.ndarray, " P"]:
-        """How the player moves the map of the target, where all players compete."""
-        players = self.players[ALL]
-        return self.directional[ALL][players.index(target), players.index(player)]
+    def directional(self) -> list[tuple[str, ConceptMaps]]:
+        """The methods that say how concepts move each other's maps, and what tells them apart."""
+        found = [method for method in self.methods if method.is_directional]
+        return [(f", {method.label}" if len(found) > 1 else "", method) for method in found]
+
+    def image(self) -> Image.Image:
+        """As the model painted it, or as it was given and the model saw it: a square."""
+        for result in self.group.results:
+            for record in (record for record in result.done if record.sample == self.sample):
+                pictures = result.pictures(record)
+                if ALL in pictures:
+                    return Image.fromarray(pictures[ALL])
+        config = self.group.results[0].config
+        own: OwnImage = build_part(config.benchmark).samples()[0]
+        side = min(512, config.model.denoising.side)
+        return own.image().resize((side, side))
 
 
 def concepts_table(results: list[JobResult], scale: str) -> Table:
     """A row for each concept that is shown and column of maps; then one for each directed pair of them."""
-    done = [result for result in results if result.done]
-    several = len(done) > 1
+    pictures = _pictures(results)
+    several = len(pictures) > 1
+    settings = several and share_samples([picture.group for picture in pictures])
     rows = []
-    for result in done:
-        picture = _picture(result)
-        job = {"model": result.config.model.label, "picture": result.done[0].sample}
-        for question, method in picture.columns():
-            for concept in picture.shown:
-                values = picture.map(question, method, concept)
-                if values is not None:
-                    kind = f"{METHODS.get(method, method)}, {_rivals(picture, question)}"
-                    rows.append(job | _row(kind, concept, values))
-        if ALL in picture.directional:
-            pairs = product(picture.shown, repeat=2)
-            rows += [job | _row("directional", f"{j} → {i}", picture.influence(i, j)) for i, j in pairs]
+    for picture in pictures:
+        about = {"model": picture.group.model, "picture": picture.sample}
+        about |= {"setting": picture.group.difference} if settings else {}
+        for (method, question), concept in product(picture.columns(), picture.shown):
+            values = method.map(question, concept)
+            if values is not None:
+                rows.append(about | _row(picture.title(method, question, ", "), concept, values))
+        for which, method in picture.directional():
+            for i, j in product(picture.shown, repeat=2):
+                rows.append(about | _row(f"directional{which}", f"{j} → {i}", method.influence(i, j)))
     return Table(
         title=f"{results[0].config.name}: maps of concepts, and how concepts move each other's",
         scale=scale,
         columns=[
             *([Column("model", "model", "text"), Column("picture", "picture", "text")] if several else []),
+            *([Column("setting", "setting", "text")] if settings else []),
             Column("map", "map", "text"),
             Column("concept", "concept", "text"),
             Column("mean", "mean over patches", "number"),
@@ -89,71 +146,85 @@ def concepts_table(results: list[JobResult], scale: str) -> Table:
         ],
         rows=rows,
         published=[{} for _ in rows],
-        n_samples=max(len(result.done) for result in results),
+        n_samples=len({picture.sample for picture in pictures}),
         notes=[
-            *([] if several else [f"Model: {results[0].config.model.label}."]),
+            *([] if several else [f"Model: {results[0].model}."]),
             "Maps are from 0 to 1; j → i is the influence of concept j on the map of i, at most 0, and of a concept on"
             " itself its map without rivals.",
-            *(["The figure shows the first job."] if several else []),
             *failure_notes(results),
         ],
     )
 
 
 def concepts_figure(results: list[JobResult]) -> Figure | None:
-    """The picture, the maps of the concepts that are shown, and their influence on each other; two scales."""
-    done = [result for result in results if result.done]
-    if not done:
+    """The picture, the maps of the concepts that are shown, and their influence on each other; two scales.
+
+    Each picture and setting has a part of its own. None where no job has a finished one.
+    """
+    pictures = _pictures(results)
+    if not pictures:
         return None
-    picture = _picture(done[0])
-    columns, shown = picture.columns(), picture.shown
-    directional = ALL in picture.directional
-    widths = [2.2, 1.75 * len(columns), *([1.75 * len(shown)] if directional else [])]
-    figure = Figure(figsize=(sum(widths) + 0.6, 1.6 * len(shown) + 0.6), layout="constrained")
-    blocks = figure.subfigures(1, len(widths), width_ratios=widths, wspace=0.02)
-    axes = blocks[0].subplots()
-    axes.imshow(picture.image)
-    axes.set_axis_off()
-    axes.set_title(textwrap.fill(done[0].done[0].sample, 26), fontsize=9, parse_math=False)
-    _draw_maps(blocks[1], picture)
-    if directional:
-        _draw_influence(blocks[2], picture)
+    widths = [_widths(picture) for picture in pictures]
+    heights = [1.6 * len(picture.shown) + 0.6 + 0.4 * (len(pictures) > 1) for picture in pictures]
+    figure = Figure(figsize=(max(map(sum, widths)) + 0.6, sum(heights)), layout="constrained")
+    for part, picture, own in zip(stacked(figure, heights), pictures, widths, strict=True):
+        _draw_picture(part, picture, own)
+        if len(pictures) > 1:
+            part.suptitle(picture.group.name, fontsize=11)
     return figure
 
 
-def _draw_maps(block: SubFigure, picture: ConceptPicture) -> None:
+def _widths(picture: ConceptPicture) -> list[float]:
+    """Inches of the picture, its maps, and of each method's influences."""
+    return [2.2, 1.75 * len(picture.columns()), *[1.75 * len(picture.shown) for _ in picture.directional()]]
+
+
+def _draw_picture(part: Figure | SubFigure, picture: ConceptPicture, widths: Sequence[float]) -> None:
+    blocks = part.subfigures(1, len(widths), squeeze=False, width_ratios=widths, wspace=0.02)[0]
+    image = picture.image()
+    axes = blocks[0].subplots()
+    axes.imshow(image)
+    axes.set_axis_off()
+    axes.set_title(textwrap.fill(picture.sample, 26), fontsize=9, parse_math=False)
+    _draw_maps(blocks[1], picture, image)
+    for block, (which, method) in zip(blocks[2:], picture.directional(), strict=True):
+        _draw_influence(block, picture.shown, method, which, image)
+
+
+def _draw_maps(block: SubFigure, picture: ConceptPicture, image: Image.Image) -> None:
     columns, shown = picture.columns(), picture.shown
     grid = block.subplots(len(shown), len(columns), squeeze=False)
-    maps = {(concept, each): picture.map(*each, concept) for concept in shown for each in columns}
-    largest = max(float(values.max()) for values in maps.values() if values is not None)
+    maps = [[method.map(question, concept) for method, question in columns] for concept in shown]
+    largest = max(float(values.max()) for row in maps for values in row if values is not None)
     scale = ScalarMappable(Normalize(0, largest), "viridis")
-    for row, concept in zip(grid, shown, strict=True):
-        for axes, each in zip(row, columns, strict=True):
-            _draw(axes, picture.image, maps[concept, each], scale)
+    for row, concept, values_of_row in zip(grid, shown, maps, strict=True):
+        for axes, values in zip(row, values_of_row, strict=True):
+            _draw(axes, image, values, scale)
         row[0].set_ylabel(concept, fontsize=10)
-    for axes, (question, method) in zip(grid[0], columns, strict=True):
-        axes.set_title(f"{METHODS.get(method, method)}\n{_rivals(picture, question)}", fontsize=8)
+    for axes, (method, question) in zip(grid[0], columns, strict=True):
+        axes.set_title(picture.title(method, question, "\n"), fontsize=8)
     bar = block.colorbar(scale, ax=list(grid.flat), shrink=0.8, aspect=30, pad=0.01)
     bar.set_label("map of a concept (one scale)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
-def _draw_influence(block: SubFigure, picture: ConceptPicture) -> None:
-    shown = picture.shown
+def _draw_influence(
+    block: SubFigure, shown: Sequence[str], method: ConceptMaps, which: str, image: Image.Image
+) -> None:
     grid = block.subplots(len(shown), len(shown), squeeze=False)
-    scale = heat_scale([picture.influence(target, player) for target in shown for player in shown])
+    scale = heat_scale([method.influence(target, player) for target in shown for player in shown])
     for row, target in zip(grid, shown, strict=True):
         for axes, player in zip(row, shown, strict=True):
-            _draw(axes, picture.image, picture.influence(target, player), scale)
+            _draw(axes, image, method.influence(target, player), scale)
         row[0].set_ylabel(f"on {target}", fontsize=9)
     for axes, player in zip(grid[0], shown, strict=True):
         axes.set_title(f"influence of\n{player}", fontsize=8)
     bar = block.colorbar(scale, ax=list(grid.flat), shrink=0.8, aspect=30, pad=0.01, extend="both")
-    bar.set_label("influence, all players (one scale)", fontsize=8)
+    bar.set_label(f"influence, all players{which} (one scale)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
-def _draw(axes: Axes, image: Image.Image, values: Float[np.ndarray, " P"] | None, scale: ScalarMappable) -> None:
+def _draw(axes: Axes, image: Image.Image, values: Map | None, scale: ScalarMappable) -> None:
     if values is not None:
         draw_map(axes, image, values, scale)
         return
@@ -163,36 +234,25 @@ def _draw(axes: Axes, image: Image.Image, values: Float[np.ndarray, " P"] | None
     axes.text(0.5, 0.5, "no player\nhere", ha="center", va="center", fontsize=8, color="0.5", transform=axes.transAxes)
 
 
-def _picture(result: JobResult) -> ConceptPicture:
-    record = result.done[0]
-    arrays = result.arrays(record)
-    players: dict[str, list[str]] = dict(record.scores)
-    maps, directional = {}, {}
-    for question in players:
-        for method in METHODS:
-            if f"{question}.{method}.players" in arrays:
-                maps[question, method] = arrays[f"{question}.{method}.players"]
-        if f"{question}.{META}.directional" in arrays:
-            directional[question] = arrays[f"{question}.{META}.directional"]
-    painted = arrays.get(f"{ALL}.picture")
-    image = Image.fromarray(painted) if painted is not None else _own_image(result)
-    return ConceptPicture(image, players, maps, directional)
+def _pictures(results: Sequence[JobResult]) -> list[ConceptPicture]:
+    """The pictures that a job has finished, by setting."""
+    pictures = []
+    for group in by_setting(results):
+        for name in group.done_ids:
+            methods = [
+                ConceptMaps(result.label, role(result.variant) == FIRST, result.explanations(record))
+                for result in group.results
+                for record in result.done
+                if record.sample == name
+            ]
+            pictures.append(ConceptPicture(group, name, methods))
+    return pictures
 
 
-def _own_image(result: JobResult) -> Image.Image:
-    """The given image as the model saw it: a square."""
-    sample: OwnImage = build(result.config.benchmark).samples()[0]
-    side = min(512, result.config.model.denoising.side)
-    return sample.image().resize((side, side))
-
-
-def _rivals(picture: ConceptPicture, question: str) -> str:
-    return f"all {len(picture.players[ALL])}" if question == ALL else question
-
-
-def _row(kind: str, concept: str, values: Float[np.ndarray, " P"]) -> dict[str, str | float]:
+def _row(kind: str, concept: str, values: Map) -> dict[str, str | float]:
     # of six decimals: what lies below differs by the batch that it was computed in
+    flat = values.ravel()
     return {
-        "map": kind, "concept": concept, "mean": round(float(values.mean()), 6),
-        "largest": round(float(values[np.abs(values).argmax()]), 6),
+        "map": kind, "concept": concept, "mean": round(float(flat.mean()), 6),
+        "largest": round(float(flat[np.abs(flat).argmax()]), 6),
     }  # fmt: skip

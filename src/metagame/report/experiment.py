@@ -1,118 +1,120 @@
-"""An experiment's table and figure, from the jobs that it consists of."""
+"""An experiment's table and figure, from the records of the jobs that it consists of."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from itertools import product
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from metagame.games import GameError
-from metagame.jobs import is_left_out, job_folder, job_label, read_refusal
-from metagame.records import replace_atomically
-from metagame.report.results import JobResult, read_job, tell_apart
+from metagame.errors import RecordError, UserError
+from metagame.jobs.grid import read_refusal
+from metagame.jobs.records import replace_atomically
+from metagame.jobs.spec import job_label, job_name, merged, plain
+from metagame.report.results import EXPERIMENT, EXPERIMENT_VERSION, JobResult, read_job, read_jobs, tell_apart
 from metagame.report.table import write_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
+FIGURES = {"figure.png": {"Software": None}, "figure.pdf": {"CreationDate": None}}
+"""Files of a figure, with metadata that have no date in them, so that equal runs give equal bytes."""
 
-def write_report(configs: Sequence[DictConfig]) -> list[JobResult]:
-    """Write the table (and figure) of the jobs with these configs into their experiment's folder; return the jobs.
 
-    Jobs that never ran are left out and named in a footnote.
+def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = None) -> list[JobResult]:
+    """Write the table (and figure) of the jobs with these configs into their experiment's folder; return the results.
+
+    Jobs that never ran are left out and named in a footnote. A table of other jobs that this one replaces is announced.
+
+    Args:
+        configs: of the jobs.
+        names: of the jobs' folders, where they are known: then no class that a config names is looked at.
 
     Raises:
-        GameError: no sample of any job is done; nothing is written.
+        UserError: no sample of any job is done, and nothing is written; or the figure cannot be drawn, which is said
+            when the table is written.
     """
     settings = configs[0]
-    found = [read_job(cfg) for cfg in configs]
-    results = tell_apart([result for result in found if result is not None])
+    jobs = dict(zip(names or map(job_name, configs), configs, strict=True))
+    found = [read_job(cfg, name) for name, cfg in jobs.items()]
+    results = tell_apart(list(chain.from_iterable(found)))
     if not any(result.done for result in results):
         errors = dict.fromkeys(record.error for result in results for record in result.failed)
-        raise GameError(f"{settings.name}: no sample was computed, no table is written. {' '.join(errors)}".rstrip())
+        reasons = " ".join(filter(None, (*errors, *(read_refusal(cfg, name) for name, cfg in jobs.items()))))
+        raise UserError(f"{settings.name}: no sample was computed, so no table is written. {reasons}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
-    refused = {job_label(cfg, configs): reason for cfg in configs if (reason := read_refusal(cfg)) is not None}
-    never_run = [job_label(cfg, configs) for cfg, result in zip(configs, found, strict=True) if result is None]
+    refused = {job_label(cfg, configs): reason for name, cfg in jobs.items() if (reason := read_refusal(cfg, name))}
+    never_run = [job_label(cfg, configs) for cfg, result in zip(jobs.values(), found, strict=True) if not result]
     never_run = [label for label in never_run if label not in refused]
     if settings.limit is not None:
         table.notes.append(f"Only the first {settings.limit} samples (limit={settings.limit}).")
     table.notes.extend(f"{label} could not start: {reason}" for label, reason in refused.items())
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
+    _announce_replacement(folder, jobs)
     write_table(table, folder)
+    _keep_jobs(folder, jobs)
     if settings.report.get("figure") is not None:
-        figure = instantiate(settings.report.figure, _partial_=True)(results)
-        if figure is not None:
-            save_figure(figure, folder)
+        _write_figure(settings, results, folder)
     log.info("wrote %s", folder / "table.md")
     return results
 
 
-def save_figure(figure: Figure, folder: Path) -> None:
-    """``figure.png`` and ``figure.pdf``, with no date in them, so that equal runs give equal bytes."""
-    import matplotlib  # here, since not every experiment draws
+def _write_figure(settings: DictConfig, results: list[JobResult], folder: Path) -> None:
+    try:
+        figure = instantiate(settings.report.figure, _partial_=True)(results)
+        if figure is not None:
+            save_figure(figure, folder)
+        else:  # of an earlier table
+            for name in FIGURES:
+                (folder / name).unlink(missing_ok=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a drawing meets costs no more than itself
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"the figure of {settings.name} could not be drawn ({reason}); its table is written."
+        ) from error
 
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        for name, metadata in (("figure.png", {"Software": None}), ("figure.pdf", {"CreationDate": None})):
+
+def _announce_replacement(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
+    """Say which jobs the table in this folder was made of that are not part of the new one."""
+    try:
+        before = read_jobs(folder)
+    except RecordError as error:
+        log.warning("%s is replaced: %s", folder / "table.md", error)
+        return
+    gone = [cfg for name, cfg in before.items() if name not in jobs]
+    if gone:
+        labels = ", ".join(dict.fromkeys(job_label(cfg, [*gone, *jobs.values()]) for cfg in gone))
+        log.warning(
+            "%s is replaced: %d of its jobs (%s) are not part of this one; give name=NAME to keep both.",
+            folder / "table.md", len(gone), labels,
+        )  # fmt: skip
+
+
+def _keep_jobs(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
+    """What the table is made of, so that it can be made again from the records alone."""
+    content = {
+        "version": EXPERIMENT_VERSION,
+        "jobs": [{"name": name, "config": plain(merged(cfg, {"shard": None}))} for name, cfg in jobs.items()],
+    }
+    with replace_atomically(folder / EXPERIMENT) as path:
+        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_figure(figure: Figure, folder: Path) -> None:
+    """Write :data:`FIGURES`."""
+    with rc_context({"pdf.fonttype": 42}):
+        for name, metadata in FIGURES.items():
             drawn = BytesIO()  # not the file: on a full disk matplotlib's PDF writer hides the system's error
             figure.savefig(drawn, dpi=200, metadata=metadata, format=name.rsplit(".")[-1])
             with replace_atomically(folder / name) as path:
                 path.write_bytes(drawn.getvalue())
-
-
-def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictConfig]:
-    """The configs of an experiment's jobs, in order: its own grid, then what the command line sweeps beyond it.
-
-    Args:
-        grid: overrides that the experiment file sweeps, such as ``attribution=a,b``.
-        overrides: of the command line. One whose key is swept adds cells; the others hold for every cell.
-    """
-    parser = _parser()
-    swept = {override.key_or_group for override in parser.parse_overrides(list(grid))}
-    fixed = [line for line in overrides if parser.parse_override(line).key_or_group not in swept]
-    return _compose([*_cells(parser, [*fixed, *grid]), *_cells(parser, [*grid, *overrides])])
-
-
-def asked_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictConfig]:
-    """The configs of the jobs that a command line starts; arguments as of :func:`sweep_configs`."""
-    return _compose(_cells(_parser(), [*grid, *overrides]))
-
-
-def _parser() -> OverridesParser:
-    return OverridesParser.create(GlobalHydra.instance().config_loader())
-
-
-def _compose(cells: list[list[str]]) -> list[DictConfig]:
-    """The configs of distinct jobs."""
-    distinct: dict[frozenset[str], list[str]] = {}
-    for cell in cells:
-        distinct.setdefault(frozenset(cell), cell)
-    configs = [compose("config", overrides=cell) for cell in distinct.values()]
-    configs = [cfg for cfg in configs if not is_left_out(cfg)]
-    return list({job_folder(cfg): cfg for cfg in configs}.values())
-
-
-def _cells(parser: OverridesParser, lines: list[str]) -> list[list[str]]:
-    """Every combination of the swept values; where a key stands twice, the last one counts."""
-    last = {override.key_or_group: override for override in parser.parse_overrides(lines)}
-    return [list(cell) for cell in product(*map(_choices, last.values()))]
-
-
-def _choices(override: Override) -> list[str]:
-    """The overrides ``key=value`` that one swept or plain override stands for."""
-    if not override.is_sweep_override():
-        return [override.input_line]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import ceil
 
@@ -13,69 +13,108 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from metagame.benchmarks.illustration import CAPTION, PART, CaptionedImage
-from metagame.jobs import build
-from metagame.records import Record
+from metagame.contracts import Explanation
+from metagame.digests import digest
+from metagame.jobs.build import build_part
+from metagame.report.groups import by_setting, grouped, share_samples
 from metagame.report.labels import told_apart
-from metagame.report.maps import draw_edges, draw_map, edge_scale, heat_scale
+from metagame.report.maps import draw_edges, draw_map, edge_scale, heat_scale, on_grid
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
 MOST_PAIRS = 6
 COLUMNS = 6
 
+Map = Float[np.ndarray, "rows columns"]
+
 
 @dataclass(frozen=True)
 class Illustrated:
-    """What the jobs say of one sample.
+    """What one method, its metagame and its pairs say of one sample.
 
     Attributes:
+        sample: its id.
+        captioned: the sample; None where its image is gone or another one.
+        model: what tables call it.
+        setting: what sets the jobs apart from others of the model that have the sample too; empty where nothing does.
         tokens: of the caption.
-        parts: first-order maps ``(P,)`` of the caption and of its parts, with their titles.
-        single: meta-attributions of the tokens, ``(P, n)``, or None where no such job is done.
-        pairs: interactions ``(P, n, n)``, or None.
+        parts: first-order maps of the caption and of its parts, with their titles.
+        single: meta-attributions of the tokens, ``(rows, columns, n)``, or None where no such job is done.
+        pairs: interactions, ``(rows, columns, n, n)``, or None.
+        labels: of the jobs that gave ``parts``, ``single`` and ``pairs``, by these names.
     """
 
-    tokens: list[str]
-    parts: list[tuple[str, Float[np.ndarray, " P"]]]
-    single: Float[np.ndarray, "P n"] | None
-    pairs: Float[np.ndarray, "P n n"] | None
+    sample: str
+    captioned: CaptionedImage | None
+    model: str
+    setting: str
+    tokens: list[str] = field(default_factory=list)
+    parts: list[tuple[str, Map]] = field(default_factory=list)
+    single: Float[np.ndarray, "rows columns n"] | None = None
+    pairs: Float[np.ndarray, "rows columns n n"] | None = None
+    labels: dict[str, str] = field(default_factory=dict)
 
-    def strongest_pairs(self) -> list[tuple[str, Float[np.ndarray, " P"]]]:
+    @property
+    def caption(self) -> str:
+        return self.sample if self.captioned is None else self.captioned.caption
+
+    @property
+    def method(self) -> str:
+        """Label of the first job."""
+        return next(iter(self.labels.values()))
+
+    def singles(self) -> list[tuple[str, Map]]:
+        """Name and map of each token."""
+        if self.single is None:
+            return []
+        return [(token, self.single[..., place]) for place, token in enumerate(self.tokens)]
+
+    def strongest_pairs(self) -> list[tuple[str, Map]]:
         """Name and map of the pairs of largest size, largest first."""
         if self.pairs is None:
             return []
-        found = list(combinations(range(len(self.tokens)), 2))
-        found.sort(key=lambda pair: -np.abs(self.pairs[:, pair[0], pair[1]]).sum())
-        return [(f"{self.tokens[i]} + {self.tokens[j]}", self.pairs[:, i, j]) for i, j in found[:MOST_PAIRS]]
+        maps = {pair: self.pairs[..., pair[0], pair[1]] for pair in combinations(range(len(self.tokens)), 2)}
+        found = sorted(maps, key=lambda pair: -np.abs(maps[pair]).sum())[:MOST_PAIRS]
+        return [(f"{self.tokens[i]} + {self.tokens[j]}", maps[i, j]) for i, j in found]
 
-    def rows(self) -> list[tuple[str, list[tuple[str, Float[np.ndarray, " P"]]]]]:
+    def rows(self) -> list[tuple[str, list[tuple[str, Map]]]]:
         """The rows of the figure: heading, and panels with their titles."""
-        single = [] if self.single is None else list(zip(self.tokens, self.single.T, strict=True))
-        return [
-            (heading, panels)
-            for heading, panels in (
-                ("map of the text", self.parts),
-                ("influence of a token", single),
-                ("interaction of tokens", self.strongest_pairs()),
-            )
-            if panels
+        rows = [
+            ("map of the text", self.parts),
+            ("influence of a token", self.singles()),
+            ("interaction of tokens", self.strongest_pairs()),
         ]
+        return [(heading, panels) for heading, panels in rows if panels]
 
 
 def illustration_table(results: list[JobResult], scale: str) -> Table:
-    """A row for each token and each of the strongest pairs: sum of its map, and its largest patch."""
+    """A row for each token and each of the strongest pairs: sum of its map, and its largest patch.
+
+    Columns for model, setting, method and sample are there where these are several.
+    """
+    shown = list(_illustrated(results))
+    models = list(dict.fromkeys(result.model for result in results))
+    several = {
+        "model": len(models) > 1,
+        "setting": any(each.setting for each in shown),
+        "method": _several_methods(shown),
+        "sample": len({each.sample for each in shown}) > len({each.caption for each in shown}),
+    }
     rows = []
-    for sample in _samples(results):
-        shown = _illustrated(results, sample.id)
-        single = [] if shown.single is None else zip(shown.tokens, shown.single.T, strict=True)
-        for name, values in [*single, *shown.strongest_pairs()]:
-            largest = values[np.argmax(np.abs(values))]
-            cells = {"total": round(float(values.sum()), 6), "largest": round(float(largest), 6)}
-            rows.append({"caption": sample.caption, "players": name} | cells)
+    for each in shown:
+        for role, maps in (("single", each.singles()), ("pairs", each.strongest_pairs())):
+            for name, values in maps:
+                about = {"model": each.model, "setting": each.setting, "method": each.labels[role]}
+                about |= {"sample": each.sample}
+                about = {key: value for key, value in about.items() if several[key]} | {"caption": each.caption}
+                largest = values.flat[np.argmax(np.abs(values))]
+                cells = {"total": round(float(values.sum()), 6), "largest": round(float(largest), 6)}
+                rows.append(about | {"players": name} | cells)
     return Table(
         title=f"{results[0].config.name}: influence of tokens on the map of a caption",
         scale=scale,
         columns=[
+            *(Column(key, key, "text") for key in several if several[key]),
             Column("caption", "caption", "text"),
             Column("players", "tokens", "text"),
             Column("total", "sum over patches", "number"),
@@ -83,35 +122,45 @@ def illustration_table(results: list[JobResult], scale: str) -> Table:
         ],
         rows=rows,
         published=[{} for _ in rows],
-        n_samples=max(len(result.done) for result in results),
+        n_samples=len({each.sample for each in shown}),
         notes=[
-            f"Model: {results[0].config.model.label}. Units of the method's map. Of pairs, the {MOST_PAIRS} with the"
-            " largest sum of sizes.",
+            f"{f'Model: {models[0]}. ' if len(models) == 1 else ''}Units of the method's map. Of pairs, the"
+            f" {MOST_PAIRS} with the largest sum of sizes.",
             *failure_notes(results),
         ],
     )
 
 
-def illustration_figure(results: list[JobResult]) -> Figure:
+def illustration_figure(results: list[JobResult]) -> Figure | None:
     """For each image: lines from tokens to patches on the left; maps of coalitions, tokens and pairs on the right.
 
-    All heat maps of an image share one colour scale.
+    Each setting and method has a part of its own, whose heat maps share one colour scale. None where there is no image
+    to draw on.
     """
-    done = {record.sample for result in results for record in result.done}
-    samples = [sample for sample in _samples(results) if sample.id in done]
-    shown = [_illustrated(results, sample.id) for sample in samples]
-    columns = min(COLUMNS, max(len(panels) for each in shown for _, panels in each.rows()))
+    shown = [each for each in _illustrated(results) if each.captioned is not None]
+    if not shown:
+        return None
+    columns = min(COLUMNS, max((len(panels) for each in shown for _, panels in each.rows()), default=1))
     heights = [max(2, sum(ceil(len(panels) / columns) for _, panels in each.rows())) for each in shown]
     figure = Figure(figsize=(5.4 + 1.7 * columns, 1.9 * sum(heights) + 0.5 * len(shown)), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(len(samples), 1, height_ratios=heights))
-    for part, sample, each, height in zip(parts, samples, shown, heights, strict=True):
-        _draw(part, sample, each, (height, columns), results[0].config.model.label)
+    parts = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    captioned = [each.captioned for each in shown if each.captioned is not None]
+    several_methods = _several_methods(shown)
+    for part, each, own, height in zip(parts, shown, captioned, heights, strict=True):
+        _draw(part, own.image(), each, (height, columns))
+        names = [each.model, each.setting, each.method if several_methods else ""]
+        part.suptitle(f"“{each.caption}” ({', '.join(filter(None, names))})", fontsize=11)
     return figure
 
 
-def _draw(figure: SubFigure, sample: CaptionedImage, shown: Illustrated, size: tuple[int, int], model: str) -> None:
-    image = sample.image()
-    left, right = figure.subfigures(1, 2, width_ratios=[4.4, 1 + 1.7 * size[1]])
+def _several_methods(shown: Sequence[Illustrated]) -> bool:
+    """Whether two parts are of the same sample, model and setting, so that their methods are to be named."""
+    places = [(each.sample, each.model, each.setting) for each in shown]
+    return len(set(places)) < len(places)
+
+
+def _draw(figure: SubFigure, image: Image.Image, shown: Illustrated, size: tuple[int, int]) -> None:
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[4.4, 1 + 1.7 * size[1]])[0]
     _draw_lines(left, image, shown)
     grid = right.subplots(*size, squeeze=False)
     maps = [values for _, panels in shown.rows() for _, values in panels]
@@ -130,7 +179,6 @@ def _draw(figure: SubFigure, sample: CaptionedImage, shown: Illustrated, size: t
     bar = right.colorbar(scale, ax=list(grid.flat), shrink=0.7, aspect=30, pad=0.01, extend="both")
     bar.set_label("attribution of a patch (one scale)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(f"“{sample.caption}” ({model})", fontsize=11)
 
 
 def _draw_lines(figure: SubFigure, image: Image.Image, shown: Illustrated) -> None:
@@ -144,28 +192,58 @@ def _draw_lines(figure: SubFigure, image: Image.Image, shown: Illustrated) -> No
     scale.add_legend(figure, "influence of a token on a patch")
 
 
-def _samples(results: list[JobResult]) -> list[CaptionedImage]:
-    return build(results[0].config.benchmark).samples()
+def _illustrated(results: Sequence[JobResult]) -> Iterator[Illustrated]:
+    """What is shown, by setting, sample and method."""
+    groups = by_setting(results)
+    several = share_samples(groups)
+    for group in groups:
+        known = {sample.id: sample for sample in build_part(group.results[0].config.benchmark).samples()}
+        for name in group.done_ids:
+            for own in _blocks(group.results):
+                shown = Illustrated(name, known.get(name), group.model, group.difference if several else "")
+                for result, explanations in _explanations(own, name):
+                    shown = _with(shown, result, explanations)
+                if shown.labels:
+                    yield shown
 
 
-def _illustrated(results: list[JobResult], sample: str) -> Illustrated:
-    """Gather one sample's maps from the jobs: first-order, meta, pairs."""
-    tokens, parts, single, pairs = [], [], None, None
-    for record, arrays in _records(results, sample):
-        tokens = told_apart(record.scores[f"tokens of {CAPTION}"])
-        if f"{CAPTION}.matrix" in arrays:
-            single = arrays[f"{CAPTION}.matrix"]
-        elif f"{CAPTION}.pairs" in arrays:
-            pairs = arrays[f"{CAPTION}.pairs"]
-        else:
-            whole = arrays.pop(f"{CAPTION}.first_order")
-            titles = (name.removesuffix(".first_order").removeprefix(PART) for name in arrays)
-            parts = [("whole caption", whole), *zip(titles, arrays.values(), strict=True)]
-    return Illustrated(tokens, parts, single, pairs)
-
-
-def _records(results: list[JobResult], sample: str) -> Iterator[tuple[Record, dict[str, np.ndarray]]]:
+def _explanations(results: Sequence[JobResult], sample: str) -> Iterator[tuple[JobResult, dict[str, Explanation]]]:
     for result in results:
-        for record in result.done:
-            if record.sample == sample:
-                yield record, result.arrays(record)
+        yield from ((result, result.explanations(record)) for record in result.done if record.sample == sample)
+
+
+def _with(shown: Illustrated, result: JobResult, explanations: dict[str, Explanation]) -> Illustrated:
+    """What is shown, and what one more job says: first-order maps, those of tokens, or those of pairs."""
+    whole = explanations[CAPTION]
+    if whole.meta is None:
+        parts = () if shown.captioned is None else shown.captioned.parts
+        asked = [("whole caption", whole), *((part, explanations[f"{PART}{part}"]) for part in parts)]
+        found = {"parts": [(title, on_grid(each, each.attribution)[0]) for title, each in asked]}
+    else:
+        values = on_grid(whole, whole.meta.values)[0]
+        found = {"single": values} if whole.meta.order == 1 else {"pairs": values}
+    labels = shown.labels | dict.fromkeys(found, result.label)
+    return replace(shown, tokens=told_apart(list(whole.players)), labels=labels, **found)
+
+
+def _arguments(result: JobResult) -> str:
+    return digest(result.method_identity["method"])
+
+
+BLOCK_KEYS: tuple[Callable[[JobResult], str], ...] = (
+    lambda result: result.variant.base, _arguments, lambda result: result.label,
+)  # fmt: skip
+"""What the jobs of a part have in common: the method; where two of them say the same of it, its arguments too."""
+
+
+def _blocks(
+    results: Sequence[JobResult], keys: Sequence[Callable[[JobResult], str]] = BLOCK_KEYS
+) -> Iterator[list[JobResult]]:
+    """Jobs that are shown together: a method, its metagame and that of pairs, at most one of each."""
+    key, *others = keys
+    for own in grouped(results, key).values():
+        roles = {(result.variant.meta, result.variant.node.order) for result in own}
+        if len(roles) == len(own) or not others:
+            yield own
+        else:
+            yield from _blocks(own, others)

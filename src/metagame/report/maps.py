@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from metagame.images import grid_side
+from metagame.contracts import Explanation
+from metagame.errors import UserError
 
 # Okabe and Ito's colours without black and yellow, which vanish on pictures; then Tol's muted ones and grey: twelve, as
 # many as an exact metagame has players.
@@ -25,6 +26,19 @@ COLORS = (
 )  # fmt: skip
 DIVERGING = "PuOr_r"
 TOP = 10
+
+
+def on_grid(
+    explanation: Explanation, values: Float[np.ndarray, " t *n"] | None
+) -> Float[np.ndarray, "maps rows columns *n"]:
+    """What an explanation says of patches, such as its attribution, by map, row and column.
+
+    Raises:
+        UserError: it does not say it, or not of patches.
+    """
+    if values is None or explanation.grid is None:
+        raise UserError("the figure shows maps of patches: choose a method that attributes patches of an image.")
+    return values.reshape(-1, *explanation.grid, *values.shape[1:])
 
 
 def word_colors(pieces: Sequence[str]) -> list[str]:
@@ -55,7 +69,7 @@ class EdgeScale:
         figure.legend(handles=lines, title=title, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
-def edge_scale(maps: Iterable[Float[np.ndarray, "P m"]]) -> EdgeScale:
+def edge_scale(maps: Iterable[Float[np.ndarray, " ..."]]) -> EdgeScale:
     """One scale for several panels."""
     return EdgeScale(max((float(np.abs(each).max()) for each in maps), default=0.0) or 1.0)
 
@@ -64,27 +78,28 @@ def draw_edges(
     axes: Axes,
     image: Image.Image,
     pieces: Sequence[str],
-    maps: Float[np.ndarray, "P m"],
+    maps: Float[np.ndarray, "rows columns m"],
     scale: EdgeScale,
 ) -> None:
     """The picture, the pieces below it, and lines from each to its ten patches of largest size, which are tinted."""
-    side = grid_side(len(maps))
-    patch = image.width / side
+    n_rows, n_columns, n_pieces = maps.shape
+    width, height = image.width / n_columns, image.height / n_rows
     lowest = image.height * 1.16
     axes.imshow(_faded(image))
     places = (np.arange(len(pieces)) + 0.5) * image.width / len(pieces)
-    for piece, color, place, values in zip(pieces, word_colors(pieces), places, maps.T, strict=True):
+    flat = maps.reshape(-1, n_pieces).T
+    for piece, color, place, values in zip(pieces, word_colors(pieces), places, flat, strict=True):
         strongest = np.argsort(-np.abs(values), kind="stable")[:TOP]
         for index in strongest[values[strongest] != 0]:
-            row, column = divmod(int(index), side)
+            row, column = divmod(int(index), n_columns)
             share = abs(values[index]) / scale.largest
             style = "-" if values[index] > 0 else (0, (2, 1.5))
             tint = to_rgba(color, 0.55 * share if values[index] > 0 else 0)
-            corner = (column * patch - 0.5, row * patch - 0.5)
+            corner = (column * width - 0.5, row * height - 0.5)
             axes.add_patch(
-                Rectangle(corner, patch, patch, facecolor=tint, edgecolor=color, linewidth=0.8, linestyle=style)
+                Rectangle(corner, width, height, facecolor=tint, edgecolor=color, linewidth=0.8, linestyle=style)
             )
-            ends = ([place, (column + 0.5) * patch - 0.5], [lowest, (row + 0.5) * patch - 0.5])
+            ends = ([place, (column + 0.5) * width - 0.5], [lowest, (row + 0.5) * height - 0.5])
             axes.plot(*ends, color=color, linewidth=scale.width(values[index]), linestyle=style, alpha=0.75)
         box = {"boxstyle": "round,pad=0.25", "facecolor": color, "edgecolor": "none"}
         size = 9 if len(pieces) <= 6 else 7
@@ -94,18 +109,17 @@ def draw_edges(
     _bare(axes)
 
 
-def heat_scale(maps: Iterable[Float[np.ndarray, " P"]]) -> ScalarMappable:
+def heat_scale(maps: Iterable[Float[np.ndarray, " ..."]]) -> ScalarMappable:
     """One diverging colour scale, zero in its middle, for several panels; clips the largest hundredth of values."""
-    sizes = np.abs(np.concatenate([np.zeros(1), *maps]))
+    sizes = np.abs(np.concatenate([np.zeros(1), *map(np.ravel, maps)]))
     largest = float(np.quantile(sizes, 0.99) or sizes.max() or 1.0)
     return ScalarMappable(Normalize(-largest, largest), DIVERGING)
 
 
-def draw_map(axes: Axes, image: Image.Image, values: Float[np.ndarray, " P"], scale: ScalarMappable) -> None:
+def draw_map(axes: Axes, image: Image.Image, values: Float[np.ndarray, "rows columns"], scale: ScalarMappable) -> None:
     """The picture in pale grey, tinted by the map; it stays grey where the map is zero."""
-    side = grid_side(len(values))
     grey = np.asarray(image.convert("L"))[..., None] / 255
-    tint = Image.fromarray(scale.to_rgba(values.reshape(side, side), bytes=True)[..., :3])
+    tint = Image.fromarray(scale.to_rgba(values, bytes=True)[..., :3])
     tint = np.asarray(tint.resize(image.size, Image.Resampling.NEAREST)) / 255
     axes.imshow(tint * (0.72 + 0.28 * grey))
     _bare(axes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from metagame.report.groups import by_setting
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
 from metagame.report.table import Column, Table
@@ -37,10 +40,10 @@ def pair_deletion_table(results: list[JobResult], scale: str) -> Table:
     )
 
 
-def _row(result: JobResult, results: list[JobResult]) -> dict:
-    row = {
-        "model": result.config.model.label,
-        "method": result.config.attribution.label,
+def _row(result: JobResult, results: list[JobResult]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "model": result.model,
+        "method": result.label,
         "n": str(len(result.done)),
     }
     row |= {key: rounded_mean_cell([record.scores[key] for record in result.done]) for key in CURVES}
@@ -50,7 +53,7 @@ def _row(result: JobResult, results: list[JobResult]) -> dict:
 def _gains(result: JobResult, results: list[JobResult]) -> list[float]:
     """The area less that of random pairs, on the prompts that both have."""
     for other in results:
-        if other.uses("RandomPairs") and other is not result and other.setting == result.setting:
+        if other.uses("random_pairs") and other is not result and other.setting == result.setting:
             return _differences(result, other, "area")
     return []
 
@@ -67,7 +70,7 @@ def _comparisons(results: list[JobResult]) -> list[tuple[JobResult, JobResult]]:
         (meta, first)
         for meta in results
         for first in results
-        if meta.uses("AttnLRP", meta=True) and first.uses("AttnLRP") and meta.setting == first.setting
+        if meta.uses("attnlrp", meta=True) and first.uses("attnlrp") and meta.setting == first.setting
         if _differences(meta, first, "area")
     ]
 
@@ -79,13 +82,14 @@ def _meta_beats_sums(results: list[JobResult]) -> bool | None:
 def _comparison_notes(results: list[JobResult]) -> list[str]:
     """How far Meta-AttnLRP is from sums of AttnLRP in each curve, prompt by prompt."""
     notes = []
-    for meta, first in _comparisons(results):
-        cells = {score: mean_cell(_differences(meta, first, score)) for score in CURVES}
-        texts = [
-            f"{score} {cell['mean']:+.3f}" + ("" if cell["two_se"] is None else f" ± {cell['two_se']:.3f}")
-            for score, cell in cells.items()
-        ]
-        notes.append(
-            f"{meta.config.model.label}: Meta-AttnLRP less sums of AttnLRP, prompt by prompt: {', '.join(texts)}."
-        )
+    for group in by_setting(results):
+        for meta, first in _comparisons(group.results):
+            cells = {score: mean_cell(_differences(meta, first, score)) for score in CURVES}
+            texts = [
+                f"{score} {cell['mean']:+.3f}" + ("" if cell["two_se"] is None else f" ± {cell['two_se']:.3f}")
+                for score, cell in cells.items()
+            ]
+            notes.append(
+                f"{group.name}: {meta.label} less sums of {first.label}, prompt by prompt: {', '.join(texts)}."
+            )
     return notes

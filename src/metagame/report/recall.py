@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +12,8 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from metagame.benchmarks.prompts import SHARES
+from metagame.contracts import WHOLE
+from metagame.report.groups import by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
@@ -52,10 +56,10 @@ def recalls(result: JobResult, share: int) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _row(result: JobResult, results: list[JobResult]) -> dict:
-    row = {
-        "model": result.config.model.label,
-        "method": result.config.attribution.label,
+def _row(result: JobResult, results: list[JobResult]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "model": result.model,
+        "method": result.label,
         "n": str(len(result.done)),
     }
     row |= {f"recall_{share}": rounded_mean_cell(recalls(result, share)) for share in SHOWN}
@@ -76,26 +80,27 @@ def _mean_recalls(result: JobResult) -> dict[str, float]:
 
 def _correlations(result: JobResult, results: list[JobResult]) -> list[float]:
     """Rank correlation with leave-one-out on each prompt that both have; none for second-order methods."""
-    references = [other for other in results if other.uses("LeaveOneOut") and other.setting == result.setting]
-    if not references or result.uses("LeaveOneOut"):
+    references = [other for other in results if other.uses("leave_one_out") and other.setting == result.setting]
+    if not references or result.uses("leave_one_out"):
         return []
     known = {record.sample: record for record in references[0].done}
     found = []
-    for record in result.done:
-        arrays = result.arrays(record)
-        if record.sample not in known or "matrix" in arrays:
+    for record in (record for record in result.done if record.sample in known):
+        explanation = result.explanations(record)[WHOLE]
+        if explanation.meta is not None:
             continue
-        pair = arrays["first_order"], references[0].arrays(known[record.sample])["first_order"]
-        if all(np.ptp(each) > 0 for each in pair):
-            found.append(float(spearmanr(*pair).statistic))
+        own = explanation.attribution
+        other = references[0].explanations(known[record.sample])[WHOLE].attribution
+        if own is not None and other is not None and np.ptp(own) > 0 and np.ptp(other) > 0:
+            found.append(float(spearmanr(own, other).statistic))
     return found
 
 
 def _meta_recalls_more(results: list[JobResult]) -> bool | None:
     """Whether it does, on the prompts that both have, in every pair of jobs that differ in nothing else."""
     answers = []
-    for meta in (result for result in results if result.uses("AttnLRP", meta=True)):
-        for first in (result for result in results if result.uses("AttnLRP") and result.setting == meta.setting):
+    for meta in (result for result in results if result.uses("attnlrp", meta=True)):
+        for first in (result for result in results if result.uses("attnlrp") and result.setting == meta.setting):
             known = _mean_recalls(first)
             gains = [value - known[sample] for sample, value in _mean_recalls(meta).items() if sample in known]
             answers += [is_positive(gains)] if gains else []
@@ -110,33 +115,32 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
             "Prompts are reviews of a small grammar, which says what pairs interact. The small model was trained on"
             " other reviews, half of them with words absent; it is one model, in its chat template or without."
         )
-    for label in dict.fromkeys(result.config.model.label for result in results):
-        own = [result for result in results if result.config.model.label == label]
-        records = {record.sample: record for result in own for record in result.done}
+    for group in by_setting(results):
+        records = {record.sample: record for result in group.results for record in result.done}
         unmatched = {name: record.scores["unmatched"] for name, record in records.items() if record.scores["unmatched"]}
         count = sum(len(record.scores["ranks"]) for record in records.values())
         text = "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in unmatched.items())
         left_out = f"; left out, since they are no two tokens of their prompt: {text}" if unmatched else ""
-        notes.append(f"{label}: {count} pairs in {len(records)} prompts{left_out}.")
+        notes.append(f"{group.name}: {count} pairs in {len(records)} prompts{left_out}.")
     return notes
 
 
 def recall_figure(results: list[JobResult]) -> Figure | None:
-    """A panel for each model (Figure 10); None where no prompt has pairs."""
-    models = list(dict.fromkeys(result.setting for result in results if _has_curve(result)))
-    if not models:
+    """A panel for each model (Figure 10), and for each seed and benchmark; None where no prompt has pairs."""
+    groups = [group for group in by_setting(results) if any(map(_has_curve, group.results))]
+    if not groups:
         return None
-    columns = min(4, len(models))
-    rows = -(-len(models) // columns)
+    columns = min(4, len(groups))
+    rows = -(-len(groups) // columns)
     figure = Figure(figsize=(0.6 + 3.2 * columns, 0.7 + 2.7 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.flat[len(models) :]:
+    for axes in grid.flat[len(groups) :]:
         axes.set_axis_off()
+    styles = curve_styles([result for group in groups for result in group.results])
     handles = {}
-    for axes, model in zip(grid.flat, models, strict=False):
-        own = [result for result in results if result.setting == model]
-        draw_recall(axes, own)
-        axes.set_title(own[0].config.model.label, fontsize=10)
+    for axes, group in zip(grid.flat, groups, strict=False):
+        draw_recall(axes, group.results, styles)
+        axes.set_title(group.name, fontsize=10)
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     for axes in grid[:, 0]:
         axes.set_ylabel("recall of annotated pairs")
@@ -147,13 +151,20 @@ def recall_figure(results: list[JobResult]) -> Figure | None:
     return figure
 
 
-def draw_recall(axes: Axes, results: list[JobResult]) -> None:
+def curve_styles(results: Sequence[JobResult]) -> dict[str, tuple[str, str]]:
+    """Colour and kind of line by label, the same in all panels of a figure."""
+    labels = dict.fromkeys(result.label for result in results if _has_curve(result))
+    return dict(zip(labels, zip(cycle(COLORS), cycle(STYLES), strict=False), strict=False))
+
+
+def draw_recall(axes: Axes, results: Sequence[JobResult], styles: dict[str, tuple[str, str]]) -> None:
     """Mean recall over K of each method of LRP, with a band of two standard errors over prompts."""
-    for result, color, style in zip(filter(_has_curve, results), cycle(COLORS), cycle(STYLES), strict=False):
+    for result in filter(_has_curve, results):
+        color, style = styles[result.label]
         cells = [mean_cell(recalls(result, share)) for share in SHARES]
         mean = np.array([cell["mean"] for cell in cells])
         spread = np.array([cell["two_se"] or 0.0 for cell in cells])
-        axes.plot(SHARES, mean, color=color, linestyle=style, linewidth=2, label=result.config.attribution.label)
+        axes.plot(SHARES, mean, color=color, linestyle=style, linewidth=2, label=result.label)
         axes.fill_between(SHARES, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
     axes.set_xlim(SHARES[0], SHARES[-1])
     axes.set_xticks(SHARES[::5])
@@ -162,4 +173,4 @@ def draw_recall(axes: Axes, results: list[JobResult]) -> None:
 
 
 def _has_curve(result: JobResult) -> bool:
-    return result.config.attribution.family == "lrp" and bool(recalls(result, 0))
+    return result.variant.family == "lrp" and bool(recalls(result, 0))

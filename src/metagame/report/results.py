@@ -1,40 +1,56 @@
-"""Finished jobs, read back from their folders."""
+"""Finished jobs, read back from their records: what tables and figures are made of."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.jobs import display_label, job_folder, job_identity, job_label
-from metagame.records import Record, RecordStore, digest
+from metagame.contracts import Explanation
+from metagame.digests import digest
+from metagame.errors import RecordError
+from metagame.jobs.records import VERSION, Record, RecordStore, pictures_of, unpack
+from metagame.jobs.spec import Variant, asked_path, model_label, variants
 
 MOST_FAILURES = 10
 """How many failed samples of a job a table's notes name one by one."""
 
+EXPERIMENT_VERSION = 1
+EXPERIMENT = "experiment.json"
+"""The file of an experiment's folder that lists the configs of its jobs, in the order of the table."""
+
 
 @dataclass(frozen=True)
 class JobResult:
-    """The records of one job for the samples of its latest run, in the benchmark's order.
+    """The records of one variant of a job, for the samples that an experiment asked of it, in the benchmark's order.
 
     Attributes:
-        config: of the job.
-        folder: with its records and arrays.
+        config: of the job, as the experiment has it.
+        variant: of the job's method.
+        folder: with the job's records and arrays.
+        identity: what the job's results depend on.
         sample_ids: ids of the samples.
         records: of those that have one.
+        n_stale: how many were kept although code, weights or files have changed since.
+        label: what tables and figures call the method; other than that of any job of the same model beside it.
     """
 
     config: DictConfig
+    variant: Variant
     folder: Path
+    identity: dict[str, Any]
     sample_ids: list[str]
     records: list[Record]
+    n_stale: int
+    label: str
 
     @cached_property
     def done(self) -> list[Record]:
@@ -44,54 +60,135 @@ class JobResult:
     def failed(self) -> list[Record]:
         return [record for record in self.records if record.status == "failed"]
 
+    @property
+    def model(self) -> str:
+        """What tables call the model."""
+        return model_label(self.config)
+
+    @property
+    def job_label(self) -> str:
+        """What notes call the job: its method, or what its variants have in common."""
+        return self.config.attribution.label if self.variant.name else self.label
+
+    @property
+    def method_identity(self) -> dict[str, Any]:
+        """Of the identity what is about the method of the variant: ``name``, ``method``, ``meta`` and so on."""
+        return self.identity["attribution"][self.variant.name]
+
+    @property
+    def circumstances(self) -> dict[str, Any]:
+        """Of the identity what is not about the method: model, benchmark, seed and scale."""
+        return {key: value for key, value in self.identity.items() if key not in ("attribution", "estimator")}
+
     @cached_property
     def setting(self) -> str:
-        """The same for jobs that differ in their method only: a hash of model, benchmark, seed and scale."""
-        identity = job_identity(self.config)
-        return digest({key: value for key, value in identity.items() if key not in ("attribution", "estimator")})
+        """The same for jobs that differ in their method only: a hash of the circumstances."""
+        return digest(self.circumstances)
 
-    def uses(self, method: str, *, meta: bool = False) -> bool:
-        """Whether the job's method is of this class, and its metagame played or not."""
-        attribution = self.config.attribution
-        return attribution.method["_target_"].rpartition(".")[2] == method and bool(attribution.meta) == meta
+    def uses(self, base: str, *, meta: bool = False) -> bool:
+        """Whether this is the first-order method of that name, or its metagame."""
+        return self.variant.base == base and self.variant.meta == meta
 
-    def arrays(self, record: Record) -> dict[str, np.ndarray]:
-        return RecordStore(self.folder).load_arrays(record)
+    def explanations(self, record: Record) -> dict[str, Explanation]:
+        """What the variant said of each question about a sample; empty where no arrays are kept.
 
+        Raises:
+            RecordError: the arrays are missing or broken.
+        """
+        return unpack(record, RecordStore(self.folder).load_arrays(record))
 
-def read_job(cfg: DictConfig) -> JobResult | None:
-    """The job of this config, or None where it has never run."""
-    folder = job_folder(cfg)
-    return read_folder(folder) if (folder / "samples.json").exists() else None
-
-
-def read_folder(folder: Path) -> JobResult:
-    """The job in a folder, whichever config names it today and wherever the folder was moved to."""
-    samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    records = RecordStore(folder).read()
-    known = [records[sample["key"]] for sample in samples if sample["key"] in records]
-    config = OmegaConf.load(folder / "config.yaml")
-    config.attribution.label = display_label(config)
-    return JobResult(config, folder, [sample["id"] for sample in samples], known)
+    def pictures(self, record: Record) -> dict[str, np.ndarray]:
+        """Of each question the picture that the model made, uint8 ``(H, W, 3)``."""
+        return pictures_of(record, RecordStore(self.folder).load_arrays(record))
 
 
-def tell_apart(results: list[JobResult]) -> list[JobResult]:
-    """Add to the label of a model's jobs that share one what sets them apart, such as ``IG (method.steps=8)``."""
-    for (model, label), count in Counter(map(_model_and_label, results)).items():
-        same = [result for result in results if _model_and_label(result) == (model, label)]
-        if count > 1:
-            for result, difference in zip(same, _differences(same), strict=True):
-                result.config.attribution.label = f"{label} ({difference})"
+def read_job(cfg: DictConfig, name: str | None = None) -> list[JobResult]:
+    """The variants of the job of this config; none where it has never run."""
+    path = asked_path(cfg, name)
+    return read_asked(path, cfg) if path.exists() else []
+
+
+def read_asked(path: Path, cfg: DictConfig | None = None) -> list[JobResult]:
+    """The variants of a job from the file that says what an experiment asked of it.
+
+    Args:
+        path: in the folder ``samples`` of the experiment; it says where the job's folder lies, seen from there.
+        cfg: the job's config; None: the one in the file.
+
+    Raises:
+        RecordError: the file is of another version.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["version"] != VERSION:
+        raise RecordError(f"{path} has version {content['version']}, this is version {VERSION}: run the job again.")
+    cfg = OmegaConf.create(content["config"]) if cfg is None else cfg
+    folder = path.parent.parent / content["job"]
+    store, samples = RecordStore(folder), content["samples"]
+    records = store.read()
+    results = []
+    for variant in variants(cfg):
+        keys = [sample["records"].get(variant.name) for sample in samples]
+        known = [records[key] for key in keys if key in records and store.has_arrays(records[key])]
+        ids = [sample["id"] for sample in samples]
+        n_stale = sum(sample["stale"] for sample in samples)
+        results.append(JobResult(cfg, variant, folder, content["identity"], ids, known, n_stale, variant.label))
     return results
 
 
+def read_experiment(folder: Path) -> list[JobResult]:
+    """All jobs of an experiment: those of its table, in order, then what else was asked, such as by a run cut short.
+
+    Raises:
+        RecordError: results of an earlier version, which are not read.
+    """
+    paths = sorted((folder / "samples").glob("*.json"))
+    if not paths and (folder / "jobs").is_dir() and not (folder / EXPERIMENT).exists():
+        raise RecordError(
+            f"{folder} holds results of an earlier version, which are not read: run the experiment again."
+        )
+    order = [f"{name}.json" for name in read_jobs(folder)]
+    paths.sort(key=lambda path: order.index(path.name) if path.name in order else len(order))
+    return tell_apart(list(chain.from_iterable(read_asked(path) for path in paths)))
+
+
+def read_jobs(folder: Path) -> dict[str, DictConfig]:
+    """The configs of the jobs that an experiment's table is made of, by the name of the job; none without a table.
+
+    Raises:
+        RecordError: the file is of another version.
+    """
+    path = folder / EXPERIMENT
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["version"] != EXPERIMENT_VERSION:
+        raise RecordError(
+            f"{path} has version {content['version']}, this is version {EXPERIMENT_VERSION}: run the experiment again."
+        )
+    return {each["name"]: OmegaConf.create(each["config"]) for each in content["jobs"]}
+
+
+def tell_apart(results: list[JobResult]) -> list[JobResult]:
+    """The results, labels that jobs of a model share completed by what differs, such as ``IG (method.steps=8)``."""
+    shared = Counter(map(_model_and_label, results))
+    told = []
+    for result in results:
+        same = [other for other in results if _model_and_label(other) == _model_and_label(result)]
+        if shared[_model_and_label(result)] > 1:
+            identities = [other.identity | {"attribution": other.method_identity} for other in same]
+            difference = differences(identities)[next(place for place, other in enumerate(same) if other is result)]
+            result = replace(result, label=f"{result.label} ({difference})")
+        told.append(result)
+    return told
+
+
 def _model_and_label(result: JobResult) -> tuple[str, str]:
-    return result.config.model.name, result.config.attribution.label
+    return result.model, result.label
 
 
-def _differences(results: list[JobResult]) -> list[str]:
-    """What of each job's identity differs among them; the name of a part stands for all that differs in it."""
-    settings = [dict(_flat(job_identity(result.config))) for result in results]
+def differences(identities: Sequence[dict[str, Any]]) -> list[str]:
+    """What of each identity differs among them; the name of a part stands for all that differs in it."""
+    settings = [dict(_flat(identity)) for identity in identities]
     differing = [key for key in dict.fromkeys(chain(*settings)) if len({str(each.get(key)) for each in settings}) > 1]
     named = [key.removesuffix(".name") for key in differing if key.endswith(".name")]
     kept = [*named, *(key for key in differing if key.split(".")[0] not in named)]
@@ -109,12 +206,11 @@ def _flat(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield f"{prefix}{key}", value
 
 
-def failure_notes(results: list[JobResult]) -> list[str]:
-    """A footnote for each job with failed or missing samples."""
+def failure_notes(results: Sequence[JobResult]) -> list[str]:
+    """A footnote for each job with failed, missing or stale samples."""
     notes = []
-    configs = [result.config for result in results]
     for result in results:
-        name = job_label(result.config, configs)
+        name = _job_name(result, results)
         notes += [f"{name}: sample {record.sample} failed: {record.error}" for record in result.failed[:MOST_FAILURES]]
         if len(result.failed) > MOST_FAILURES:
             more = len(result.failed) - MOST_FAILURES
@@ -122,4 +218,20 @@ def failure_notes(results: list[JobResult]) -> list[str]:
         missing = len(result.sample_ids) - len(result.records)
         if missing:
             notes.append(f"{name}: {missing} of {len(result.sample_ids)} samples not computed yet.")
-    return notes
+        if result.n_stale:
+            notes.append(
+                f"{name}: {result.n_stale} of {len(result.sample_ids)} samples are of other code, weights or files than"
+                " today's (reuse=stale)."
+            )
+    return list(dict.fromkeys(notes))
+
+
+def _job_name(result: JobResult, results: Sequence[JobResult]) -> str:
+    """What notes call a job: with its model where there are several, and with what sets it apart from its namesakes."""
+    several = len({other.config.model.name for other in results}) > 1
+    name = f"{result.job_label} of {result.model}" if several else result.job_label
+    if not result.variant.name:  # its label is told apart
+        return name
+    called = result.job_label, result.model
+    same = {other.folder: other.identity for other in results if (other.job_label, other.model) == called}
+    return f"{name} ({differences(list(same.values()))[list(same).index(result.folder)]})" if len(same) > 1 else name

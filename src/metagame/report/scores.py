@@ -12,17 +12,19 @@ DECIDED = "A claim is decided where the mean difference, prompt by prompt, is mo
 
 def scores_table(results: list[JobResult], scale: str) -> Table:
     """Mean ± 2 standard errors of every score that is a number."""
-    rows, names = [], {}
+    rows: list[dict] = []
+    names: dict[str, None] = {}
     for result in results:
-        row = {"model": result.config.model.name, "method": result.config.attribution.label}
+        row = {"model": result.model, "method": result.label}
         for name in result.done[0].scores if result.done else {}:
             values = [record.scores[name] for record in result.done]
             if all(isinstance(value, int | float) for value in values):
                 names[name] = None
                 row[name] = mean_cell(values)
         rows.append(row)
+    benchmarks = ", ".join(dict.fromkeys(result.config.benchmark.name for result in results))
     return Table(
-        title=f"{results[0].config.name}: scores of benchmark {results[0].config.benchmark.name}",
+        title=f"{results[0].config.name}: scores of benchmark {benchmarks}",
         scale=scale,
         columns=[Column("model", "model", "text"), Column("method", "method", "text")]
         + [Column(name, name, "mean") for name in names],
@@ -52,10 +54,11 @@ def rounded_mean_cell(values: list[float]) -> dict[str, float | int | None] | No
 
 def is_positive(differences: list[float]) -> bool | None:
     """Whether a mean difference is above 0, or below, by more than two standard errors; None: not decided."""
-    cell = mean_cell(differences) if differences else {"two_se": None}
-    if cell["two_se"] is None or abs(cell["mean"]) <= cell["two_se"]:
+    if not differences:
         return None
-    return cell["mean"] > 0
+    cell = mean_cell(differences)
+    mean, two_se = cell["mean"], cell["two_se"]
+    return None if mean is None or two_se is None or abs(mean) <= two_se else mean > 0
 
 
 def all_hold(answers: list[bool | None]) -> bool | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, cycle, product
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, TRACKS, Cell
+from metagame.jobs.spec import Variant
+from metagame.report.groups import Group, by_setting, grouped
 from metagame.report.maps import COLORS
 from metagame.report.pooled import Pooled
 from metagame.report.published import published
@@ -22,16 +23,14 @@ from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import all_hold
 from metagame.report.table import DASH, Column, Table
 
-METHODS = {
-    "concept_attention": "ConceptAttention",
-    "mean_first": "ConceptAttention, mean first",
-    "meta_concept_attention": "Meta-ConceptAttention",
-    "meta_per_layer": "Meta-ConceptAttention, each layer",
-}
-"""What tables call the variants of :class:`metagame.attributions.concept_attention.ConceptAttention`."""
+FIRST, MEAN_FIRST = "concept_attention", "mean_first"
+META, PER_LAYER = "meta_concept_attention", "meta_per_layer"
+ROLES = {(False, False): FIRST, (False, True): MEAN_FIRST, (True, True): META, (True, False): PER_LAYER}
+"""ConceptAttention and its metagame, in the paper's order of softmax and mean over layers and in the other one."""
+BASES = ("concept_attention", "concept_mean_first")
+"""Base names of these, see :class:`metagame.jobs.spec.AttributionKeys`."""
 BENCHMARKS = {"voc": "VOC", "coco": "COCO", "imagenet_seg": "ImageNet-Seg"}
 METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
-FIRST, META = "concept_attention", "meta_concept_attention"
 ABLATION_TITLES = {
     BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",
 }  # fmt: skip
@@ -41,31 +40,32 @@ TINY_NOTE = (
 )
 
 
+def role(variant: Variant) -> str | None:
+    """Which of the paper's two methods a variant is, or of these two in the other order; None: another method."""
+    if variant.base not in BASES:
+        return None
+    return ROLES[variant.meta, bool(variant.node.method.get("mean_first", False))]
+
+
 @dataclass(frozen=True)
 class Score:
     """Counts of a job's images in one cell and track, by one method.
 
     Attributes:
-        result: the job.
+        result: the job's variant.
         cell: of its benchmark.
-        method: a key of METHODS.
         track: one of TRACKS.
         counts: by image, see :mod:`metagame.benchmarks.segmentation_metrics`.
     """
 
     result: JobResult
     cell: Cell
-    method: str
     track: str
     counts: dict[str, dict[str, Any]]
 
     @property
-    def benchmark(self) -> str:
-        return self.result.config.benchmark.name
-
-    @property
-    def model(self) -> str:
-        return self.result.config.model.label
+    def role(self) -> str | None:
+        return role(self.result.variant)
 
     @cached_property
     def metrics(self) -> dict[str, Pooled]:
@@ -84,14 +84,14 @@ class Score:
 
     def published(self) -> dict[str, float]:
         """The paper's values of the keys of METRICS; {} where there are none."""
-        cells = published("figure13")["cells"].get(self.benchmark, {})
-        values = cells.get(self.cell.name, {}).get(self.method, {}).get(self.track)
+        cells = published("figure13")["cells"].get(self.result.config.benchmark.name, {})
+        values = cells.get(self.cell.name, {}).get(self.role, {}).get(self.track)
         return dict(zip(METRICS, values, strict=True)) if values else {}
 
 
 def segmentation_table(results: list[JobResult], scale: str) -> Table:
     """A row for each benchmark, track, cell and method."""
-    scores, names = list(_scores(results)), _setting_names(results)
+    scores, names = list(_scores(_told_apart(results))), _setting_names(results)
     several_models = _several_models(results)
     several_cells = len({score.cell for score in scores}) > 1
     columns = [Column("benchmark", "benchmark", "text"), Column("track", "track", "text")]
@@ -124,73 +124,76 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
 
 def _scores(results: Sequence[JobResult]) -> Iterator[Score]:
     """Every combination that has an image, in the order of jobs, tracks, cells and methods."""
-    for result in results:
-        benchmark = result.config.benchmark
+    for variants in grouped(results, lambda result: result.folder).values():
+        benchmark = variants[0].config.benchmark
         cells = [Cell(size, ablation) for size in benchmark.players for ablation in benchmark.ablations]
-        for track in TRACKS:
-            for cell in cells:
-                methods = dict.fromkeys(chain(*(record.scores.get(cell.name, {}) for record in result.done)))
-                for method in methods:
-                    found = {
-                        record.sample: record.scores.get(cell.name, {}).get(method, {}).get(track)
-                        for record in result.done
-                    }
-                    counts = {sample: each for sample, each in found.items() if each is not None}
-                    if counts:
-                        yield Score(result, cell, method, track, counts)
+        for track, cell, result in product(TRACKS, cells, variants):
+            found = {record.sample: record.scores.get(cell.name, {}).get(track) for record in result.done}
+            counts = {sample: each for sample, each in found.items() if each is not None}
+            if counts:
+                yield Score(result, cell, track, counts)
 
 
-def _by_class(values: Sequence[dict[str, float]], counts: Sequence[dict[str, Any]]) -> np.ndarray:
+def _by_class(values: Sequence[Mapping[str, float]], counts: Sequence[dict[str, Any]]) -> np.ndarray:
     """Numbers by class as an array ``(n, classes)``, 0 where an image has none."""
     classes = sorted({name for each in counts for name in (*each["union"], *each["ap"])})
     return np.array([[each.get(name, 0) for name in classes] for each in values]).reshape(len(values), len(classes))
 
 
+def _groups(results: Sequence[JobResult]) -> list[Group]:
+    return by_setting(results, lambda result: (result.config.benchmark.name, result.model))
+
+
+def _told_apart(results: Sequence[JobResult]) -> list[JobResult]:
+    """The results in their order, with labels that are told apart within their setting: it has a name of its own."""
+    labels = {
+        (result.folder, result.variant.name): result.label for group in _groups(results) for result in group.results
+    }
+    return [replace(result, label=labels[result.folder, result.variant.name]) for result in results]
+
+
 def _setting_names(results: Sequence[JobResult]) -> dict[str, str]:
     """The benchmark of each setting, with what tells it from others of the same benchmark and model."""
     names = {}
-    for result in results:
-        benchmark, model = result.config.benchmark.name, result.config.model.label
-        names[result.setting] = BENCHMARKS.get(benchmark, benchmark)
-        rivals = [other for other in results if other.setting != result.setting]
-        if any((other.config.benchmark.name, other.config.model.label) == (benchmark, model) for other in rivals):
-            difference = re.search(r"\((.*)\)$", result.config.attribution.label)  # as tell_apart put it there
-            names[result.setting] += f" ({difference[1] if difference else result.setting})"
+    for group in _groups(results):
+        benchmark = group.results[0].config.benchmark.name
+        name = BENCHMARKS.get(benchmark, benchmark)
+        names[group.results[0].setting] = f"{name} ({group.difference})" if group.difference else name
     return names
 
 
 def _full_names(results: Sequence[JobResult]) -> dict[str, str]:
     """As :func:`_setting_names`, with the model where there are several."""
     several, names = _several_models(results), _setting_names(results)
-    models = {result.setting: result.config.model.label for result in results}
+    models = {result.setting: result.model for result in results}
     return {setting: f"{name}, {models[setting]}," if several else name for setting, name in names.items()}
 
 
 def _several_models(results: Sequence[JobResult]) -> bool:
-    return len({result.config.model.label for result in results}) > 1
+    return len({result.model for result in results}) > 1
 
 
 def _row(score: Score, benchmark: str) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
-        "model": score.model,
+        "model": score.result.model,
         "track": score.track,
         "players": score.cell.players,
         "ablation": ABLATION_TITLES[score.cell.ablation],
-        "method": METHODS.get(score.method, score.method),
+        "method": score.result.label,
         "n": str(len(score.counts)),
     } | {name: pooled.cell() for name, pooled in score.metrics.items()}
 
 
 def _pairs(scores: Sequence[Score], left: str, right: str) -> list[tuple[Score, Score]]:
     """Scores of two methods on the same images, of one job or of two."""
-    by_place = {(each.result.setting, each.cell, each.track, each.method): each for each in scores}
-    pairs = [
-        (each, by_place.get((each.result.setting, each.cell, each.track, right)))
-        for each in by_place.values()
-        if each.method == left
+    places = grouped(scores, lambda each: (each.result.setting, each.cell, each.track))
+    pairs = [(each, other) for place in places.values() for each, other in product(place, repeat=2)]
+    return [
+        (each, other)
+        for each, other in pairs
+        if (each.role, other.role) == (left, right) and list(each.counts) == list(other.counts)
     ]
-    return [(each, other) for each, other in pairs if other is not None and list(each.counts) == list(other.counts)]
 
 
 def _rivals(scores: Sequence[Score]) -> list[tuple[Score, Score]]:
@@ -231,8 +234,8 @@ def _swap_notes(scores: Sequence[Score], names: dict[str, str]) -> list[str]:
     """What the order of softmax and mean over layers changes, for each benchmark and track."""
     notes = []
     for before, after, text in (
-        ("mean_first", FIRST, "Mean over layers before the softmax instead of after changes ConceptAttention"),
-        (META, "meta_per_layer", "Mean over layers before the metagame instead of after changes Meta-ConceptAttention"),
+        (MEAN_FIRST, FIRST, "Mean over layers before the softmax instead of after changes ConceptAttention"),
+        (META, PER_LAYER, "Mean over layers before the metagame instead of after changes Meta-ConceptAttention"),
     ):
         changes = [
             f"{names[a.result.setting]} {a.track} {a.cell.name} "
@@ -254,17 +257,19 @@ def _signed(cell: dict[str, Any] | None) -> str:
 def _count_notes(results: Sequence[JobResult]) -> list[str]:
     """Images that a cell leaves out, and benchmarks that are not complete."""
     notes, names = [], _full_names(results)
-    for result in results:
-        name = names[result.setting]
-        left_out = [cell for record in result.done for cell in record.scores[LEFT_OUT]]
+    for group in _groups(results):
+        name = names[group.results[0].setting]
+        by_image = {record.sample: record.scores[LEFT_OUT] for result in group.results for record in result.done}
+        left_out = list(chain.from_iterable(by_image.values()))
         notes += [
             f"{name} {cell}: {left_out.count(cell)} images are left out, their number of classes does not suit."
             for cell in dict.fromkeys(left_out)
         ]
-        expected = (result.config.benchmark.expected or {}).get("images")
-        if result.config.limit is None and expected not in (None, len(result.sample_ids)):
-            notes.append(f"{name}: {len(result.sample_ids)} images here, {expected} expected.")
-    return list(dict.fromkeys(notes))
+        config, n_images = group.results[0].config, len(group.sample_ids)
+        expected = (config.benchmark.expected or {}).get("images")
+        if config.limit is None and expected not in (None, n_images):
+            notes.append(f"{name}: {n_images} images here, {expected} expected.")
+    return notes
 
 
 def ablations_figure(results: list[JobResult]) -> Figure | None:
@@ -272,28 +277,29 @@ def ablations_figure(results: list[JobResult]) -> Figure | None:
 
     Published curves are drawn faintly at paper scale. None where no image has a score of either method.
     """
-    scores = [score for score in _scores(results) if score.method in (FIRST, META)]
+    scores = [score for score in _scores(_told_apart(results)) if score.role in (FIRST, META)]
     if not scores:
         return None
+    styles = _styles(scores)
     names = _full_names(results)
     rows = list(dict.fromkeys((score.result.setting, score.track) for score in scores))
     ablations = list(dict.fromkeys(score.cell.ablation for score in scores))
     width, height = 1.25 * len(ablations) * len(METRICS) + 1.2, 1.45 * len(rows) + 1.1
     figure = Figure(figsize=(width, height), layout="constrained")
-    blocks = figure.subfigures(1, len(METRICS), wspace=0.02)
-    for block, (metric, title) in zip(np.atleast_1d(blocks), METRICS.items(), strict=True):
+    blocks = figure.subfigures(1, len(METRICS), squeeze=False, wspace=0.02)[0]
+    for block, (metric, title) in zip(blocks, METRICS.items(), strict=True):
         grid = block.subplots(len(rows), len(ablations), squeeze=False, sharey="row")
         block.suptitle(title, fontsize=12, fontweight="bold")
         for line, (setting, track) in zip(grid, rows, strict=True):
             own = [each for each in scores if (each.result.setting, each.track) == (setting, track)]
             for axes, ablation in zip(line, ablations, strict=True):
-                _draw_curves(axes, [each for each in own if each.cell.ablation == ablation], metric)
+                _draw_curves(axes, [each for each in own if each.cell.ablation == ablation], metric, styles)
             line[0].set_ylabel("\n".join((*names[setting].rstrip(",").split(", "), track)), fontsize=9)
         for axes, ablation in zip(grid[0], ablations, strict=True):
             axes.set_title(ABLATION_TITLES[ablation], fontsize=9)
         for axes in grid[-1]:
             axes.set_xlabel("players", fontsize=8)
-    _add_legend(figure, with_published=_is_paper(scores[0]))
+    _add_legend(figure, styles, with_published=_is_paper(scores[0]))
     return figure
 
 
@@ -301,13 +307,24 @@ def _is_paper(score: Score) -> bool:
     return score.result.config.scale.name == "paper"
 
 
-STYLES = {FIRST: (COLORS[0], "o"), META: (COLORS[1], "s")}
+STYLES = {False: (COLORS[0], "o"), True: (COLORS[1], "s")}
+"""Of a first-order method, and of its metagame."""
 
 
-def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str) -> None:
+def _styles(scores: Sequence[Score]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by label, first-order methods first; further ones of a kind have colours of their own."""
+    metas = {score.result.label: score.result.variant.meta for score in scores}
+    styles, more = {}, cycle(COLORS[2:])
+    for label, meta in sorted(metas.items(), key=lambda item: item[1]):
+        color, marker = STYLES[meta]
+        styles[label] = (next(more) if STYLES[meta] in styles.values() else color), marker
+    return styles
+
+
+def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str, styles: dict[str, tuple[str, str]]) -> None:
     sizes = list(dict.fromkeys(score.cell.players for score in scores))
-    for method, (color, marker) in STYLES.items():
-        own = [(sizes.index(score.cell.players), score) for score in scores if score.method == method]
+    for label, (color, marker) in styles.items():
+        own = [(sizes.index(score.cell.players), score) for score in scores if score.result.label == label]
         cells = [(place, score.metrics[metric].cell()) for place, score in own]
         known = [(place, cell["mean"], cell["two_se"] or 0) for place, cell in cells if cell is not None]
         if known:
@@ -324,10 +341,10 @@ def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _add_legend(figure: Figure, with_published: bool) -> None:
+def _add_legend(figure: Figure, styles: dict[str, tuple[str, str]], with_published: bool) -> None:
     lines = [
-        Line2D([], [], color=color, marker=marker, markersize=4, label=METHODS[method])
-        for method, (color, marker) in STYLES.items()
+        Line2D([], [], color=color, marker=marker, markersize=4, label=label)
+        for label, (color, marker) in styles.items()
     ]
     if with_published:
         lines.append(Line2D([], [], color="0.3", alpha=0.5, linestyle="--", label="published"))

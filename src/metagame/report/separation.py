@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from metagame.benchmarks.separation import entry_name
-from metagame.games import GameError
+from metagame.errors import UserError
 from metagame.models.polynomial import Polynomial, parse_expression
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes
@@ -16,26 +16,27 @@ def separation_table(results: list[JobResult], scale: str) -> Table:
     """Rows are methods, cells expressions; ``matches`` is decided by symbolic equality with the published row.
 
     Raises:
-        GameError: the jobs explain several functions.
+        UserError: the jobs explain several functions.
     """
     paper = published("table1")
     functions = {Polynomial.parse(result.config.benchmark.function) for result in results}
     if len(functions) > 1:
-        raise GameError(f"Table 1 is about one function, these jobs have {len(functions)}: run one benchmark.function.")
+        raise UserError(f"Table 1 is about one function, these jobs have {len(functions)}: run one benchmark.function.")
     (function,) = functions
     is_papers = function == Polynomial.parse(paper["function"])
     abbreviations = paper["abbreviations"] if is_papers else {}
     rows, published_rows = [], []
     for result in results:
-        label = {"type": result.config.attribution.family, "method": result.config.attribution.label}
-        theirs = paper["rows"].get(result.config.attribution.name, {}) if is_papers else {}
+        theirs = paper["rows"].get(result.variant.node.name, {}) if is_papers else {}
         if not result.done:
-            rows.append(label)
+            rows.append({"method": result.label})
             published_rows.append(theirs)
             continue
-        entries = result.done[0].scores["entries"]
+        entries, kind = result.done[0].scores["entries"], result.done[0].scores["kind"]
+        theirs = theirs if theirs.get("type") == kind else {}  # the choice of a row, but not its metagame
         matches = {"matches": _equal(entries, theirs, abbreviations)} if theirs else {}
-        rows.append(label | {key: _shorten(value, abbreviations) for key, value in entries.items()} | matches)
+        cells = {key: _shorten(value, abbreviations) for key, value in entries.items()}
+        rows.append({"type": kind, "method": result.label} | cells | matches)
         published_rows.append(theirs)
     legend = ", ".join(f"x{i} = {x}" for i, x in enumerate(function.features, start=1) if str(x) != f"x{i}")
     notes = ["phi_ji: influence of feature j on the attribution of feature i; pair_ij: index of the unordered pair."]
@@ -67,7 +68,8 @@ def _columns(n: int, rows: list[dict], is_papers: bool) -> list[Column]:
 
 def _equal(entries: dict[str, str], theirs: dict[str, str], abbreviations: dict[str, str]) -> bool:
     """Every published entry equals ours symbolically, once its abbreviations are written out."""
-    written_out = {name: parse_expression(value) for name, value in abbreviations.items()}
+    written_out: dict[sympy.Basic | complex, sympy.Expr | complex]
+    written_out = {sympy.Symbol(name): parse_expression(value) for name, value in abbreviations.items()}
     return all(
         key in entries and sympy.expand(parse_expression(entries[key]) - parse_expression(value).subs(written_out)) == 0
         for key, value in theirs.items()

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from metagame.records import RecordError, replace_atomically
+from metagame.errors import RecordError
+from metagame.jobs.records import replace_atomically
 
 DASH = "–"
 VERSION = 1

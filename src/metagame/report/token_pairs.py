@@ -12,13 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 
+from metagame.contracts import WHOLE, Explanation
+from metagame.report.groups import Group, by_setting, stacked
 from metagame.report.labels import told_apart
 from metagame.report.maps import heat_scale
-from metagame.report.recall import draw_recall
+from metagame.report.recall import curve_styles, draw_recall
 from metagame.report.results import JobResult
 
 TOP = 10
-MOST_PROMPTS = 6
+MOST_PROMPTS, MOST_JOBS = 6, 4
 ANSWER_LINES, ANSWER_WIDTH = 9, 44
 BAR_HEIGHT = 0.85
 """Inches of the colour scale."""
@@ -51,84 +53,125 @@ class Shown:
         ]
 
 
+@dataclass(frozen=True)
+class ShownJob:
+    """What is shown of one job.
+
+    Attributes:
+        group: of the jobs that differ in their method only.
+        result: of one of them.
+        prompts: of the job, six at most.
+    """
+
+    group: Group
+    result: JobResult
+    prompts: list[Shown]
+
+    @property
+    def height(self) -> float:
+        """Inches of its part of a figure."""
+        return BAR_HEIGHT + sum(map(_prompt_height, self.prompts))
+
+
 def tokens_figure(results: list[JobResult]) -> Figure | None:
-    """A row for each of the first six prompts (Figures 11 and 12); None where no job has a matrix."""
-    result = next(filter(_has_matrix, results), None)
-    if result is None:
+    """A row for each of the first six prompts (Figures 11 and 12) of the first four jobs with a matrix.
+
+    None where no job has one.
+    """
+    jobs = [ShownJob(group, result, shown_prompts(result)) for group, result in _with_matrix(results)]
+    if not jobs:
         return None
-    shown = shown_prompts(result)
-    figure = Figure(figsize=(11, _height(shown)), layout="constrained")
-    _draw_prompts(figure, shown, result)
+    shown = jobs[:MOST_JOBS]
+    figure = Figure(figsize=(11, sum(job.height for job in shown)), layout="constrained")
+    for part, job in zip(stacked(figure, [job.height for job in shown]), shown, strict=True):
+        _draw_prompts(part, job, len(jobs) - len(shown))
     return figure
 
 
 def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -> Figure | None:
-    """Some prompts on the left, the recall of all prompts on the right (Figure 3); None where no job has a matrix.
+    """Some prompts on the left, the recall of all prompts on the right (Figure 3).
+
+    Of the first four jobs with a matrix; None where no job has one.
 
     Args:
-        results: of the jobs; of several models the first with a matrix is shown.
+        results: of the jobs.
         prompts: ids of those to show; the first ones where none of them was asked.
     """
-    result = next(filter(_has_matrix, results), None)
-    if result is None:
+    jobs = [
+        ShownJob(group, result, shown_prompts(result, prompts) or shown_prompts(result)[: len(prompts)])
+        for group, result in _with_matrix(results)
+    ]
+    if not jobs:
         return None
-    shown = shown_prompts(result, prompts) or shown_prompts(result)[: len(prompts)]
-    figure = Figure(figsize=(15.5, _height(shown)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[11, 4.5])
-    _draw_prompts(left, shown, result)
-    axes = right.subplots()
-    draw_recall(axes, [other for other in results if other.setting == result.setting])
-    axes.set_box_aspect(1)
-    axes.set_xlabel("K, % of all directed pairs")
-    axes.set_ylabel("recall of annotated pairs")
-    axes.set_title(f"{result.config.model.label}: mean over prompts ± 2 SE", fontsize=10)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
+    shown = jobs[:MOST_JOBS]
+    styles = curve_styles([result for job in shown for result in job.group.results])
+    figure = Figure(figsize=(15.5, sum(job.height for job in shown)), layout="constrained")
+    for part, job in zip(stacked(figure, [job.height for job in shown]), shown, strict=True):
+        left, right = part.subfigures(1, 2, squeeze=False, width_ratios=[11, 4.5])[0]
+        _draw_prompts(left, job, len(jobs) - len(shown))
+        axes = right.subplots()
+        draw_recall(axes, job.group.results, styles)
+        axes.set_box_aspect(1)
+        axes.set_xlabel("K, % of all directed pairs")
+        axes.set_ylabel("recall of annotated pairs")
+        axes.set_title(f"{job.group.name}: mean over prompts ± 2 SE", fontsize=10)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def _has_matrix(result: JobResult) -> bool:
-    return any("matrix" in record.arrays for record in result.done)
+def _with_matrix(results: Sequence[JobResult]) -> list[tuple[Group, JobResult]]:
+    """The jobs of methods that have values of directed pairs of tokens."""
+    return [
+        (group, result)
+        for group in by_setting(results)
+        for result in group.results
+        if any(_has_matrix(result.explanations(record)[WHOLE]) for record in result.done[:1])
+    ]
+
+
+def _has_matrix(explanation: Explanation) -> bool:
+    return explanation.meta is not None and explanation.meta.order == 1
 
 
 def shown_prompts(result: JobResult, prompts: Sequence[str] | None = None) -> list[Shown]:
     """The first finished prompts of a job, or those of them with these ids, in order; six at most."""
     records = [record for record in result.done if prompts is None or record.sample in prompts][:MOST_PROMPTS]
+    found = [(record.scores, result.explanations(record)[WHOLE]) for record in records]
     return [
-        Shown(record.scores["text"], record.scores["answer"], _signs(record.scores["tokens"]), arrays["matrix"])
-        for record in records
-        if "matrix" in (arrays := result.arrays(record))
+        Shown(scores["text"], scores["answer"], _signs(each.players), each.meta.values)
+        for scores, each in found
+        if each.meta is not None and each.meta.order == 1
     ]
 
 
-def _signs(tokens: list[str]) -> list[str]:
+def _signs(tokens: Sequence[str]) -> list[str]:
     """Tokens whose dollar signs are no formulas."""
     return [token.replace("$", r"\$") for token in tokens]
-
-
-def _height(shown: list[Shown]) -> float:
-    return BAR_HEIGHT + sum(map(_prompt_height, shown))
 
 
 def _prompt_height(shown: Shown) -> float:
     return max(3.4, 1.2 + 0.19 * len(shown.tokens))
 
 
-def _draw_prompts(figure: Figure | SubFigure, shown: list[Shown], result: JobResult) -> None:
-    """A row for each prompt, and the colour scale that they share."""
+def _draw_prompts(figure: Figure | SubFigure, job: ShownJob, n_more: int) -> None:
+    """A row for each prompt of a job, and the colour scale that they share; ``n_more`` jobs are not shown."""
+    shown, result = job.prompts, job.result
     scale = heat_scale([each.matrix.ravel() for each in shown])
     sums = [0.0, *(each.matrix.sum(1).max() for each in shown), *(each.matrix.sum(1).min() for each in shown)]
-    *rows, last = figure.subfigures(len(shown) + 1, 1, height_ratios=[*map(_prompt_height, shown), BAR_HEIGHT])
+    heights = [*map(_prompt_height, shown), BAR_HEIGHT]
+    *rows, last = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for row, each in zip(rows, shown, strict=True):
         _draw_prompt(row, each, scale, (min(sums) * 1.05, max(sums) * 1.05))
     below_maps, beside = last.subplots(1, 2, width_ratios=[6, 4.7])
     beside.set_axis_off()
     bar = figure.colorbar(scale, cax=below_maps, orientation="horizontal", extend="both")
-    name, model = result.config.attribution.label, result.config.model.label
     left_out = len(result.done) - len(shown)
-    more = f" ({left_out} more prompts in the table)" if left_out else ""
+    absent = [f"{left_out} more prompts"] * (left_out > 0) + [f"{n_more} more jobs"] * (n_more > 0)
+    more = f" ({', '.join(absent)} in the table)" if absent else ""
     bar.set_label(
-        f"{name} of {model}, in logits{more}:\ninfluence of player j (column) on the attribution of target i (row)",
+        f"{result.label} of {job.group.name}, in logits{more}:\n"
+        "influence of player j (column) on the attribution of target i (row)",
         fontsize=8,
     )
     bar.ax.tick_params(labelsize=8)
@@ -145,7 +188,8 @@ def _draw_prompt(figure: SubFigure, shown: Shown, scale: ScalarMappable, limits:
 
 def _draw_matrix(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
     size = 8 if len(shown.tokens) <= 20 else 6
-    axes.imshow(shown.matrix, cmap=scale.cmap, norm=scale.norm, aspect="auto")
+    lowest, highest = scale.get_clim()
+    axes.imshow(shown.matrix, cmap=scale.cmap, vmin=lowest, vmax=highest, aspect="auto")
     places = range(len(shown.tokens))
     axes.set_xticks(places, shown.tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(places, shown.tokens, fontsize=size)
@@ -155,7 +199,8 @@ def _draw_matrix(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
 def _draw_sums(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
     """The sums of the rows, which are the first-order attributions in a metagame."""
     sums = shown.matrix.sum(1)
-    colors = scale.to_rgba(0.6 * scale.norm.vmax * np.sign(sums))
+    _, highest = scale.get_clim()
+    colors = scale.to_rgba(0.6 * highest * np.sign(sums))
     axes.barh(range(len(sums)), sums, color=colors, height=0.8)
     axes.set_ylim(len(sums) - 0.5, -0.5)
     axes.set_yticks([])

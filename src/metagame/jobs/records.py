@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-VERSION = 1
+from metagame.contracts import Explanation
+from metagame.digests import digest
+from metagame.errors import RecordError
+from metagame.jobs.fingerprint import Provenance
+from metagame.meta import MetaAttributions
 
-
-class RecordError(RuntimeError):
-    """A file of results that cannot be read or written; the message names the file and the mend."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of ``records.jsonl``.
+    """One line of ``records.jsonl``: what one variant of the job's method made of one sample.
 
     Attributes:
-        key: :func:`sample_key` of the sample.
+        key: :func:`record_key` of the sample and the variant.
         sample: id of the sample in its benchmark.
         status: ``done``, or ``failed`` with ``error``.
+        variant: name of the variant; empty where the job has one.
         scores: what the benchmark made of the explanation: numbers and texts by name.
+        labels: of each question, what its arrays are about, see :func:`pack`.
+        error: why it failed.
         arrays: names of the arrays in ``arrays/<key>.npz``.
+        provenance: ``code``, ``weights`` and ``files``, see :class:`metagame.jobs.fingerprint.Provenance`.
         commit: git commit of the code that computed it.
         version: of this format.
     """
@@ -41,21 +46,87 @@ class Record:
     key: str
     sample: str
     status: Literal["done", "failed"]
+    variant: str = ""
     scores: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str | None = None
     arrays: list[str] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     version: int = VERSION
 
 
-def sample_key(identity: dict, model_revision: str, sample_id: str) -> str:
-    """Hash of the job config that matters, the model revision and the sample id."""
-    return digest([identity, model_revision, sample_id])
+def sample_key(identity: dict, provenance: Provenance, sample_id: str) -> str:
+    """Hash of what the sample's numbers depend on: job, code, weights, files, and the sample itself."""
+    return digest([identity, vars(provenance), sample_id])
 
 
-def digest(content: Any) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of ``content`` as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def record_key(key: str, variant: str) -> str:
+    """The key of one variant's record of the sample with this key."""
+    return f"{key}-{variant}" if variant else key
+
+
+ARRAYS = ("attribution", "values", "standard_error", "first_order", "empty")
+PICTURE = "picture"
+
+
+def pack(
+    explanations: Mapping[str, Explanation], pictures: Mapping[str, np.ndarray]
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Labels and arrays of a sample's explanations, by question; arrays of a named question are ``question.array``.
+
+    Labels are ``players``, ``targets`` and ``grid`` as of :class:`metagame.contracts.Explanation`, and ``meta``: the
+    fields of its :class:`metagame.meta.MetaAttributions` that are no arrays, or None.
+    """
+    labels: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for question, each in explanations.items():
+        labels[question] = {"players": each.players, "targets": each.targets, "grid": each.grid, "meta": None}
+        found: dict[str, np.ndarray | None] = {"attribution": each.attribution, PICTURE: pictures.get(question)}
+        if each.meta is not None:
+            phi = each.meta
+            labels[question]["meta"] = {name: getattr(phi, name) for name in OF_META}
+            first_order = None if phi.first_order is each.attribution else phi.first_order
+            found |= {"values": phi.values, "standard_error": phi.standard_error}
+            found |= {"first_order": first_order, "empty": None if phi.endogenous else phi.empty}
+        kept = {name: value for name, value in found.items() if value is not None and value.dtype != object}
+        arrays |= {f"{question}.{name}" if question else name: value for name, value in kept.items()}
+    return labels, arrays
+
+
+OF_META = ("players", "targets", "grid", "endogenous", "order", "index", "directed", "n_evaluations")
+
+
+def unpack(record: Record, arrays: Mapping[str, np.ndarray]) -> dict[str, Explanation]:
+    """The explanations that :func:`pack` took apart; empty where the record has no arrays."""
+    if not arrays:
+        return {}
+    return {question: _explanation(record, question, labels, arrays) for question, labels in record.labels.items()}
+
+
+def _explanation(
+    record: Record, question: str, labels: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> Explanation:
+    own = {name: arrays.get(f"{question}.{name}" if question else name) for name in ARRAYS}
+    meta = None
+    if labels["meta"] is not None and own["values"] is not None:
+        first_order = own["attribution"] if own["first_order"] is None else own["first_order"]
+        meta = MetaAttributions(
+            own["values"], first_order, own["empty"], own["standard_error"], **_tuples(labels["meta"])
+        )
+    about = _tuples({name: labels[name] for name in ("players", "targets", "grid")})
+    return Explanation(**about, attribution=own["attribution"], meta=meta, variant=record.variant)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def pictures_of(record: Record, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of each question the picture that the model made, where it made one."""
+    names = {question: f"{question}.{PICTURE}" if question else PICTURE for question in record.labels}
+    return {question: arrays[name] for question, name in names.items() if name in arrays}
 
 
 class RecordStore:
@@ -114,14 +185,22 @@ class RecordStore:
         if arrays:
             self._save_arrays(record.key, arrays)
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        with writing(self.path):
-            with FileLock(self.folder / "locks" / "records.lock"), self.path.open("a+b") as file:
-                _cut_unfinished_line(file)
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            if record.status == "done":
-                self._lock_path(record.key).unlink(missing_ok=True)  # who still waits for it finds the sample done
+        lock = FileLock(self.folder / "locks" / "records.lock")
+        with writing(self.path), lock, self.path.open("a+b") as file:
+            _cut_unfinished_line(file)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def has_arrays(self, record: Record) -> bool:
+        """Whether the arrays of a record are there: the file is whole up to its directory, and lists them all."""
+        if not record.arrays:
+            return True
+        try:
+            with ZipFile(self._array_path(record.key)) as file:
+                return {f"{name}.npy" for name in record.arrays} <= set(file.namelist())
+        except (OSError, BadZipFile):
+            return False
 
     def load_arrays(self, record: Record) -> dict[str, np.ndarray]:
         """The arrays of a record, by name.
@@ -135,11 +214,11 @@ class RecordStore:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in record.arrays}
-        except (OSError, KeyError, ValueError, BadZipFile) as error:
-            raise RecordError(f"{path} cannot be read: remove the line of {record.key} from {self.path}.") from error
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
+            raise RecordError(f"{path} cannot be read: remove it, and run the same command again.") from error
 
     @contextmanager
-    def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
+    def claim(self, key: str, *, wait: bool) -> Generator[bool, None, None]:
         """Hold a sample while working on it; yields False where another process holds it and ``wait`` is False."""
         lock = FileLock(self._lock_path(key), timeout=-1 if wait else 0)
         try:
@@ -152,6 +231,11 @@ class RecordStore:
             yield True
         finally:
             lock.release()
+
+    def forget_claim(self, key: str) -> None:
+        """Remove the lock of a finished sample: who still waits for it finds the sample done."""
+        with writing(self._lock_path(key)):
+            self._lock_path(key).unlink(missing_ok=True)
 
     def _lock_path(self, key: str) -> Path:
         return self.folder / "locks" / f"{key}.lock"
@@ -168,7 +252,7 @@ class RecordStore:
 
 
 @contextmanager
-def replace_atomically(path: Path) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Generator[Path, None, None]:
     """A temporary path beside ``path``, moved over it at the end; on an error ``path`` stays as it was.
 
     Raises:
@@ -184,7 +268,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Generator[None, None, None]:
     """Within: a disk that is full and a folder that is read-only are told in one sentence.
 
     Raises:

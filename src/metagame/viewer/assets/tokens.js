@@ -54,9 +54,6 @@ function drawTokens(view, limits, state, change) {
           ? " Arrows above: to a later token; below: to an earlier one. Solid: positive; dashed: negative. Width: size."
           : ""),
     ),
-    view.tokens.some((token) => /^#\d+$/.test(token))
-      ? html("p", { class: "hint" }, "A number such as #4 stands for a token that the record does not name.")
-      : null,
     picture,
     line,
     matrix ? pairList(view.tokens, pairs) : null,

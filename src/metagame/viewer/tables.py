@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from metagame.games import GameError
-from metagame.records import RecordError
-from metagame.report.page.pack import figure_uri
-from metagame.report.page.trouble import tell
+from metagame.errors import RecordError, UserError
 from metagame.report.table import Column, Table, plain, read_table
+from metagame.viewer.pack import figure_uri
+from metagame.viewer.trouble import tell
 
 VERDICTS = {
     True: ("holds", "✓ holds"), False: ("fails", "✗ does not hold"), None: ("open", "? not decided"),
@@ -82,7 +81,7 @@ def read_section(folder: Path) -> Section:
     if path.exists():
         try:
             figure = figure_uri(path.read_bytes())
-        except (GameError, OSError) as error:
+        except (UserError, OSError) as error:
             trouble.append(tell(error, folder.parent))
     return Section(folder.name, table, rows, claims, figure, trouble)
 

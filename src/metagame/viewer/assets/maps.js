@@ -54,7 +54,7 @@ async function greys(key, size) {
 }
 
 /** The picture in pale grey, tinted by the map, as in the figures. */
-async function paint(canvas, values, side, limit, picture) {
+async function paint(canvas, values, [rows, columns], limit, picture) {
   const size = canvas.width,
     context = canvas.getContext("2d"),
     image = context.createImageData(size, size);
@@ -63,7 +63,7 @@ async function paint(canvas, values, side, limit, picture) {
   for (let y = 0; y < size; y++) {
     for (let x = 0; x < size; x++) {
       const k = y * size + x,
-        tint = tints[Math.floor((y * side) / size) * side + Math.floor((x * side) / size)];
+        tint = tints[Math.floor((y * rows) / size) * columns + Math.floor((x * columns) / size)];
       const share = grey ? 0.72 + 0.28 * grey[k] : 1;
       for (let channel = 0; channel < 3; channel++) image.data[4 * k + channel] = tint[channel] * share;
       image.data[4 * k + 3] = 255;
@@ -74,7 +74,8 @@ async function paint(canvas, values, side, limit, picture) {
 }
 
 /** The large map; `point(row, column)` of the returned object moves its cursor, `share` tells of moves by hand. */
-function largeMap(map, wanted, side, limit, picture, share) {
+function largeMap(map, wanted, grid, limit, picture, share) {
+  const [rows, columns] = grid;
   const canvas = html("canvas", {
     width: LARGE,
     height: LARGE,
@@ -84,14 +85,15 @@ function largeMap(map, wanted, side, limit, picture, share) {
   });
   const cursor = html("div", { class: "cursor", hidden: true });
   const { line, say } = readout("Point at a patch for its value.");
-  paint(canvas, map.values, side, limit, picture);
+  paint(canvas, map.values, grid, limit, picture);
   let at = [-1, 0];
   function point(down, right) {
-    at = [Math.min(side - 1, Math.floor(down * side)), Math.min(side - 1, Math.floor(right * side))];
+    at = [Math.min(rows - 1, Math.floor(down * rows)), Math.min(columns - 1, Math.floor(right * columns))];
     cursor.hidden = false;
-    const share = (patches) => `${(100 * patches) / side}%`;
-    Object.assign(cursor.style, { width: share(1), height: share(1), top: share(at[0]), left: share(at[1]) });
-    say(`${map.name}, row ${at[0] + 1}, column ${at[1] + 1}: ${format(map.values[at[0] * side + at[1]])}`);
+    const share = (patches, of) => `${(100 * patches) / of}%`;
+    const size = { width: share(1, columns), height: share(1, rows) };
+    Object.assign(cursor.style, size, { top: share(at[0], rows), left: share(at[1], columns) });
+    say(`${map.name}, row ${at[0] + 1}, column ${at[1] + 1}: ${format(map.values[at[0] * columns + at[1]])}`);
   }
   const relative = (event) => {
     const box = canvas.getBoundingClientRect(),
@@ -105,8 +107,8 @@ function largeMap(map, wanted, side, limit, picture, share) {
     if (!step && event.key !== "Enter") return;
     event.preventDefault();
     const next = at[0] < 0 || !step ? [Math.max(0, at[0]), at[1]] : [at[0] + step[0], at[1] + step[1]];
-    if (next.some((each) => each < 0 || each >= side)) return;
-    share[step ? "move" : "choose"]((next[0] + 0.5) / side, (next[1] + 0.5) / side);
+    if (next.some((each, axis) => each < 0 || each >= grid[axis])) return;
+    share[step ? "move" : "choose"]((next[0] + 0.5) / rows, (next[1] + 0.5) / columns);
   });
   const caption = map.name === wanted ? map.name : `${map.name} (there is no map of “${wanted}”)`;
   return {
@@ -132,16 +134,17 @@ function influenceAt(influence, patch) {
   });
 }
 
-/** The patch that was chosen, in a grid of this side; null for none. */
+/** The patch that was chosen, in the grid of this view; null for none. */
 function chosenPatch(view, state) {
   if (!state.patch) return null;
-  const [down, right] = state.patch.split(",").map(Number);
-  return Math.floor(down * view.side) * view.side + Math.floor(right * view.side);
+  const [down, right] = state.patch.split(",").map(Number),
+    [rows, columns] = view.grid;
+  return Math.floor(down * rows) * columns + Math.floor(right * columns);
 }
 
 function drawMaps(view, limits, state, change, picture, share) {
   const map = chosenMap(view, state.item),
-    large = largeMap(map, state.item, view.side, limits.map, picture, share);
+    large = largeMap(map, state.item, view.grid, limits.map, picture, share);
   share.maps.push(large);
   if (view.influence && state.patch) large.point(...state.patch.split(",").map(Number));
   const layers = view.layers.map((layer) =>
@@ -154,7 +157,7 @@ function drawMaps(view, limits, state, change, picture, share) {
         { class: "multiples" },
         layer.names.map((name, k) => {
           const canvas = html("canvas", { width: SMALL, height: SMALL, "aria-hidden": "true" });
-          paint(canvas, row(layer.values, k), view.side, limits.map, picture);
+          paint(canvas, row(layer.values, k), view.grid, limits.map, picture);
           const chosen = name === map.name;
           return html(
             "button",
@@ -201,7 +204,7 @@ function drawInfluence(view, limits, state, change) {
   const where =
     patch === null
       ? "mean over all patches"
-      : `patch in row ${Math.floor(patch / view.side) + 1}, column ${(patch % view.side) + 1}`;
+      : `patch in row ${Math.floor(patch / view.grid[1]) + 1}, column ${(patch % view.grid[1]) + 1}`;
   return html(
     "div",
     { class: "influence" },

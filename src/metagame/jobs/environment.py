@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from metagame.contracts import Model
+
 LIBRARIES = (
     "metagame", "torch", "transformers", "open_clip_torch", "diffusers", "lxt", "shapiq", "numpy", "scipy", "sympy",
     "scikit-learn", "pillow",
 )  # fmt: skip
 
 
-def describe_environment(model: Any, seed: int) -> dict[str, Any]:
+def describe_environment(model: Model, seed: int) -> dict[str, Any]:
     """What a result was computed with: git commit, versions, device, model revision and seed."""
     return {
         "git_commit": _git_commit(),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 LARGEST_EXACT = 4096
 """Arrays with more values are rounded to 16 bits."""
@@ -23,10 +23,10 @@ def pack(values: np.ndarray) -> dict[str, Any]:
     """An array as base64, little-endian: float32, or int16 times ``scale`` where it is large.
 
     Raises:
-        GameError: it holds NaN or inf, or no numbers.
+        UserError: it holds NaN or inf, or no numbers.
     """
     if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        raise GameError("an array of the sample holds what is no finite number: remove its record, run it again.")
+        raise UserError("an array of the sample holds what is no finite number: remove its record, run it again.")
     if values.size <= LARGEST_EXACT:
         kind, scale, stored = "float32", 1.0, values.astype("<f4")
     else:
@@ -51,7 +51,7 @@ def figure_uri(content: bytes) -> str:
     """A figure's PNG as a data URI of a fraction of its bytes.
 
     Raises:
-        GameError: it cannot be decoded.
+        UserError: it cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -59,7 +59,7 @@ def figure_uri(content: bytes) -> str:
             picture.thumbnail((LARGEST_WEBP, LARGEST_WEBP))
             return _uri(picture, "WEBP", quality=90)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise GameError("its figure.png cannot be decoded: run the experiment again.") from error
+        raise UserError("its figure.png cannot be decoded: run the experiment again.") from error
 
 
 def _uri(image: Image.Image, kind: str, **settings: Any) -> str:

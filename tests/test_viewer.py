@@ -12,16 +12,17 @@ import pytest
 from hydra import compose
 from PIL import Image
 
-from metagame.games import GameError
-from metagame.jobs import run_job
+from metagame.cli import main
+from metagame.contracts import WHOLE
+from metagame.errors import UserError
+from metagame.jobs.run import run_job
 from metagame.report.experiment import write_report
-from metagame.report.page.__main__ import main
-from metagame.report.page.pack import LARGEST_WEBP, figure_uri, pack, picture_uri
-from metagame.report.page.write import write_page
 from metagame.report.results import read_job
 from metagame.report.table import Column, Table, write_table
+from metagame.viewer.pack import LARGEST_WEBP, figure_uri, pack, picture_uri
+from metagame.viewer.write import write_page
 from tests.jobs_fixtures import ROOT, shipped_configs
-from tests.page_fixtures import Chromium, needs_chromium, sentence_config
+from tests.viewer_fixtures import Chromium, needs_chromium, sentence_config
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,7 @@ REAL = {
     "painted": [
         "model=flux_schnell",
         "benchmark=concepts",
-        "attribution.method.directional=true",
+        "attribution.variants.meta_concept_attention.method.directional=true",
         "attribution=concept_maps",
     ],
 }
@@ -63,10 +64,10 @@ def stub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stub") / "tiny"
     output = folder / "sentences"
     methods = {
-        "first": {"arrays": {"first_order": [1.0, -2.0, 0.5, 0.0]}},
+        "first": {"attribution": [1.0, -2.0, 0.5, 0.0]},
         "arrow": {"entries": [[1, 2, -2.5]]},
         "many": {"entries": [[0, 1, 4.0], [1, 0, -8.0], [2, 1, 1.0], [1, 1, 3.0], [2, 0, 0.5]]},
-        "strange": {"arrays": {"wobble": [[0.0, 1.5], [-2.0, 3.0], [4.0, 5.0]]}},
+        "strange": {"values": [[0.0, 1.5], [-2.0, 3.0], [4.0, 5.0]], "targets": ["u", "v", "w"]},
         "broken": {"error": f"no memory {HOSTILE}"},
     }
     for name, method in methods.items():
@@ -120,9 +121,10 @@ def open_page(browser):
         page.close()
 
 
-def arrays_of(cfg, place=0):
-    result = read_job(cfg)
-    return result.arrays(result.done[place])
+def explanation_of(cfg, question=WHOLE, variant=""):
+    """Of a job's first sample."""
+    result = next(each for each in read_job(cfg) if each.variant.name == variant)
+    return result.explanations(result.done[0])[question]
 
 
 def entries(page, panel):
@@ -144,12 +146,13 @@ def arrows(page, panel):
     )
 
 
-def point_at(page, panel, row, column, side):
+def point_at(page, panel, row, column, grid=(8, 8)):
     """Move the pointer over a patch of a large map; what both panels then say."""
+    down, right = (row + 0.5) / grid[0], (column + 0.5) / grid[1]
     x, y = page.evaluate(
         f"(() => {{ const canvas = document.querySelector('[data-panel={panel}] .large canvas');"
         " canvas.scrollIntoView({block: 'center'}); const box = canvas.getBoundingClientRect();"
-        f" return [box.x + box.width * {(column + 0.5) / side}, box.y + box.height * {(row + 0.5) / side}]; }})()"
+        f" return [box.x + box.width * {right}, box.y + box.height * {down}]; }})()"
     )
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     return page.texts(".large .readout")
@@ -192,33 +195,34 @@ def test_another_sample_question_word_or_method_is_another_picture(real, open_pa
 @needs_chromium
 def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real, open_page):
     folder, configs = real
-    first, meta = (arrays_of(cfg) for cfg in configs["pointing"])
+    first, meta = (explanation_of(cfg, "4") for cfg in configs["pointing"])
     page = open_page(folder, "#experiment=pointing&question=4&item=three")
     for row, column in ((0, 0), (2, 5), (7, 7)):
-        said = point_at(page, "b", row, column, side=8)
-        assert number(said[0]) == as_shown(first["4.first_order"][8 * row + column])
-        assert number(said[1]) == as_shown(meta["4.matrix"][8 * row + column, 2])
+        said = point_at(page, "b", row, column)
+        assert number(said[0]) == as_shown(first.attribution[8 * row + column])
+        assert number(said[1]) == as_shown(meta.meta.values[8 * row + column, 2])
         assert said[1].startswith(f"three, row {row + 1}, column {column + 1}")
 
 
 @needs_chromium
 def test_an_adders_matrix_and_first_order_bars_are_those_of_its_arrays(real, open_page):
     folder, configs = real
-    arrays = arrays_of(configs["addition"][1])
+    explanation = explanation_of(configs["addition"][1])
     page = open_page(folder, "#experiment=addition")
     bars = page.evaluate("[...document.querySelectorAll('[data-panel=b] .value')].map(({dataset}) => +dataset.value)")
-    assert np.allclose(entries(page, "b"), arrays["matrix"], rtol=1e-6, atol=1e-6)
-    assert np.allclose(bars, arrays["first_order"], rtol=1e-6)
+    assert np.allclose(entries(page, "b"), explanation.meta.values, rtol=1e-6, atol=1e-6)
+    assert np.allclose(bars, explanation.attribution, rtol=1e-6)
 
 
 @needs_chromium
 def test_influence_of_concepts_is_the_mean_over_patches_or_that_of_the_chosen_one(real, open_page):
     folder, configs = real
-    directional = arrays_of(configs["painted"][0])["all players.meta_concept_attention.directional"]
+    explanation = explanation_of(configs["painted"][0], "all players", "meta_concept_attention")
+    n, (rows, side) = len(explanation.players), explanation.grid
+    directional = explanation.meta.values.reshape(n, rows * side, n).transpose(0, 2, 1)
     page = open_page(folder, "#experiment=painted&question=all+players&b=Meta-ConceptAttention")
     tolerance = float(np.abs(directional).max()) / 32767
     assert np.allclose(entries(page, "b"), directional.mean(2), rtol=0, atol=tolerance)
-    side = int(directional.shape[2] ** 0.5)
     page.evaluate("document.querySelector('[data-panel=b] .large canvas').focus()")
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):  # the first step is to column 2
         page.press(key)
@@ -233,12 +237,12 @@ def test_influence_of_concepts_is_the_mean_over_patches_or_that_of_the_chosen_on
 @needs_chromium
 def test_pairs_of_words_have_maps_of_their_own(real, open_page):
     folder, configs = real
-    pairs = arrays_of(configs["captions"][0])["caption.pairs"]
+    pairs = explanation_of(configs["captions"][0], "caption").meta.values
     page = open_page(folder, "#experiment=captions&question=caption")
     names = page.texts("[data-panel=a] .map span")
     chosen = next(name for name in names if " + " in name)
     page.choose("item", chosen)
-    said = point_at(page, "a", 1, 1, side=8)
+    said = point_at(page, "a", 1, 1)
     assert said[0].startswith(chosen)
     assert number(said[0]) == as_shown(pairs[9, 0, 1])
 
@@ -306,10 +310,23 @@ def test_the_address_of_a_page_leads_back_to_the_same_view(stub, open_page):
 
 
 @needs_chromium
-def test_arrays_of_an_unknown_kind_are_heat_maps_by_name(stub, open_page):
+def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_name(stub, open_page):
     write_page(stub)
     page = open_page(stub, "#experiment=sentences&sample=s1&a=many&b=strange")
-    assert page.texts("[data-panel=b] h4") == ["wobble (3 × 2)"]
+    assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
+
+
+@needs_chromium
+def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
+    folder = tmp_path / "tiny"
+    values = np.arange(12.0).reshape(6, 2)
+    method = {"values": values.tolist(), "attribution": values.sum(1).tolist(), "targets": ["image"], "grid": [2, 3]}
+    run_job(sentence_config(folder / "wide", "wide", texts=["a b"], **method))
+    write_page(folder)
+    page = open_page(folder, "#experiment=wide&item=b")
+    assert page.texts("[data-panel=a] .map span") == ["a", "b", "all words"]
+    said = point_at(page, "a", 1, 2, grid=(2, 3))
+    assert said[0] == "b, row 2, column 3: +11.0"
 
 
 @needs_chromium
@@ -384,7 +401,7 @@ def test_without_its_picture_a_sample_is_shown_with_the_reason(tmp_path, open_pa
         image.unlink()
         write_page(folder)
     page = open_page(folder)
-    assert "its picture and some names are missing" in " ".join(page.texts("#subject .trouble"))
+    assert "its text and picture are missing" in " ".join(page.texts("#subject .trouble"))
     assert page.texts("[data-panel=a] .map span")[:2] == ["two", "six"]
 
 
@@ -392,6 +409,9 @@ def test_without_its_picture_a_sample_is_shown_with_the_reason(tmp_path, open_pa
 def test_a_file_of_arrays_that_is_broken_is_told_and_the_others_are_shown(stub, tmp_path, open_page):
     folder = shutil.copytree(stub, tmp_path / "tiny")
     for path in folder.glob("sentences/jobs/*many*/arrays/*.npz"):
+        content = path.read_bytes()
+        path.write_bytes(content[:60] + bytes(40) + content[100:])
+    for path in folder.glob("sentences/jobs/*first*/arrays/*.npz"):
         path.write_bytes(path.read_bytes()[:40])
     (next(folder.glob("sentences/jobs/*strange*")) / "records.jsonl").write_text("{}\n")
     (folder / "sentences" / "figure.png").write_bytes(b"no picture")
@@ -399,6 +419,7 @@ def test_a_file_of_arrays_that_is_broken_is_told_and_the_others_are_shown(stub, 
     page = open_page(folder, "#experiment=sentences&sample=s1&a=many&b=arrow")
     told = " ".join(page.texts(".trouble"))
     assert "cannot be read" in page.texts("[data-panel=a] .trouble")[0]
+    assert "first of Reader: 2 of 2 samples are missing: run the experiment again." in told
     assert "is no record" in told
     assert "figure.png" in told
     assert page.texts("[data-panel=b] .matrix")
@@ -418,11 +439,15 @@ def test_a_page_names_no_address_and_lets_only_its_own_script_run(stub):
     assert str(stub.parent) not in text
 
 
+def groups(folder, **settings):
+    """What the browser of samples is given."""
+    text = write_page(folder, **settings).read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["groups"]
+
+
 def test_only_the_first_samples_are_embedded(stub):
     def ids(n_samples):
-        text = write_page(stub, n_samples=n_samples).read_text(encoding="utf-8")
-        data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-        return [sample["id"] for group in data["groups"] for sample in group["samples"]]
+        return [sample["id"] for group in groups(stub, n_samples=n_samples) for sample in group["samples"]]
 
     assert ids(1) == ["s0", "s0", "s0"]
     assert ids(2) == ["s0", "s1", "s0", "s0"]
@@ -438,7 +463,7 @@ def test_a_packed_array_is_read_back_within_its_digits(size, kind, tolerance):
 
 
 def test_an_array_with_nan_is_refused():
-    with pytest.raises(GameError, match="no finite number"):
+    with pytest.raises(UserError, match="no finite number"):
         pack(np.array([1.0, np.nan]))
 
 
@@ -456,16 +481,17 @@ def test_a_table_that_is_cut_off_is_told(stub, tmp_path):
 
 
 def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_nothing(stub, tmp_path, caplog):
-    main(["--outputs", str(stub.parent), "--samples", "1"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "--outputs", str(stub.parent), "--samples", "1", "--page-only"])
     assert (stub / "report" / "index.html").exists()
     caplog.clear()
     with pytest.raises(SystemExit, match="1"):
-        main(["--outputs", str(tmp_path)])
+        main(["report", "--outputs", str(tmp_path), "--page-only"])
     assert caplog.messages == [f"{tmp_path / 'tiny'} has no results: run an experiment first, such as 'make table1'."]
 
 
 def test_no_samples_are_refused(stub):
-    with pytest.raises(GameError, match="--samples 0: give a positive number"):
+    with pytest.raises(UserError, match="--samples 0: give a positive number"):
         write_page(stub, n_samples=0)
 
 
@@ -476,12 +502,74 @@ def test_a_figure_that_is_too_wide_for_its_format_is_made_smaller():
     assert Image.open(io.BytesIO(base64.b64decode(stored))).width == LARGEST_WEBP
 
 
-def test_arrays_of_an_odd_form_are_told_and_the_others_are_shown(stub, tmp_path):
-    """An array that is named as one of a metagame, and is a number."""
+@pytest.mark.parametrize("odd", [np.ones((2, 2)), np.ones(9)])
+def test_arrays_of_another_shape_than_their_names_make_are_told_and_the_others_are_shown(stub, tmp_path, odd):
     folder = shutil.copytree(stub, tmp_path / "tiny")
-    file = next(folder.glob("sentences/jobs/*/arrays/*.npz"))
+    file = next(folder.glob("sentences/jobs/*-many-*/arrays/*.npz"))
     with np.load(file) as stored:
         arrays = dict(stored)
-    np.savez(file, **{name: np.float64(1.0) for name in arrays})
+    np.savez(file, **{**arrays, "values": odd})
     page = write_page(folder).read_text(encoding="utf-8")
-    assert "not of a form that can be shown" in page
+    assert page.count("players, targets and grid make") == 1
+
+
+def test_results_of_an_earlier_version_are_named_in_one_sentence(stub, tmp_path):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    shutil.rmtree(folder / "sentences" / "samples")
+    page = write_page(folder).read_text(encoding="utf-8")
+    told = "sentences holds results of an earlier version, which are not read: run the experiment again."
+    assert page.count(told) == 1
+    assert "claim True" in page
+    assert '"experiment":"twins"' in page
+
+
+def test_the_jobs_that_experiments_share_are_no_experiment(stub, tmp_path):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    (folder / "jobs" / "reader-many-sentences-0").mkdir(parents=True)
+    assert write_page(folder).read_bytes() == write_page(stub).read_bytes()
+
+
+def test_jobs_that_are_shown_together_are_told_apart_by_what_differs(tmp_path):
+    folder = tmp_path / "tiny"
+    for benchmark, texts in (("sentences", ["a b"]), ("words", ["a"])):
+        for value in (1.0, 2.0)[: len(texts[0])]:
+            cfg = sentence_config(folder / "two", "m", texts=texts, label="M", entries=[[0, 0, value]])
+            cfg.benchmark.name = benchmark
+            run_job(cfg)
+    assert [[method["label"] for method in group["samples"][0]["methods"]] for group in groups(folder)] == [
+        ["M (method.entries=[[0, 0, 1.0]])", "M (method.entries=[[0, 0, 2.0]])"], ["M"],
+    ]  # fmt: skip
+
+
+def test_variants_of_a_job_are_methods_of_one_sample_also_where_one_fails(tmp_path):
+    folder = tmp_path / "tiny"
+    cfg = sentence_config(folder / "both", "both", texts=["a b"])
+    good, bad = (sentence_config(folder, name, **method).attribution for name, method in VARIANTS.items())
+    cfg.attribution = {**cfg.attribution, "method": None, "variants": {"good": good, "bad": bad}}
+    run_job(cfg)
+    ((sample,),) = [group["samples"] for group in groups(folder)]
+    assert [(method["label"], bool(method["views"]), method["error"]) for method in sample["methods"]] == [
+        ("bad", False, "This sample failed: no memory"), ("good", True, None),
+    ]  # fmt: skip
+
+
+VARIANTS = {"good": {"entries": [[0, 1, 1.0]]}, "bad": {"error": "no memory"}}
+
+GUESSES = {
+    "a metagame from the name of its config": r'removeprefix\("meta_"\)',
+    "a metagame from a label": r'startswith\("Meta-"\)',
+    "a method from its class": "_target_",
+    "a setting from a label": r"\bre\.\w+\(.*label",
+    "a kind from names of arrays": r"\bin arrays\b",
+    "a kind from a shape": r"\.shape ==",
+    "a kind from what happens to be there": r"\b(has|get)attr\(",
+}
+"""What reports and the page must not tell from what, and the code that would; kinds are declared."""
+
+
+@pytest.mark.parametrize(("guess", "code"), GUESSES.items())
+def test_nothing_is_guessed_from_names_or_shapes(guess, code):
+    rooms = [ROOT / "src" / "metagame" / room for room in ("report", "viewer")]
+    lines = [(path.name, line) for room in rooms for path in room.rglob("*.py") for line in path.open(encoding="utf-8")]
+    assert lines
+    assert [line for line in lines if re.search(code, line[1])] == [], guess

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from metagame.games import GameError
-from metagame.records import Record, RecordError
+from metagame.errors import UserError
+from metagame.jobs.records import Record
 from metagame.report.maps import DIVERGING
-from metagame.report.page.pack import picture_uri
-from metagame.report.page.subjects import Subject, Subjects
-from metagame.report.page.trouble import tell
-from metagame.report.page.views import PICTURE, views
-from metagame.report.results import JobResult
-from metagame.report.segmentation import METHODS
+from metagame.report.results import JobResult, tell_apart
+from metagame.viewer.pack import picture_uri
+from metagame.viewer.subjects import Subject, Subjects
+from metagame.viewer.trouble import tell
+from metagame.viewer.views import View, view
 
 N_COLORS = 129
 
@@ -42,10 +42,15 @@ class Browser:
         """Add an experiment's jobs; whether there is anything to show of them."""
         by_model: dict[tuple[str, str], list[JobResult]] = {}
         for result in sorted(results, key=_order_among(results)):
-            names = (result.config.model.get("label", result.config.model.name), result.config.benchmark.name)
-            by_model.setdefault(names, []).append(result)
+            bare = replace(result, label=result.variant.label)  # told apart among those that are shown together
+            by_model.setdefault((result.model, result.config.benchmark.name), []).append(bare)
         groups = [
-            {"experiment": experiment, "model": model, "benchmark": benchmark, "samples": self._samples(jobs)}
+            {
+                "experiment": experiment,
+                "model": model,
+                "benchmark": benchmark,
+                "samples": self._samples(tell_apart(jobs)),
+            }
             for (model, benchmark), jobs in by_model.items()
         ]
         found = [group for group in groups if group["samples"]]
@@ -59,42 +64,44 @@ class Browser:
 
     def _samples(self, results: Iterable[JobResult]) -> list[dict[str, Any]]:
         """The samples of jobs that share model and benchmark; what two jobs mean by one id may differ."""
-        samples: dict[tuple, dict[str, Any]] = {}
+        samples: dict[tuple[str | None, ...], dict[str, Any]] = {}
+        of_job: dict[tuple[Path, str], dict[str, Any]] = {}
         for result in results:
             shown = [record for record in result.records if record.arrays or record.status == "failed"]
             for record in shown[: self.n_samples]:
                 subject = self._subjects.of(result, record)
-                methods, picture, error = self._methods(result, record, subject)
-                key = (record.sample, subject.text, picture)
+                views, picture, error = self._views(result, record, subject)
+                key: tuple[str | None, ...] = (record.sample, subject.text, picture)
                 if key == (record.sample, None, None):
                     key += (result.setting,)  # nothing else tells whether it is the same sample
-                sample = samples.setdefault(key, _sample(subject, picture))
-                label = result.config.attribution.label
-                taken = {method["label"] for method in sample["methods"]}
-                for variant, of_variant in methods.items():
-                    name = label if variant is None else METHODS.get(variant, variant)
-                    name = f"{name} [{label}]" if name in taken else name
-                    sample["methods"].append({"label": name, "views": of_variant, "error": error})
+                sample = of_job.get((result.folder, record.sample)) or samples.setdefault(
+                    key, _sample(subject, picture)
+                )
+                of_job[result.folder, record.sample] = sample  # the variants of a job mean the same by an id
+                sample["picture"] = sample["picture"] or picture
+                name = result.label
+                if name in {method["label"] for method in sample["methods"]}:
+                    name = f"{name} of {result.config.model.name}"
+                sample["methods"].append({"label": name, "views": views, "error": error})
         return list(samples.values())
 
-    def _methods(
-        self, result: JobResult, record: Record, subject: Subject
-    ) -> tuple[dict[str | None, list[dict]], str | None, str | None]:
-        """The views by variant of the job's method; the picture's key; what is wrong with the sample."""
+    def _views(self, result: JobResult, record: Record, subject: Subject) -> tuple[list[View], str | None, str | None]:
+        """The views of each question; the picture's key; what is wrong with the sample."""
         if record.status == "failed":
-            return {None: []}, self._keep(subject.picture), f"This sample failed: {record.error}"
+            return [], self._keep(subject.picture), f"This sample failed: {record.error}"
         try:
-            arrays = result.arrays(record)
-            methods: dict[str | None, list[dict]] = {}
-            for variant, view in views(arrays, subject):
-                methods.setdefault(variant, []).append(view)
-        except (RecordError, GameError) as error:
-            return {None: []}, self._keep(subject.picture), tell(error, result.folder)
+            views = [
+                {"question": question, **view(explanation)}
+                for question, explanation in result.explanations(record).items()
+                if explanation.attribution is not None or explanation.meta is not None
+            ]
+            painted = next(iter(result.pictures(record).values()), None)
+        except UserError as error:
+            return [], self._keep(subject.picture), tell(error, result.folder)
         except (TypeError, ValueError, LookupError) as error:
             reason = f"Its arrays are not of a form that can be shown: {tell(error, result.folder)}"
-            return {None: []}, self._keep(subject.picture), reason
-        painted = next((array for name, array in arrays.items() if name.rpartition(".")[2] == PICTURE), None)
-        return methods, self._keep(subject.picture if painted is None else Image.fromarray(painted)), None
+            return [], self._keep(subject.picture), reason
+        return views, self._keep(subject.picture if painted is None else Image.fromarray(painted)), None
 
     def _keep(self, image: Image.Image | None) -> str | None:
         """The key of a picture, which is kept once."""
@@ -118,12 +125,7 @@ def _sample(subject: Subject, picture: str | None) -> dict[str, Any]:
 
 def _order_among(results: Iterable[JobResult]) -> Callable[[JobResult], tuple]:
     """A key to sort by: a first-order method before its metagame, such pairs before others."""
-    played = {_base(result) for result in results if result.config.attribution.meta}
+    played = {result.variant.base for result in results if result.variant.meta}
     return lambda result: (
-        _base(result) not in played, _base(result), bool(result.config.attribution.meta), result.folder.name
+        result.variant.base not in played, result.variant.base, result.variant.meta, result.folder.name
     )  # fmt: skip
-
-
-def _base(result: JobResult) -> str:
-    """The name of a job's first-order method."""
-    return result.config.attribution.name.removeprefix("meta_")

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from metagame.attributions.method import Explanation
-from metagame.games import GameError
+from metagame.contracts import WHOLE, Benchmark, Explanation, Method, Model, Sample
+from metagame.errors import UserError
+from metagame.meta import MetaAttributions
 from tests.jobs_fixtures import job_config
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -44,14 +45,28 @@ SETTLED = """new Promise((done) => {
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """A sample, and its own explicand."""
+class Sentence(Sample):
+    """A sample, and its own input: its words are the players and the targets."""
 
     id: str
     text: str
 
+    def description(self):
+        return self.text
 
-class Sentences:
+    @property
+    def players(self):
+        return tuple(self.text.split())
+
+    @property
+    def targets(self):
+        return self.players
+
+    grid = None
+    picture = None
+
+
+class Sentences(Benchmark):
     """A benchmark of texts; sample k has id ``s{k}``."""
 
     def __init__(self, texts, answer="yes"):
@@ -61,54 +76,60 @@ class Sentences:
     def samples(self):
         return [Sentence(f"s{place}", text) for place, text in enumerate(self.texts)]
 
-    def score(self, sample, explicand, explanation):
-        return {"text": sample.text, "tokens": sample.text.split(), "answer": self.answer}
+    def score(self, sample, inputs, explanations):
+        return {"text": sample.text, "answer": self.answer}
 
 
-class Reader:
+class Reader(Model):
     """A model that makes nothing of a text."""
 
     sample_type = Sentence
     revision = "first"
     device = "cpu"
 
-    def prepare(self, sample):
-        return sample
+    def prepare(self, samples):
+        return [{WHOLE: sample} for sample in samples]
 
 
-class Given:
-    """A method that has its answer from the config: arrays by name, or an error.
+class Given(Method):
+    """A method that has its answer from the config: an explanation, or an error.
 
-    ``entries`` are of a matrix that is zero elsewhere: ``[target, player, value]``.
+    Args:
+        entries: of the matrix of a metagame that is zero elsewhere: ``[target, player, value]``.
+        attribution: of the first targets; there is no metagame then, unless ``values`` are given.
+        values: influence of the players on targets that are none; the sample's first words are the players.
+        targets: their names.
+        grid: of patches, of which each target has all.
+        error: in place of an explanation.
     """
 
-    explicand_type = Sentence
+    input_type = Sentence
 
-    def __init__(self, arrays=None, entries=(), error=None):
-        self.arrays = arrays
+    def __init__(self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None):
         self.entries = entries
+        self.attribution = None if attribution is None else np.array(attribution)
+        self.values = None if values is None else np.array(values)
+        self.targets = None if targets is None else tuple(targets)
+        self.grid = None if grid is None else tuple(grid)
         self.error = error
 
-    def explain(self, explicand, progress=None):
+    def explain(self, bound, progress=None):
         if self.error is not None:
-            raise GameError(self.error)
-        if self.arrays is not None:
-            return Plainly({name: np.array(values) for name, values in self.arrays.items()})
-        size = len(explicand.text.split())
-        matrix = np.zeros((size, size))
+            raise UserError(self.error)
+        if self.values is not None:
+            players = bound.players[: self.values.shape[1]]
+            meta = MetaAttributions(
+                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid
+            )  # fmt: skip
+            return Explanation(players, self.targets, self.grid, self.attribution, meta)
+        players, n = bound.players, len(bound.players)
+        if self.attribution is not None:
+            return Explanation(players, players, attribution=self.attribution[:n])
+        matrix = np.zeros((n, n))
         for target, player, value in self.entries:
             matrix[target, player] = value
-        return Explanation(first_order=matrix.sum(1), matrix=matrix)
-
-
-@dataclass(frozen=True)
-class Plainly:
-    """An explanation of whatever arrays."""
-
-    named: dict
-
-    def arrays(self):
-        return self.named
+        meta = MetaAttributions(matrix, first_order=matrix.sum(1), players=players, targets=players)
+        return Explanation(players, players, attribution=meta.first_order, meta=meta)
 
 
 def sentence_config(output_dir, name, texts=("a b c d", "so it is"), label=None, **method):
@@ -116,11 +137,11 @@ def sentence_config(output_dir, name, texts=("a b c d", "so it is"), label=None,
     return job_config(
         output_dir,
         name="sentences",
-        model={"name": "reader", "label": "Reader", "_target_": "tests.page_fixtures.Reader"},
-        benchmark={"name": "sentences", "_target_": "tests.page_fixtures.Sentences", "texts": list(texts)},
+        model={"name": "reader", "label": "Reader", "_target_": "tests.viewer_fixtures.Reader"},
+        benchmark={"name": "sentences", "_target_": "tests.viewer_fixtures.Sentences", "texts": list(texts)},
         attribution={
             "name": name, "label": label or name, "family": "stub", "meta": False,
-            "method": {"_target_": "tests.page_fixtures.Given", **method},
+            "method": {"_target_": "tests.viewer_fixtures.Given", **method},
         },
     )  # fmt: skip
 

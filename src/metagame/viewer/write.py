@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +15,12 @@ from markupsafe import Markup
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from metagame.games import GameError
-from metagame.records import RecordError, replace_atomically
-from metagame.report.page.browser import Browser
-from metagame.report.page.tables import Section, read_section
-from metagame.report.page.trouble import tell
-from metagame.report.results import JobResult, read_folder, tell_apart
+from metagame.errors import UserError
+from metagame.jobs.records import replace_atomically
+from metagame.report.results import JobResult, read_asked, read_experiment
+from metagame.viewer.browser import Browser
+from metagame.viewer.tables import Section, read_section
+from metagame.viewer.trouble import tell
 
 N_SAMPLES = 8
 SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "browser.js")
@@ -51,14 +51,14 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
         n_samples: how many samples of each job the browser has.
 
     Raises:
-        GameError: there are no results, or ``n_samples`` is not positive.
+        UserError: there are no results, or ``n_samples`` is not positive.
         RecordError: the page cannot be written.
     """
     if n_samples < 1:
-        raise GameError(f"--samples {n_samples}: give a positive number.")
-    found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or (path / "jobs").is_dir()]
+        raise UserError(f"--samples {n_samples}: give a positive number.")
+    found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or _asked(path)]
     if not found:
-        raise GameError(f"{folder} has no results: run an experiment first, such as 'make table1'.")
+        raise UserError(f"{folder} has no results: run an experiment first, such as 'make table1'.")
     experiments = [_read(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
     missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
     page = render(folder.name, experiments, missing, n_samples)
@@ -73,11 +73,11 @@ def render(scale: str, experiments: Sequence[Experiment], missing: Sequence[str]
     """The page as text, with style and script inside, whose hashes are all that it lets run."""
     browser = Browser(n_samples)
     browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.results)}
-    assets = files("metagame.report.page") / "assets"
+    assets = files("metagame.viewer") / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
     script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
     environment = Environment(
-        loader=PackageLoader("metagame.report.page", "assets"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("metagame.viewer", "assets"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
@@ -93,18 +93,46 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _asked(folder: Path) -> list[Path]:
+    """The files that say what an experiment asked of its jobs."""
+    return sorted((folder / "samples").glob("*.json"))
+
+
+UNREADABLE = (OSError, TypeError, ValueError, LookupError, YAMLError, OmegaConfBaseException)
+"""What a file of results raises that is cut off, or of another form."""
+
+
 def _read(folder: Path) -> Experiment:
-    results, trouble = [], []
-    for job in sorted((folder / "jobs").glob("*/config.yaml")):
-        try:
-            results.append(read_folder(job.parent))
-        except (OSError, ValueError, LookupError, YAMLError, OmegaConfBaseException, RecordError) as error:
-            trouble.append(f"The job {job.parent.name} cannot be read and is not shown: {tell(error, folder.parent)}")
     try:
-        results = tell_apart(results)
-    except (LookupError, OmegaConfBaseException) as error:
-        trouble.append(f"Its jobs cannot be told apart: {tell(error, folder.parent)}")
-    return Experiment(read_section(folder), results, trouble)
+        results = read_experiment(folder)
+        trouble: list[str] = []
+    except UNREADABLE as error:
+        results, trouble = _readable_jobs(folder)
+        trouble = trouble or [tell(error, folder.parent)]
+    return Experiment(read_section(folder), results, [*trouble, *dict.fromkeys(_missing(results))])
+
+
+def _missing(results: Sequence[JobResult]) -> Iterator[str]:
+    """Of each job how many of its samples are not computed, or have lost their arrays."""
+    for result in results:
+        missing = len(result.sample_ids) - len(result.records)
+        if missing:
+            yield (
+                f"{result.job_label} of {result.model}: {missing} of {len(result.sample_ids)} samples are missing: run"
+                " the experiment again."
+            )
+
+
+def _readable_jobs(folder: Path) -> tuple[list[JobResult], list[str]]:
+    """The jobs of an experiment one by one, and in a sentence each why some cannot be read."""
+    results: list[JobResult] = []
+    trouble: list[str] = []
+    for path in _asked(folder):
+        try:
+            results += read_asked(path)
+        except UNREADABLE as error:
+            trouble.append(f"The job {path.stem} cannot be read and is not shown: {tell(error, folder.parent)}")
+    return results, trouble
 
 
 def _order(name: str, known: Sequence[str]) -> tuple:

@@ -1,0 +1,1 @@
+"""A job: from its config to its records."""

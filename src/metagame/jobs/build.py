@@ -1,0 +1,203 @@
+"""The parts of a job, built from its config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from metagame.contracts import (
+    Benchmark,
+    BoundInput,
+    Explanation,
+    Failure,
+    Method,
+    Model,
+    Sample,
+    Score,
+)
+from metagame.errors import UserError
+from metagame.estimators.configured import ConfiguredEstimator
+from metagame.games import Progress
+from metagame.jobs.spec import OF_ESTIMATOR, Variant, plain, target_and_arguments, variants
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a variant of a job's method made of one sample.
+
+    Attributes:
+        explanations: by question.
+        scores: of the benchmark.
+        pictures: of each question, where the model made one.
+    """
+
+    explanations: dict[str, Explanation]
+    scores: dict[str, Score]
+    pictures: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a job; of its method the variants by name."""
+
+    model: Model[Sample, BoundInput]
+    methods: dict[str, Method[BoundInput]]
+    benchmark: Benchmark[Sample, BoundInput]
+
+    @classmethod
+    def build(cls, cfg: DictConfig) -> Job:
+        """Instantiate the parts, the model last.
+
+        Raises:
+            UserError: there is no GPU where the scale needs one; ``attribution.meta`` is set on a method that has no
+                metagame; a part refuses its arguments or misses its data.
+        """
+        _check_gpu(cfg)
+        benchmark: Benchmark[Sample, BoundInput] = build_part(cfg.benchmark)
+        methods = {variant.name: build_method(variant, cfg) for variant in variants(cfg)}
+        return cls(build_part(cfg.model), methods, benchmark)
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, BoundInput] | Failure]:
+        """The questions of each sample, bound to the model, or what kept it from being prepared."""
+        if not all(isinstance(sample, self.model.sample_type) for sample in samples):
+            names = f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}."
+            return [Failure(UserError(names))] * len(samples)
+        try:
+            prepared = self.model.prepare(samples)
+        except Exception as error:  # of the batch as a whole, such as a device without memory
+            return [Failure(error)] * len(samples)
+        if len(prepared) != len(samples):
+            names = f"model {_name(self.model)} prepared {len(prepared)} of {len(samples)} samples"
+            return [Failure(UserError(f"{names}: its method prepare must give one result for each."))] * len(samples)
+        return prepared
+
+    def evaluate(
+        self, variant: str, sample: Sample, inputs: Mapping[str, BoundInput], progress: Progress
+    ) -> Evaluation:
+        """Explain and score one sample by one variant.
+
+        Raises:
+            UserError: the parts do not fit each other, the explanation or a score is not finite, or a score is nothing
+                that a record can hold.
+        """
+        method = self.methods[variant]
+        explanations = {}
+        for question, bound in inputs.items():
+            if not isinstance(bound, method.input_type):
+                raise UserError(f"attribution method {_name(method)} does not explain model {_name(self.model)}.")
+            explanations[question] = replace(method.explain(bound, progress), variant=variant)
+        scores = self.benchmark.score(sample, inputs, explanations)
+        checked = {name: _checked(score, name) for name, score in scores.items()}
+        pictures = {question: bound.picture for question, bound in inputs.items()}
+        return Evaluation(explanations, checked, {name: each for name, each in pictures.items() if each is not None})
+
+
+def _checked(score: Score | np.generic, name: str) -> Score:
+    """A score as plain numbers and texts.
+
+    Raises:
+        UserError: it is or holds NaN or inf, or something else than these, and lists and mappings of them.
+    """
+    value = score.item() if isinstance(score, np.generic) else score
+    if isinstance(value, Mapping):
+        return {key: _checked(each, f"{name}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_checked(each, name) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        raise UserError(f"score {name} is {value}: check the model and the method on this sample.")
+    if not isinstance(value, float | int | str | None):
+        raise UserError(
+            f"score {name} is a {type(value).__name__}: give a number, a text, or lists and mappings of them."
+        )
+    return value
+
+
+def build_method(variant: Variant, cfg: DictConfig) -> Method[BoundInput]:
+    """The method of a variant, or its metagame.
+
+    Raises:
+        UserError: it has no metagame, or of no such order; an order or index is set without ``meta``.
+    """
+    node = variant.node
+    if node.method is None:
+        raise UserError(f"attribution.method of {node.name} is missing: give its _target_.")
+    method: Method[BoundInput] = _instantiated(node.method)
+    if not variant.meta:
+        if node.order != 1 or node.index is not None:
+            raise UserError("attribution.order and attribution.index are of metagames: set attribution.meta=true.")
+        return method
+    try:
+        return method.metagame(build_estimator(cfg), node.order, node.index)
+    except UserError as error:
+        raise UserError(f"attribution={node.name} with attribution.meta=true: {error}") from error
+
+
+def build_estimator(cfg: DictConfig) -> ConfiguredEstimator:
+    """The estimator of a job's metagames, with its settings."""
+    content = target_and_arguments(plain(cfg.estimator), OF_ESTIMATOR)
+    budget = content.pop("budget", None)
+    return ConfiguredEstimator(_instantiated(content), budget, cfg.seed, cfg.estimator.get("batch_size"))
+
+
+def build_part(node: DictConfig) -> Any:
+    """Instantiate the node of a model, benchmark, tracker or report, without those of its keys that are no arguments.
+
+    Raises:
+        UserError: as the node's target raised it, without Hydra's wrapping; or the target, maybe a function that is
+            called later, does not take an argument of the node.
+    """
+    return _instantiated(target_and_arguments(plain(node)))
+
+
+def check_report(cfg: DictConfig) -> None:
+    """Build what is called after all work, which a misspelt argument would stop only then."""
+    for node in filter(None, (cfg.report.table, cfg.report.get("figure"))):
+        build_part(OmegaConf.create(plain(node) | {"_partial_": True}))
+
+
+def _instantiated(content: Any) -> Any:
+    content = plain(content) if isinstance(content, DictConfig) else content
+    with _in_one_sentence(content.get("_target_")):
+        built = instantiate(content)
+        if isinstance(built, partial):
+            inspect.signature(built.func).bind_partial(*built.args, **built.keywords)
+    return built
+
+
+@contextmanager
+def _in_one_sentence(target: str | None) -> Generator[None, None, None]:
+    """Within: what a part raises is raised as it is, and an argument that it does not take is named."""
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            raise UserError(f"{target}: {cause}; correct its config.") from error
+        raise cause from cause.__cause__
+    except TypeError as error:
+        raise UserError(f"{target}: {error}; correct its config.") from error
+
+
+def _check_gpu(cfg: DictConfig) -> None:
+    undecided = "device" in cfg.model and cfg.model.device is None
+    if undecided and cfg.scale.get("needs_gpu", False) and not torch.cuda.is_available():
+        raise UserError(
+            f"scale={cfg.scale.name} is for a GPU and there is none here: run on a GPU node, or add model.device=cpu,"
+            " which may take very long."
+        )
+
+
+def _name(part: Model | Method | Benchmark) -> str:
+    return type(part).__name__

@@ -1,0 +1,431 @@
+"""The work on a job: its samples in batches, each recorded as soon as it is done, or has failed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from metagame.attributions.method import Metagame
+from metagame.contracts import BoundInput, Failure, Method, Sample
+from metagame.digests import digest
+from metagame.errors import UserError
+from metagame.jobs.build import Job, check_report
+from metagame.jobs.environment import describe_environment
+from metagame.jobs.fingerprint import Provenance, code_manifest, files_digest
+from metagame.jobs.grid import REFUSALS, refusal_name
+from metagame.jobs.progress import JobProgress
+from metagame.jobs.records import (
+    VERSION,
+    Record,
+    RecordStore,
+    pack,
+    record_key,
+    replace_atomically,
+    sample_key,
+    writing,
+)
+from metagame.jobs.spec import (
+    asked_path,
+    check_shard,
+    check_values,
+    job_folder,
+    job_identity,
+    job_name,
+    merged,
+    plain,
+    targets,
+    variants,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One sample of a job, to be done.
+
+    Attributes:
+        sample: of the benchmark.
+        key: see :func:`metagame.jobs.records.sample_key`.
+        provenance: what it is computed from.
+        kept: of each variant the key of a record that counts although its provenance is another (``reuse=stale``).
+    """
+
+    sample: Sample
+    key: str
+    provenance: Provenance
+    kept: Mapping[str, str]
+
+    def record_key(self, variant: str) -> str:
+        """The key of the record that counts for a variant."""
+        return self.kept.get(variant, record_key(self.key, variant))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its samples, by what became of them, and the distinct errors of those that failed."""
+
+    folder: Path
+    n_samples: int
+    n_done: int
+    n_failed: int
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with its store and its tasks, before the work.
+
+    Attributes:
+        cfg: its config.
+        job: its parts.
+        store: of its records.
+        tasks: of all shards, by key, in the benchmark's order.
+    """
+
+    cfg: DictConfig
+    job: Job
+    store: RecordStore
+    tasks: dict[str, Task]
+
+    def missing(self, task: Task, records: Mapping[str, Record]) -> list[str]:
+        """The variants of a sample that no run has finished; arrays that are gone or broken count as unfinished."""
+        found = {variant: records.get(task.record_key(variant)) for variant in self.job.methods}
+        return [
+            variant
+            for variant, record in found.items()
+            if record is None or record.status == "failed" or not self.store.has_arrays(record)
+        ]
+
+
+Track = Callable[[DictConfig, Path, frozenset[str]], AbstractContextManager[Callable[[], None]]]
+"""Within it a job is followed: its config, folder and record keys; call what it yields when records were appended."""
+
+
+@contextmanager
+def untracked(cfg: DictConfig, folder: Path, keys: frozenset[str]) -> Generator[Callable[[], None], None, None]:
+    """Within: nobody follows the job."""
+    yield lambda: None
+
+
+def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
+    """Work through the samples that no earlier run has finished, one record for each variant.
+
+    A sample that fails is recorded with its error and does not stop the others, unless ``fail_fast``. With ``shards``
+    above 1 only the samples of this ``shard`` are worked on; all shards share the job's folder.
+
+    Raises:
+        UserError: the config makes no job.
+        RecordError: the records of an earlier run cannot be read.
+    """
+    check_values(cfg)
+    check_shard(cfg)
+    check_report(cfg)
+    free_memory()
+    plan = _plan(cfg, Job.build(cfg))
+    store = plan.store
+    _remove_refusals(cfg, store.folder)
+    batches = own_batches(plan.tasks, plan.job.model.batch_size, cfg.shards, cfg.shard)
+    own = {key: task for batch in batches for key, task in batch.items()}
+    records = store.read()
+    missing = {key: variants for key, task in own.items() if (variants := plan.missing(task, records))}
+    environment = describe_environment(plan.job.model, cfg.seed)
+    _write_description(plan, environment if missing else None)
+    keys = frozenset(task.record_key(variant) for task in own.values() for variant in plan.job.methods)
+    title = f"{cfg.model.name} x {cfg.attribution.name}"
+    with (
+        track(cfg, store.folder, keys) as update_tracker,
+        JobProgress(title, len(own), len(own) - len(missing)) as progress,
+    ):
+        worker = Worker(plan, progress, update_tracker, environment["git_commit"])
+        held_elsewhere: dict[str, Task] = {}
+        for batch in batches:
+            held_elsewhere |= worker.work(batch, [key for key in batch if key in missing], wait=False)
+        for key, task in held_elsewhere.items():
+            worker.work({key: task}, [key], wait=True)
+    outcome = _outcome(plan, own)
+    log.info(
+        "%s: %d of %d samples done (%d by an earlier run), %d failed",
+        " x ".join(cfg[part].name for part in ("model", "attribution", "benchmark")) + _shard_name(cfg),
+        outcome.n_done, outcome.n_samples, len(own) - len(missing), outcome.n_failed,
+    )  # fmt: skip
+    return outcome
+
+
+def _plan(cfg: DictConfig, job: Job) -> Plan:
+    store = RecordStore(job_folder(cfg))
+    identity = job_identity(cfg)
+    manifest = code_manifest(targets(_computing_parts(cfg)))
+    _keep_manifest(store.folder, manifest)
+    common = list(job.benchmark.files())
+    samples = list(job.benchmark.samples()[: cfg.limit])
+    repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"benchmark {cfg.benchmark.name} has several samples with the id {repeated[0]}: tell them apart."
+        )
+    records = store.read()
+    finished: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records.values():
+        if record.status == "done":
+            finished[record.sample, record.variant].append(record)
+    tasks: dict[str, Task] = {}
+    changed: Counter[str] = Counter()
+    codes: set[str] = set()
+    for sample in samples:
+        provenance = Provenance(digest(manifest), job.model.revision, files_digest([*common, *sample.files()]))
+        key = sample_key(identity, provenance, sample.id)
+        unknown = [variant for variant in job.methods if record_key(key, variant) not in records]
+        candidates = [list(filter(store.has_arrays, finished[sample.id, variant])) for variant in unknown]
+        older = [_closest(each, provenance) for each in candidates if each]
+        if older:
+            before = Provenance(**older[0].provenance)
+            changed.update(provenance.differences(before))
+            codes.add(before.code)
+        kept = {record.variant: record.key for record in older} if cfg.reuse == "stale" else {}
+        tasks[key] = Task(sample, key, provenance, kept)
+    _tell_changes(cfg, changed, _changed_modules(store.folder, codes, manifest))
+    return Plan(cfg, job, store, tasks)
+
+
+def _closest(records: Sequence[Record], provenance: Provenance) -> Record:
+    """The latest of those since which the fewest things have changed."""
+    return min(reversed(records), key=lambda record: len(provenance.differences(Provenance(**record.provenance))))
+
+
+def _computing_parts(cfg: DictConfig) -> list[Any]:
+    """The nodes whose targets compute a record."""
+    methods = [variant.node.method for variant in variants(cfg)]
+    estimator = [cfg.estimator] if any(variant.meta for variant in variants(cfg)) else []
+    parts = [cfg.model, cfg.benchmark, *estimator, *methods]
+    return [plain(part) for part in parts if part is not None]
+
+
+WHAT_CHANGED = {"code": "the code", "weights": "the model's files", "files": "the samples' files"}
+
+
+def _tell_changes(cfg: DictConfig, changed: Counter[str], modules: list[str]) -> None:
+    """Say in one line what made earlier records count no more, and what becomes of them."""
+    if not changed:
+        return
+    named = f" ({', '.join(modules[:3])}{', ...' if len(modules) > 3 else ''})" if modules else ""
+    causes = " and ".join(WHAT_CHANGED[name] + (named if name == "code" else "") for name in changed)
+    what = "kept (reuse=stale), and the table says so" if cfg.reuse == "stale" else "computed again"
+    plural = len(changed) > 1 or "weights" in changed or "files" in changed
+    log.warning(
+        "%s: %s %s changed: %d samples are %s.",
+        job_name(cfg), causes, "have" if plural else "has", max(changed.values()), what,
+    )  # fmt: skip
+
+
+def _keep_manifest(folder: Path, manifest: dict[str, str]) -> None:
+    """``code-<digest>.json``: the hash of each module that computes, so that a change can be named."""
+    path = _manifest_path(folder, digest(manifest))
+    if not path.exists():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _changed_modules(folder: Path, codes: set[str], manifest: dict[str, str]) -> list[str]:
+    """The modules that differ from those of any manifest with one of these digests."""
+    paths = [path for code in codes if (path := _manifest_path(folder, code)).exists()]
+    differing: set[str] = set()
+    for path in paths:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing |= {name for name in {*before, *manifest} if before.get(name) != manifest.get(name)}
+    return sorted(differing)
+
+
+def _manifest_path(folder: Path, code: str) -> Path:
+    return folder / f"code-{code}.json"
+
+
+def _remove_refusals(cfg: DictConfig, folder: Path) -> None:
+    with writing(folder):
+        for path in folder.glob(refusal_name(cfg) if cfg.shards > 1 else REFUSALS):
+            path.unlink(missing_ok=True)
+
+
+def _outcome(plan: Plan, own: Mapping[str, Task]) -> Outcome:
+    """What became of the samples: one is done with all its variants, and failed with any."""
+    records = plan.store.read()
+    n_done, errors, n_failed = 0, [], 0
+    for task in own.values():
+        found = [records.get(task.record_key(variant)) for variant in plan.job.methods]
+        failed = [record.error for record in found if record is not None and record.status == "failed"]
+        n_failed += bool(failed)
+        n_done += all(record is not None and record.status == "done" for record in found)
+        errors += [error for error in failed if error is not None]
+    return Outcome(plan.store.folder, len(own), n_done, n_failed, tuple(dict.fromkeys(errors)))
+
+
+def _shard_name(cfg: DictConfig) -> str:
+    return f", shard={cfg.shard} of {cfg.shards}" if cfg.shards > 1 else ""
+
+
+def _write_description(plan: Plan, environment: dict[str, Any] | None) -> None:
+    """``config.yaml`` and, if given, ``environment.json`` of the job; of the experiment what it asks of the job."""
+    cfg, folder = merged(plan.cfg, {"shard": None}), plan.store.folder
+    texts = {folder / "config.yaml": OmegaConf.to_yaml(cfg, resolve=True)}
+    if environment is not None:
+        texts[folder / "environment.json"] = json.dumps(environment, indent=1) + "\n"
+    asked = {
+        "version": VERSION,
+        "job": os.path.relpath(folder, cfg.output_dir),
+        "config": plain(cfg),
+        "identity": job_identity(cfg),
+        "samples": [
+            {
+                "id": task.sample.id,
+                "records": {variant: task.record_key(variant) for variant in plan.job.methods},
+                "stale": bool(task.kept),
+            }
+            for task in plan.tasks.values()
+        ],
+    }
+    texts[asked_path(cfg)] = json.dumps(asked, ensure_ascii=False) + "\n"
+    with writing(asked_path(cfg)):
+        asked_path(cfg).parent.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+class Worker:
+    """Prepares samples in batches, evaluates and records them one at a time; says each kind of failure once."""
+
+    def __init__(
+        self, plan: Plan, progress: JobProgress, update_tracker: Callable[[], None], commit: str | None
+    ) -> None:
+        self.plan = plan
+        self.progress = progress
+        self.update_tracker = update_tracker
+        self.commit = commit
+        self.memory_advice = memory_advice(plan.cfg, plan.job.methods.values())
+        self._said: set[str] = set()
+
+    def work(self, batch: dict[str, Task], pending: list[str], *, wait: bool) -> dict[str, Task]:
+        """Evaluate and record the pending samples of a batch that nobody has finished.
+
+        Returns:
+            Those that another process holds.
+        """
+        prepared: dict[str, Mapping[str, BoundInput] | Failure] = {}
+        held = {}
+        for key in pending:
+            with self.plan.store.claim(key, wait=wait) as claimed:
+                if not claimed:
+                    held[key] = batch[key]
+                    continue
+                missing = self.plan.missing(batch[key], self.plan.store.read())
+                if missing and not prepared:
+                    samples = [task.sample for task in batch.values()]
+                    prepared = dict(zip(batch, self.plan.job.prepare(samples), strict=True))
+                inputs = prepared.pop(key, {})
+                for variant in missing:
+                    self._evaluate_and_append(batch[key], variant, inputs)
+                if not self.plan.missing(batch[key], self.plan.store.read()):
+                    self.plan.store.forget_claim(key)
+                self.update_tracker()
+                self.progress.advance()
+        return held
+
+    def _evaluate_and_append(self, task: Task, variant: str, inputs: Mapping[str, BoundInput] | Failure) -> None:
+        failed = Record(
+            record_key(task.key, variant), task.sample.id, "failed", variant,
+            provenance=vars(task.provenance), commit=self.commit,
+        )  # fmt: skip
+        try:
+            if isinstance(inputs, Failure):
+                raise inputs.error
+            found = self.plan.job.evaluate(variant, task.sample, inputs, self.progress.within_sample)
+        except Exception as error:
+            message = _message(error, self.memory_advice)
+            self.plan.store.append(replace(failed, error=message), {})
+            self._say(task, message)
+            if self.plan.cfg.fail_fast:
+                raise
+            _release(error)
+        else:
+            labels, arrays = pack(found.explanations, found.pictures)
+            kept = arrays if task.sample.keeps_arrays() else {}
+            done = replace(failed, status="done", scores=found.scores, labels=labels, arrays=list(kept))
+            self.plan.store.append(done, kept)
+
+    def _say(self, task: Task, message: str) -> None:
+        if message not in self._said:
+            log.warning("sample %s failed: %s", task.sample.id, message)
+            self._said.add(message)
+        log.debug("sample %s", task.sample.id, exc_info=True)
+
+
+def _release(error: Exception) -> None:
+    """Let go of what did not fit the device's memory, which the frames of an error hold."""
+    causes = list(_with_causes(error))
+    if any(isinstance(each, torch.OutOfMemoryError) for each in causes):
+        for each in causes:
+            each.__traceback__ = None
+        free_memory()
+
+
+def own_batches(tasks: dict[str, Task], size: int, shards: int, shard: int | None) -> list[dict[str, Task]]:
+    """Every ``shards``-th batch, from number ``shard`` on; all of them where there is one shard.
+
+    Whole batches, so that a sample has the same company as without shards, and its numbers the same last digits;
+    smaller ones where there would be too few for all shards.
+    """
+    return list(_batches(tasks, min(size, ceil(len(tasks) / shards))))[shard or 0 :: shards]
+
+
+def _batches(tasks: dict[str, Task], size: int) -> Iterator[dict[str, Task]]:
+    """Cut all samples into batches, done or not: so a sample has the same company in every run."""
+    items = iter(tasks.items())
+    while batch := dict(islice(items, size)):
+        yield batch
+
+
+def memory_advice(cfg: DictConfig, methods: Iterable[Method[BoundInput]]) -> str:
+    """What to do where the device's memory does not suffice, in settings that this job, with these methods, has."""
+    sizes = ["estimator.batch_size"] if any(isinstance(method, Metagame) for method in methods) else []
+    sizes += [
+        key
+        for key in ("attribution.method.batch_size", "model.batch_size", "model.tokens_per_batch")
+        if OmegaConf.select(cfg, key) is not None
+    ]
+    if sizes:
+        return f"lower {' or '.join(sizes)}"
+    return "set model.offload=true" if cfg.model.get("offload") is False else "choose a smaller model or larger device"
+
+
+def _message(error: Exception, memory_advice: str) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the device's memory is too small: {memory_advice}."
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from or while handling, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def free_memory() -> None:
+    """Give back what an earlier job of this process left on the device, before another model is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

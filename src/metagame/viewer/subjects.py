@@ -1,0 +1,86 @@
+"""What is known of a sample beside its explanations: its text and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from metagame.contracts import Benchmark, BoundInput, Sample
+from metagame.digests import digest
+from metagame.jobs.build import build_part
+from metagame.jobs.records import Record
+from metagame.report.results import JobResult
+from metagame.viewer.pack import square_picture
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One sample of a job, as far as its record and its benchmark tell.
+
+    Attributes:
+        record: of the sample.
+        sample: of the benchmark; None where it cannot be made here.
+        trouble: why it cannot.
+    """
+
+    record: Record
+    sample: Sample | None
+    trouble: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """What a language model was asked, or what an image is called."""
+        recorded = self.record.scores.get("text")
+        if isinstance(recorded, str):
+            return recorded
+        return None if self.sample is None else self.sample.description()
+
+    @cached_property
+    def _picture(self) -> tuple[Image.Image | None, str | None]:
+        if self.sample is None:
+            return None, None
+        try:
+            image = self.sample.image()
+            return None if image is None else square_picture(image), None
+        except Exception as error:  # whatever a dataset meets that is not here, or no longer
+            return None, f"The picture cannot be shown: {error}"
+
+    @property
+    def picture(self) -> Image.Image | None:
+        """The image that was explained."""
+        return self._picture[0]
+
+    def notes(self) -> list[str]:
+        """What could not be found out, in sentences."""
+        return [note for note in (self.trouble, self._picture[1]) if note]
+
+
+@dataclass
+class Subjects:
+    """The subjects of several jobs; each benchmark is made once."""
+
+    _known: dict[str, tuple[Mapping[str, Sample], str | None]] = field(default_factory=dict)
+
+    def of(self, result: JobResult, record: Record) -> Subject:
+        """The subject of a record."""
+        benchmark = result.config.benchmark
+        key = digest(OmegaConf.to_container(benchmark, resolve=True))
+        if key not in self._known:
+            self._known[key] = _samples(benchmark)
+        samples, trouble = self._known[key]
+        if trouble is None and record.sample not in samples:
+            trouble = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
+        return Subject(record, samples.get(record.sample), trouble)
+
+
+def _samples(node: DictConfig) -> tuple[Mapping[str, Sample], str | None]:
+    """The samples of a benchmark by id, or why there are none."""
+    try:
+        benchmark: Benchmark[Sample, BoundInput] = build_part(node)
+        return {sample.id: sample for sample in benchmark.samples()}, None
+    except Exception as error:  # its data may be on another machine; the maps are shown all the same
+        return {}, f"Its samples cannot be made here, their texts and pictures are missing: {error}"

@@ -1,0 +1,133 @@
+"""How an explanation is shown, decided by what it declares of itself; one function for each kind of view."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import prod
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from metagame.contracts import Explanation
+from metagame.errors import UserError
+from metagame.meta import MetaAttributions
+from metagame.report.labels import told_apart
+from metagame.viewer.pack import pack
+
+View = dict[str, Any]
+"""As the page's script takes it."""
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
+
+
+def view(explanation: Explanation) -> View:
+    """The view that suits: tokens that explain tokens, maps of concepts, maps of a picture, or else the bare arrays.
+
+    Raises:
+        UserError: an array does not have the shape that its players, targets and grid make.
+    """
+    players, targets, grid, meta = explanation.players, explanation.targets, explanation.grid, explanation.meta
+    exogenous = meta is not None and not meta.endogenous
+    if grid is None:
+        return array_view(explanation) if exogenous else token_view(explanation)
+    if explanation.attribution is not None and not exogenous and targets[: len(players)] == players:
+        return concept_view(explanation, explanation.attribution, grid)
+    if len(targets) == 1 and (exogenous or meta is None):
+        return map_view(explanation, grid)
+    return array_view(explanation)
+
+
+def token_view(explanation: Explanation) -> View:
+    """Tokens that are players and targets."""
+    names, meta, first_order = explanation.targets, explanation.meta, explanation.attribution
+    packed = {
+        "first_order": None if first_order is None else pack(_shaped(first_order, len(names))),
+        "matrix": None if meta is None else pack(_shaped(meta.values, len(names), len(names))),
+    }
+    if meta is not None and meta.standard_error is not None and meta.standard_error.any():
+        packed["error"] = pack(_shaped(meta.standard_error, len(names), len(names)))
+    return {"kind": "tokens", "tokens": list(names), **packed}
+
+
+def map_view(explanation: Explanation, grid: Grid) -> View:
+    """Maps of a picture's patches: of each player, of pairs of them, of the whole text and of none."""
+    n_patches, meta = prod(grid), explanation.meta
+    layers = [] if meta is None else _layers_of_players(meta, told_apart(list(explanation.players)), n_patches)
+    whole = {"all words": explanation.attribution, "no word": None if meta is None else meta.empty}
+    there = {name: _shaped(values, n_patches) for name, values in whole.items() if values is not None}
+    if there:
+        layers.append(_layer("map of the text", list(there), np.stack(list(there.values())), of_players=False))
+    return _maps(grid, layers)
+
+
+def _layers_of_players(meta: MetaAttributions, names: list[str], n_patches: int) -> list[dict[str, Any]]:
+    n = len(names)
+    if meta.order == 1:
+        return [_layer("influence of each word", names, _shaped(meta.values, n_patches, n).T)]
+    values = _shaped(meta.values, n_patches, n, n)
+    layers = [_layer("single words", names, np.stack([values[:, place, place] for place in range(n)]))]
+    pairs = list(combinations(range(n), 2))
+    if pairs:
+        titles = [f"{names[i]} + {names[j]}" for i, j in pairs]
+        of_pairs = np.stack([values[:, i, j] for i, j in pairs])
+        layers.append(_layer("interaction of pairs of words", titles, of_pairs, of_players=False))
+    return layers
+
+
+def concept_view(explanation: Explanation, attribution: Float[np.ndarray, " t"], grid: Grid) -> View:
+    """A map for each concept, and how players move each other's; targets beyond the players are always present."""
+    players, others = list(explanation.players), list(explanation.targets[len(explanation.players) :])
+    n, n_patches = len(players), prod(grid)
+    maps = _shaped(attribution, len(explanation.targets) * n_patches).reshape(-1, n_patches)
+    layers = [_layer("map of each concept", players, maps[:n])]
+    if others:
+        layers.append(_layer("concepts that are always present", others, maps[n:], of_players=False))
+    influence = None
+    if explanation.meta is not None:
+        values = _shaped(explanation.meta.values, n * n_patches, n).reshape(n, n_patches, n)
+        influence = {"names": players, "values": pack(values.transpose(0, 2, 1))}
+    return _maps(grid, layers, influence)
+
+
+def array_view(explanation: Explanation) -> View:
+    """A heat map of each array, all axes but the last as rows."""
+    meta = explanation.meta
+    named = {"first-order attribution": explanation.attribution}
+    if meta is not None:
+        named |= {
+            "influence of players on targets": meta.values,
+            "standard error of the influence": meta.standard_error,
+            "attribution without players": meta.empty,
+        }
+    shown = [
+        {
+            "name": name,
+            "shape": list(values.shape),
+            "values": pack(values.reshape(-1, values.shape[-1] if values.ndim else 1)),
+        }
+        for name, values in named.items()
+        if values is not None
+    ]
+    return {"kind": "arrays", "arrays": shown}
+
+
+def _maps(grid: Grid, layers: list[dict[str, Any]], influence: dict[str, Any] | None = None) -> View:
+    return {"kind": "maps", "grid": grid, "layers": layers, "influence": influence}
+
+
+def _layer(
+    title: str, names: list[str], values: Float[np.ndarray, "k P"], *, of_players: bool = True
+) -> dict[str, Any]:
+    """Maps with their names, of single players or of something else."""
+    return {"title": title, "names": names, "values": pack(values), "players": of_players}
+
+
+def _shaped(values: np.ndarray, *shape: int) -> np.ndarray:
+    """The values, of the shape that the names around them make."""
+    if values.shape != shape:
+        raise UserError(
+            f"an array of the sample has shape {values.shape}, its players, targets and grid make {shape}: remove its"
+            " record, run it again."
+        )
+    return values

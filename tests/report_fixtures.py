@@ -1,0 +1,100 @@
+"""Jobs whose records are written by the tests of a table or a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from metagame.contracts import Explanation
+from metagame.jobs.records import Record, RecordStore, pack
+from metagame.jobs.spec import job_folder, job_identity, variants
+from metagame.meta import MetaAttributions
+from metagame.report.results import JobResult
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a variant made of a sample."""
+
+    scores: dict = field(default_factory=dict)
+    explanations: Mapping[str, Explanation] = field(default_factory=dict)
+    pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def stub_config(output_dir, *, model=None, attribution=None, benchmark=None, **changes) -> DictConfig:
+    """The config of a job that is never run; ``changes`` by dotted key with ``__`` for the dot."""
+    config = OmegaConf.create(
+        {
+            "name": "stub",
+            "model": {"name": "model", "label": "Model"} | (model or {}),
+            "attribution": {"name": "method", "label": "Method", "method": {}} | (attribution or {}),
+            "benchmark": {"name": "benchmark"} | (benchmark or {}),
+            "estimator": {"name": "exact"},
+            "seed": 0,
+            "limit": None,
+            "scale": {"name": "tiny"},
+            "output_dir": str(output_dir),
+            "jobs_dir": None,
+        }
+    )
+    for key, value in changes.items():
+        OmegaConf.update(config, key.replace("__", "."), value, merge=False, force_add=True)
+    return config
+
+
+def made_up(
+    cfg: DictConfig,
+    made: Mapping[str, Mapping[str, Made]] | Mapping[str, Made],
+    failed: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> list[JobResult]:
+    """The variants of a job whose records lie in its folder.
+
+    Args:
+        cfg: of the job.
+        made: of each variant by sample; of a job with one variant by sample alone.
+        failed: ids of samples that every variant failed on, for want of memory.
+        missing: ids of samples that were asked and have no record.
+    """
+    store, results = RecordStore(job_folder(cfg)), []
+    for variant in variants(cfg):
+        by_sample = made[variant.name] if variant.name else made
+        for sample, each in by_sample.items():
+            labels, arrays = pack(each.explanations, each.pictures)
+            about = {"variant": variant.name, "scores": each.scores, "labels": labels, "arrays": list(arrays)}
+            store.append(Record(f"{sample} {variant.name}".replace("/", "_"), sample, "done", **about), arrays)
+        for sample in failed:
+            error = f"no memory for {sample}"
+            store.append(Record(f"{sample} {variant.name}", sample, "failed", variant.name, error=error), {})
+        records = [record for record in store.read().values() if record.variant == variant.name]
+        ids = [record.sample for record in records] + list(missing)
+        results.append(JobResult(cfg, variant, store.folder, job_identity(cfg), ids, records, 0, variant.label))
+    return results
+
+
+def only(results: Sequence[JobResult]) -> JobResult:
+    """The variant of a job that has one."""
+    (result,) = results
+    return result
+
+
+def tokens_explained(players: Sequence[str], attribution=None, values=None) -> Explanation:
+    """An explanation whose targets are its players."""
+    names = tuple(players)
+    meta = None if values is None else MetaAttributions(np.asarray(values, float), players=names, targets=names)
+    attribution = None if attribution is None else np.asarray(attribution, float)
+    return Explanation(names, names, attribution=attribution, meta=meta)
+
+
+def image_explained(players: Sequence[str], grid, attribution=None, values=None, order: int = 1) -> Explanation:
+    """An explanation whose targets are the patches of one image."""
+    names, targets = tuple(players), ("image",)
+    meta = None
+    if values is not None:
+        about = {"players": names, "targets": targets, "grid": grid, "endogenous": False, "order": order}
+        meta = MetaAttributions(np.asarray(values, float), index="ksv" if order == 2 else None, **about)
+    attribution = None if attribution is None else np.asarray(attribution, float)
+    return Explanation(names, targets, grid, attribution=attribution, meta=meta)
