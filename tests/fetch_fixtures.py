@@ -7,6 +7,7 @@ import io
 import json
 import re
 import socket
+import stat
 import sys
 import tarfile
 import threading
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-NO_WAITS = (0.0, 0.0, 0.0)
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import reset_sessions
 
 
 @dataclass
@@ -191,6 +193,61 @@ def zip_of(files):
     return buffer.getvalue()
 
 
+def zip_link(name, target):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return {info: target}
+
+
+GOOD = {"kit/a.txt": b"a", "kit/deep/b.txt": b"b" * 1000, "other.txt": b"o"}
+INNER = zip_of({"panoptic/1.png": b"png", "__MACOSX/x": b""})
+
+
+def tar_with(kind, target=""):
+    return tar_of(GOOD, extra=[tar_entry("kit/l", kind, target)])
+
+
+BAD = {
+    "tar: ..": (tar_of(GOOD | {"../evil": b"e"}), "'../evil' is outside of its folder"),
+    "tar: .. inside": (tar_of(GOOD | {"kit/../a": b"e"}), "'kit/../a' is outside of its folder"),
+    "tar: absolute": (tar_of(GOOD | {"/tmp/evil": b"e"}), "'/tmp/evil' is outside of its folder"),
+    "tar: link outwards": (tar_with(tarfile.SYMTYPE, "../../x"), "'kit/l' would link to"),
+    "tar: absolute link": (tar_with(tarfile.SYMTYPE, "/etc"), "'kit/l' is a (sym)?link to an absolute path"),
+    "tar: hard link outwards": (tar_with(tarfile.LNKTYPE, "../x"), "'kit/l' would link to"),
+    "tar: device": (tar_with(tarfile.CHRTYPE), "'kit/l' is a special file"),
+    "tar: pipe": (tar_with(tarfile.FIFOTYPE), "'kit/l' is a special file"),
+    "zip: ..": (zip_of(GOOD | {"../evil": b"e"}), "'../evil' is outside of its folder"),
+    "zip: .. inside": (zip_of(GOOD | {"kit/../../evil": b"e"}), "'kit/../../evil' is outside of its folder"),
+    "zip: absolute": (zip_of(GOOD | {"/tmp/evil": b"e"}), "'/tmp/evil' is outside of its folder"),
+    "a cut tar": (tar_of(GOOD)[:600], "unexpected end"),
+    "a cut gzip": (tar_of(GOOD | {"kit/r": bytes(range(256)) * 999}, compressed=True)[:-30], "ended before"),
+    "a cut zip": (zip_of(GOOD)[:-10], "not a zip file"),
+    "a wrong sum": (zip_of(GOOD).replace(b"b" * 1000, b"b" * 999 + b"c"), "Bad CRC-32"),
+    "a text": (b"no archive", "not a zip file"),
+    "nothing": (b"", ""),
+    "without the piece": (tar_of({"ki/a": b"a"}), "No such file.*'data/kit'"),
+}
+"""Archives of ``kit`` that are broken or unsafe, and how that is told."""
+
+
+FLUX = """model_index.json scheduler/scheduler_config.json text_encoder/model.safetensors tokenizer_2/tokenizer.json
+    text_encoder_2/model-00001-of-00002.safetensors text_encoder_2/model-00002-of-00002.safetensors
+    text_encoder_2/model.safetensors.index.json tokenizer/merges.txt vae/diffusion_pytorch_model.safetensors"""
+BESIDE_FLUX = """flux1-schnell.safetensors ae.safetensors README.md schnell_grid.jpeg vae/diffusion_pytorch_model.bin
+    transformer/diffusion_pytorch_model.fp16.safetensors"""
+PLAIN = "config.json merges.txt tokenizer.model chat_template.jinja"
+BESIDE_PLAIN = """tf_model.h5 flax_model.msgpack onnx/model.onnx onnx/config.json open_clip_model.safetensors logo.png
+    consolidated.safetensors model.fp16.safetensors"""
+WANTED = {
+    "a pipeline": (FLUX, BESIDE_FLUX, ""),
+    "a folder": ("tokenizer_2/spiece.model tokenizer_2/tokenizer.json", "tokenizer/vocab.json", "tokenizer_2/*"),
+    "safetensors": (f"{PLAIN} model.safetensors", f"{BESIDE_PLAIN} pytorch_model.bin", ""),
+    "pickled": (f"{PLAIN} pytorch_model.bin", BESIDE_PLAIN, ""),
+    "open_clip": ("open_clip_model.safetensors", f"{PLAIN} open_clip_pytorch_model.bin", "open_clip_*model.*"),
+}
+"""Of the files of repositories those that are needed, those beside them, and the pattern that is asked for."""
+
+
 def put_repository(files, name, contents, *, large=(), denied=None, commit="c" * 40):
     """Serve a repository of the hub's: its listing, and each file with the headers that the hub's library reads.
 
@@ -215,5 +272,23 @@ def put_repository(files, name, contents, *, large=(), denied=None, commit="c" *
             status=denied or 200,
         )
     listing = {"id": name, "sha": commit, "gated": denied is not None and "manual", "siblings": siblings}
+    listing["cardData"] = {"license": "other", "license_name": "small-print"}
     for revision in ("main", commit):
         files.put(f"api/models/{name}/revision/{revision}", json.dumps(listing).encode(), etag=None)
+
+
+def point_at(server, cache, monkeypatch):
+    """Let the hub's libraries, which have read their environment, ask this server and keep files in ``cache``."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(cache))
+    go_offline(monkeypatch, offline=False)
+
+
+def go_offline(monkeypatch, *, offline=True):
+    """Let them ask nobody any more."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", offline)
+    reset_sessions()  # one that is kept from another test may be of the other kind

@@ -1,1 +1,0 @@
-"""Data and weights of the paper scale: found by experiment, told beforehand, fetched, checked and put in place."""

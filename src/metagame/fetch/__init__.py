@@ -1,0 +1,1 @@
+"""Weights and data of the paper scale: found by experiment, told beforehand, fetched, checked and put in place."""
