@@ -3,89 +3,89 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from threading import Thread
+from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from metagame.games import GameError
+from metagame.errors import UserError
 
 log = logging.getLogger(__name__)
+SECONDS_BETWEEN = 5.0  # from one look at the records of a running job to the next, at least
 
 
 class Tracker(Protocol):
-    """Follows one job, from ``start`` to ``close``, or one report. Any method may raise.
+    """Shows elsewhere what the files of one job, or one report, say. A method may raise, or take too long.
 
-    What there is to track lies in the job's folder: its config, environment and records.
+    ``sync`` shows what is new of the job's records with these keys, ``last`` at its end; ``report`` the table of jobs,
+    and their figure if there is one. ``abandon`` lets go of what is held: it follows a failure, and nothing follows it.
     """
 
-    def start(self, cfg: DictConfig, folder: Path, keys: Collection[str]) -> None:
-        """The job with this config begins; ``keys`` are those of its samples (of its shard's, where it is one)."""
+    timeout: float  # seconds that a job waits for a method
 
-    def update(self) -> None:
-        """Records were appended."""
-
-    def close(self, *, stopped: bool) -> None:
-        """The job is over, or was stopped before its last sample."""
-
-    def report(self, configs: Sequence[DictConfig]) -> None:
-        """The table, and the figure if there is one, of the jobs with these configs are written."""
-
-    def abandon(self) -> None:
-        """A method raised: let go of what is held; nothing more is told."""
-
-
-class Tracking:
-    """Tells a tracker what happens; once it fails this is said in one sentence, and it is told nothing more.
-
-    Args:
-        tracker: None where nothing is tracked.
-        unharmed: what goes on all the same, said with the failure.
-    """
-
-    def __init__(self, tracker: Tracker | None, unharmed: str) -> None:
-        self._tracker = tracker
-        self._unharmed = unharmed
-
-    def tell(self, event: Callable[[Tracker], None]) -> None:
-        """Call ``event`` with the tracker, if there is one that works."""
-        if self._tracker is None:
-            return
-        try:
-            event(self._tracker)
-        except Exception as error:
-            log.warning("Tracking stopped (%s); %s.", _in_one_line(error), self._unharmed)
-            log.debug("tracking", exc_info=True)
-            tracker, self._tracker = self._tracker, None
-            with suppress(Exception):  # it is broken, which has been said
-                tracker.abandon()
+    def sync(self, cfg: DictConfig, folder: Path, keys: Collection[str], last: bool) -> None: ...
+    def report(self, configs: Sequence[DictConfig]) -> None: ...
+    def abandon(self) -> None: ...
 
 
 @contextmanager
 def track_job(
     tracker: Tracker | None, cfg: DictConfig, folder: Path, keys: Collection[str]
-) -> Iterator[Callable[[], None]]:
+) -> Generator[Callable[[], None], None, None]:
     """Within: the job is tracked; call what is yielded whenever records were appended."""
-    tracking = Tracking(tracker, f"the job goes on, its records are in {folder}")
-    tracking.tell(lambda tracker: tracker.start(cfg, folder, keys))
+    looked = -math.inf
+
+    def sync(last: bool = False) -> None:
+        nonlocal tracker, looked
+        if last or time.monotonic() >= looked + SECONDS_BETWEEN:
+            unharmed = f"the job goes on, its records are in {folder}"
+            tracker = _tell(tracker, lambda tracker: tracker.sync(cfg, folder, keys, last), unharmed)
+            looked = time.monotonic()
+
+    sync()
     try:
-        yield lambda: tracking.tell(lambda tracker: tracker.update())
-    except BaseException:
-        tracking.tell(lambda tracker: tracker.close(stopped=True))
-        raise
-    tracking.tell(lambda tracker: tracker.close(stopped=False))
+        yield sync
+    finally:
+        sync(last=True)
 
 
 def track_report(tracker: Tracker | None, configs: Sequence[DictConfig]) -> None:
     """Show the tracker the table that was written of the jobs with these configs, and its figure."""
-    tracking = Tracking(tracker, f"the table is in {configs[0].output_dir}")
-    tracking.tell(lambda tracker: tracker.report(configs))
+    _tell(tracker, lambda tracker: tracker.report(configs), f"the table is in {configs[0].output_dir}")
 
 
-def _in_one_line(error: Exception) -> str:
-    message = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, GameError):
-        return message
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+def _tell(tracker: Tracker | None, call: Callable[[Tracker], None], unharmed: str) -> Tracker | None:
+    """Call the tracker if there is one. Returns it, or None if it failed, which is said in one sentence."""
+    if tracker is None:
+        return None
+    try:
+        within(tracker.timeout, lambda: call(tracker))
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        log.warning("Tracking stopped (%s%s); %s.", kind, " ".join(str(error).split()).rstrip("."), unharmed)
+        with suppress(Exception, SystemExit):  # it is broken, which has been said
+            within(1.0, tracker.abandon)
+        return None
+    return tracker
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What the call returns or raises; TimeoutError after so many seconds: its thread ends with the process."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    if not wait([outcome], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return outcome.result()
