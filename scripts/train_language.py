@@ -104,7 +104,7 @@ def example(review: Review, rng: np.random.Generator) -> tuple[list[int], list[i
         VOCABULARY[word] if here else VOCABULARY[UNKNOWN] for word, here in zip(review.words, present, strict=True)
     ]
     question = asked(words, chat)
-    answer = [*(VOCABULARY[word] for word in review.label(present)), VOCABULARY[TURN_END if chat else END]]
+    answer = [*(VOCABULARY[word] for word in review.label(present.tolist())), VOCABULARY[TURN_END if chat else END]]
     return question + answer[:-1], [IGNORED] * (len(question) - 1) + answer
 
 
@@ -146,7 +146,7 @@ def accuracy(model: Gemma3ForCausalLM, seed: int, *, chat: bool, masked: bool, c
         present = rng.random(len(review.words)) >= (rng.random() if masked else 0)
         words = [VOCABULARY[w] if here else VOCABULARY[UNKNOWN] for w, here in zip(review.words, present, strict=True)]
         question = asked(words, chat)
-        answer = [*(VOCABULARY[word] for word in review.label(present)), VOCABULARY[TURN_END if chat else END]]
+        answer = [*(VOCABULARY[word] for word in review.label(present.tolist())), VOCABULARY[TURN_END if chat else END]]
         logits = model.eval()(input_ids=torch.tensor([question + answer[:-1]])).logits[0, len(question) - 1 :]
         right += logits.argmax(-1).tolist() == answer
     return right / count

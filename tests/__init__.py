@@ -64,6 +64,6 @@ class CheckedLoader(SourceFileLoader):
 
 
 # Here, since pytest imports this before conftest.py and the tests, and with them metagame.
-if os.environ.get("HOOK"):
+if os.environ.get("METAGAME_CHECK_SHAPES"):
     jaxtyping.install_import_hook("metagame", "tests.check")
     sys.meta_path[0] = CheckedFinder(sys.meta_path[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from contextlib import contextmanager
 
@@ -28,6 +29,11 @@ def pytest_collection_modifyitems(items):
     """Files with many slow tests come first, so that no process is left alone with one of them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_runtest_setup():
+    """Of a list's items beartype checks one at random: the same one in every run."""
+    random.seed(0)
 
 
 @pytest.fixture

@@ -176,6 +176,7 @@ PAIRS = MetaAttributions(
     index="sii", directed=False, **PATCHES,
 )  # fmt: skip
 INDEX = MetaAttributions(np.eye(2), index="stii", directed=False, players=TOKENS, targets=TOKENS)
+INFLUENCES = MetaAttributions(np.ones((6, 2), np.float32), players=TOKENS, targets=TOKENS, grid=(1, 3))
 EXPLAINED = {
     "a map": Explanation(**PATCHES, attribution=MAP),
     "a metagame": Explanation(TOKENS, TOKENS, attribution=DIRECTED.first_order, meta=DIRECTED),
@@ -183,6 +184,9 @@ EXPLAINED = {
     "an index without attributions": Explanation(TOKENS, TOKENS, meta=INDEX),
     "an attribution beside that of its metagame": Explanation(
         TOKENS, TOKENS, attribution=np.array([1.0, 1.0]), meta=DIRECTED
+    ),
+    "influences on some of the maps": Explanation(
+        TOKENS, (*TOKENS, "c"), (1, 3), attribution=np.tile(MAP, 3), meta=INFLUENCES
     ),
 }
 

@@ -170,8 +170,10 @@ def test_revision_of_weights_in_a_file_changes_with_the_file_and_the_architectur
 
 
 def test_revision_of_weights_that_open_clip_names_is_their_name_and_its_version(monkeypatch):
-    net, transform = build("open_clip").model.net, None
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *args, **settings: (net, None, transform))
+    model = build("open_clip").model
+    monkeypatch.setattr(
+        open_clip, "create_model_and_transforms", lambda *args, **settings: (model.net, None, model.transform)
+    )
     monkeypatch.setattr(open_clip, "__version__", "3.3.0")
     revisions = [OpenCLIP.load("ViT-B-16", name, device="cpu").revision for name in ("openai", "laion2b_s34b_b88k")]
     assert revisions == ["ViT-B-16/openai/3.3.0", "ViT-B-16/laion2b_s34b_b88k/3.3.0"]

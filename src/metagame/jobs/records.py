@@ -85,8 +85,9 @@ def pack(
         found: dict[str, np.ndarray | None] = {"attribution": each.attribution, PICTURE: pictures.get(question)}
         if each.meta is not None:
             phi = each.meta
-            labels[question]["meta"] = {name: getattr(phi, name) for name in OF_META}
-            first_order = None if phi.first_order is each.attribution else phi.first_order
+            shared = phi.first_order is each.attribution
+            labels[question]["meta"] = {name: getattr(phi, name) for name in OF_META} | {SHARED: shared}
+            first_order = None if shared else phi.first_order
             found |= {"values": phi.values, "standard_error": phi.standard_error}
             found |= {"first_order": first_order, "empty": None if phi.endogenous else phi.empty}
         kept = {name: value for name, value in found.items() if value is not None and value.dtype != object}
@@ -95,6 +96,8 @@ def pack(
 
 
 OF_META = ("players", "targets", "grid", "endogenous", "order", "index", "directed", "n_evaluations")
+SHARED = "first_order_is_attribution"
+"""Label of a metagame whose first-order attribution is that of the explanation, and kept once."""
 
 
 def unpack(record: Record, arrays: Mapping[str, np.ndarray]) -> dict[str, Explanation]:
@@ -110,10 +113,9 @@ def _explanation(
     own = {name: arrays.get(f"{question}.{name}" if question else name) for name in ARRAYS}
     meta = None
     if labels["meta"] is not None and own["values"] is not None:
-        first_order = own["attribution"] if own["first_order"] is None else own["first_order"]
-        meta = MetaAttributions(
-            own["values"], first_order, own["empty"], own["standard_error"], **_tuples(labels["meta"])
-        )
+        fields = _tuples(labels["meta"])
+        first_order = own["attribution"] if fields.pop(SHARED, True) else own["first_order"]
+        meta = MetaAttributions(own["values"], first_order, own["empty"], own["standard_error"], **fields)
     about = _tuples({name: labels[name] for name in ("players", "targets", "grid")})
     return Explanation(**about, attribution=own["attribution"], meta=meta, variant=record.variant)
 

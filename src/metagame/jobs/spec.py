@@ -16,6 +16,9 @@ from metagame.digests import digest
 from metagame.errors import UserError
 
 OUTPUTS = Path("outputs")
+Node = Any
+"""The open node of a plug-in: a ``_target_`` and its arguments."""
+
 IDENTITY = {"identity": True}
 """Marks a key that the results of a job depend on."""
 
@@ -45,7 +48,7 @@ class AttributionKeys:
     meta: bool = field(default=False, metadata=IDENTITY)
     order: int = field(default=1, metadata=IDENTITY)
     index: str | None = field(default=None, metadata=IDENTITY)
-    method: Any = field(default=None, metadata=IDENTITY)
+    method: Node = field(default=None, metadata=IDENTITY)
     variants: dict[str, Any] = field(default_factory=dict)
     pointing_game: dict[str, Any] = field(default_factory=dict)
     scales: dict[str, Any] = field(default_factory=dict)
@@ -72,13 +75,13 @@ class JobKeys:
         jobs_dir: of the records; None: see :func:`jobs_folder`.
     """
 
-    model: Any = field(default=MISSING, metadata=IDENTITY)
+    model: Node = field(default=MISSING, metadata=IDENTITY)
     attribution: AttributionKeys = field(default=MISSING, metadata=IDENTITY)
-    benchmark: Any = field(default=MISSING, metadata=IDENTITY)
-    estimator: Any = field(default=MISSING, metadata=IDENTITY)
-    scale: Any = field(default=MISSING, metadata=IDENTITY)
-    report: Any = MISSING
-    tracker: Any = MISSING
+    benchmark: Node = field(default=MISSING, metadata=IDENTITY)
+    estimator: Node = field(default=MISSING, metadata=IDENTITY)
+    scale: Node = field(default=MISSING, metadata=IDENTITY)
+    report: Node = MISSING
+    tracker: Node = MISSING
     name: str = "adhoc"
     seed: int = field(default=0, metadata=IDENTITY)
     limit: int | None = None

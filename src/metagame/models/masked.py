@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from metagame.contracts import BoundInput
@@ -52,7 +53,9 @@ class MaskedModel(BoundInput):
             raise UserError(f"names={self.names}: give one for each of the {len(self.x)} features, or none.")
 
     @classmethod
-    def of_function(cls, f: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor | float = 0.0) -> MaskedModel:
+    def of_function(
+        cls, f: Callable[[Tensor], Tensor], x: Tensor | ArrayLike, baseline: Tensor | ArrayLike = 0.0
+    ) -> MaskedModel:
         """A plain function of n numbers, ``f: (k, n) -> (k,)``, at the point ``x`` ``(n,)``."""
         x = torch.as_tensor(x, dtype=torch.float64)
         baseline = torch.as_tensor(baseline, dtype=torch.float64).expand_as(x)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Pooled:
     without: Float[np.ndarray, " n"]
 
     @classmethod
-    def of_ratios(cls, parts: Float[np.ndarray, "n c"], wholes: Float[np.ndarray, "n c"]) -> Self:
-        """The mean over classes of sum(parts) / sum(wholes); classes without a whole do not count."""
+    def of_ratios(cls, parts: ArrayLike, wholes: ArrayLike) -> Self:
+        """The mean over classes of sum(parts) / sum(wholes), both ``(n, c)``; classes without a whole do not count."""
         parts, wholes = (np.asarray(each, float) for each in (parts, wholes))
         left = _mean_ratio(parts.sum(0) - parts, wholes.sum(0) - wholes)
         return cls(float(_mean_ratio(parts.sum(0), wholes.sum(0))), left)
