@@ -20,14 +20,15 @@ from metagame.benchmarks.pointing_game import ComposedScenes, PointingGame
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
 
-CONFIG = Path(__file__).parents[1] / "configs/benchmark/pointing_game.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs/benchmark"
 SIDE = 224
 
 
 def prepare(imagenet: str, out: Path, n_images: int) -> list[str]:
     """Write the grids that do not exist; what went wrong, a line for each grid that could not be made."""
-    protocol = OmegaConf.load(CONFIG).scales.paper
-    game = PointingGame(ComposedScenes(ImageNet(imagenet), SIDE), protocol.classes, protocol.games, n_images)
+    classes = OmegaConf.load(CONFIGS / "classes/paper.yaml")
+    games = OmegaConf.load(CONFIGS / "pointing_game.yaml").games
+    game = PointingGame(ComposedScenes(ImageNet(imagenet), SIDE), classes, games, n_images)
     errors = []
     for scene in track(game.samples(), "grids"):
         path = out / scene.game / f"{scene.k:02d}.png"

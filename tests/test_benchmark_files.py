@@ -11,12 +11,12 @@ from metagame.contracts import Benchmark, Sample
 from metagame.jobs.build import build_part
 from tests.jobs_fixtures import ROOT, shipped_configs
 
-NAMES = sorted(path.stem for path in (ROOT / "configs/benchmark").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (ROOT / "configs/benchmark").glob("[!_]*.yaml"))
 WITHOUT_FILES = {"addition", "concepts", "pair_deletion", "pointing_game", "prompts", "separation"}
 """Benchmarks whose samples are texts, are painted by the model, or are made of scikit-learn's digits."""
 RUNTIME = {
-    "prompts": {"ids"}, "pair_deletion": {"ids"}, "voc": {"expected"}, "coco": {"expected"},
-    "imagenet_seg": {"expected"},
+    "prompts": {"ids"}, "pair_deletion": {"ids"}, "voc": {"expected", "all_players"},
+    "coco": {"expected", "all_players"}, "imagenet_seg": {"expected", "all_players"},
 }  # fmt: skip
 TEXTS = {
     "prompts": {"prompt"}, "pair_deletion": {"prompt"}, "illustration": {"caption", "image"},

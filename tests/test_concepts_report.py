@@ -78,7 +78,7 @@ def job(folder, arrays=None, image=None, failed=False, variants=VARIANTS, **chan
         model={"name": "flux_schnell", "label": "FLUX", "denoising": {"side": 32}},
         attribution={"name": "concept_maps", "label": "Maps", "variants": {name: variants[name] for name in methods}},
         benchmark={
-            "name": "concepts", "_target_": "metagame.benchmarks.concepts.Concepts", "scales": {},
+            "name": "concepts", "_target_": "metagame.benchmarks.concepts.Concepts",
             "prompt": "a two on sea", "sets": SETS, "players": PLAYERS, "background": ["sea"], "n_layers": 2,
             "seed": 31, "image": image,
         },

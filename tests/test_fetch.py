@@ -316,7 +316,6 @@ def test_every_source_has_an_address_a_licence_and_places_below_the_data():
 def test_every_path_that_a_benchmark_reads_at_paper_scale_is_provided_or_left_to_you(name):
     (cfg,) = command.paper_configs([f"benchmark={name}"])
     read = OmegaConf.to_container(cfg, resolve=True)["benchmark"]
-    read.pop("scales", None)
     given = [f"{path}/" for each in sources([name]) for path in places(each.put)]
     for path in re.findall("'(data/[^']+)'", str(read)):
         assert any(place.startswith(f"{path}/") or f"{path}/".startswith(place) for place in given)

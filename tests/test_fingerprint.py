@@ -434,9 +434,7 @@ FAMILIES = {
         [
             "model=clip_vitb16", "attribution=mask_clip", "benchmark=pointing_game",
             f"model.checkpoint={copied(folder, 'clip')}",
-            "benchmark.scales.tiny.scenes._target_=metagame.benchmarks.pointing_game.PreparedScenes",
-            "~benchmark.scales.tiny.scenes.images", "~benchmark.scales.tiny.scenes.side",
-            f"+benchmark.scales.tiny.scenes.root={grids(folder)}",
+            "benchmark/scenes=paper", f"benchmark.scenes.root={grids(folder)}",
         ],
         {
             "weights": (folder / "clip/config.json", spaced),

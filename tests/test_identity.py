@@ -117,7 +117,7 @@ def test_what_a_class_declares_not_to_change_results_keeps_the_folder(tmp_path, 
 
 def test_keys_of_a_node_that_its_class_does_not_take_are_not_given_to_it(tmp_path):
     plain = job_config(tmp_path)
-    described = job_config(tmp_path, model__label="A plain model", model__scales={"tiny": {}}, benchmark__label="Few")
+    described = job_config(tmp_path, model__label="A plain model", model__for_scale="tiny", benchmark__label="Few")
     assert job_folder(described) == job_folder(plain)
     assert Job.build(described)
 
@@ -157,6 +157,7 @@ OTHER = {
     "report": {"report__table": {"_target_": "tests.jobs_fixtures.broken_table"}},
     "tracker": {"tracker__name": "another"},
     "name": {"name": "another"},
+    "for_scale": {"for_scale": "tiny"},
     "seed": {"seed": 1},
     "limit": {"limit": 1},
     "shards": {"shards": 2},
@@ -188,7 +189,7 @@ OTHER_ATTRIBUTION = {
     "index": "sii",
     "method": {"_target_": "tests.jobs_fixtures.Pairs"},
     "pointing_game": {"n_games": 1},
-    "scales": {"tiny": {}},
+    "for_scale": "tiny",
 }
 
 
@@ -210,7 +211,7 @@ def test_the_name_of_the_method_alone_does_not_make_two_methods_one_job(tmp_path
 
 # What is shipped
 
-MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("[!_]*.yaml"))
 
 
 @pytest.mark.parametrize("model", MODELS)

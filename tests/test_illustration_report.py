@@ -67,7 +67,7 @@ def synthetic(tmp_path, kind, *pictures, captions=CAPTIONS, parts=PARTS, done=(0
         name="figure2",
         attribution={"label": "X", "base": "x"} | KINDS[kind],
         benchmark={"name": "illustration", "_target_": "metagame.benchmarks.illustration.Illustration"}
-        | {"examples": examples, "side": 32, "scales": {}},
+        | {"examples": examples, "side": 32},
         **changes,
     )
 

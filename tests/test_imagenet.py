@@ -376,10 +376,10 @@ GAMES = ("a-b-c-d", "b-c-d-e")
 @pytest.fixture
 def protocol(monkeypatch, tmp_path):
     """The script's protocol on the five classes of these tests."""
-    paper = {"classes": dict(zip("abcde", (3, 0, 1, 2, 4), strict=True)), "games": list(GAMES)}
-    path = tmp_path / "pointing_game.yaml"
-    OmegaConf.save({"scales": {"paper": paper}}, path)
-    monkeypatch.setattr(prepare_pointing_game, "CONFIG", path)
+    (tmp_path / "classes").mkdir()
+    OmegaConf.save(dict(zip("abcde", (3, 0, 1, 2, 4), strict=True)), tmp_path / "classes/paper.yaml")
+    OmegaConf.save({"games": list(GAMES)}, tmp_path / "pointing_game.yaml")
+    monkeypatch.setattr(prepare_pointing_game, "CONFIGS", tmp_path)
 
 
 def corners(grid):

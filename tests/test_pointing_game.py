@@ -59,7 +59,12 @@ PAPER_GAMES = [
 ]  # fmt: skip
 CLASSES = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
 GAMES = ["zero-one-two-three", "four-three-two-one"]
-PROTOCOL = OmegaConf.load(ROOT / "configs/benchmark/pointing_game.yaml").scales
+BENCHMARK = ROOT / "configs/benchmark"
+CLASSES_OF = {scale: OmegaConf.load(BENCHMARK / f"classes/{scale}.yaml") for scale in ("tiny", "paper")}
+GAMES_OF = {
+    "tiny": OmegaConf.load(BENCHMARK / "by_scale/tiny/pointing_game.yaml").games,
+    "paper": OmegaConf.load(BENCHMARK / "pointing_game.yaml").games,
+}
 CLAIMS = published("table2")["claims"]
 
 
@@ -175,20 +180,20 @@ def game(games=GAMES, n_images=2, n_games=None, classes=None):
 
 
 def test_the_classes_and_games_of_the_paper():
-    assert OmegaConf.to_container(PROTOCOL.paper.classes) == PAPER_CLASSES
-    assert list(PROTOCOL.paper.games) == PAPER_GAMES
+    assert OmegaConf.to_container(CLASSES_OF["paper"]) == PAPER_CLASSES
+    assert list(GAMES_OF["paper"]) == PAPER_GAMES
 
 
 def test_the_digit_games_are_ten_games_of_the_ten_digits():
     digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    assert OmegaConf.to_container(PROTOCOL.tiny.classes) == {word: value for value, word in enumerate(digits)}
-    assert len(set(PROTOCOL.tiny.games)) == 10
+    assert OmegaConf.to_container(CLASSES_OF["tiny"]) == {word: value for value, word in enumerate(digits)}
+    assert len(set(GAMES_OF["tiny"])) == 10
 
 
 @pytest.mark.parametrize("scale", ["tiny", "paper"])
 def test_in_ten_games_each_class_stands_once_in_each_place(scale):
-    for words in zip(*(each.split("-") for each in PROTOCOL[scale].games), strict=True):
-        assert sorted(words) == sorted(PROTOCOL[scale].classes)
+    for words in zip(*(each.split("-") for each in GAMES_OF[scale]), strict=True):
+        assert sorted(words) == sorted(CLASSES_OF[scale])
 
 
 def test_samples_are_games_by_images():
@@ -643,6 +648,8 @@ def test_a_combination_is_left_out_where_an_entry_names_all_its_parts():
     assert is_left_out(cfg)
     assert not is_left_out(other)
     assert is_left_out(job_config("unused", leave_out=[{"benchmark": "numbers"}]))
+    assert is_left_out(job_config("unused", leave_out=[{"scale": "tiny", "model": ["another", "plain"]}]))
+    assert not is_left_out(job_config("unused", leave_out=[{"scale": "tiny", "model": ["another", "third"]}]))
     assert not is_left_out(job_config("unused", leave_out=[]))
 
 
@@ -802,7 +809,7 @@ def scenes_result(tmp_path, maps, failed=()):
         "name": "pointing_game", "_target_": f"{target}.pointing_game.PointingGame", "classes": CLASSES, "games": GAMES,
         "scenes": {"_target_": f"{target}.pointing_game.ComposedScenes", "side": 32,
                    "images": {"_target_": f"{target}.digits.Digits"}},
-        "n_games": None, "n_images": len(maps) + len(failed), "scales": {"tiny": 1},
+        "n_games": None, "n_images": len(maps) + len(failed),
     }  # fmt: skip
     store, records = RecordStore(tmp_path), []
     for k, by_m in enumerate(maps):
@@ -1018,8 +1025,7 @@ def test_a_grid_that_cannot_be_decoded_fails_alone_and_the_table_names_it(played
     for k in (0, 2):
         ComposedScenes(Digits(), 32).image(game_name, (0, 1, 3, 6), k).save(folder / f"{k:02d}.png")
     (folder / "01.png").write_bytes((folder / "00.png").read_bytes()[:200])
-    scenes = f"{{_target_:metagame.benchmarks.pointing_game.PreparedScenes,root:{tmp_path / 'grids'}}}"
-    cfg, outcome = play(tmp_path, f"benchmark.scenes={scenes}")
+    cfg, outcome = play(tmp_path, "benchmark/scenes=paper", f"benchmark.scenes.root={tmp_path / 'grids'}")
     error = f"image {folder / '01.png'} cannot be decoded: replace the file."
     assert (outcome.n_done, outcome.errors) == (2, (error,))
     assert {sample: record.status for sample, record in records(cfg).items()} == dict(
@@ -1049,9 +1055,8 @@ def test_a_scene_that_fails_for_an_unforeseen_reason_fails_alone(tmp_path, monke
 
 @pytest.mark.slow
 def test_missing_grids_are_told_with_the_command_that_makes_them(tmp_path):
-    scenes = f"{{_target_:metagame.benchmarks.pointing_game.PreparedScenes,root:{tmp_path / 'absent'}}}"
     with pytest.raises(UserError, match=r"make the grids with 'python -m scripts\.prepare_pointing_game"):
-        play(tmp_path, f"benchmark.scenes={scenes}")
+        play(tmp_path, "benchmark/scenes=paper", f"benchmark.scenes.root={tmp_path / 'absent'}")
 
 
 class Together(Plain):

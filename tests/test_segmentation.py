@@ -475,7 +475,8 @@ def test_a_job_records_the_image_that_fails_and_goes_on(tmp_path):
     ("key", "value", "same"),
     [
         ("benchmark__expected", {"images": 7}, True),
-        ("benchmark__scales", {"tiny": {}}, True),
+        ("benchmark__for_scale", "tiny", True),
+        ("benchmark__all_players", ["n0", "d1"], True),
         ("benchmark__players", ["n0"], False),
         ("benchmark__channels", "players", False),
         ("benchmark__n_maps", 3, False),

@@ -23,11 +23,19 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metagame.errors import RecordError, UserError
 from metagame.jobs.build import build_part
-from metagame.jobs.grid import asked_configs, check_commas, read_refusal, refuse, results_name, sweep_configs
+from metagame.jobs.grid import (
+    asked_configs,
+    check_commas,
+    list_choices,
+    read_refusal,
+    refuse,
+    results_name,
+    sweep_configs,
+)
 from metagame.jobs.records import writing
 from metagame.jobs.run import Outcome, run_job
 from metagame.jobs.spec import OUTPUTS, check_values, is_left_out, merged, plain, register
@@ -74,6 +82,7 @@ def run(arguments: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, stop)
     register()
+    OmegaConf.register_new_resolver("choices", list_choices, replace=True)  # for --help
     sys.path.insert(0, str(Path.cwd()))  # where classes of one's own are found
     named = list(arguments)
     if name is not None:  # beside the other overrides, where Hydra's options may follow

@@ -73,7 +73,7 @@ class PreparedScenes(Scenes):
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(
-                f"benchmark.scales.paper.scenes.root={root!r} does not exist: make the grids with 'python -m"
+                f"benchmark.scenes.root={root!r} does not exist: make the grids with 'python -m"
                 f" scripts.prepare_pointing_game --imagenet FOLDER --out {root}'."
             )
 

@@ -145,12 +145,13 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
             or all ``players``, as its text says.
         expected: how many ``images`` there are in all, and how many with a ``single`` class; a difference is told.
         n_maps: of how many images, the first ones, maps are kept.
+        all_players: sizes for experiments to choose ``players`` from; none of these is asked here.
 
     Raises:
         UserError: an argument is none of these, or more players are wanted than there are classes.
     """
 
-    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"expected"})
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"expected", "all_players"})
 
     def __init__(
         self,
@@ -166,6 +167,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         channels: str = "present",
         expected: Mapping[str, int] | None = None,
         n_maps: int = 0,
+        all_players: Sequence[str] = (),
     ) -> None:
         _check_choices("ablations", ablations, ABLATIONS)
         _check_choices("tracks", tracks, TRACKS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 
 from hydra import compose
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
 from omegaconf import DictConfig
@@ -76,6 +78,24 @@ def _choices(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [_line(override)]
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def list_choices() -> str:
+    """What can be chosen, a line for each group, while Hydra is at work.
+
+    Names that begin with ``_`` are bases of choices, and ``by_scale`` has the values of choices at other scales.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    return "\n".join(_choices_below(loader, ""))
+
+
+def _choices_below(loader: ConfigLoader, group: str) -> Iterator[str]:
+    options = sorted(name for name in loader.get_group_options(group) if not name.startswith("_")) if group else []
+    if options:
+        yield f"{group}: {', '.join(options)}"
+    for name in sorted(loader.get_group_options(group, ObjectType.GROUP)):
+        if name not in ("hydra", "by_scale"):
+            yield from _choices_below(loader, f"{group}/{name}".lstrip("/"))
 
 
 def check_commas(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -39,6 +39,7 @@ from metagame.jobs.records import (
 )
 from metagame.jobs.spec import (
     asked_path,
+    check_scale,
     check_shard,
     check_values,
     job_folder,
@@ -132,6 +133,7 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
         RecordError: the records of an earlier run cannot be read.
     """
     check_values(cfg)
+    check_scale(cfg)
     check_shard(cfg)
     check_report(cfg)
     free_memory()

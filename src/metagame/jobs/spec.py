@@ -22,6 +22,18 @@ Node = Any
 IDENTITY = {"identity": True}
 """Marks a key that the results of a job depend on."""
 
+FAMILIES = {
+    "attention": "attention weights, or logits of attention",
+    "gradient": "gradients of the output",
+    "lrp": "gradients by the rules of layer-wise relevance propagation",
+    "removal": "what the output loses without a player",
+    "shapley": "Shapley values and other indices of games whose players are removed",
+    "similarity": "how similar a patch's own features are to the text",
+    "symbolic": "formulas of a polynomial",
+    "random": "numbers drawn at random",
+}
+"""What a method's values are made from, by the word that ``attribution.family`` has for it."""
+
 
 @dataclass
 class AttributionKeys:
@@ -30,7 +42,7 @@ class AttributionKeys:
     Attributes:
         name: of the choice.
         label: what tables call the first-order method.
-        family: groups methods in figures.
+        family: groups methods in figures: one of :data:`FAMILIES`, or a word of one's own.
         base: name of the first-order method, the same for its metagame.
         meta: play the metagame of the method.
         order: of the metagame; 2 for pairs of players.
@@ -38,7 +50,7 @@ class AttributionKeys:
         method: what is built.
         variants: by name, each with the keys above.
         pointing_game: sizes of the pointing game for this method, which its benchmark reads.
-        scales: values for other keys to choose from.
+        for_scale: the scale that its values are for; None: they are the same at each, see :func:`check_scale`.
     """
 
     name: str = field(default=MISSING, metadata=IDENTITY)
@@ -51,7 +63,7 @@ class AttributionKeys:
     method: Node = field(default=None, metadata=IDENTITY)
     variants: dict[str, Any] = field(default_factory=dict)
     pointing_game: dict[str, Any] = field(default_factory=dict)
-    scales: dict[str, Any] = field(default_factory=dict)
+    for_scale: str | None = None
 
 
 @dataclass
@@ -64,13 +76,14 @@ class JobKeys:
         report: the functions that make the table and the figure.
         tracker: what follows the job.
         name: of the experiment.
+        for_scale: the scale that the experiment's values are for; None: they are the same at each.
         seed: of the sampling.
         limit: only the first samples of the benchmark.
         shards, shard: into how many parts the samples are split, and which of them this process works on, from 0.
         fail_fast: stop at the first sample that fails.
         reuse: ``fresh``: samples whose code, weights or files have changed are computed again; ``stale``: they are
             kept, and the table says so.
-        leave_out: combinations that the experiment leaves out of its grid, such as {model: x, attribution: y}.
+        leave_out: combinations that the experiment leaves out of its grid, such as {model: x, attribution: [y, z]}.
         output_dir: of the table and the figure.
         jobs_dir: of the records; None: see :func:`jobs_folder`.
     """
@@ -82,6 +95,7 @@ class JobKeys:
     scale: Node = field(default=MISSING, metadata=IDENTITY)
     report: Node = MISSING
     tracker: Node = MISSING
+    for_scale: str | None = None
     name: str = "adhoc"
     seed: int = field(default=0, metadata=IDENTITY)
     limit: int | None = None
@@ -171,7 +185,7 @@ def _identity_of_variant(variant: Variant) -> dict[str, Any]:
     return {key: variant.node[key] for key in marked} | {"method": _identity_of_target(variant.node.method)}
 
 
-OF_NODE = ("name", "label", "scales")
+OF_NODE = ("name", "label", "for_scale")
 """Keys of the node of a model or benchmark that are not arguments, unless its target has parameters of these names."""
 OF_ESTIMATOR = ("name", "batch_size")
 """Likewise of an estimator; its ``budget`` is an argument of each call."""
@@ -306,7 +320,11 @@ def model_label(cfg: DictConfig) -> str:
 
 def is_left_out(cfg: DictConfig) -> bool:
     """Whether the experiment leaves this combination out of its grid: an entry of ``leave_out`` names all its parts."""
-    return any(all(cfg[part].name == name for part, name in entry.items()) for entry in cfg.leave_out)
+    return any(all(cfg[part].name in _list(names) for part, names in entry.items()) for entry in cfg.leave_out)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if OmegaConf.is_list(value) else [value]
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -331,6 +349,36 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(f"shards={cfg.shards}: give a positive whole number.")
     if cfg.reuse not in ("fresh", "stale"):
         raise UserError(f"reuse={cfg.reuse}: give fresh, or stale to keep what other code or other files gave.")
+
+
+def check_scale(cfg: DictConfig) -> None:
+    """Refuse a choice that has no values for the scale: those of another are never taken in their place.
+
+    A choice whose values depend on the scale says by ``for_scale`` which they are for.
+
+    Raises:
+        UserError: there is such a choice, or one without a value that it needs.
+    """
+    scale = cfg.scale.name
+    if cfg.get("for_scale") not in (None, scale):
+        raise UserError(
+            f"experiment {cfg.name} has no values for scale={scale}: add its file to"
+            f" configs/experiment/by_scale/{scale}, with for_scale: {scale}."
+        )
+    nodes = [(group, cfg[group]) for group in ("model", "benchmark", "attribution")]
+    nodes += [("attribution", node) for node in (cfg.attribution.get("variants") or {}).values()]
+    for group, node in nodes:
+        if node.get("for_scale") not in (None, scale):
+            raise UserError(
+                f"{group}={node.name} has no values for scale={scale}: add"
+                f" configs/{group}/by_scale/{scale}/{node.name}.yaml, with for_scale: {scale}."
+            )
+        missing = sorted(OmegaConf.missing_keys(node))
+        if missing:
+            raise UserError(
+                f"{group}={node.name} at scale={scale} lacks {', '.join(missing)}: choose another {group}, or give"
+                f" {missing[0]}=VALUE."
+            )
 
 
 def check_shard(cfg: DictConfig) -> None:
