@@ -6,8 +6,6 @@ RUN := $(PYTHON) run.py scale=$(SCALE)
 TABLES := table1 table2 table3 table4 pair_deletion
 FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12 figure13
 EXPERIMENTS := $(TABLES) $(FIGURES)
-# tests that still give an annotated function what it does not say
-UNCHECKED := train_language segmentation_report pooled concepts_report tiny_flux readme
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock lint test test-slurm demo figures report data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
@@ -36,8 +34,7 @@ lint: setup  ## check style, format and types
 	$(PYTHON) -m ty check
 
 test: lint  ## check style and types, then run the tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/test_shapes.py
-	METAGAME_CHECK_SHAPES=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow and not slurm' $(UNCHECKED:%=--ignore=tests/test_%.py)
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: setup  ## run a sweep through a SLURM of one node, started for it (root on Debian)
 	$(PYTHON) -m pytest -m slurm -rs tests/test_slurm.py

@@ -1,6 +1,5 @@
 """The tests; the annotations of metagame's arguments, results and fields, shapes included, are checked as they run."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
@@ -64,6 +63,5 @@ class CheckedLoader(SourceFileLoader):
 
 
 # Here, since pytest imports this before conftest.py and the tests, and with them metagame.
-if os.environ.get("METAGAME_CHECK_SHAPES"):
-    jaxtyping.install_import_hook("metagame", "tests.check")
-    sys.meta_path[0] = CheckedFinder(sys.meta_path[0])
+jaxtyping.install_import_hook("metagame", "tests.check")
+sys.meta_path[0] = CheckedFinder(sys.meta_path[0])
