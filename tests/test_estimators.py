@@ -8,8 +8,8 @@ from sklearn.ensemble import GradientBoostingRegressor
 
 from metagame import AttributionGame, meta_attributions
 from metagame.estimators import trees
+from metagame.estimators.coalition_sample import draw_coalition_sample
 from metagame.estimators.permutation import _zigzags
-from metagame.estimators.pool import draw_pool
 from metagame.estimators.trees import tree_index
 from metagame.games import all_coalitions
 from tests.conftest import endogenous_games, games, random_game
@@ -290,7 +290,7 @@ def test_tree_index_is_that_of_the_predictions_on_all_coalitions(order, depth, g
 @given(n=st.integers(1, 9), over=st.integers(0, 100), seed=st.integers(0, 9))
 def test_pool_holds_distinct_coalitions_the_bounds_first(endogenous, n, over, seed):
     budget = min(2 * n + 2, 2**n) + over
-    pool = draw_pool(n, budget, endogenous=endogenous, seed=seed)
+    pool = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
     assert not pool.coalitions[0].any()
     assert pool.coalitions[1].all()
     assert len(np.unique(pool.coalitions, axis=0)) == len(pool.coalitions) <= budget
@@ -300,14 +300,14 @@ def test_pool_holds_distinct_coalitions_the_bounds_first(endogenous, n, over, se
 @pytest.mark.parametrize("endogenous", [True, False])
 def test_pool_weights_count_the_coalitions_of_each_size_in_the_mean(endogenous):
     n = 8
-    pools = [draw_pool(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
+    pools = [draw_coalition_sample(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
     counted = np.mean([np.bincount(pool.coalitions.sum(1), pool.weights) for pool in pools], axis=0)
     assert counted == pytest.approx(np.bincount(all_coalitions(n).sum(1)), rel=0.1)
 
 
 @given(n=st.integers(5, 8), seed=st.integers(0, 9))
 def test_exogenous_pool_pairs_complements(n, seed):
-    pool = draw_pool(n, 2 * n + 12, endogenous=False, seed=seed)
+    pool = draw_coalition_sample(n, 2 * n + 12, endogenous=False, seed=seed)
     rows = {coalition.tobytes() for coalition in pool.coalitions}
     assert all((~coalition).tobytes() in rows for coalition in pool.coalitions)
 

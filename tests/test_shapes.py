@@ -41,23 +41,23 @@ from metagame.benchmarks import (
     segmentation_metrics,
     voc,
 )
-from metagame.estimators import estimate, pool, replay
+from metagame.estimators import coalition_sample, estimate, shapiq_bridge
 from metagame.models import (
     adder,
     concept_stream,
     concepts,
+    encoder_views,
     flux,
     language_model,
     masked,
     open_clip,
-    towers,
     transformers_encoder,
     vision_language,
 )
 from metagame.report import addition as addition_report
 from metagame.report import concepts as concepts_report
 from metagame.report import illustration as illustration_report
-from metagame.report import maps, pooled, results, token_pairs
+from metagame.report import jackknife, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
 from metagame.viewer import views
 from tests.conftest import smooth_model
@@ -102,8 +102,8 @@ def of_module():
     return masked.MaskedModel(model.f, model.x, model.baseline, torch.nn.Linear(1, 1))
 
 
-def a_pool(n=2):
-    return pool.draw_pool(n, 1 << n, endogenous=False, seed=0)
+def a_coalition_sample(n=2):
+    return coalition_sample.draw_coalition_sample(n, 1 << n, endogenous=False, seed=0)
 
 
 def three_dimensional_imagenet_mask(monkeypatch):
@@ -131,10 +131,13 @@ CASES = {
     estimate: ("empty", lambda _: estimate.Estimate(an(2, 3), an(2), an(3))),
     exact: ("values", lambda _: exact.endogenous_shapley(an(4))),
     permutation: ("chain", lambda _: permutation._by_player(an(1, 2, kind=int), an(1, 2, 3))),
-    pool: ("weights", lambda _: pool.Pool(an(4, 2, kind=bool), an(3), an(4, kind=int), paired=True)),
-    regression: ("values", lambda _: regression.fit_exogenous(a_pool(), an(4))),
-    replay: ("coalitions", lambda _: replay.with_bounds(an(3, kind=bool))),
-    trees: ("values", lambda _: trees._boost_targets(None, a_pool(), an(4), False, 1)),
+    coalition_sample: (
+        "weights",
+        lambda _: coalition_sample.CoalitionSample(an(4, 2, kind=bool), an(3), an(4, kind=int), paired=True),
+    ),
+    regression: ("values", lambda _: regression.fit_exogenous(a_coalition_sample(), an(4))),
+    shapiq_bridge: ("coalitions", lambda _: shapiq_bridge.with_bounds(an(3, kind=bool))),
+    trees: ("values", lambda _: trees._boost_targets(None, a_coalition_sample(), an(4), False, 1)),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
     fixlip: ("masks", lambda _: fixlip._with_ends(an(4, kind=bool))),
@@ -152,7 +155,7 @@ CASES = {
     language_model: ("inputs", lambda _: bound_of(build()).f(a_tensor(2))),
     masked: ("baseline", lambda _: masked.MaskedModel(torch.sum, a_tensor(3, 1), a_tensor(2, 1))),
     open_clip: ("pixels", lambda _: open_clip.OpenCLIP.encode_images(None, a_tensor(1, 2, 2))),
-    towers: ("v", lambda _: towers.attend(a_tensor(1, 1, 4), a_tensor(1, 3, 4), a_tensor(1, 2, 4), 2)),
+    encoder_views: ("v", lambda _: encoder_views.attend(a_tensor(1, 1, 4), a_tensor(1, 3, 4), a_tensor(1, 2, 4), 2)),
     transformers_encoder: (
         "pixels",
         lambda _: transformers_encoder.TransformersEncoder.encode_images(None, a_tensor(1, 1, 2, 2)),
@@ -179,7 +182,7 @@ CASES = {
         "maps",
         lambda _: pointing_game_report.ShownScenes(blank(results.JobResult), [], {"one": {1: an(2, 2)}}),
     ),
-    pooled: ("without", lambda _: pooled.Pooled(0.0, an(2, 2))),
+    jackknife: ("without", lambda _: jackknife.JackknifeRatio(0.0, an(2, 2))),
     token_pairs: ("matrix", lambda _: token_pairs.Shown("", "", [], an(2, 3))),
     views: ("attribution", lambda _: views.concept_view(contracts.Explanation((), ()), an(2, 2), (1, 1))),
 }

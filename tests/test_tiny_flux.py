@@ -21,7 +21,7 @@ from metagame.jobs.build import build_part
 from metagame.models.concepts import load_t5_tokenizer
 from metagame.models.flux import Denoising, Flux
 from metagame.models.pretrained import T5_TOKENIZER
-from metagame.report.pooled import Pooled
+from metagame.report.jackknife import JackknifeRatio
 from scripts.train_diffusion import T5_VOCABULARY, TEXT_WORDS, build_tokenizers, digest_of_weights
 from tests.jobs_fixtures import ROOT, shipped_configs, terminal_free_environment
 from tests.vision_language_fixtures import refused
@@ -44,7 +44,7 @@ def miou(scores: list[dict]) -> float:
         np.array([[each["multi"][part].get(name, 0) for name in names] for each in scores])
         for part in ("intersection", "union")
     ]
-    return Pooled.of_ratios(*counts).value
+    return JackknifeRatio.of_ratios(*counts).value
 
 
 def test_concept_attention_finds_digits_twice_as_well_as_chance(parts):

@@ -333,7 +333,7 @@ def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
 def test_a_sample_that_failed_says_why(stub, open_page):
     write_page(stub)
     page = open_page(stub, "#experiment=sentences&sample=s1&a=broken")
-    assert HOSTILE in page.texts("[data-panel=a] .trouble")[0]
+    assert HOSTILE in page.texts("[data-panel=a] .error")[0]
 
 
 @needs_chromium
@@ -401,7 +401,7 @@ def test_without_its_picture_a_sample_is_shown_with_the_reason(tmp_path, open_pa
         image.unlink()
         write_page(folder)
     page = open_page(folder)
-    assert "its text and picture are missing" in " ".join(page.texts("#subject .trouble"))
+    assert "its text and picture are missing" in " ".join(page.texts("#subject .error"))
     assert page.texts("[data-panel=a] .map span")[:2] == ["two", "six"]
 
 
@@ -417,8 +417,8 @@ def test_a_file_of_arrays_that_is_broken_is_told_and_the_others_are_shown(stub, 
     (folder / "sentences" / "figure.png").write_bytes(b"no picture")
     write_page(folder)
     page = open_page(folder, "#experiment=sentences&sample=s1&a=many&b=arrow")
-    told = " ".join(page.texts(".trouble"))
-    assert "cannot be read" in page.texts("[data-panel=a] .trouble")[0]
+    told = " ".join(page.texts(".error"))
+    assert "cannot be read" in page.texts("[data-panel=a] .error")[0]
     assert "first of Reader: 2 of 2 samples are missing: run the experiment again." in told
     assert "is no record" in told
     assert "figure.png" in told

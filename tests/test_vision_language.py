@@ -30,10 +30,10 @@ from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import all_coalitions
 from metagame.images import grid_side
 from metagame.models.clip import CLIP
+from metagame.models.encoder_views import ClassTokenView
 from metagame.models.open_clip import OpenCLIP, adapt_tokenizer
 from metagame.models.pretrained import PretrainedTokenizer, load_pretrained
 from metagame.models.siglip2 import SigLIP2
-from metagame.models.towers import ClassTokenTower
 from metagame.models.vision_language import ImageText, Text, TokenPlayers, WordPlayers
 from scripts.train_vision_language import END, PAD, START, VOCABULARY
 from tests.conftest import close
@@ -88,11 +88,11 @@ def text_of(built, words):
 @torch.no_grad()
 def test_blocks_of_the_tower_give_the_models_own_image_embedding(family, start):
     built = build(family, torch.float32)
-    pixels, tower = batch_of(built.model), built.model.tower
+    pixels, tower = batch_of(built.model), built.model.encoder_view
     x = built.model.block_input(pixels, start)
     for block in tower.blocks[start:]:
         _, x = block.forward(x)
-    found = tower.project(x[:, 0]) if isinstance(tower, ClassTokenTower) else tower.head.forward(tower.norm(x))[1]
+    found = tower.project(x[:, 0]) if isinstance(tower, ClassTokenView) else tower.head.forward(tower.norm(x))[1]
     expected = own_image_embeddings(built, pixels)
     assert close(found, expected, FLOAT32_TOLERANCE)
     assert close(built.model.encode_images(pixels), expected, FLOAT32_TOLERANCE)
@@ -103,7 +103,7 @@ def test_blocks_of_the_tower_give_the_models_own_image_embedding(family, start):
 def test_block_can_run_for_some_tokens_only(family):
     built = build(family, torch.float32)
     x = built.model.block_input(batch_of(built.model), -1)
-    block = built.model.tower.blocks[-1]
+    block = built.model.encoder_view.blocks[-1]
     weights, output = block.forward(x)
     row_weights, row_output = block.forward(x, rows=slice(0, 1))
     assert close(row_weights, weights[:, :, :1], FLOAT32_TOLERANCE)
@@ -116,7 +116,7 @@ def test_block_can_run_for_some_tokens_only(family):
 def test_traced_embedding_is_the_models_own(family, start):
     built = build(family, torch.float32)
     pixels = batch_of(built.model, 1)
-    found = run_from(built.model.tower, built.model.block_input(pixels, start), start).embedding.detach()
+    found = run_from(built.model.encoder_view, built.model.block_input(pixels, start), start).embedding.detach()
     assert close(found, normalize(own_image_embeddings(built, pixels), dim=-1), FLOAT32_TOLERANCE)
 
 
@@ -471,11 +471,11 @@ def test_adapter_evaluates_a_model_without_gradients_of_its_weights(family):
 def test_tower_of_a_frozen_model_has_no_graph(family):
     model = build(family, torch.float32).model
     x = model.block_input(batch_of(model), -1)
-    weights, output = model.tower.blocks[-1].forward(x)
+    weights, output = model.encoder_view.blocks[-1].forward(x)
     assert not weights.requires_grad
     assert not output.requires_grad
     if family == "siglip2":
-        assert not model.tower.head.forward(model.tower.norm(output))[1].requires_grad
+        assert not model.encoder_view.head.forward(model.encoder_view.norm(output))[1].requires_grad
 
 
 @each_method
@@ -1016,7 +1016,7 @@ def test_a_text_is_padded_to_a_length_of_its_own_and_embedded_as_if_padded_to_th
 def test_the_image_encoder_stops_at_the_block_whose_input_is_asked_for():
     built = build("clip", torch.float32)
     ran = []
-    for number, block in enumerate(built.model.tower.blocks):
+    for number, block in enumerate(built.model.encoder_view.blocks):
         block.module.layer_norm2.register_forward_hook(lambda *args, number=number: ran.append(number))
     built.bound().image.block_input(1)
     assert ran == [0]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.towers import ClassTokenTower, ProbeTower, Tower
+from metagame.models.encoder_views import ClassTokenView, EncoderView, ProbeView
 from metagame.models.vision_language import EncodedImage, ImageText
 
 
@@ -47,8 +47,8 @@ class GenericAttention(FirstOrder[ImageText]):
         self.start_layer = start_layer
 
     def game(self, bound: ImageText) -> AttributionGame:
-        tower, name = bound.model.tower, ("attention", self.start_layer)
-        trace = bound.image.keep(name, lambda: self._trace(tower, bound.image))
+        view, name = bound.model.encoder_view, ("attention", self.start_layer)
+        trace = bound.image.keep(name, lambda: self._trace(view, bound.image))
 
         def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
             seeds = texts * bound.model.logit_scale
@@ -56,43 +56,43 @@ class GenericAttention(FirstOrder[ImageText]):
                 trace.embedding, trace.weights, seeds[:, None], is_grads_batched=True, retain_graph=True
             )
             with torch.no_grad():
-                return relevance(tower, trace.weights, gradients)
+                return relevance(view, trace.weights, gradients)
 
         return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)
 
-    def _trace(self, tower: Tower, image: EncodedImage) -> Trace:
-        n_blocks = len(tower.blocks)
+    def _trace(self, view: EncoderView, image: EncodedImage) -> Trace:
+        n_blocks = len(view.blocks)
         start = self.start_layer if isinstance(self.start_layer, int) else n_blocks - 1
         if start >= n_blocks:
             raise UserError(f"start_layer={start}: the image encoder has blocks 0 to {n_blocks - 1}.")
-        return run_from(tower, image.block_input(start), start)
+        return run_from(view, image.block_input(start), start)
 
 
 @torch.enable_grad()
-def run_from(tower: Tower, x: Float[Tensor, "1 T D"], start: int) -> Trace:
+def run_from(view: EncoderView, x: Float[Tensor, "1 T D"], start: int) -> Trace:
     """Run the encoder from block ``start`` on; the last block of a [CLS] encoder for the [CLS] token only."""
     x = x.detach().requires_grad_()  # so that the first weights have a graph although no weight of the model needs one
     weights = []
-    *inner, last = tower.blocks[start:]
+    *inner, last = view.blocks[start:]
     for block in inner:
         attention, x = block.forward(x)
         weights.append(attention)
-    if isinstance(tower, ClassTokenTower):
+    if isinstance(view, ClassTokenView):
         attention, x = last.forward(x, rows=slice(0, 1))
-        embedding = tower.project(x[:, 0])
+        embedding = view.project(x[:, 0])
     else:
         attention, x = last.forward(x)
         weights.append(attention)
-        attention, embedding = tower.head.forward(tower.norm(x))
+        attention, embedding = view.head.forward(view.norm(x))
     return Trace([*weights, attention], normalize(embedding, dim=-1))
 
 
-def relevance(tower: Tower, weights: list[Tensor], gradients: tuple[Tensor, ...]) -> Float[Tensor, "k P"]:
+def relevance(view: EncoderView, weights: list[Tensor], gradients: tuple[Tensor, ...]) -> Float[Tensor, "k P"]:
     """The map of each of k seeds from attention weights ``(1, h, ., T)`` and their gradients ``(k, 1, h, ., T)``."""
     r = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
     for a, g in zip(weights[:-1], gradients[:-1], strict=True):
         r = r + _update(a, g) @ r
-    if isinstance(tower, ProbeTower):  # rectified before the mean over heads, and without a residual
+    if isinstance(view, ProbeView):  # rectified before the mean over heads, and without a residual
         return ((gradients[-1] * weights[-1]).clamp(min=0).mean(2)[:, 0] @ r)[:, 0]
     return (r[..., :1, :] + _update(weights[-1], gradients[-1]) @ r)[:, 0, 1:]
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.towers import ClassTokenTower, ProbeTower, attend, cosine
+from metagame.models.encoder_views import ClassTokenView, ProbeView, attend, cosine
 from metagame.models.vision_language import ImageText
 
 Channels = tuple[Tensor, Tensor, Tensor]
@@ -42,14 +42,14 @@ class GradECLIP(FirstOrder[ImageText]):
 
     @torch.enable_grad()
     def _channels(self, bound: ImageText) -> Channels:
-        tower = bound.model.tower
-        if not isinstance(tower, ClassTokenTower):
+        view = bound.model.encoder_view
+        if not isinstance(view, ClassTokenView):
             raise UserError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
-        block = tower.blocks[-1]
+        block = view.blocks[-1]
         x = bound.image.block_input(-1)
         q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
         o = attend(q, k, v, 1 if self.heads == "one" else block.n_heads)[1].detach().requires_grad_()
-        embedding = normalize(tower.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
+        embedding = normalize(view.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
         weight = min_max(cosine(block.output(q), block.output(k))[0, 1:])
         return embedding, o, v[0, 1:] * weight[:, None]
 
@@ -68,13 +68,13 @@ class GradESigLIP(FirstOrder[ImageText]):
 
     @torch.enable_grad()
     def _channels(self, bound: ImageText) -> Channels:
-        tower = bound.model.tower
-        if not isinstance(tower, ProbeTower):
+        view = bound.model.encoder_view
+        if not isinstance(view, ProbeView):
             raise UserError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
-        block = tower.blocks[-1]
+        block = view.blocks[-1]
         x = bound.image.block_input(-1)
-        z = tower.norm(block.forward(x)[1]).detach().requires_grad_()
-        embedding = normalize(tower.head.forward(z)[1], dim=-1)
+        z = view.norm(block.forward(x)[1]).detach().requires_grad_()
+        embedding = normalize(view.head.forward(z)[1], dim=-1)
         query = block.output(block.queries(x)).mean(1, keepdim=True)
         weight = min_max(cosine(query, block.output(block.keys(x)))[0])
         return embedding, z, z.detach()[0] * weight[:, None]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.towers import ClassTokenTower, ProbeTower, cosine
+from metagame.models.encoder_views import ClassTokenView, ProbeView, cosine
 from metagame.models.vision_language import ImageText
 
 
@@ -31,14 +31,14 @@ class MaskCLIP(FirstOrder[ImageText]):
 
     @torch.no_grad()
     def _patches(self, bound: ImageText) -> Float[Tensor, "P E"]:
-        tower = bound.model.tower
-        if not isinstance(tower, ClassTokenTower):
+        view = bound.model.encoder_view
+        if not isinstance(view, ClassTokenView):
             raise UserError("attribution=mask_clip needs a [CLS] token: for a SigLIP choose attribution=mask_siglip.")
-        block = tower.blocks[-1]
+        block = view.blocks[-1]
         x = bound.image.block_input(-1)
         keys = block.output(block.keys(x))[0]
         weight = cosine(keys[1:], keys[:1])
-        embeddings = tower.project(block.finish(x, block.values(x)))[0, 1:]
+        embeddings = view.project(block.finish(x, block.values(x)))[0, 1:]
         return normalize(embeddings, dim=-1) * weight[:, None]
 
 
@@ -56,12 +56,12 @@ class MaskSigLIP(FirstOrder[ImageText]):
 
     @torch.no_grad()
     def _patches(self, bound: ImageText) -> Float[Tensor, "P E"]:
-        tower = bound.model.tower
-        if not isinstance(tower, ProbeTower):
+        view = bound.model.encoder_view
+        if not isinstance(view, ProbeView):
             raise UserError("attribution=mask_siglip needs a pooling head: for a CLIP choose attribution=mask_clip.")
-        _, x = tower.blocks[-1].forward(bound.image.block_input(-1))
-        head = tower.head
-        return normalize(head.finish(head.output(head.values(tower.norm(x)))), dim=-1)[0]
+        _, x = view.blocks[-1].forward(bound.image.block_input(-1))
+        head = view.head
+        return normalize(head.finish(head.output(head.values(view.norm(x)))), dim=-1)[0]
 
 
 def _linear_game(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
 from metagame.estimators.estimate import Estimate, require_sii, settle_budget
-from metagame.estimators.pool import Pool, draw_pool, least_budget
-from metagame.estimators.replay import replay
+from metagame.estimators.shapiq_bridge import run_approximator
 from metagame.games import AttributionGame, Progress, Values
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -28,7 +28,7 @@ def regression(
 ) -> Estimate:
     """Fit every target by least squares with Shapley kernel weights; efficiency is a constraint.
 
-    KernelSHAP (Lundberg and Lee, 2017), on one pool of coalitions for all targets. shapiq's sampler draws the pool;
+    KernelSHAP (Lundberg and Lee, 2017), on one sample of coalitions for all targets. shapiq's sampler draws the sample;
     shapiq's own KernelSHAP has one target, shares nothing between endogenous subgames and reports no error. Order 2:
     shapiq's KernelSHAP-IQ for SII.
 
@@ -42,12 +42,12 @@ def regression(
     if order == 2:
         require_sii("regression", index)
         budget = settle_budget("regression", budget, least_pairwise_budget(n), n)
-        return replay(game, kernel_shap_iq(n, seed), budget, progress)
+        return run_approximator(game, kernel_shap_iq(n, seed), budget, progress)
     budget = settle_budget("regression", budget, least_budget(n), n)
-    pool = draw_pool(n, budget, endogenous=endogenous, seed=seed)
-    values = game(pool.coalitions, progress)
+    sample = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
+    values = game(sample.coalitions, progress)
     fit = fit_endogenous if endogenous else fit_exogenous
-    phi, error = fit(pool, values)
+    phi, error = fit(sample, values)
     return Estimate(phi, values[1], values[0], error)
 
 
@@ -63,60 +63,62 @@ def least_pairwise_budget(n: int) -> int:
     return min(2 * (1 + n + n * (n - 1) // 2), 1 << n)
 
 
-def fit_exogenous(pool: Pool, values: Values) -> tuple[Float[np.ndarray, "t n"], Float[np.ndarray, "t n"]]:
+def fit_exogenous(sample: CoalitionSample, values: Values) -> tuple[Float[np.ndarray, "t n"], Float[np.ndarray, "t n"]]:
     """Shapley values of all targets over all n players, with standard errors; one factorisation serves the targets."""
     total = values[1] - values[0]
-    phi, error = _constrained_fit(pool, pool.coalitions, values - values[0], total)
+    phi, error = _constrained_fit(sample, sample.coalitions, values - values[0], total)
     return phi.T, error.T
 
 
-def fit_endogenous(pool: Pool, values: Values) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
-    """Definition 2 for every target from the shared pool: rows that contain i, as coalitions of the other players."""
+def fit_endogenous(
+    sample: CoalitionSample, values: Values
+) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
+    """Definition 2 for every target from the shared sample: rows that contain i, as coalitions of the other players."""
     n = values.shape[1]
     phi, error = np.zeros((n, n)), np.zeros((n, n))
     for target in range(n):
-        seen = np.flatnonzero(pool.coalitions[:, target])
+        seen = np.flatnonzero(sample.coalitions[:, target])
         others = np.arange(n) != target
         nu = values[seen, target]
-        size = pool.coalitions[seen].sum(1)
+        size = sample.coalitions[seen].sum(1)
         own = phi[target, target] = nu[size == 1][0]
         if n == 1:
             continue
-        sub = Pool(pool.coalitions[np.ix_(seen, others)], pool.weights[seen], pool.draws[seen], pool.paired)
+        sub = sample.restricted(seen, others)
         row, row_error = _constrained_fit(sub, sub.coalitions, (nu - own)[:, None], nu[size == n] - own)
         phi[target, others], error[target, others] = row[:, 0], row_error[:, 0]
     return phi, error
 
 
-def kernel_weights(pool: Pool) -> Float[np.ndarray, " k"]:
-    """Shapley kernel of each coalition times what it counts in the pool; 0 for the empty and the grand one."""
+def kernel_weights(sample: CoalitionSample) -> Float[np.ndarray, " k"]:
+    """Shapley kernel of each coalition times what it counts in the sample; 0 for the empty and the grand one."""
     from scipy.special import comb  # here, since importing it takes as long as all of metagame
 
-    m = pool.coalitions.shape[1]
-    size = pool.coalitions.sum(1)
+    m = sample.coalitions.shape[1]
+    size = sample.coalitions.sum(1)
     inner = (size > 0) & (size < m)
     kernel = np.zeros(len(size))
     kernel[inner] = (m - 1) / (comb(m, size[inner]) * size[inner] * (m - size[inner]))
-    return kernel * pool.weights
+    return kernel * sample.weights
 
 
 def _constrained_fit(
-    pool: Pool, present: np.ndarray, nu: np.ndarray, total: np.ndarray
+    sample: CoalitionSample, present: np.ndarray, nu: np.ndarray, total: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weighted least squares ``(m, t)`` with coefficients summing to ``total``; the last one is eliminated."""
     m = present.shape[1]
     if m == 1:
         return total[None, :].copy(), np.zeros((1, len(total)))
-    weights = kernel_weights(pool)
+    weights = kernel_weights(sample)
     inner = weights > 0
-    weights, draws = weights[inner], pool.draws[inner]
+    weights, draws = weights[inner], sample.draws[inner]
     z = present[inner].astype(np.float64)
     x = z[:, :-1] - z[:, -1:]
     y = nu[inner] - z[:, -1:] * total
     inverse = np.linalg.inv(x.T @ (weights[:, None] * x))
     beta = inverse @ (x.T @ (weights[:, None] * y))
     influence = np.concatenate([x @ inverse, -(x @ inverse).sum(1, keepdims=True)], axis=1)
-    error = _sandwich(influence, weights[:, None] * (y - x @ beta), z, draws, pool.paired)
+    error = _sandwich(influence, weights[:, None] * (y - x @ beta), z, draws, sample.paired)
     return np.concatenate([beta, (total - beta.sum(0))[None]]), error
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
 from metagame.estimators.estimate import Estimate, require_sii, settle_budget
-from metagame.estimators.pool import Pool, draw_pool, least_budget
 from metagame.estimators.regression import (
     fit_endogenous,
     fit_exogenous,
@@ -19,7 +19,7 @@ from metagame.estimators.regression import (
     kernel_weights,
     least_pairwise_budget,
 )
-from metagame.estimators.replay import Lookup, pairwise, requested_coalitions, with_bounds
+from metagame.estimators.shapiq_bridge import Lookup, pairwise, requested_coalitions, with_bounds
 from metagame.games import AttributionGame, Progress, Values
 
 
@@ -37,7 +37,7 @@ def trees(
     learning_rate: float = 0.1,
     n_threads: int | None = 1,
 ) -> Estimate:
-    """Boost trees on a shared pool of coalitions, take their exact Shapley value, then regress what they leave.
+    """Boost trees on a shared sample of coalitions, take their exact Shapley value, then regress what they leave.
 
     Each target gets its own trees. A tree's value against the all-absent reference is exact per leaf
     (:func:`tree_index`). The regression on the residuals (as in Witter et al., 2025) makes rows efficient. Order 2: SII
@@ -72,14 +72,14 @@ def trees(
         return Estimate(phi, values[1], values[0])
 
     budget = settle_budget("trees", budget, least_budget(n), n)
-    pool = draw_pool(n, budget, endogenous=endogenous, seed=seed)
-    values = game(pool.coalitions, progress)
-    phi, rest = _boost_targets(boost, pool, values, endogenous, n_threads)
+    sample = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
+    values = game(sample.coalitions, progress)
+    phi, rest = _boost_targets(boost, sample, values, endogenous, n_threads)
     fit = fit_endogenous if endogenous else fit_exogenous
-    phi += fit(pool, rest)[0]
+    phi += fit(sample, rest)[0]
     if endogenous:
-        own = pool.coalitions.sum(1) == 1
-        np.fill_diagonal(phi, (values * pool.coalitions)[own].sum(0))
+        own = sample.coalitions.sum(1) == 1
+        np.fill_diagonal(phi, (values * sample.coalitions)[own].sum(0))
     return Estimate(phi, values[1], values[0])
 
 
@@ -87,7 +87,7 @@ vars(trees)["runtime_arguments"] = frozenset({"n_threads"})  # results do not de
 
 
 def _boost_targets(
-    boost: Any, pool: Pool, values: Values, endogenous: bool, n_threads: int | None
+    boost: Any, sample: CoalitionSample, values: Values, endogenous: bool, n_threads: int | None
 ) -> tuple[Float[np.ndarray, "t n"], Values]:
     """Shapley values of the trees of every target, and the values less the trees' predictions.
 
@@ -96,16 +96,16 @@ def _boost_targets(
     from joblib import cpu_count  # that a job of a cluster may use, not of the node
     from sklearn.base import clone
 
-    n = pool.coalitions.shape[1]
+    n = sample.coalitions.shape[1]
     phi, rest = np.zeros((values.shape[1], n)), values.copy()
 
     def fit_target(target: int) -> None:
         seen, others = np.ones(len(values), bool), np.ones(n, bool)
         if endogenous:
-            seen, others[target] = pool.coalitions[:, target], False
+            seen, others[target] = sample.coalitions[:, target], False
         if not others.any():
             return
-        sub = Pool(pool.coalitions[np.ix_(seen, others)], pool.weights[seen], pool.draws[seen], pool.paired)
+        sub = sample.restricted(seen, others)
         weights = kernel_weights(sub)
         weights = np.where(weights > 0, weights, weights.max(initial=0) or 1)
         fitted = clone(boost).fit(sub.coalitions, values[seen, target], weights)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import CLIPModel, PreTrainedModel
 from transformers.models.metaclip_2 import MetaClip2Model
 
-from metagame.models.towers import ClassTokenTower, transformers_block
+from metagame.models.encoder_views import ClassTokenView, transformers_block
 from metagame.models.transformers_encoder import TransformersEncoder
 from metagame.models.vision_language import Text
 
@@ -23,10 +23,10 @@ class CLIP(TransformersEncoder):
         return min(self.tokenizer.context, max(8, 1 << (len(text.ids) - 1).bit_length()))
 
     @staticmethod
-    def view(net: CLIPModel | MetaClip2Model) -> ClassTokenTower:
+    def encoder_view_of(net: CLIPModel | MetaClip2Model) -> ClassTokenView:
         vision = net.vision_model
 
         def project(x: Tensor) -> Tensor:
             return net.visual_projection(vision.post_layernorm(x))
 
-        return ClassTokenTower(tuple(map(transformers_block, vision.encoder.layers)), project)
+        return ClassTokenView(tuple(map(transformers_block, vision.encoder.layers)), project)

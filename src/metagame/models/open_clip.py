@@ -20,8 +20,8 @@ from torch import Tensor
 
 from metagame.digests import file_digest, folder_digest
 from metagame.errors import UserError
+from metagame.models.encoder_views import ClassTokenView, open_clip_block
 from metagame.models.pretrained import PretrainedTokenizer, settle_device, without_retry_warnings
-from metagame.models.towers import ClassTokenTower, open_clip_block
 from metagame.models.vision_language import Text, Tokenizer, VisionLanguage, padded
 
 
@@ -61,7 +61,7 @@ class OpenCLIP(VisionLanguage):
             return x if visual.proj is None else x @ visual.proj
 
         super().__init__(
-            net, ClassTokenTower(tuple(map(open_clip_block, blocks)), project), tokenizer, revision, batch_size
+            net, ClassTokenView(tuple(map(open_clip_block, blocks)), project), tokenizer, revision, batch_size
         )
         self.transform = transform
 

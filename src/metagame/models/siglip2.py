@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, SiglipModel
 
-from metagame.models.towers import ProbeTower, siglip_head, transformers_block
+from metagame.models.encoder_views import ProbeView, siglip_head, transformers_block
 from metagame.models.transformers_encoder import TransformersEncoder
 
 
@@ -21,7 +21,7 @@ class SigLIP2(TransformersEncoder):
     clean: ClassVar[Callable[[str], str]] = str.lower
 
     @staticmethod
-    def view(net: SiglipModel) -> ProbeTower:
+    def encoder_view_of(net: SiglipModel) -> ProbeView:
         vision = net.vision_model
         blocks = tuple(map(transformers_block, vision.encoder.layers))
-        return ProbeTower(blocks, vision.post_layernorm, siglip_head(vision.head))
+        return ProbeView(blocks, vision.post_layernorm, siglip_head(vision.head))

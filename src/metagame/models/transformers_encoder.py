@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor, CLIPModel, PreTrainedModel, SiglipModel
 from transformers.models.metaclip_2 import MetaClip2Model
 
+from metagame.models.encoder_views import EncoderView
 from metagame.models.pretrained import PretrainedTokenizer, load_model, load_pretrained, model_revision
-from metagame.models.towers import Tower
 from metagame.models.vision_language import Text, VisionLanguage, padded
 
 
@@ -43,12 +43,12 @@ class TransformersEncoder(VisionLanguage):
         revision: str,
         batch_size: int = 50,
     ) -> None:
-        super().__init__(net, self.view(net), tokenizer, revision, batch_size)
+        super().__init__(net, self.encoder_view_of(net), tokenizer, revision, batch_size)
         self.processor = processor
 
     @staticmethod
     @abstractmethod
-    def view(net: Any) -> Tower:
+    def encoder_view_of(net: Any) -> EncoderView:
         """The image encoder of a model of one of the ``classes``, taken apart."""
 
     @classmethod

@@ -18,8 +18,8 @@ from metagame import contracts
 from metagame.contracts import BoundInput, Failure, Model
 from metagame.errors import UserError
 from metagame.images import to_rgb
+from metagame.models.encoder_views import EncoderView
 from metagame.models.layers import ForwardPassEnds
-from metagame.models.towers import Tower
 
 TEXT_BATCH = 16
 """Texts go through the encoder in batches of just this size, so that an embedding does not depend on its company."""
@@ -189,7 +189,7 @@ class ImageBatch:
 
     def block_input(self, layer: int) -> Float[Tensor, "B T D"]:
         """What block ``layer`` is given; one forward pass for the batch."""
-        layer %= len(self.model.tower.blocks)
+        layer %= len(self.model.encoder_view.blocks)
         if layer not in self._inputs:
             self._inputs[layer] = self.model.block_input(self.pixels, layer)
         return self._inputs[layer]
@@ -231,7 +231,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     Args:
         net: the model; it is not changed but put into evaluation mode, without gradients of its weights.
-        tower: view of its image encoder.
+        encoder_view: the last blocks of its image encoder, taken apart.
         tokenizer: of its texts.
         revision: what identifies its weights.
         batch_size: the most images to encode together.
@@ -240,14 +240,16 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     sample_type = Sample
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"device", "batch_size"})
 
-    def __init__(self, net: nn.Module, tower: Tower, tokenizer: Tokenizer, revision: str, batch_size: int) -> None:
+    def __init__(
+        self, net: nn.Module, encoder_view: EncoderView, tokenizer: Tokenizer, revision: str, batch_size: int
+    ) -> None:
         if torch.finfo(next(net.parameters()).dtype).bits < 32:
             raise UserError(
                 "the weights are in half precision, too coarse for attributions: give the model in float32."
             )
         self.net = net.eval().requires_grad_(False)
         self.device = str(next(net.parameters()).device)
-        self.tower = tower
+        self.encoder_view = encoder_view
         self.tokenizer = tokenizer
         self.revision = revision
         self.batch_size = batch_size
@@ -331,7 +333,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             seen.append(args[0] if args else kwargs["hidden_states"])
             raise ForwardPassEnds
 
-        handle = self.tower.blocks[layer].module.register_forward_pre_hook(look, with_kwargs=True)
+        handle = self.encoder_view.blocks[layer].module.register_forward_pre_hook(look, with_kwargs=True)
         try:
             self.encode_images(pixels)
         except ForwardPassEnds:

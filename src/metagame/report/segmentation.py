@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, TRACKS, Cell
 from metagame.jobs.spec import Variant
 from metagame.report.groups import Group, by_setting, grouped
+from metagame.report.jackknife import JackknifeRatio
 from metagame.report.maps import COLORS
-from metagame.report.pooled import Pooled
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import all_hold
@@ -68,7 +68,7 @@ class Score:
         return role(self.result.variant)
 
     @cached_property
-    def metrics(self) -> dict[str, Pooled]:
+    def metrics(self) -> dict[str, JackknifeRatio]:
         """The keys of METRICS."""
         counts = list(self.counts.values())
         accuracy = [[[each[name]] for each in counts] for name in ("correct", "pixels")]
@@ -80,7 +80,7 @@ class Score:
             here = [dict.fromkeys(each["ap"], 1) for each in counts]
             precision = [_by_class([each["ap"] for each in counts], counts), _by_class(here, counts)]
         pairs = zip(METRICS, (accuracy, overlap, precision), strict=True)
-        return {name: Pooled.of_ratios(*map(np.asarray, pair)) for name, pair in pairs}
+        return {name: JackknifeRatio.of_ratios(*map(np.asarray, pair)) for name, pair in pairs}
 
     def published(self) -> dict[str, float]:
         """The paper's values of the keys of METRICS; {} where there are none."""

@@ -45,7 +45,7 @@ def track_job(
         nonlocal tracker, looked
         if last or time.monotonic() >= looked + SECONDS_BETWEEN:
             unharmed = f"the job goes on, its records are in {folder}"
-            tracker = _tell(tracker, lambda tracker: tracker.sync(cfg, folder, keys, last), unharmed)
+            tracker = _guarded(tracker, lambda tracker: tracker.sync(cfg, folder, keys, last), unharmed)
             looked = time.monotonic()
 
     sync()
@@ -57,10 +57,10 @@ def track_job(
 
 def track_report(tracker: Tracker | None, configs: Sequence[DictConfig]) -> None:
     """Show the tracker the table that was written of the jobs with these configs, and its figure."""
-    _tell(tracker, lambda tracker: tracker.report(configs), f"the table is in {configs[0].output_dir}")
+    _guarded(tracker, lambda tracker: tracker.report(configs), f"the table is in {configs[0].output_dir}")
 
 
-def _tell(tracker: Tracker | None, call: Callable[[Tracker], None], unharmed: str) -> Tracker | None:
+def _guarded(tracker: Tracker | None, call: Callable[[Tracker], None], unharmed: str) -> Tracker | None:
     """Call the tracker if there is one. Returns it, or None if it failed, which is said in one sentence."""
     if tracker is None:
         return None

@@ -16,9 +16,9 @@ from metagame.errors import UserError
 from metagame.jobs.records import Record
 from metagame.report.maps import DIVERGING
 from metagame.report.results import JobResult, tell_apart
+from metagame.viewer.errors import error_text
 from metagame.viewer.pack import picture_uri
 from metagame.viewer.subjects import Subject, Subjects
-from metagame.viewer.trouble import tell
 from metagame.viewer.views import View, view
 
 N_COLORS = 129
@@ -97,9 +97,9 @@ class Browser:
             ]
             painted = next(iter(result.pictures(record).values()), None)
         except UserError as error:
-            return [], self._keep(subject.picture), tell(error, result.folder)
+            return [], self._keep(subject.picture), error_text(error, result.folder)
         except (TypeError, ValueError, LookupError) as error:
-            reason = f"Its arrays are not of a form that can be shown: {tell(error, result.folder)}"
+            reason = f"Its arrays are not of a form that can be shown: {error_text(error, result.folder)}"
             return [], self._keep(subject.picture), reason
         return views, self._keep(subject.picture if painted is None else Image.fromarray(painted)), None
 

@@ -24,12 +24,12 @@ class Subject:
     Attributes:
         record: of the sample.
         sample: of the benchmark; None where it cannot be made here.
-        trouble: why it cannot.
+        error: why it cannot.
     """
 
     record: Record
     sample: Sample | None
-    trouble: str | None = None
+    error: str | None = None
 
     @property
     def text(self) -> str | None:
@@ -56,7 +56,7 @@ class Subject:
 
     def notes(self) -> list[str]:
         """What could not be found out, in sentences."""
-        return [note for note in (self.trouble, self._picture[1]) if note]
+        return [note for note in (self.error, self._picture[1]) if note]
 
 
 @dataclass
@@ -71,10 +71,10 @@ class Subjects:
         key = digest(OmegaConf.to_container(benchmark, resolve=True))
         if key not in self._known:
             self._known[key] = _samples(benchmark)
-        samples, trouble = self._known[key]
-        if trouble is None and record.sample not in samples:
-            trouble = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
-        return Subject(record, samples.get(record.sample), trouble)
+        samples, error = self._known[key]
+        if error is None and record.sample not in samples:
+            error = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
+        return Subject(record, samples.get(record.sample), error)
 
 
 def _samples(node: DictConfig) -> tuple[Mapping[str, Sample], str | None]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from metagame.errors import RecordError, UserError
 from metagame.report.table import Column, Table, plain, read_table
+from metagame.viewer.errors import error_text
 from metagame.viewer.pack import figure_uri
-from metagame.viewer.trouble import tell
 
 VERDICTS = {
     True: ("holds", "✓ holds"), False: ("fails", "✗ does not hold"), None: ("open", "? not decided"),
@@ -42,7 +42,7 @@ class Section:
         rows: the table's cells.
         claims: each with the class of its badge, its verdict and its text.
         figure: a data URI, or None.
-        trouble: what could not be read, in sentences.
+        errors: what could not be read, in sentences.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Section:
     rows: list[list[Cell]]
     claims: list[tuple[str, str, str]]
     figure: str | None
-    trouble: list[str]
+    errors: list[str]
 
     @property
     def title(self) -> str:
@@ -69,21 +69,21 @@ class Section:
 
 def read_section(folder: Path) -> Section:
     """The section of an experiment's folder; what is missing or broken in it is told there."""
-    table, rows, claims, figure, trouble = None, [], [], None, []
+    table, rows, claims, figure, errors = None, [], [], None, []
     if (folder / "table.json").exists():
         try:
             table = read_table(folder)
             rows = _rows(table)
             claims = [(*VERDICTS[claim.get("holds")], claim["claim"]) for claim in table.claims]
         except (RecordError, LookupError) as error:
-            trouble.append(tell(error, folder.parent))
+            errors.append(error_text(error, folder.parent))
     path = folder / "figure.png"
     if path.exists():
         try:
             figure = figure_uri(path.read_bytes())
         except (UserError, OSError) as error:
-            trouble.append(tell(error, folder.parent))
-    return Section(folder.name, table, rows, claims, figure, trouble)
+            errors.append(error_text(error, folder.parent))
+    return Section(folder.name, table, rows, claims, figure, errors)
 
 
 def _rows(table: Table) -> list[list[Cell]]:

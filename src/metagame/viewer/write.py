@@ -19,8 +19,8 @@ from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
 from metagame.report.results import JobResult, read_asked, read_experiment
 from metagame.viewer.browser import Browser
+from metagame.viewer.errors import error_text
 from metagame.viewer.tables import Section, read_section
-from metagame.viewer.trouble import tell
 
 N_SAMPLES = 8
 SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "browser.js")
@@ -34,12 +34,12 @@ class Experiment:
     Attributes:
         section: its table and figure.
         results: of its jobs.
-        trouble: what could not be read of them.
+        errors: what could not be read of them.
     """
 
     section: Section
     results: list[JobResult]
-    trouble: list[str]
+    errors: list[str]
 
 
 def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPLES) -> Path:
@@ -105,11 +105,11 @@ UNREADABLE = (OSError, TypeError, ValueError, LookupError, YAMLError, OmegaConfB
 def _read(folder: Path) -> Experiment:
     try:
         results = read_experiment(folder)
-        trouble: list[str] = []
+        errors: list[str] = []
     except UNREADABLE as error:
-        results, trouble = _readable_jobs(folder)
-        trouble = trouble or [tell(error, folder.parent)]
-    return Experiment(read_section(folder), results, [*trouble, *dict.fromkeys(_missing(results))])
+        results, errors = _readable_jobs(folder)
+        errors = errors or [error_text(error, folder.parent)]
+    return Experiment(read_section(folder), results, [*errors, *dict.fromkeys(_missing(results))])
 
 
 def _missing(results: Sequence[JobResult]) -> Iterator[str]:
@@ -126,13 +126,13 @@ def _missing(results: Sequence[JobResult]) -> Iterator[str]:
 def _readable_jobs(folder: Path) -> tuple[list[JobResult], list[str]]:
     """The jobs of an experiment one by one, and in a sentence each why some cannot be read."""
     results: list[JobResult] = []
-    trouble: list[str] = []
+    errors: list[str] = []
     for path in _asked(folder):
         try:
             results += read_asked(path)
         except UNREADABLE as error:
-            trouble.append(f"The job {path.stem} cannot be read and is not shown: {tell(error, folder.parent)}")
-    return results, trouble
+            errors.append(f"The job {path.stem} cannot be read and is not shown: {error_text(error, folder.parent)}")
+    return results, errors
 
 
 def _order(name: str, known: Sequence[str]) -> tuple:

@@ -206,7 +206,7 @@ function drawSubject(sample) {
         line("Sample", sample.id),
         sample.text !== sample.id ? line("Text", sample.text) : null,
         line("Answer", sample.answer),
-        sample.notes.map((note) => html("p", { class: "trouble" }, note)),
+        sample.notes.map((note) => html("p", { class: "error" }, note)),
       ),
     ].filter(Boolean),
   );
@@ -230,7 +230,7 @@ function drawPanels(sample, shown) {
         ...content,
       );
     if (!view)
-      return panel(html("p", { class: "trouble" }, method.error ?? "This method was not asked this question."));
+      return panel(html("p", { class: "error" }, method.error ?? "This method was not asked this question."));
     const { limits, draw } = KINDS[view.kind];
     return panel(
       draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample.picture, share),

@@ -186,7 +186,7 @@ function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, say
   });
   const label = (x, y, text, attributes) =>
     picture.append(svg("text", { x, y, "font-size": Math.min(12, cell + 1), ...attributes }, text));
-  const tell = (i, j) =>
+  const describe = (i, j) =>
     say(
       `${apart[j]} → ${apart[i]} (row ${i + 1}, column ${j + 1}): ${format(matrix[i * n + j])}` +
         (errors ? ` ± ${format(2 * errors[i * n + j]).slice(1)}` : ""),
@@ -207,7 +207,7 @@ function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, say
         "data-row": i,
         "data-column": j,
         "data-value": value,
-        onmouseenter: () => tell(i, j),
+        onmouseenter: () => describe(i, j),
       });
       cells.push(square);
       picture.append(square);
@@ -227,7 +227,7 @@ function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, say
   if (matrix) label(2, 12, "row: target i, column: player j", { class: "axis" });
   if (bars) drawBars(picture, { bars, barLimit, barTitle, barX, barWidth, top, cell, apart, label });
   picture.addEventListener("mouseleave", () => say(null));
-  if (matrix) moveWithKeys(picture, cells, n, tell);
+  if (matrix) moveWithKeys(picture, cells, n, describe);
   return html("div", { class: "scroll" }, picture);
 }
 
@@ -258,7 +258,7 @@ function drawBars(picture, { bars, barLimit, barTitle, barX, barWidth, top, cell
   picture.append(svg("line", { x1: middle, x2: middle, y1: top, y2: top + bars.length * cell, stroke: "#666" }));
 }
 
-function moveWithKeys(picture, cells, n, tell) {
+function moveWithKeys(picture, cells, n, describe) {
   const steps = { ArrowUp: -n, ArrowDown: n, ArrowLeft: -1, ArrowRight: 1 };
   let at = -1;
   picture.addEventListener("keydown", (event) => {
@@ -269,6 +269,6 @@ function moveWithKeys(picture, cells, n, tell) {
     if (at >= 0) cells[at].classList.remove("here");
     at = next;
     cells[at].classList.add("here");
-    tell(Math.floor(at / n), at % n);
+    describe(Math.floor(at / n), at % n);
   });
 }

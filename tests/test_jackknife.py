@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from metagame.report.pooled import Pooled
+from metagame.report.jackknife import JackknifeRatio
 from tests.conftest import close
 
 
@@ -53,7 +53,7 @@ def counts(draw, least=1):
 
 
 def test_classes_are_pooled_over_images_before_their_mean_is_taken():
-    pooled = Pooled.of_ratios(np.array([[1, 1], [2, 3]]), np.array([[2, 4], [2, 4]]))
+    pooled = JackknifeRatio.of_ratios(np.array([[1, 1], [2, 3]]), np.array([[2, 4], [2, 4]]))
     assert pooled.value == (3 / 4 + 4 / 8) / 2
     assert pooled.without.tolist() == [(2 / 2 + 3 / 4) / 2, (1 / 2 + 1 / 4) / 2]
     assert pooled.cell() == {"mean": 0.625, "two_se": 0.5, "n": 2}
@@ -61,7 +61,7 @@ def test_classes_are_pooled_over_images_before_their_mean_is_taken():
 
 @given(counts())
 def test_the_value_and_those_without_an_image_are_the_loops(case):
-    pooled = Pooled.of_ratios(*case)
+    pooled = JackknifeRatio.of_ratios(*case)
     expected = ratio_by_loops(*map(np.ndarray.tolist, case))
     assert np.allclose(pooled.value, expected, rtol=0, atol=1e-12, equal_nan=True)
     without = without_by_loops(*map(np.ndarray.tolist, case))
@@ -72,13 +72,13 @@ def test_the_value_and_those_without_an_image_are_the_loops(case):
 def test_the_error_is_that_of_the_jackknife(case):
     without = without_by_loops(*case)
     assume(np.isfinite(without).all())
-    cell = Pooled.of_ratios(*case).cell()
+    cell = JackknifeRatio.of_ratios(*case).cell()
     assert close(cell["two_se"], two_errors_by_loops(without), 1e-6)
     assert cell["n"] == len(without)
 
 
 def test_a_class_that_only_one_image_has_goes_with_it():
-    pooled = Pooled.of_ratios(np.array([[2, 1], [3, 0], [1, 0]]), np.array([[4, 1], [4, 0], [4, 0]]))
+    pooled = JackknifeRatio.of_ratios(np.array([[2, 1], [3, 0], [1, 0]]), np.array([[4, 1], [4, 0], [4, 0]]))
     assert pooled.value == (6 / 12 + 1) / 2
     assert pooled.without.tolist() == [4 / 8, (3 / 8 + 1) / 2, (5 / 8 + 1) / 2]
 
@@ -87,30 +87,33 @@ def test_a_fraction_of_a_class_that_only_one_image_has_leaves_nothing_behind():
     """0.1 + 0.2 + 0.3 - 0.3 is not 0.3 in floating point: what is left of a part must not count."""
     parts = np.array([[0.1, 0.0], [0.2, 0.0], [0.3, 0.7]])
     wholes = np.array([[1, 0], [1, 0], [1, 1]])
-    assert close(Pooled.of_ratios(parts, wholes).without, [(0.25 + 0.7) / 2, (0.2 + 0.7) / 2, 0.15], 1e-15)
+    assert close(JackknifeRatio.of_ratios(parts, wholes).without, [(0.25 + 0.7) / 2, (0.2 + 0.7) / 2, 0.15], 1e-15)
 
 
 def test_a_class_without_a_whole_does_not_count():
     parts, wholes = np.array([[1, 0, 2], [2, 0, 1]]), np.array([[2, 0, 4], [4, 0, 4]])
-    pooled, rest = Pooled.of_ratios(parts, wholes), Pooled.of_ratios(parts[:, [0, 2]], wholes[:, [0, 2]])
+    pooled, rest = (
+        JackknifeRatio.of_ratios(parts, wholes),
+        JackknifeRatio.of_ratios(parts[:, [0, 2]], wholes[:, [0, 2]]),
+    )
     assert pooled.value == rest.value == (3 / 6 + 3 / 8) / 2
     assert pooled.without.tolist() == rest.without.tolist()
 
 
 @pytest.mark.parametrize("wholes", [[[0, 0], [0, 0]], np.zeros((2, 0))])
 def test_without_any_whole_there_is_no_value(wholes):
-    pooled = Pooled.of_ratios(np.zeros_like(wholes), wholes)
+    pooled = JackknifeRatio.of_ratios(np.zeros_like(wholes), wholes)
     assert math.isnan(pooled.value)
     assert np.isnan(pooled.without).all()
     assert pooled.cell() is None
 
 
 def test_one_image_has_no_error():
-    assert Pooled.of_ratios([[3, 1]], [[4, 1]]).cell() == {"mean": 0.875, "two_se": None, "n": 1}
+    assert JackknifeRatio.of_ratios([[3, 1]], [[4, 1]]).cell() == {"mean": 0.875, "two_se": None, "n": 1}
 
 
 def test_where_one_image_has_all_that_is_counted_there_is_no_error():
-    assert Pooled.of_ratios([[3], [0]], [[4], [0]]).cell() == {"mean": 0.75, "two_se": None, "n": 2}
+    assert JackknifeRatio.of_ratios([[3], [0]], [[4], [0]]).cell() == {"mean": 0.75, "two_se": None, "n": 2}
 
 
 @given(counts(least=2), st.integers(0, 2**32 - 1))
@@ -118,7 +121,7 @@ def test_a_difference_is_taken_image_by_image(case, seed):
     parts, wholes = case
     other = np.floor(np.random.default_rng(seed).random(wholes.shape) * wholes)
     assume(np.isfinite(without_by_loops(parts, wholes)).all())
-    difference = Pooled.of_ratios(parts, wholes) - Pooled.of_ratios(other, wholes)
+    difference = JackknifeRatio.of_ratios(parts, wholes) - JackknifeRatio.of_ratios(other, wholes)
     left_out = np.subtract(without_by_loops(parts, wholes), without_by_loops(other, wholes))
     cell = difference.cell()
     assert close(difference.value, ratio_by_loops(parts, wholes) - ratio_by_loops(other, wholes))
@@ -128,12 +131,12 @@ def test_a_difference_is_taken_image_by_image(case, seed):
 
 
 def test_the_difference_of_a_score_and_itself_is_certain():
-    pooled = Pooled.of_ratios([[1], [3], [2]], [[4], [5], [6]])
+    pooled = JackknifeRatio.of_ratios([[1], [3], [2]], [[4], [5], [6]])
     assert (pooled - pooled).cell() == {"mean": 0.0, "two_se": 0.0, "n": 3}
 
 
 def test_a_cell_is_of_six_decimals_and_can_be_written_as_json():
-    cell = Pooled.of_ratios([[1], [2], [2]], [[3], [3], [7]]).cell()
+    cell = JackknifeRatio.of_ratios([[1], [2], [2]], [[3], [3], [7]]).cell()
     assert cell["mean"] == round(5 / 13, 6)
     assert cell["two_se"] == round(cell["two_se"], 6)
     assert json.loads(json.dumps(cell)) == cell
@@ -154,7 +157,7 @@ def delta_error(parts, wholes):
 @pytest.mark.parametrize("seed", range(5))
 def test_of_many_images_the_error_is_that_of_the_delta_method(seed):
     parts, wholes = drawn_images(400, np.random.default_rng(seed))
-    cell = Pooled.of_ratios(parts[:, None], wholes[:, None]).cell()
+    cell = JackknifeRatio.of_ratios(parts[:, None], wholes[:, None]).cell()
     assert cell["two_se"] == pytest.approx(delta_error(parts, wholes), rel=0.03)
 
 
@@ -162,6 +165,6 @@ def test_two_errors_hold_the_true_ratio_as_often_as_they_should():
     rng, n_held = np.random.default_rng(0), 0
     for _ in range(400):
         parts, wholes = drawn_images(60, rng)
-        cell = Pooled.of_ratios(parts[:, None], wholes[:, None]).cell()
+        cell = JackknifeRatio.of_ratios(parts[:, None], wholes[:, None]).cell()
         n_held += abs(cell["mean"] - 6 / 8) <= cell["two_se"]
     assert 0.91 < n_held / 400 < 0.98

@@ -56,7 +56,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class ClassTokenTower:
+class ClassTokenView:
     """An encoder whose [CLS] token, the first, becomes the image embedding (CLIP).
 
     Attributes:
@@ -95,7 +95,7 @@ class PoolingHead:
 
 
 @dataclass(frozen=True)
-class ProbeTower:
+class ProbeView:
     """An encoder of patches only, pooled by a head (SigLIP).
 
     Attributes:
@@ -109,7 +109,7 @@ class ProbeTower:
     head: PoolingHead
 
 
-Tower = ClassTokenTower | ProbeTower
+EncoderView = ClassTokenView | ProbeView
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -5,6 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def tell(error: Exception, folder: Path) -> str:
+def error_text(error: Exception, folder: Path) -> str:
     """The error's message, with paths from ``folder`` on."""
     return str(error).replace(f"{folder}/", "")

@@ -1,4 +1,4 @@
-"""Scores that pool counts over images, and their standard errors by leaving out one image at a time."""
+"""Ratios of counts that are summed over images, with standard errors by the jackknife."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """A score of several images.
+class JackknifeRatio:
+    """A ratio of counts over several images.
 
     Attributes:
         value: of all images.
@@ -29,9 +29,9 @@ class Pooled:
         left = _mean_ratio(parts.sum(0) - parts, wholes.sum(0) - wholes)
         return cls(float(_mean_ratio(parts.sum(0), wholes.sum(0))), left)
 
-    def __sub__(self, other: Pooled) -> Pooled:
+    def __sub__(self, other: JackknifeRatio) -> JackknifeRatio:
         """The difference, image by image: both are of the same images."""
-        return Pooled(self.value - other.value, self.without - other.without)
+        return JackknifeRatio(self.value - other.value, self.without - other.without)
 
     def cell(self) -> dict[str, Any] | None:
         """A cell of type ``mean``: value, two standard errors (None where an image is the only one) and n.

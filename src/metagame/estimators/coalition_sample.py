@@ -12,12 +12,12 @@ from metagame.games import Coalitions, all_coalitions
 
 
 @dataclass(frozen=True)
-class Pool:
+class CoalitionSample:
     """Distinct coalitions and their weights: sum over rows of weight * g(S) estimates the sum of g over all S.
 
     Attributes:
         coalitions: bool ``(k, n)``; row 0 is empty, row 1 the grand coalition.
-        weights: ``(k,)``; 1 where all coalitions of that size are in the pool.
+        weights: ``(k,)``; 1 where all coalitions of that size are in the sample.
         draws: how often each was drawn, ``(k,)``; 0 where it was not left to chance.
         paired: complements were drawn together.
     """
@@ -27,13 +27,18 @@ class Pool:
     draws: Int[np.ndarray, " k"]
     paired: bool
 
+    def restricted(self, rows: np.ndarray, players: np.ndarray) -> CoalitionSample:
+        """The coalitions in ``rows``, of these players alone."""
+        coalitions = self.coalitions[np.ix_(rows, players)]
+        return CoalitionSample(coalitions, self.weights[rows], self.draws[rows], self.paired)
+
 
 def least_budget(n: int) -> int:
-    """The sizes 0, 1, n-1 and n, which every pool holds in full."""
+    """The sizes 0, 1, n-1 and n, which every sample holds in full."""
     return min(2 * n + 2, 1 << n)
 
 
-def draw_pool(n: int, budget: int, *, endogenous: bool, seed: int) -> Pool:
+def draw_coalition_sample(n: int, budget: int, *, endogenous: bool, seed: int) -> CoalitionSample:
     """At most ``budget`` coalitions: sizes 0, 1, n-1, n in full, the others by Shapley kernel weights.
 
     Exogenous games take the kernel 1/(s(n-s)) with complements paired. In an endogenous game the coalition S serves the
@@ -52,7 +57,7 @@ def draw_pool(n: int, budget: int, *, endogenous: bool, seed: int) -> Pool:
     weights, draws = np.ones(len(coalitions)), np.zeros(len(coalitions), int)
     left = budget - len(coalitions)
     if len(sizes) == n + 1 or left <= 0:
-        return Pool(coalitions, weights, draws, not endogenous)
+        return CoalitionSample(coalitions, weights, draws, not endogenous)
 
     from shapiq.approximator.sampling import CoalitionSampler  # here, since importing it takes seconds
 
@@ -66,7 +71,7 @@ def draw_pool(n: int, budget: int, *, endogenous: bool, seed: int) -> Pool:
         sampler.sample(left + 2)
     inner = middle[sampler.coalitions_size]
     left_to_chance = sampler.is_coalition_sampled[inner]
-    return Pool(
+    return CoalitionSample(
         np.concatenate([coalitions, sampler.coalitions_matrix[inner]]),
         np.concatenate([weights, sampler.sampling_adjustment_weights[inner]]),
         np.concatenate([draws, np.where(left_to_chance, sampler.coalitions_counter[inner], 0)]),

@@ -56,7 +56,7 @@ def with_bounds(coalitions: Coalitions) -> Coalitions:
     return np.concatenate([np.zeros((1, n), bool), np.ones((1, n), bool), coalitions[(size > 0) & (size < n)]])
 
 
-def replay(game: AttributionGame, approximator, budget: int, progress: Progress | None) -> Estimate:
+def run_approximator(game: AttributionGame, approximator, budget: int, progress: Progress | None) -> Estimate:
     """Evaluate once what ``approximator`` asks for and the grand coalition, then fit every target."""
     coalitions = with_bounds(requested_coalitions(approximator, budget))
     values = game(coalitions, progress)
