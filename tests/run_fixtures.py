@@ -19,9 +19,9 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = (
-    "tests.jobs_fixtures", "metagame.cli", "metagame.attributions.attention", "metagame.attributions.gradients",
-    "metagame.attributions.shapley", "metagame.benchmarks.addition", "metagame.report.addition", "pandas", "jinja2",
-    "tabulate", "matplotlib.pyplot", "matplotlib.backends.backend_pdf",
+    "tests.jobs_fixtures", "metagame.cli", "metagame.experiments", "metagame.attributions.attention",
+    "metagame.attributions.gradients", "metagame.attributions.shapley", "metagame.benchmarks.addition",
+    "metagame.report.addition", "pandas", "jinja2", "tabulate", "matplotlib.pyplot", "matplotlib.backends.backend_pdf",
 )  # fmt: skip
 FORKS.set_forkserver_preload(list(IMPORTED))
 

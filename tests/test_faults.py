@@ -26,8 +26,8 @@ import pytest
 import torch
 from hydra import compose
 
-from metagame.cli import finish
 from metagame.errors import RecordError, UserError
+from metagame.experiments import finish
 from metagame.jobs.build import build_method
 from metagame.jobs.records import RecordStore
 from metagame.jobs.run import memory_advice, run_job

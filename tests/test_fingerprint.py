@@ -15,7 +15,7 @@ import yaml
 from hydra import compose
 from PIL import Image
 
-from metagame.cli import finish
+from metagame.experiments import finish
 from metagame.jobs import fingerprint
 from metagame.jobs.build import Job
 from metagame.jobs.fingerprint import code_manifest, files_digest

@@ -10,9 +10,9 @@ from PIL import Image
 
 from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.illustration import CAPTION, Illustration
-from metagame.cli import finish
 from metagame.digests import file_digest
 from metagame.errors import UserError
+from metagame.experiments import finish
 from metagame.images import composite, square
 from metagame.jobs.fingerprint import files_digest
 from metagame.jobs.records import RecordStore, unpack

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import metagame
 
 HEAVY = ("torch", "transformers", "sklearn", "shapiq", "scipy", "hydra", "matplotlib", "pandas")
@@ -19,3 +21,17 @@ def test_the_library_imports_none_of_what_its_parts_need():
 def test_all_that_is_public_can_be_imported():
     assert all(getattr(metagame, name) is not None for name in metagame.__all__)
     assert not hasattr(metagame, "concept_metagam")
+
+
+@pytest.mark.parametrize("argument", ["--help", "model=nonsense", "experiment=table9", "model.nonsense=1", "a b='"])
+def test_what_needs_no_job_is_answered_without_torch(argument):
+    code = f"""
+import sys
+from metagame.cli import main
+try:
+    main(["run", {argument!r}])
+except SystemExit:
+    pass
+sys.exit("torch" in sys.modules or "pandas" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

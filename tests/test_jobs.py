@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from metagame.cli import finish
 from metagame.contracts import WHOLE
 from metagame.errors import RecordError, UserError
+from metagame.experiments import finish
 from metagame.jobs.build import Job
 from metagame.jobs.environment import LIBRARIES
 from metagame.jobs.records import RecordStore, unpack

@@ -28,10 +28,10 @@ from metagame.benchmarks.pointing_game import (
     recognition,
     word_maps,
 )
-from metagame.cli import finish
 from metagame.contracts import WHOLE, Failure
 from metagame.errors import UserError
 from metagame.estimators.exact import MAX_PLAYERS
+from metagame.experiments import finish
 from metagame.jobs.fingerprint import files_digest
 from metagame.jobs.grid import sweep_configs
 from metagame.jobs.records import Record, RecordStore, pack, unpack

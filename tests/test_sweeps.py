@@ -11,13 +11,13 @@ import torch
 from hydra import compose
 from matplotlib.figure import Figure
 
-from metagame import cli
-from metagame.cli import finish
+from metagame import cli, experiments
 from metagame.errors import UserError
+from metagame.experiments import finish
 from metagame.jobs.build import Job
 from metagame.jobs.grid import OF_THE_RUN, check_commas, results_name, sweep_configs
 from metagame.jobs.run import run_job
-from metagame.jobs.spec import job_name, jobs_folder
+from metagame.jobs.spec import configs_folder, job_name, jobs_folder
 from metagame.models.adder import Adder
 from metagame.report.experiment import FIGURES
 from metagame.report.results import read_experiment, read_jobs
@@ -81,10 +81,10 @@ def test_what_an_experiment_of_ones_own_sweeps_is_read_where_it_lies(tmp_path):
     content = "name: mine\nhydra: {mode: MULTIRUN, sweeper: {params: {attribution: 'sv,ig', +model.x: '1,2'}}}\n"
     (tmp_path / "experiment/mine.yaml").write_text(content)
     for arguments in (["--config-dir", str(tmp_path)], [f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)]):
-        folders = [cli.CONFIGS, *cli._own_configs([*arguments, "experiment=mine"])]
+        folders = [configs_folder(), *cli._own_configs([*arguments, "experiment=mine"])]
         assert cli._swept_by_experiment(["experiment=mine"], folders) == ["attribution", "+model.x"]
-    assert cli._swept_by_experiment(["experiment=table1"], [cli.CONFIGS]) == ["attribution"]
-    assert cli._swept_by_experiment(["limit=1"], [cli.CONFIGS]) == []
+    assert cli._swept_by_experiment(["experiment=table1"], [configs_folder()]) == ["attribution"]
+    assert cli._swept_by_experiment(["limit=1"], [configs_folder()]) == []
 
 
 def test_several_experiments_at_once_are_refused():
@@ -324,7 +324,7 @@ def no_models(monkeypatch):
 
 def render(*arguments):
     with pytest.raises(SystemExit) as end:
-        cli.report(list(map(str, arguments)))
+        experiments.report(list(map(str, arguments)))
     return end.value.code
 
 
@@ -384,7 +384,7 @@ def test_rendering_again_asks_no_tracker(tmp_path, monkeypatch, caplog):
     cfg = job_config(tmp_path / "tiny/numbers", tracker={"_target_": "tests.test_sweeps.no_tracker"})
     run_job(cfg)
     assert finish([cfg], tracked=False)
-    monkeypatch.setattr(cli, "write_page", lambda *_: tmp_path / "tiny/numbers/table.md")
+    monkeypatch.setattr(experiments, "write_page", lambda *_: tmp_path / "tiny/numbers/table.md")
     assert render("--outputs", tmp_path) == 0
     assert next(iter(read_jobs(tmp_path / "tiny/numbers").values())).tracker == cfg.tracker
 
@@ -425,7 +425,7 @@ def test_results_are_rendered_again_although_a_class_of_their_jobs_is_gone_or_de
     cfg = job_config(tmp_path / "tiny/numbers", model__seconds=0.0)
     run_job(cfg)
     assert finish([cfg])
-    monkeypatch.setattr(cli, "write_page", lambda *_: tmp_path / "tiny/numbers/table.md")
+    monkeypatch.setattr(experiments, "write_page", lambda *_: tmp_path / "tiny/numbers/table.md")
     before = (tmp_path / "tiny/numbers/table.json").read_bytes()
     for name in ("experiment.json", f"samples/{job_name(cfg)}.json"):
         path = tmp_path / "tiny/numbers" / name

@@ -22,11 +22,12 @@ from filelock import FileLock
 from wandb.proto.wandb_internal_pb2 import Record
 
 from metagame import tracking
-from metagame.cli import finish, run_tracked
 from metagame.errors import UserError
+from metagame.experiments import finish, run_tracked
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder
 from metagame.tracking.wandb import _choose_mode
+from tests.conftest import unchecked
 from tests.jobs_fixtures import ROOT, Plain, Share, job_config, terminal_free_environment
 from tests.run_fixtures import FORKS
 
@@ -252,7 +253,7 @@ def test_a_tracker_that_cannot_begin_changes_no_result(tmp_path, monkeypatch, ca
 
 @pytest.mark.parametrize(("name", "value"), [("mode", "foo"), ("timeout", 0), ("timeout", "soon"), ("arrays", "some")])
 def test_a_setting_of_the_tracker_is_refused_before_the_work(tmp_path, name, value):
-    with pytest.raises(UserError, match=rf"^tracker\.{name}={value}: give"):
+    with unchecked(), pytest.raises(UserError, match=rf"^tracker\.{name}={value}: give"):
         run_tracked(tracked(tmp_path, **{name: value}))
     assert not job_folder(tracked(tmp_path)).exists()
 

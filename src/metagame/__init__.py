@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from metagame import indices
 from metagame.errors import GameError, UserError
+from metagame.extras import needed_by
 from metagame.games import AttributionGame
 from metagame.meta import MetaAttributions, meta_attributions
 
@@ -18,7 +19,8 @@ __all__ = [
 def __getattr__(name: str) -> Callable:
     """``concept_metagame``, which needs torch, when it is asked for."""
     if name == "concept_metagame":
-        from metagame.concept import concept_metagame
+        with needed_by("concept_metagame"):
+            from metagame.concept import concept_metagame
 
         return concept_metagame
     raise AttributeError(f"module 'metagame' has no attribute {name!r}")

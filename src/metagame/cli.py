@@ -7,46 +7,24 @@ import logging
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import hydra
-import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.errors import RecordError, UserError
-from metagame.jobs.build import build_part
-from metagame.jobs.grid import (
-    asked_configs,
-    check_commas,
-    list_choices,
-    read_refusal,
-    refuse,
-    results_name,
-    sweep_configs,
-)
-from metagame.jobs.records import writing
-from metagame.jobs.run import Outcome, run_job
-from metagame.jobs.spec import OUTPUTS, check_values, is_left_out, merged, plain, register
-from metagame.report.experiment import write_report
-from metagame.report.results import EXPERIMENT, read_job, read_jobs
-from metagame.tracking import Tracker, track_job, track_report
-from metagame.viewer.write import N_SAMPLES, write_page
+from metagame.errors import UserError
+from metagame.extras import needed_by
+from metagame.jobs.grid import list_choices, results_name
+from metagame.jobs.spec import configs_folder, register
 
 log = logging.getLogger("metagame.cli")
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment, as python run.py does
        metagame report [EXPERIMENTS]   render tables, figures and the page again, from records alone
        metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    get what experiments need at paper scale"""
@@ -58,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command == "run":
         run(rest)
     elif command == "report":
+        from metagame.experiments import report  # here and below, since each takes seconds to import
+
         report(rest)
     elif command == "fetch":
-        from metagame.fetch.command import main as fetch  # here, since other commands do without requests
+        from metagame.fetch.command import main as fetch
 
         fetch(rest)
     else:
@@ -76,7 +56,10 @@ def run(arguments: Sequence[str]) -> None:
     lines = [each for each in arguments if "=" in each and not each.startswith("-")]
     explain_parse_errors(lines)
     try:
-        name = results_name(lines, _swept_by_experiment(lines, [CONFIGS, *_own_configs(arguments)]))
+        if any(line.startswith("hydra/launcher=slurm") for line in lines):
+            with needed_by("hydra/launcher=slurm"):
+                import_module("submitit")
+        name = results_name(lines, _swept_by_experiment(lines, [configs_folder(), *_own_configs(arguments)]))
     except UserError as error:
         sys.exit(str(error))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
@@ -88,7 +71,14 @@ def run(arguments: Sequence[str]) -> None:
     if name is not None:  # beside the other overrides, where Hydra's options may follow
         named.insert(named.index(lines[0]), f"name='{name}'")
     sys.argv = ["run.py", *named]
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(run_one)()
+    hydra.main(version_base="1.3", config_path=str(configs_folder()), config_name="config")(run_one)()
+
+
+def run_one(cfg: DictConfig) -> str | None:
+    """Run a job, see :func:`metagame.experiments.run_one`."""
+    from metagame import experiments  # here, so that what Hydra refuses is refused before torch is loaded
+
+    return experiments.run_one(cfg)
 
 
 def _swept_by_experiment(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
@@ -100,179 +90,15 @@ def _swept_by_experiment(overrides: Sequence[str], folders: Sequence[Path]) -> l
 
 
 def _own_configs(arguments: Sequence[str]) -> list[Path]:
-    """The folder that Hydra's ``--config-dir`` names, if it is there."""
+    """The folder that Hydra's ``--config-dir`` names; a UserError where it is not there."""
     parser = argparse.ArgumentParser("metagame run", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
     folder = parser.parse_known_args(list(arguments))[0].config_dir
+    if folder is not None and not folder.is_dir():
+        raise UserError(
+            f"--config-dir {folder} is no folder: give the one with your choices, as model/NAME.yaml."
+        )
     return [] if folder is None else [folder]
-
-
-def run_one(cfg: DictConfig) -> str | None:
-    """Run a job. A single one writes its table here, a sweep at its end (:class:`WriteReport`).
-
-    Returns:
-        What stopped the job of a sweep; the other jobs go on.
-    """
-    if is_left_out(cfg):
-        log.info("%s x %s is left out of %s on purpose.", cfg.model.name, cfg.attribution.name, cfg.name)
-        return None
-    reason = _stopped_by(cfg)
-    if HydraConfig.get().mode != RunMode.RUN:
-        if reason is not None:
-            with suppress(RecordError, OSError):  # where nothing can be written, the sweep's own process says so
-                refuse(cfg, reason)
-        return reason
-    if reason is not None:
-        log.error("%s", reason)
-    written = finish([cfg]) if reason is None or _has_results(cfg) else False
-    if reason is not None or not written:
-        sys.exit(1)
-    return None
-
-
-def _has_results(cfg: DictConfig) -> bool:
-    """Whether an earlier run has finished a sample of the job."""
-    try:
-        return any(result.done for result in read_job(cfg))
-    except UserError:  # such as a broken record, which has stopped the job too
-        return False
-
-
-def _stopped_by(cfg: DictConfig) -> str | None:
-    """Run the job: None, or in one sentence what stopped it, whatever that was."""
-    try:
-        run_tracked(cfg)
-    except UserError as error:
-        return str(error)
-    except Exception as error:
-        log.debug("job", exc_info=True)
-        return " ".join(f"{type(error).__name__}: {error}".split())
-    return None
-
-
-def run_tracked(cfg: DictConfig) -> Outcome:
-    """:func:`metagame.jobs.run.run_job`, followed by the tracker of the config.
-
-    Raises:
-        UserError: as there, or a setting of the tracker has no such value.
-    """
-    check_values(cfg)
-    if cfg.scale.get("threads") is not None:
-        torch.set_num_threads(cfg.scale.threads)
-    tracker = build_tracker(cfg)
-
-    def track(cfg: DictConfig, folder: Path, keys: frozenset[str]) -> AbstractContextManager[Callable[[], None]]:
-        return track_job(tracker, cfg, folder, keys)
-
-    return run_job(cfg, track)
-
-
-def build_tracker(cfg: DictConfig) -> Tracker | None:
-    """What the job is tracked by; None with ``tracker=none``.
-
-    Raises:
-        UserError: a setting of the tracker has no such value.
-    """
-    return build_part(cfg.tracker) if "_target_" in cfg.tracker else None
-
-
-def finish(configs: Sequence[DictConfig], names: Sequence[str] | None = None, *, tracked: bool = True) -> bool:
-    """Write the report of the jobs with these configs, all of one experiment, and show it to their tracker.
-
-    Args:
-        configs: of the jobs.
-        names: of the jobs, see :func:`metagame.report.experiment.write_report`.
-        tracked: whether the tracker is shown the table.
-
-    Returns:
-        Whether every job that ran has a finished sample and the report is written; if not, why is said in one line.
-    """
-    try:
-        tracker = build_tracker(configs[0]) if tracked else None
-        barren = list(dict.fromkeys(result.job_label for result in write_report(configs, names) if not result.done))
-    except UserError as error:
-        log.error("%s", error)
-        return False
-    except Exception as error:  # a table costs no other experiment its own
-        log.error("The table of %s could not be made (%s: %s).", configs[0].name, type(error).__name__, error)
-        log.debug("table", exc_info=True)
-        return False
-    track_report(tracker, configs)
-    if barren:
-        log.error("No sample was computed by: %s; see the table's notes.", ", ".join(barren))
-    return not barren
-
-
-class WriteReport(Callback):
-    """Hydra callback of a sweep: says what stopped a job, and at the end writes the table from the sweep's jobs.
-
-    Jobs of earlier runs count. Jobs may run in other processes, on other machines: what stopped them is read from their
-    folders. Hydra turns an exception of a callback into a warning, so a failure leaves as the exit status.
-    """
-
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_folder(config)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            check_values(config)
-            check_commas(config, config.hydra.overrides.task)
-            for line in config.hydra.overrides.task:
-                if line.startswith("shards=") and "," in line:
-                    raise UserError(f"{line}: shards cannot be swept, give one positive whole number.")
-        except UserError as error:
-            log.error("%s", error)
-            raise SystemExit(1) from None
-        _check_folder(config)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        refusal = job_return.return_value if job_return.status == JobStatus.COMPLETED else None
-        if refusal is not None:
-            self._say(refusal)
-
-    def _say(self, refusal: str) -> None:
-        if refusal not in self._said:
-            log.error("%s", refusal)
-            self._said.add(refusal)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        # unresolved, so that an override such as name=${seed} is one for each job
-        sweep = plain(config.hydra, resolve=False)
-        params = {key: value for key, value in (sweep["sweeper"].get("params") or {}).items() if key != "shard"}
-        grid = [f"{key}={value}" for key, value in params.items()]
-        try:
-            experiments: dict[str, list[DictConfig]] = {}
-            for cfg in sweep_configs(grid, sweep["overrides"]["task"]):
-                experiments.setdefault(cfg.output_dir, []).append(cfg)
-            if any(read_refusal(cfg) for configs in experiments.values() for cfg in configs):
-                for refusal in filter(None, map(read_refusal, asked_configs(grid, sweep["overrides"]["task"]))):
-                    self._say(refusal)
-            finished = [finish(configs) for configs in experiments.values()]
-        except Exception as error:
-            log.exception("The table of %s could not be written.", config.name)
-            raise SystemExit(1) from error
-        if self._said or not all(finished):
-            raise SystemExit(1)
-
-
-def _check_folder(config: DictConfig) -> None:
-    """Stop here, in one line, where results cannot be written: the disk is full, or the folder read-only."""
-    folder = Path(config.output_dir)
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(1 << 15))  # more than Hydra writes of its own
-                file.flush()
-    except RecordError as error:
-        log.error("%s", error)
-        raise SystemExit(1) from None
-    except OSError as error:
-        log.error("%s cannot be made (%s): choose another folder, with output_dir=FOLDER.", folder, error.strerror)
-        raise SystemExit(1) from None
 
 
 def explain_parse_errors(overrides: Sequence[str]) -> None:
@@ -297,51 +123,6 @@ def stop(number: int, frame: FrameType | None) -> None:
         sys.stderr.write("\x1b[?25h")  # the cursor, which progress bars hide
     sys.stderr.flush()
     os._exit(128 + number)  # an exception may be swallowed on its way out; what is on the disk is whole at any moment
-
-
-# metagame report
-
-
-def report(arguments: Sequence[str]) -> None:
-    """Render the tables and figures of a scale again from records alone, and the page of all of them."""
-    parser = argparse.ArgumentParser(prog="metagame report", description=report.__doc__)
-    parser.add_argument("experiments", nargs="*", help="folders of the scale's results; none: all of them")
-    parser.add_argument("--scale", default="tiny")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of all results")
-    parser.add_argument("--samples", type=int, default=N_SAMPLES, help="of each job, the first ones, on the page")
-    parser.add_argument("--page-only", action="store_true", help="leave tables and figures as they are")
-    asked = parser.parse_args(list(arguments))
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("metagame").setLevel(logging.INFO)
-    folder = asked.outputs / asked.scale
-    rendered = [] if asked.page_only else [_render_again(path) for path in _folders(folder, asked.experiments)]
-    done = all(rendered)
-    try:
-        known = [path.stem for path in (CONFIGS / "experiment").glob("*.yaml")]
-        page = write_page(folder, known, asked.samples)
-        log.info("wrote %s (%.1f MB)", page, page.stat().st_size / 1e6)
-    except UserError as error:
-        log.error("%s", error)
-        done = False
-    sys.exit(0 if done else 1)
-
-
-def _folders(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Those of the named experiments, or of all that have a table."""
-    if names:
-        yield from (folder / name for name in names)
-    else:
-        yield from (path.parent for path in sorted(folder.glob(f"*/{EXPERIMENT}")))
-
-
-def _render_again(folder: Path) -> bool:
-    """Write the table and the figure of an experiment's folder; whether there was anything to write them from."""
-    jobs = read_jobs(folder)
-    if not jobs:
-        log.error("%s has no %s: run the experiment first, such as 'make table1'.", folder, EXPERIMENT)
-        return False
-    moved = [merged(cfg, {"output_dir": str(folder)}) for cfg in jobs.values()]
-    return finish(moved, list(jobs), tracked=False)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from metagame import indices
-from metagame.estimators import ESTIMATORS, Estimate
+from metagame.estimators import ESTIMATORS, Estimator, Rules
+from metagame.extras import needed_by
 from metagame.games import AttributionGame, GameError, Progress
 
 if TYPE_CHECKING:  # importing it takes seconds
@@ -83,13 +83,15 @@ class MetaAttributions:
 
         Raises:
             GameError: the values are no metagame: rows of an interaction index are no Shapley values.
+            UserError: shapiq is not installed.
         """
         if self.order == 1 and (not self.directed or self.index is not None):
             raise GameError("only metagames can be given to shapiq target by target; these are values of pairs.")
         return [self._to_shapiq(target) for target in range(len(self.values))]
 
     def _to_shapiq(self, target: int) -> shapiq.InteractionValues:
-        import shapiq
+        with needed_by("to_shapiq()"):
+            import shapiq
 
         n = self.values.shape[1]
         baseline = 0.0 if self.endogenous or self.empty is None else float(self.empty[target])
@@ -117,7 +119,7 @@ SHAPIQ_NAMES = {"sii": "SII", "ksv": "k-SII", "stii": "STII", "fsii": "FSII", "b
 
 def meta_attributions(
     game: AttributionGame,
-    estimator: str | Callable[..., Estimate] = "exact",
+    estimator: str | Estimator = "exact",
     endogenous: bool | None = None,
     budget: int | None = None,
     seed: int = 0,
@@ -130,7 +132,7 @@ def meta_attributions(
 
     Args:
         game: maps coalitions to the attributions of all targets.
-        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, or a function of the same call.
+        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, or a function that is called as they are.
         endogenous: the players are the targets: player i is fixed as present while the others play on phi_i, and
             phi_i({i}) stands on the diagonal. Otherwise all players play on phi_i and ``empty`` keeps phi_i(empty).
             None: endogenous when there are as many targets as players (logged).
@@ -159,7 +161,7 @@ def meta_attributions(
             f"endogenous=True needs as many targets as players; fn returned {len(game.grand())} targets for"
             f" {game.n_players} players: pass endogenous=False."
         )
-    estimate = play(game, endogenous=endogenous, order=order, index=index, budget=budget, seed=seed, progress=progress)
+    estimate = play(game, Rules(endogenous, order, index, budget, seed, progress))
     return MetaAttributions(
         values=estimate.values,
         first_order=estimate.first_order,
@@ -183,7 +185,7 @@ def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int 
         raise GameError(f"seed={seed!r}: give a whole number, not negative.")
 
 
-def _estimator(estimator: str | Callable[..., Estimate]) -> Callable[..., Estimate]:
+def _estimator(estimator: str | Estimator) -> Estimator:
     if not isinstance(estimator, str) and callable(estimator):
         return estimator
     if not isinstance(estimator, str) or estimator not in ESTIMATORS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,29 @@ Channels = tuple[Tensor, Tensor, Tensor]
 """Unit embedding ``(1, E)``; the leaf ``(1, Q, D)`` that it depends on; lambda_p x features, ``(P, D)``."""
 
 
-class GradECLIP(FirstOrder[ImageText]):
+class WeightedChannels(FirstOrder[ImageText]):
+    """The path to the embedding once for an image, then one batched backward pass for all coalitions."""
+
+    input_type = ImageText
+    endogenous = False
+
+    def game(self, bound: ImageText) -> AttributionGame:
+        key = (type(self), *vars(self).values())
+        embedding, leaf, features = bound.image.keep(key, lambda: self.channels(bound))
+
+        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
+            seeds = texts[:, None]
+            (gradients,) = torch.autograd.grad(embedding, leaf, seeds, is_grads_batched=True, retain_graph=True)
+            return (gradients[:, 0].mean(1) @ features.T).clamp(min=0)
+
+        return AttributionGame(lambda coalitions: bound.maps(key, coalitions, attribute), bound.n_players)
+
+    @abstractmethod
+    def channels(self, bound: ImageText) -> Channels:
+        """Of an image: what the gradients are taken of, and what they weigh."""
+
+
+class GradECLIP(WeightedChannels):
     """(sum_d g_d v_pd lambda_p)+, with g = dcos/do at [CLS] and lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1].
 
     All of the last block, o its attention output before W_o. Not negative. Source: Zhao et al. (2024).
@@ -29,19 +51,13 @@ class GradECLIP(FirstOrder[ImageText]):
             does (the score changes with it); ``native``: with the model's heads.
     """
 
-    input_type = ImageText
-    endogenous = False
-
     def __init__(self, heads: str = "one") -> None:
         if heads not in ("one", "native"):
             raise UserError(f"heads={heads!r}: give 'one' or 'native'.")
         self.heads = heads
 
-    def game(self, bound: ImageText) -> AttributionGame:
-        return _gradient_game(bound, f"grad_eclip {self.heads}", self._channels)
-
     @torch.enable_grad()
-    def _channels(self, bound: ImageText) -> Channels:
+    def channels(self, bound: ImageText) -> Channels:
         view = bound.model.encoder_view
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
@@ -54,20 +70,14 @@ class GradECLIP(FirstOrder[ImageText]):
         return embedding, o, v[0, 1:] * weight[:, None]
 
 
-class GradESigLIP(FirstOrder[ImageText]):
+class GradESigLIP(WeightedChannels):
     """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1].
 
     z is the normed output of the encoder, q, k, W_o are of its last block. Not negative. Source: paper App. C.3.
     """
 
-    input_type = ImageText
-    endogenous = False
-
-    def game(self, bound: ImageText) -> AttributionGame:
-        return _gradient_game(bound, "grad_esiglip", self._channels)
-
     @torch.enable_grad()
-    def _channels(self, bound: ImageText) -> Channels:
+    def channels(self, bound: ImageText) -> Channels:
         view = bound.model.encoder_view
         if not isinstance(view, ProbeView):
             raise UserError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
@@ -78,17 +88,6 @@ class GradESigLIP(FirstOrder[ImageText]):
         query = block.output(block.queries(x)).mean(1, keepdim=True)
         weight = min_max(cosine(query, block.output(block.keys(x)))[0])
         return embedding, z, z.detach()[0] * weight[:, None]
-
-
-def _gradient_game(bound: ImageText, name: str, make_channels: Callable[[ImageText], Channels]) -> AttributionGame:
-    """The embedding's path once for an image, then one batched backward pass for all coalitions."""
-    embedding, leaf, features = bound.image.keep(name, lambda: make_channels(bound))
-
-    def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-        (gradients,) = torch.autograd.grad(embedding, leaf, texts[:, None], is_grads_batched=True, retain_graph=True)
-        return (gradients[:, 0].mean(1) @ features.T).clamp(min=0)
-
-    return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)
 
 
 def min_max(weights: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -16,21 +16,34 @@ from metagame.models.encoder_views import ClassTokenView, ProbeView, cosine
 from metagame.models.vision_language import ImageText
 
 
-class MaskCLIP(FirstOrder[ImageText]):
+class PatchVectors(FirstOrder[ImageText]):
+    """Maps that are linear in the text: a vector for each patch, once for an image; a product for all coalitions."""
+
+    input_type = ImageText
+    endogenous = False
+
+    def game(self, bound: ImageText) -> AttributionGame:
+        vectors = bound.image.keep(type(self), lambda: self.vectors(bound))
+
+        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
+            return texts @ vectors.T
+
+        return AttributionGame(lambda coalitions: bound.maps(type(self), coalitions, attribute), bound.n_players)
+
+    @abstractmethod
+    def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
+        """Whose products with the text's unit embedding are the map."""
+
+
+class MaskCLIP(PatchVectors):
     """cos(embedding of patch p, text) * cos(W_o k_p, W_o k_CLS), from -1 to 1.
 
     The embedding of a patch is its value through W_o, residual, MLP, norm and projection of the last block (Dong et
     al., 2023, as compared in Zhao et al., 2024).
     """
 
-    input_type = ImageText
-    endogenous = False
-
-    def game(self, bound: ImageText) -> AttributionGame:
-        return _linear_game(bound, "mask_clip", self._patches)
-
     @torch.no_grad()
-    def _patches(self, bound: ImageText) -> Float[Tensor, "P E"]:
+    def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
         view = bound.model.encoder_view
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=mask_clip needs a [CLS] token: for a SigLIP choose attribution=mask_siglip.")
@@ -42,35 +55,17 @@ class MaskCLIP(FirstOrder[ImageText]):
         return normalize(embeddings, dim=-1) * weight[:, None]
 
 
-class MaskSigLIP(FirstOrder[ImageText]):
+class MaskSigLIP(PatchVectors):
     """cos(u_p + MLP(LN(u_p)), text) with u_p = W_o (W_v z_p + b_v) + b_o of the pooling head, from -1 to 1.
 
     z is the normed output of the encoder. Source: paper App. C.3.
     """
 
-    input_type = ImageText
-    endogenous = False
-
-    def game(self, bound: ImageText) -> AttributionGame:
-        return _linear_game(bound, "mask_siglip", self._patches)
-
     @torch.no_grad()
-    def _patches(self, bound: ImageText) -> Float[Tensor, "P E"]:
+    def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
         view = bound.model.encoder_view
         if not isinstance(view, ProbeView):
             raise UserError("attribution=mask_siglip needs a pooling head: for a CLIP choose attribution=mask_clip.")
         _, x = view.blocks[-1].forward(bound.image.block_input(-1))
         head = view.head
         return normalize(head.finish(head.output(head.values(view.norm(x)))), dim=-1)[0]
-
-
-def _linear_game(
-    bound: ImageText, name: str, make_vectors: Callable[[ImageText], Float[Tensor, "P E"]]
-) -> AttributionGame:
-    """Maps are linear in the text: patch vectors once for an image, then one product for all coalitions."""
-    vectors = bound.image.keep(name, lambda: make_vectors(bound))
-
-    def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-        return texts @ vectors.T
-
-    return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)

@@ -6,19 +6,17 @@ Beyond the paper, which names it as the test of faithfulness that it lacks (Sec.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from metagame.benchmarks.prompts import AnnotatedPrompt, pair_matrix, select_prompts, sources
-from metagame.contracts import WHOLE, Benchmark, Explanation
+from metagame.benchmarks.prompts import AnnotatedPrompt, PromptBenchmark, pair_matrix
+from metagame.contracts import WHOLE, Explanation
 from metagame.models.masked import MaskedModel
 
 
-class PairDeletion(Benchmark[AnnotatedPrompt, MaskedModel]):
-    """Samples are prompts; scores the mean of f_S along the curves of deletion and insertion, and their difference.
+class PairDeletion(PromptBenchmark[MaskedModel]):
+    """The scores are the mean of f_S along the curves of deletion and insertion, and their difference.
 
     Pairs are ranked by |M|, of its two directions the larger. Deletion takes the tokens of one pair after the other
     from the prompt, insertion puts them into one without any; what one pair took, the next finds gone. A curve is f_S
@@ -26,25 +24,13 @@ class PairDeletion(Benchmark[AnnotatedPrompt, MaskedModel]):
     fast and rises fast: the area between the curves, insertion - deletion, is large. In units of f, logits.
 
     Args:
-        prompts, ids, prompt: as for :class:`metagame.benchmarks.prompts.Prompts`.
+        prompts, ids, prompt: as for :class:`metagame.benchmarks.prompts.PromptBenchmark`.
     """
 
-    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids"})
-    text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt"})
-
     def __init__(
-        self,
-        prompts: Sequence[AnnotatedPrompt],
-        ids: Sequence[str] | None = None,
-        prompt: str | None = None,
+        self, prompts: Sequence[AnnotatedPrompt], ids: Sequence[str] | None = None, prompt: str | None = None
     ) -> None:
-        self._samples = select_prompts(prompts, ids, prompt, None)
-
-    def samples(self) -> list[AnnotatedPrompt]:
-        return self._samples
-
-    def files(self) -> Sequence[Path]:
-        return sources(self._samples)
+        super().__init__(prompts, ids, prompt)
 
     def score(
         self,

@@ -13,7 +13,7 @@ import yaml
 from jaxtyping import Float
 
 from metagame.benchmarks.reviews import Review, reviews
-from metagame.contracts import WHOLE, Benchmark, Explanation, Score
+from metagame.contracts import WHOLE, Benchmark, Explanation, InputT, Score
 from metagame.errors import UserError
 from metagame.models.language_model import AnsweredPrompt, Prompt
 
@@ -104,8 +104,8 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
     ]
 
 
-class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
-    """Samples are annotated prompts; the scores Recall@K of their pairs, and what a figure shows beside the map.
+class PromptBenchmark(Benchmark[AnnotatedPrompt, InputT]):
+    """A benchmark whose samples are annotated prompts.
 
     Args:
         prompts: the samples.
@@ -133,6 +133,10 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
 
     def files(self) -> Sequence[Path]:
         return sources(self._samples)
+
+
+class Prompts(PromptBenchmark[AnsweredPrompt]):
+    """The scores are Recall@K of the prompts' pairs, and what a figure shows beside the map."""
 
     def score(
         self,

@@ -1,10 +1,9 @@
 """Estimators of meta-attributions: one function each, the same call.
 
-``estimator(game, *, endogenous, order, index, budget, seed, progress) -> Estimate`` plays ``game`` on at most
-``budget`` coalitions.
+``estimator(game, rules) -> Estimate`` plays ``game`` by :class:`Rules`, on at most ``rules.budget`` coalitions.
 """
 
-from metagame.estimators.estimate import Estimate
+from metagame.estimators.estimate import Estimate, Estimator, Rules
 from metagame.estimators.exact import exact
 from metagame.estimators.permutation import permutation
 from metagame.estimators.regression import regression
@@ -12,4 +11,4 @@ from metagame.estimators.trees import trees
 
 ESTIMATORS = {"exact": exact, "permutation": permutation, "regression": regression, "trees": trees}
 
-__all__ = ["ESTIMATORS", "Estimate", "exact", "permutation", "regression", "trees"]
+__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Rules", "exact", "permutation", "regression", "trees"]

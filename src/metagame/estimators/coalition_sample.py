@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from metagame.extras import needed_by
 from metagame.games import Coalitions, all_coalitions
 
 
@@ -59,7 +60,8 @@ def draw_coalition_sample(n: int, budget: int, *, endogenous: bool, seed: int) -
     if len(sizes) == n + 1 or left <= 0:
         return CoalitionSample(coalitions, weights, draws, not endogenous)
 
-    from shapiq.approximator.sampling import CoalitionSampler  # here, since importing it takes seconds
+    with needed_by("estimator='regression' or 'trees'"):
+        from shapiq.approximator.sampling import CoalitionSampler  # here, since importing it takes seconds
 
     size = np.arange(n + 1)
     middle = (size > 1) & (size < n - 1)

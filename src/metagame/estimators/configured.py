@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from metagame.errors import UserError
-from metagame.estimators.estimate import Estimate
+from metagame.estimators.estimate import Estimator
 from metagame.estimators.exact import exact
 
 
@@ -21,7 +20,7 @@ class ConfiguredEstimator:
             them. Bounds memory only.
     """
 
-    estimator: str | Callable[..., Estimate] = "exact"
+    estimator: str | Estimator = "exact"
     budget: int | None = None
     seed: int = 0
     batch_size: int | None = None
@@ -43,6 +42,6 @@ EXACT = ConfiguredEstimator()
 """All coalitions."""
 
 
-def _function(estimator: Callable[..., Estimate]) -> Callable[..., Estimate]:
+def _function(estimator: Estimator) -> Estimator:
     """The estimator behind its settings."""
     return estimator.func if isinstance(estimator, partial) else estimator

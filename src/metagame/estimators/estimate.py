@@ -1,15 +1,37 @@
-"""What an estimator returns, and the question it answers."""
+"""What an estimator is told, and what it returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from metagame.games import GameError
+from metagame.games import AttributionGame, GameError, Progress
 
 EVALUATIONS_PER_PLAYER = 64
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a metagame is played, and what an estimator may spend on it; see :func:`metagame.meta.meta_attributions`.
+
+    Attributes:
+        endogenous: the players are the targets.
+        order: 2 for the ``index`` of pairs of players.
+        index: of order 2.
+        budget: the most coalitions to evaluate; None: the estimator's own choice.
+        seed: of the sampling.
+        progress: called with (coalitions evaluated, planned) after each batch.
+    """
+
+    endogenous: bool
+    order: int = 1
+    index: str = "sii"
+    budget: int | None = None
+    seed: int = 0
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +49,10 @@ class Estimate:
     first_order: Float[np.ndarray, " t"]
     empty: Float[np.ndarray, " t"]
     standard_error: np.ndarray | None = None
+
+
+Estimator = Callable[[AttributionGame, Rules], Estimate]
+"""Plays a game by the rules."""
 
 
 def settle_budget(estimator: str, budget: int | None, least: int, n_players: int) -> int:

@@ -6,27 +6,17 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame import indices
-from metagame.estimators.estimate import Estimate, settle_budget
-from metagame.games import AttributionGame, GameError, Progress, all_coalitions
+from metagame.estimators.estimate import Estimate, Rules, settle_budget
+from metagame.games import AttributionGame, GameError, all_coalitions
 
 MAX_PLAYERS = 12
 
 
-def exact(
-    game: AttributionGame,
-    *,
-    endogenous: bool,
-    order: int,
-    index: str,
-    budget: int | None,
-    seed: int,
-    progress: Progress | None = None,
-    max_players: int = MAX_PLAYERS,
-) -> Estimate:
-    """Play all 2^n coalitions; ``seed`` is not used.
+def exact(game: AttributionGame, rules: Rules, *, max_players: int = MAX_PLAYERS) -> Estimate:
+    """Play all 2^n coalitions; the seed is not used.
 
     Raises:
-        GameError: more than ``max_players`` players, or a ``budget`` below 2^n.
+        GameError: more than ``max_players`` players, or a budget below 2^n.
     """
     n = game.n_players
     if n > max_players:
@@ -34,14 +24,14 @@ def exact(
             f"n_players={n} is too many for estimator='exact' (2^{n} coalitions, max_players={max_players}): use"
             " estimator='permutation', 'regression' or 'trees', or raise max_players."
         )
-    settle_budget("exact", budget, 1 << n, n)
-    values = game(all_coalitions(n), progress)
-    if endogenous:
+    settle_budget("exact", rules.budget, 1 << n, n)
+    values = game(all_coalitions(n), rules.progress)
+    if rules.endogenous:
         phi = endogenous_shapley(values)
-    elif order == 1:
+    elif rules.order == 1:
         phi = indices.shapley(values, n).T
     else:
-        phi = np.moveaxis(indices.PAIRWISE[index](values, n, 2), -1, 0)
+        phi = np.moveaxis(indices.PAIRWISE[rules.index](values, n, 2), -1, 0)
     return Estimate(phi, values[-1], values[0], np.zeros_like(phi))
 
 

@@ -5,20 +5,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from metagame.estimators.estimate import Estimate, require_sii, settle_budget
-from metagame.games import AttributionGame, Progress
+from metagame.estimators.estimate import Estimate, Rules, require_sii, settle_budget
+from metagame.games import AttributionGame
 
 
-def permutation(
-    game: AttributionGame,
-    *,
-    endogenous: bool,
-    order: int,
-    index: str,
-    budget: int | None,
-    seed: int,
-    progress: Progress | None = None,
-) -> Estimate:
+def permutation(game: AttributionGame, rules: Rules) -> Estimate:
     """Walk through random permutations of the players; each walk gives a marginal contribution of every player.
 
     Exogenous: the mean marginal contribution (Castro et al., 2009). Endogenous: a walk serves every target i through
@@ -31,27 +22,25 @@ def permutation(
     The standard error is that of the mean over walks (at order 2 over blocks); None after a single one.
 
     Raises:
-        GameError: ``budget`` is below one walk (at order 2 one block).
+        GameError: the budget is below one walk (at order 2 one block).
     """
-    rng = np.random.default_rng(seed)
-    if order == 2:
-        require_sii("permutation", index)
-        return _play_pairs(game, budget, rng, progress)
-    return _play_players(game, endogenous, budget, rng, progress)
+    if rules.order == 2:
+        require_sii("permutation", rules.index)
+        return _play_pairs(game, rules)
+    return _play_players(game, rules)
 
 
-def _play_players(
-    game: AttributionGame, endogenous: bool, budget: int | None, rng: np.random.Generator, progress: Progress | None
-) -> Estimate:
-    n = game.n_players
+def _play_players(game: AttributionGame, rules: Rules) -> Estimate:
+    n, endogenous = game.n_players, rules.endogenous
+    rng = np.random.default_rng(rules.seed)
     bounds = np.array([[False] * n, [True] * n])
     fixed = np.concatenate([bounds, np.eye(n, dtype=bool)]) if endogenous else bounds
     sizes = np.arange(2 if endogenous else 1, n)
-    budget = settle_budget("permutation", budget, len(fixed) + len(sizes), n)
+    budget = settle_budget("permutation", rules.budget, len(fixed) + len(sizes), n)
     n_walks = (budget - len(fixed)) // len(sizes) if len(sizes) else 1
     ranks = rng.permuted(np.tile(np.arange(n), (n_walks, 1)), axis=1)
     prefixes = ranks[:, None, :] < sizes[:, None]
-    values = game(np.concatenate([fixed, prefixes.reshape(n_walks * len(sizes), n)]), progress)
+    values = game(np.concatenate([fixed, prefixes.reshape(n_walks * len(sizes), n)]), rules.progress)
     empty, full, singles = values[0], values[1], values[2 : len(fixed)]
 
     chain = np.empty((n_walks, n + 1, values.shape[1]))
@@ -93,14 +82,13 @@ def _endogenous(
     return rows + lack[:, :, None] * ~np.eye(n, dtype=bool)
 
 
-def _play_pairs(
-    game: AttributionGame, budget: int | None, rng: np.random.Generator, progress: Progress | None
-) -> Estimate:
+def _play_pairs(game: AttributionGame, rules: Rules) -> Estimate:
     n = game.n_players
+    rng = np.random.default_rng(rules.seed)
     block = _zigzags(n)
     steps = np.arange(n - 1)
     cost = 2 * len(block) * len(steps)
-    budget = settle_budget("permutation", budget, min(2 + cost, 1 << n), n)
+    budget = settle_budget("permutation", rules.budget, min(2 + cost, 1 << n), n)
     n_blocks = max(1, (budget - 2) // max(cost, 1))
     walks = np.concatenate([rng.permutation(n)[block] for _ in range(n_blocks)])
     ranks = np.argsort(walks, axis=1)
@@ -109,7 +97,7 @@ def _play_pairs(
     detours = (ranks[:, None, :] < steps[:, None]) | (ranks[:, None, :] == steps[:, None] + 1)
     asked = np.stack([prefixes, detours]).reshape(2 * len(walks) * len(steps), n)
     distinct, row = np.unique(np.concatenate([[[False] * n, [True] * n], asked]), axis=0, return_inverse=True)
-    values = game(distinct, progress)[row]
+    values = game(distinct, rules.progress)[row]
     n_targets = values.shape[1]
     inner, aside = values[2:].reshape(2, len(walks), len(steps), n_targets)
 

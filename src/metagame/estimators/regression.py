@@ -8,24 +8,16 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
-from metagame.estimators.estimate import Estimate, require_sii, settle_budget
+from metagame.estimators.estimate import Estimate, Rules, require_sii, settle_budget
 from metagame.estimators.shapiq_bridge import run_approximator
-from metagame.games import AttributionGame, Progress, Values
+from metagame.extras import needed_by
+from metagame.games import AttributionGame, Values
 
 if TYPE_CHECKING:  # importing it takes seconds
     from shapiq.approximator import KernelSHAPIQ
 
 
-def regression(
-    game: AttributionGame,
-    *,
-    endogenous: bool,
-    order: int,
-    index: str,
-    budget: int | None,
-    seed: int,
-    progress: Progress | None = None,
-) -> Estimate:
+def regression(game: AttributionGame, rules: Rules) -> Estimate:
     """Fit every target by least squares with Shapley kernel weights; efficiency is a constraint.
 
     KernelSHAP (Lundberg and Lee, 2017), on one sample of coalitions for all targets. shapiq's sampler draws the sample;
@@ -36,24 +28,26 @@ def regression(
     everything was enumerated; none at order 2.
 
     Raises:
-        GameError: ``budget`` is below the coalitions of size 0, 1, n-1 and n (order 2: below two per unknown).
+        GameError: the budget is below the coalitions of size 0, 1, n-1 and n (order 2: below two per unknown).
+        UserError: shapiq is not installed.
     """
     n = game.n_players
-    if order == 2:
-        require_sii("regression", index)
-        budget = settle_budget("regression", budget, least_pairwise_budget(n), n)
-        return run_approximator(game, kernel_shap_iq(n, seed), budget, progress)
-    budget = settle_budget("regression", budget, least_budget(n), n)
-    sample = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
-    values = game(sample.coalitions, progress)
-    fit = fit_endogenous if endogenous else fit_exogenous
+    if rules.order == 2:
+        require_sii("regression", rules.index)
+        budget = settle_budget("regression", rules.budget, least_pairwise_budget(n), n)
+        return run_approximator(game, kernel_shap_iq(n, rules.seed), budget, rules.progress)
+    budget = settle_budget("regression", rules.budget, least_budget(n), n)
+    sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
+    values = game(sample.coalitions, rules.progress)
+    fit = fit_endogenous if rules.endogenous else fit_exogenous
     phi, error = fit(sample, values)
     return Estimate(phi, values[1], values[0], error)
 
 
 def kernel_shap_iq(n: int, seed: int) -> KernelSHAPIQ:
     """Shapiq's order-2 regression."""
-    from shapiq.approximator import KernelSHAPIQ
+    with needed_by("order=2 of estimator='regression' or 'trees'"):
+        from shapiq.approximator import KernelSHAPIQ
 
     return KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=seed)
 

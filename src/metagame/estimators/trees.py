@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
-from metagame.estimators.estimate import Estimate, require_sii, settle_budget
+from metagame.estimators.estimate import Estimate, Rules, require_sii, settle_budget
 from metagame.estimators.regression import (
     fit_endogenous,
     fit_exogenous,
@@ -20,18 +20,14 @@ from metagame.estimators.regression import (
     least_pairwise_budget,
 )
 from metagame.estimators.shapiq_bridge import Lookup, pairwise, requested_coalitions, with_bounds
-from metagame.games import AttributionGame, Progress, Values
+from metagame.extras import needed_by
+from metagame.games import AttributionGame, Values
 
 
 def trees(
     game: AttributionGame,
+    rules: Rules,
     *,
-    endogenous: bool,
-    order: int,
-    index: str,
-    budget: int | None,
-    seed: int,
-    progress: Progress | None = None,
     n_trees: int = 100,
     depth: int = 4,
     learning_rate: float = 0.1,
@@ -49,41 +45,53 @@ def trees(
     ``n_threads`` targets are fitted side by side at order 1; None: as many as there are cores.
 
     Raises:
-        GameError: ``budget`` is too small for the regression.
+        GameError: the budget is too small for the regression.
+        UserError: scikit-learn or shapiq is not installed.
     """
-    from sklearn.ensemble import GradientBoostingRegressor  # here, since importing it takes seconds
+    with needed_by("estimator='trees'"):
+        from sklearn.ensemble import GradientBoostingRegressor  # here, since importing it takes seconds
 
-    n = game.n_players
     boost = GradientBoostingRegressor(
-        n_estimators=n_trees, max_depth=depth, learning_rate=learning_rate, random_state=seed
+        n_estimators=n_trees, max_depth=depth, learning_rate=learning_rate, random_state=rules.seed
     )
-    if order == 2:
-        require_sii("trees", index)
-        budget = settle_budget("trees", budget, least_pairwise_budget(n), n)
-        approximator = kernel_shap_iq(n, seed)
-        coalitions = with_bounds(requested_coalitions(approximator, budget))
-        values = game(coalitions, progress)
-        phi, rest = np.zeros((values.shape[1], n, n)), values.copy()
-        for target in range(values.shape[1]):
-            boost.fit(coalitions, values[:, target])
-            phi[target] = tree_index(boost, 2)
-            rest[:, target] -= boost.predict(coalitions)
-        phi += pairwise(approximator, budget, Lookup(coalitions, rest), values.shape[1])
-        return Estimate(phi, values[1], values[0])
-
-    budget = settle_budget("trees", budget, least_budget(n), n)
-    sample = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
-    values = game(sample.coalitions, progress)
-    phi, rest = _boost_targets(boost, sample, values, endogenous, n_threads)
-    fit = fit_endogenous if endogenous else fit_exogenous
-    phi += fit(sample, rest)[0]
-    if endogenous:
-        own = sample.coalitions.sum(1) == 1
-        np.fill_diagonal(phi, (values * sample.coalitions)[own].sum(0))
-    return Estimate(phi, values[1], values[0])
+    if rules.order == 2:
+        require_sii("trees", rules.index)
+        return _play_pairs(game, rules, boost)
+    return _play_players(game, rules, boost, n_threads)
 
 
 vars(trees)["runtime_arguments"] = frozenset({"n_threads"})  # results do not depend on it
+
+
+def _play_pairs(game: AttributionGame, rules: Rules, boost: Any) -> Estimate:
+    """SII of trees that are fitted to all targets, one after the other, and of what they leave."""
+    n = game.n_players
+    budget = settle_budget("trees", rules.budget, least_pairwise_budget(n), n)
+    approximator = kernel_shap_iq(n, rules.seed)
+    coalitions = with_bounds(requested_coalitions(approximator, budget))
+    values = game(coalitions, rules.progress)
+    phi, rest = np.zeros((values.shape[1], n, n)), values.copy()
+    for target in range(values.shape[1]):
+        boost.fit(coalitions, values[:, target])
+        phi[target] = tree_index(boost, 2)
+        rest[:, target] -= boost.predict(coalitions)
+    phi += pairwise(approximator, budget, Lookup(coalitions, rest), values.shape[1])
+    return Estimate(phi, values[1], values[0])
+
+
+def _play_players(game: AttributionGame, rules: Rules, boost: Any, n_threads: int | None) -> Estimate:
+    """Shapley values of trees that are fitted to each target, and of what they leave."""
+    n = game.n_players
+    budget = settle_budget("trees", rules.budget, least_budget(n), n)
+    sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
+    values = game(sample.coalitions, rules.progress)
+    phi, rest = _boost_targets(boost, sample, values, rules.endogenous, n_threads)
+    fit = fit_endogenous if rules.endogenous else fit_exogenous
+    phi += fit(sample, rest)[0]
+    if rules.endogenous:
+        own = sample.coalitions.sum(1) == 1
+        np.fill_diagonal(phi, (values * sample.coalitions)[own].sum(0))
+    return Estimate(phi, values[1], values[0])
 
 
 def _boost_targets(

@@ -23,10 +23,9 @@ from metagame.fetch.datasets import DATA, Source, sources
 from metagame.fetch.transfer import NETWORK
 from metagame.fetch.weights import GATE, Repository, repositories
 from metagame.jobs.records import writing
-from metagame.jobs.spec import is_left_out, register
+from metagame.jobs.spec import configs_folder, is_left_out, register
 
 log = logging.getLogger(__name__)
-CONFIGS = Path(__file__).parents[3] / "configs"
 Result = TypeVar("Result")
 
 
@@ -86,10 +85,10 @@ def paper_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
     register()
     overrides = [each for each in asked if "=" in each and not each.startswith("experiment=")]
     names = [each.removeprefix("experiment=") for each in asked if each not in overrides]
-    known = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+    known = sorted(path.stem for path in (configs_folder() / "experiment").glob("*.yaml"))
     if not {*names} <= {*known}:
         raise UserError(f"no experiment is called {', '.join({*names} - {*known})}: give some of {', '.join(known)}.")
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         for name in names or ([""] if overrides else known):
             chosen = ["scale=paper", *([f"experiment={name}"] if name else [])]
             swept = compose("config", chosen, return_hydra_config=True).hydra.sweeper.params

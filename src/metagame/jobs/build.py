@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,10 +28,14 @@ from metagame.contracts import (
 )
 from metagame.errors import UserError
 from metagame.estimators.configured import ConfiguredEstimator
+from metagame.extras import needed_by
 from metagame.games import Progress
-from metagame.jobs.spec import OF_ESTIMATOR, Variant, plain, target_and_arguments, variants
+from metagame.jobs.accelerator import has_gpu
+from metagame.jobs.spec import OF_ESTIMATOR, Variant, locate, plain, target_and_arguments, targets, variants
 
 Part = TypeVar("Part")
+TINY_DATA = "data/tiny"
+"""Where the repository has the small models and data, from its own folder."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class Job:
 
         Raises:
             UserError: there is no GPU where the scale needs one; ``attribution.meta`` is set on a method that has no
-                metagame; a part refuses its arguments or misses its data.
+                metagame; a part refuses its arguments, or misses its data or a package.
         """
         _check_gpu(cfg)
+        _check_tiny_data(cfg)
         benchmark: Benchmark[Sample, BoundInput] = build_part(cfg.benchmark)
         methods = {variant.name: build_method(variant, cfg) for variant in variants(cfg)}
         return cls(build_part(cfg.model), methods, benchmark)
@@ -169,6 +175,9 @@ def check_report(cfg: DictConfig) -> None:
 
 def _instantiated(content: Any) -> Any:
     content = plain(content) if isinstance(content, DictConfig) else content
+    for target in targets(content):  # before Hydra, which would say it at length
+        with needed_by(target):
+            locate(target)
     with _in_one_sentence(content.get("_target_")):
         built = instantiate(content)
         if isinstance(built, partial):
@@ -192,11 +201,24 @@ def _in_one_sentence(target: str | None) -> Generator[None, None, None]:
 
 def _check_gpu(cfg: DictConfig) -> None:
     undecided = "device" in cfg.model and cfg.model.device is None
-    if undecided and cfg.scale.get("needs_gpu", False) and not torch.cuda.is_available():
+    if undecided and cfg.scale.get("needs_gpu", False) and not has_gpu():
         raise UserError(
             f"scale={cfg.scale.name} is for a GPU and there is none here: run on a GPU node, or add model.device=cpu,"
             " which may take very long."
         )
+
+
+def _check_tiny_data(cfg: DictConfig) -> None:
+    """Refuse what needs the small models and data where they are not."""
+    if Path(TINY_DATA).is_dir():
+        return
+    for part in ("model", "benchmark"):
+        found = re.search(rf"(?<![\w./-]){TINY_DATA}/[\w./-]+", OmegaConf.to_yaml(cfg[part], resolve=True))
+        if found is not None:
+            raise UserError(
+                f"{part}={cfg[part].name} needs {found[0]}, which is not in this folder: {TINY_DATA} comes with the"
+                " repository, not with the package, so run in the folder of a clone."
+            )
 
 
 def _name(part: Model | Method | Benchmark) -> str:

@@ -8,9 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from metagame.contracts import Model
+from metagame.jobs.accelerator import gpu_name
 
 LIBRARIES = (
     "metagame", "torch", "transformers", "open_clip_torch", "diffusers", "lxt", "shapiq", "numpy", "scipy", "sympy",
@@ -25,7 +24,7 @@ def describe_environment(model: Model, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": gpu_name(),
         "device": model.device,
         "model_revision": model.revision,
         "seed": seed,
@@ -33,10 +32,15 @@ def describe_environment(model: Model, seed: int) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working tree, with ``-dirty`` where tracked files differ; None outside git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the working tree, with ``-dirty`` where tracked files differ; None outside git.
+
+    A package that is installed below somebody else's repository is of no commit of theirs.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -15,13 +14,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.attributions.method import Metagame
 from metagame.contracts import BoundInput, Failure, Method, Sample
 from metagame.digests import digest
 from metagame.errors import UserError
+from metagame.jobs.accelerator import free_memory, is_out_of_memory, use_threads
 from metagame.jobs.build import Job, check_report
 from metagame.jobs.environment import describe_environment
 from metagame.jobs.fingerprint import Provenance, code_manifest, files_digest
@@ -137,7 +136,9 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
     check_shard(cfg)
     check_report(cfg)
     free_memory()
-    plan = _plan(cfg, Job.build(cfg))
+    job = Job.build(cfg)
+    use_threads(cfg.scale.get("threads"))
+    plan = _plan(cfg, job)
     store = plan.store
     _remove_refusals(cfg, store.folder)
     batches = own_batches(plan.tasks, plan.job.model.batch_size, cfg.shards, cfg.shard)
@@ -377,7 +378,7 @@ class Worker:
 def _release(error: Exception) -> None:
     """Let go of what did not fit the device's memory, which the frames of an error hold."""
     causes = list(_with_causes(error))
-    if any(isinstance(each, torch.OutOfMemoryError) for each in causes):
+    if any(map(is_out_of_memory, causes)):
         for each in causes:
             each.__traceback__ = None
         free_memory()
@@ -413,7 +414,7 @@ def memory_advice(cfg: DictConfig, methods: Iterable[Method[BoundInput]]) -> str
 
 
 def _message(error: Exception, memory_advice: str) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return f"the device's memory is too small: {memory_advice}."
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
@@ -424,10 +425,3 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def free_memory() -> None:
-    """Give back what an earlier job of this process left on the device, before another model is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -289,6 +289,12 @@ def job_folder(cfg: DictConfig) -> Path:
     return jobs_folder(cfg) / job_name(cfg)
 
 
+def configs_folder() -> Path:
+    """The folder of the shipped configs: a wheel has a copy in the package, a clone has it beside ``src``."""
+    copy = Path(__file__).parents[1] / "configs"
+    return copy if copy.is_dir() else Path(__file__).parents[3] / "configs"
+
+
 def jobs_folder(cfg: DictConfig) -> Path:
     """Where jobs are kept: ``jobs_dir``, or ``outputs/<scale>/jobs``, which all experiments of a scale share.
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metagame.digests import digest, file_digest
 from metagame.errors import UserError
+from metagame.extras import needed_by
 from metagame.jobs.records import RecordStore, replace_atomically
 from metagame.jobs.spec import job_folder, job_name
 from metagame.report.table import read_table
@@ -110,7 +111,8 @@ class WandbTracker:
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "staging"))  # not in the home directory
         os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # ends 12 seconds later where a network drops packets
-        import wandb  # only where something is tracked, and where its absence stops no job
+        with needed_by("tracker=wandb"):
+            import wandb  # only where something is tracked, and where its absence stops no job
 
         self._wandb: Any = wandb
         self._bookmark = folder / f"{name}.json"

@@ -1,0 +1,47 @@
+"""Each shipped experiment runs once at tiny scale, with its first four samples, up to its table and figure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from metagame.experiments import finish
+from metagame.jobs.grid import sweep_configs
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import is_left_out
+from tests.jobs_fixtures import ROOT
+
+CONFIGS = ROOT / "configs"
+N_SAMPLES = {"figure7": 8}
+"""Of an experiment whose figure shows none of the first four."""
+
+
+def experiments(prefix: str) -> list[str]:
+    """The shipped experiments whose names begin so."""
+    return sorted(path.stem for path in (CONFIGS / "experiment").glob(f"{prefix}*.yaml"))
+
+
+def job_configs(experiment: str, *overrides: str):
+    """The configs of an experiment's jobs, while the shipped configs can be composed."""
+    content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
+    grid = [f"{key}={value}" for key, value in params.items()]
+    return [cfg for cfg in sweep_configs(grid, [f"experiment={experiment}", *overrides]) if not is_left_out(cfg)]
+
+
+def run_experiment(experiment: str, folder: Path) -> dict:
+    """Run its jobs, which lie beside those of other experiments in the folder; the table as it is written."""
+    n_samples = N_SAMPLES.get(experiment, 4)
+    output_dir, jobs_dir = folder / experiment, folder / "jobs"
+    configs = job_configs(
+        experiment, "scale=tiny", f"limit={n_samples}", f"output_dir={output_dir}", f"jobs_dir={jobs_dir}"
+    )
+    outcomes = [run_job(cfg) for cfg in configs]
+    assert Counter(outcome.errors for outcome in outcomes) == {(): len(configs)}
+    assert all(0 < outcome.n_done == outcome.n_samples <= n_samples for outcome in outcomes)
+    assert finish(configs)
+    assert (output_dir / "figure.pdf").exists() == (configs[0].report.figure is not None)
+    return json.loads((output_dir / "table.json").read_text(encoding="utf-8"))
