@@ -8,7 +8,7 @@ FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figur
 EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test test-slurm demo figures report data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test test-system test-due test-all test-slurm demo figures report data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -17,15 +17,10 @@ help:  ## list the targets
 setup: .venv/installed  ## make .venv with the locked versions
 
 .venv/installed: requirements.lock pyproject.toml
-	@python3 -c 'import sys; sys.exit(0 if (3, 11, 4) <= sys.version_info < (3, 13) else "python3 must be 3.11 (from 3.11.4 on) or 3.12")'
-	python3 -m venv .venv
-	$(PYTHON) -m pip install --quiet uv
-	$(PYTHON) -m uv pip install --quiet --compile-bytecode -r requirements.lock
-	$(PYTHON) -m uv pip install --quiet --no-deps -e .
-	@touch $@
+	@python3 scripts/setup_environment.py
 
 lock:  ## write requirements.lock from pyproject.toml
-	$(PYTHON) -m uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 \
+	$(PYTHON) -m uv pip compile --quiet pyproject.toml --extra all --extra dev --universal --python-version 3.11 \
 		--fork-strategy fewest --no-emit-index-url --no-annotate --no-header -o requirements.lock
 
 lint: setup  ## check style, format and types
@@ -33,11 +28,19 @@ lint: setup  ## check style, format and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ty check
 
-test: lint  ## check style and types, then run the tests
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: lint  ## check style and types, then run the tests but those of the system tier
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/system
+
+test-system: setup  ## run the system tier: SLURM, kills, downloads, a browser, the wheel, training, the whole demo
+	$(PYTHON) -m tests.system.tier --all
+
+test-due: setup  ## run the parts of the system tier whose files have changed since they last passed
+	$(PYTHON) -m tests.system.tier
+
+test-all: test test-system  ## run all tests
 
 test-slurm: setup  ## run a sweep through a SLURM of one node, started for it (root on Debian)
-	$(PYTHON) -m pytest -m slurm -rs tests/test_slurm.py
+	$(PYTHON) -m pytest -m slurm -rs tests/system/test_slurm.py
 
 demo: setup $(TABLES) figure13  ## every table at this scale, and Figure 13
 
@@ -56,6 +59,7 @@ weights: setup  ## fetch the weights of the paper scale (EXPERIMENT=name: of one
 	$(PYTHON) -m metagame.cli fetch weights $(EXPERIMENT)
 
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
+	$(PYTHON) -m scripts.bench_import
 	$(PYTHON) -m scripts.bench_concept
 	$(PYTHON) -m scripts.bench_vision_language
 	$(PYTHON) -m scripts.bench_language

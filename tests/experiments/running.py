@@ -12,7 +12,7 @@ from metagame.experiments import finish
 from metagame.jobs.grid import sweep_configs
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import is_left_out
-from tests.jobs_fixtures import ROOT
+from tests.tiny.jobs import ROOT
 
 CONFIGS = ROOT / "configs"
 N_SAMPLES = {"figure7": 8}

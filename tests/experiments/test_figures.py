@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from tests.experiments.running import experiments, run_experiment
-from tests.jobs_fixtures import shipped_configs
+from tests.tiny.jobs import shipped_configs
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,7 @@ class ShownScenes:
     maps: dict[str, dict[int, Float[np.ndarray, "rows columns _"]]]
 
 
-def scenes_figure(results: list[JobResult], images: list[int]) -> Figure | None:
+def scenes_figure(results: list[JobResult], images: Sequence[int]) -> Figure | None:
     """Figure 7: a row for each scene, a column for each number of words; lines from words to their strongest patches.
 
     Each job has a part of its own. None where no job has computed one of the scenes.

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose
+from PIL import Image
+
+from metagame.benchmarks.digits import Digits
+from metagame.benchmarks.illustration import CAPTION, Illustration
+from metagame.digests import file_digest
+from metagame.errors import UserError
+from metagame.experiments import finish
+from metagame.images import composite, square
+from metagame.jobs.fingerprint import files_digest
+from metagame.jobs.records import RecordStore, unpack
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import job_folder
+from metagame.models.vision_language import Sample
+from tests.conftest import close, unchecked
+from tests.tiny.jobs import shipped_configs
+
+
+def illustration(image, caption, parts=(), side=448, more=()):
+    """The benchmark with one example, and ``more``."""
+    return Illustration([{"image": image, "caption": caption, "parts": parts}, *more], side=side)
+
+
+def id_of(image, caption):
+    """What the sample of an image file with this caption is called."""
+    return f"{Path(image).name} ({file_digest(Path(image))[:8]}): {caption}"
+
+
+class Words:
+    """A tokenizer of words between two special tokens; ``ing`` is a token of its own."""
+
+    context = 20
+    pad_id = 0
+
+    def split(self, text):
+        pieces = [piece for word in text.lower().split() for piece in self._pieces(word)]
+        return [(1, True, "<s>"), *((ord(piece[0]), False, piece) for piece in pieces), (2, True, "</s>")]
+
+    def encode(self, text):
+        return tuple(number for number, _, _ in self.split(text))
+
+    @staticmethod
+    def _pieces(word):
+        return [word[:-3], "ing"] if word.endswith("ing") else [word]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Path of a picture of a three and a seven above a zero and a five."""
+    path = tmp_path / "picture.png"
+    composite([Digits().image(label, 0) for label in (3, 7, 0, 5)], 32).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def wide_picture(tmp_path):
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+def only(illustration):
+    (sample,) = illustration.samples()
+    return sample
+
+
+def labels(sample):
+    return {name: each.labels for name, each in sample.texts(Words()).items()}
+
+
+@pytest.mark.parametrize("caption", ["", "  ", "\n", None, 7, ["a", "dog"]])
+def test_a_caption_that_is_no_text_is_refused(picture, caption):
+    with unchecked(), pytest.raises(UserError, match=r"benchmark\.caption=.*: give a text\."):
+        illustration(picture, caption)
+
+
+def test_an_absent_image_is_refused_when_it_is_opened(tmp_path):
+    sample = only(illustration(str(tmp_path / "absent.png"), "a dog"))
+    with pytest.raises(UserError, match=r"absent\.png does not exist: give the path of an image file\."):
+        sample.image()
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(UserError, match="cannot be decoded"):
+        only(illustration(str(tmp_path), "a dog")).image()
+
+
+def test_further_examples_are_checked_as_the_first_one(picture):
+    with pytest.raises(UserError, match="give a text"):
+        illustration(picture, "a dog", more=[{"image": picture, "caption": ""}])
+
+
+def test_an_own_image_and_caption_stand_in_place_of_all_examples(picture, wide_picture):
+    examples = [{"image": picture, "caption": "a dog", "parts": ["dog"]}, {"image": picture, "caption": "a cat"}]
+    sample = only(Illustration(examples, image=wide_picture, caption="a hot dog"))
+    assert sample.id == id_of(wide_picture, "a hot dog")
+    assert list(labels(sample)) == [CAPTION, "part: dog"]
+    assert only(Illustration(examples, caption="a bird")).id == id_of(picture, "a bird")
+    assert list(labels(only(Illustration(examples, parts=["a"])))) == [CAPTION, "part: a"]
+
+
+def test_another_picture_in_the_same_place_is_another_sample(picture, wide_picture):
+    before = only(illustration(picture, "a dog")).id
+    Path(picture).write_bytes(Path(wide_picture).read_bytes())
+    assert only(illustration(picture, "a dog")).id != before
+
+
+def test_a_photograph_is_shown_as_its_camera_was_held(tmp_path):
+    path, exif = tmp_path / "turned.jpg", Image.Exif()
+    image = Image.fromarray(np.add.outer(np.arange(40) * 2, np.arange(90)).astype(np.uint8)).convert("RGB")
+    exif[0x0112] = 6
+    image.save(path, exif=exif, quality=95)
+    upright = image.rotate(-90, expand=True)
+    shown = np.asarray(only(illustration(str(path), "a dog", side=40)).image(), float)
+    expected = np.asarray(square(upright, 40), float)
+    assert np.abs(shown - expected).mean() < 3
+    assert np.abs(shown - np.asarray(square(image, 40), float)).mean() > 10
+
+
+@pytest.mark.parametrize("parts", ["dog", [7]])
+def test_parts_that_are_no_list_of_texts_are_refused(picture, parts):
+    with unchecked(), pytest.raises(UserError, match=r"benchmark\.parts=.*: give a list of texts"):
+        illustration(picture, "a dog", parts)
+
+
+def test_a_sample_is_an_image_with_its_caption(picture):
+    sample = only(illustration(picture, "a dog", side=64))
+    assert isinstance(sample, Sample)
+    assert (sample.id, sample.caption) == (id_of(picture, "a dog"), "a dog")
+    with Image.open(picture) as stored:
+        assert np.array_equal(np.asarray(sample.image()), np.asarray(stored))
+
+
+@pytest.mark.parametrize("side", [16, 40, 64])
+def test_the_image_is_cut_to_a_square(wide_picture, side):
+    image = only(illustration(wide_picture, "a dog", side=side)).image()
+    assert (image.size, image.mode) == ((side, side), "RGB")
+
+
+def test_players_are_the_tokens_of_the_caption_and_of_its_parts(picture):
+    sample = only(illustration(picture, "a dog eating a hot dog", ["hot dog", "eating"]))
+    assert labels(sample) == {
+        CAPTION: ("a", "dog", "eat", "ing", "a", "hot", "dog"),
+        "part: hot dog": ("hot", "dog"),
+        "part: eating": ("eat", "ing"),
+    }
+
+
+def test_an_absent_token_is_dropped_and_special_tokens_stay(picture):
+    players = only(illustration(picture, "black cat")).texts(Words())[CAPTION]
+    assert players.dropped([False, True]).ids == (1, ord("c"), 2)
+    assert players.dropped([False, False]).ids == (1, 2)
+
+
+@pytest.mark.parametrize("part", ["cat", "a cat", "do", "dog,"])
+def test_parts_with_words_that_the_caption_has_not_are_left_out(picture, part):
+    assert list(labels(only(illustration(picture, "a dog", [part, "dog"])))) == [CAPTION, "part: dog"]
+
+
+def test_parts_are_found_in_any_order_and_case_and_once(picture):
+    sample = only(illustration(picture, "A black Dog", ["dog black", "black", "dog black"]))
+    assert list(labels(sample)) == [CAPTION, "part: dog black", "part: black"]
+
+
+def test_empty_parts_are_dropped_without_a_word(picture, caplog):
+    with caplog.at_level("INFO"):
+        sample = only(illustration(picture, "a dog", ["", "dog", "  ", "\n"]))
+    assert list(labels(sample)) == [CAPTION, "part: dog"]
+    assert caplog.text == ""
+
+
+def test_a_part_may_have_the_name_of_the_caption(picture):
+    sample = only(illustration(picture, "a caption here", ["caption"]))
+    assert labels(sample) == {CAPTION: ("a", "caption", "here"), "part: caption": ("caption",)}
+
+
+def test_further_examples_are_further_samples(picture, wide_picture):
+    more = [{"image": wide_picture, "caption": "a cat", "parts": ["cat"]}]
+    first, second = illustration(picture, "a dog", side=32, more=more).samples()
+    assert (first.id, second.id) == (id_of(picture, "a dog"), id_of(wide_picture, "a cat"))
+    assert (first.caption, second.caption) == ("a dog", "a cat")
+    assert second.image().size == (32, 32)
+    assert list(labels(second)) == [CAPTION, "part: cat"]
+
+
+def test_two_pictures_with_one_caption_are_two_samples(picture, wide_picture):
+    samples = illustration(picture, "a dog", more=[{"image": wide_picture, "caption": "a dog"}]).samples()
+    assert [sample.id for sample in samples] == [id_of(picture, "a dog"), id_of(wide_picture, "a dog")]
+
+
+def test_one_picture_with_two_captions_is_two_samples(picture):
+    samples = illustration(picture, "a dog", more=[{"image": picture, "caption": "a cat"}]).samples()
+    assert [sample.id for sample in samples] == [id_of(picture, "a dog"), id_of(picture, "a cat")]
+
+
+def test_two_examples_with_one_image_and_caption_are_refused(picture):
+    same = {"image": picture, "caption": "a dog", "parts": ["dog"]}
+    with pytest.raises(UserError, match=r"benchmark\.examples: two have the same image and caption"):
+        illustration(picture, "a dog", more=[same])
+
+
+def test_there_is_nothing_to_score(picture):
+    benchmark = illustration(picture, "a dog", ["dog"])
+    assert benchmark.score(only(benchmark), {}, {}) == {}
+
+
+def test_what_a_picture_is_called_is_its_caption(picture):
+    assert only(illustration(picture, "a dog", ["dog"])).description() == "a dog"
+
+
+def test_the_files_of_a_sample_are_its_picture(picture, wide_picture):
+    benchmark = illustration(picture, "a dog")
+    before = files_digest(only(benchmark).files())
+    assert list(only(benchmark).files()) == [Path(picture)]
+    assert list(benchmark.files()) == []
+    Path(picture).write_bytes(Path(wide_picture).read_bytes())
+    assert files_digest(only(benchmark).files()) != before
+
+
+def test_an_absent_picture_is_among_the_files(tmp_path):
+    assert list(only(illustration(str(tmp_path / "absent.png"), "a dog")).files()) == [tmp_path / "absent.png"]
+
+
+def illustrate(output_dir, image, *overrides, caption="three seven"):
+    """Run the job on the embedded CLIP and write its report; its config and outcome."""
+    parts = ["model=clip_vitb16", "attribution=meta_grad_eclip", "benchmark=illustration", "benchmark.side=64"]
+    chosen = [f"benchmark.image={image}", f"benchmark.caption={caption}", f"output_dir={output_dir}"]
+    with shipped_configs():
+        cfg = compose("config", overrides=[*parts, *chosen, *overrides])
+        outcome = run_job(cfg)
+        finish([cfg])
+    return cfg, outcome
+
+
+def stored(cfg):
+    """The job's only record, and its explanations by question."""
+    store = RecordStore(job_folder(cfg))
+    (record,) = store.read().values()
+    return record, unpack(record, store.load_arrays(record))
+
+
+@pytest.mark.slow
+def test_a_caption_is_explained_token_by_token(picture, tmp_path):
+    cfg, outcome = illustrate(tmp_path, picture, "benchmark.parts=[seven]")
+    record, explanations = stored(cfg)
+    assert (outcome.n_done, outcome.errors) == (1, ())
+    assert record.scores == {}
+    players = {name: each.players for name, each in explanations.items()}
+    assert players == {"caption": ("three", "seven"), "part: seven": ("seven",)}
+    for each in explanations.values():
+        assert (each.targets, each.grid, each.attribution.shape) == (("image",), (8, 8), (64,))
+        assert (each.meta.values.shape, each.meta.empty.shape) == ((64, len(each.players)), (64,))
+        gain = each.attribution - each.meta.empty
+        assert close(each.meta.values.sum(1), gain, 1e-5 * np.abs(gain).max())
+    assert np.abs(explanations["caption"].meta.values).max() > 0
+    assert {path.name for path in tmp_path.glob("*.*")} >= {"table.json", "figure.png", "figure.pdf"}
+
+
+@pytest.mark.slow
+def test_pairs_of_tokens_and_tokens_together_are_the_map_of_the_caption(picture, tmp_path):
+    cfg, _ = illustrate(tmp_path, picture, "attribution=meta_grad_eclip_pairs", caption="three seven zero")
+    caption = stored(cfg)[1]["caption"]
+    pairs = caption.meta.values
+    assert (caption.meta.order, pairs.shape) == (2, (64, 3, 3))
+    assert np.array_equal(pairs, pairs.transpose(0, 2, 1))
+    single, joint = (
+        np.einsum("pii->p", pairs),
+        sum(pairs[:, i, j] for i, j in combinations(range(3), 2)),
+    )
+    gain = caption.attribution - caption.meta.empty
+    assert close(single + joint, gain, 1e-5 * np.abs(gain).max())
+
+
+@pytest.mark.slow
+def test_a_first_order_method_has_a_map_of_the_caption_and_of_each_part(picture, tmp_path):
+    cfg, _ = illustrate(tmp_path, picture, "attribution=grad_eclip", "benchmark.parts=[seven]")
+    explanations = stored(cfg)[1]
+    assert list(explanations) == ["caption", "part: seven"]
+    assert [(each.attribution.shape, each.meta) for each in explanations.values()] == [((64,), None)] * 2
+    assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_decoded_and_a_caption_that_is_too_long_are_recorded_as_failed(picture, tmp_path):
+    (tmp_path / "broken.png").write_bytes(Path(picture).read_bytes()[:100])
+    cfg, outcome = illustrate(tmp_path / "broken", tmp_path / "broken.png")
+    assert outcome.errors == (f"image {tmp_path / 'broken.png'} cannot be decoded: replace the file.",)
+    assert stored(cfg)[0].status == "failed"
+    _, outcome = illustrate(tmp_path / "long", picture, "attribution=grad_eclip", caption="one two " * 4)
+    assert outcome.n_failed == 1
+    assert outcome.errors[0].endswith("shorten it.")

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metagame.benchmarks.pair_deletion import PairDeletion, pair_path
+from metagame.benchmarks.prompts import ANNOTATED, AnnotatedPrompt, annotated_prompts
+from metagame.contracts import WHOLE
+from metagame.models.masked import MaskedModel
+from tests.conftest import close, smooth_model, table_model
+from tests.reference import prompts as twin
+from tests.tiny.benchmarks import explained
+from tests.tiny.vision_language import refused
+
+SAMPLE = AnnotatedPrompt("one", "some text")
+SIZES = st.integers(2, 6)
+
+
+@st.composite
+def matrices(draw, n):
+    """Few different entries, so that many pairs are equally strong; not symmetric."""
+    return draw(arrays(np.float64, (n, n), elements=st.integers(-3, 3).map(float), fill=st.nothing()))
+
+
+@st.composite
+def games_and_matrices(draw):
+    n = draw(SIZES)
+    values = draw(arrays(np.float64, 1 << n, elements=st.floats(-10, 10), fill=st.nothing()))
+    return values, draw(matrices(n))
+
+
+@st.composite
+def weights_and_matrices(draw):
+    n = draw(SIZES)
+    return draw(arrays(np.float64, n, elements=st.floats(-5, 5), fill=st.nothing())), draw(matrices(n))
+
+
+def score(bound, **numbers):
+    return PairDeletion([SAMPLE]).score(SAMPLE, {WHOLE: bound}, {WHOLE: explained(**numbers)})
+
+
+def additive(weights):
+    """f_S is the sum of the weights in S."""
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    return MaskedModel.of_function(lambda inputs: inputs @ weights, torch.ones(len(weights)))
+
+
+def of_pairs(n, strengths):
+    """f_S is the sum of the strengths of the pairs in S."""
+    rows = [(a, b, value) for (a, b), value in strengths.items()]
+    return MaskedModel.of_function(lambda x: sum(value * x[:, a] * x[:, b] for a, b, value in rows), torch.ones(n))
+
+
+def matrix_of(n, strengths):
+    matrix = np.zeros((n, n))
+    for (a, b), value in strengths.items():
+        matrix[a, b] = value
+    return matrix
+
+
+def value_of(bound):
+    """The value of a set of players, one call each."""
+
+    def value(players):
+        present = torch.tensor([[player in players for player in range(bound.n_players)]])
+        return float(bound.values(present)[0])
+
+    return value
+
+
+@given(games_and_matrices())
+def test_the_curves_of_a_game_are_what_their_definition_says(case):
+    values, matrix = case
+    scores = score(table_model(values), values=matrix)
+
+    def value(players):
+        return float(values[sum(1 << player for player in players)])
+
+    deletion, insertion = twin.deletion_and_insertion(value, matrix)
+    assert close(scores["deletion"], deletion)
+    assert close(scores["insertion"], insertion)
+    assert close(scores["area"], insertion - deletion)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_curves_of_a_smooth_model_are_what_their_definition_says(n, seed):
+    model = smooth_model(n, seed)
+    matrix = np.random.default_rng(seed).normal(size=(n, n))
+    scores = score(model, values=matrix)
+    deletion, insertion = twin.deletion_and_insertion(value_of(model), matrix)
+    assert close([scores["deletion"], scores["insertion"]], [deletion, insertion])
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_first_order_method_ranks_pairs_by_their_sums(n):
+    first = np.random.default_rng(n).normal(size=n)
+    sums = [[first[a] + first[b] for b in range(n)] for a in range(n)]
+    assert score(smooth_model(n), attribution=first) == score(smooth_model(n), values=sums)
+
+
+@given(weights_and_matrices())
+def test_the_curves_of_an_additive_game_add_up_to_all_weights(case):
+    """Whatever the ranking, what is deleted is what is inserted."""
+    weights, matrix = case
+    scores = score(additive(weights), values=matrix)
+    assert close(scores["deletion"] + scores["insertion"], weights.sum(), 1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_equal_weights_make_straight_lines(n):
+    matrix = np.random.default_rng(n).normal(size=(n, n))
+    scores = score(additive(np.full(n, 3.0)), values=matrix)
+    assert close([scores["deletion"], scores["insertion"], scores["area"]], [1.5 * n, 1.5 * n, 0])
+
+
+def test_the_areas_of_an_additive_game_by_hand():
+    """Deletion: 10 -> 7 -> 0, insertion: 0 -> 3 -> 10, at none, half and all tokens."""
+    scores = score(additive([1.0, 2, 3, 4]), values=matrix_of(4, {(0, 1): 2, (2, 3): 1}))
+    assert scores == {"deletion": 6.0, "insertion": 4.0, "area": -2.0}
+
+
+def test_a_pair_of_which_one_token_is_gone_takes_the_other_alone():
+    """Deletion: 7 -> 4 -> 0 at none, two thirds and all tokens; insertion: 0 -> 3 -> 7."""
+    scores = score(additive([1.0, 2, 4]), values=matrix_of(3, {(0, 1): 3, (1, 2): 2, (0, 2): 1}))
+    assert scores["deletion"] == pytest.approx(2 / 3 * 5.5 + 1 / 3 * 2)
+    assert scores["insertion"] == pytest.approx(2 / 3 * 1.5 + 1 / 3 * 5)
+
+
+STRENGTHS = {(0, 1): 8.0, (2, 5): 4.0, (3, 4): 1.0}
+
+
+def test_the_true_order_has_a_larger_area_than_its_reverse():
+    model = of_pairs(6, STRENGTHS)
+    true = score(model, values=matrix_of(6, STRENGTHS))
+    reverse = score(model, values=matrix_of(6, {pair: 1 / value for pair, value in STRENGTHS.items()}))
+    assert true["deletion"] < reverse["deletion"]
+    assert true["insertion"] > reverse["insertion"]
+    assert true["area"] == pytest.approx(-reverse["area"])
+    assert true["area"] > 0
+
+
+def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one():
+    model = of_pairs(6, STRENGTHS)
+    best = score(model, values=matrix_of(6, STRENGTHS))["area"]
+    for seed in range(50):
+        matrix = np.random.default_rng(seed).normal(size=(6, 6))
+        assert score(model, values=matrix)["area"] <= best + 1e-12
+
+
+@given(games_and_matrices())
+def test_the_larger_direction_ranks_a_pair_whatever_its_sign_and_the_diagonal_does_not_count(case):
+    values, matrix = case
+    model = table_model(values)
+    folded = np.triu(np.maximum(np.abs(matrix), np.abs(matrix.T)), 1)
+    expected = score(model, values=folded)
+    assert score(model, values=-folded.T) == expected
+    assert score(model, values=matrix + 100 * np.eye(len(matrix))) == expected
+
+
+@given(games_and_matrices(), st.floats(-10, 10))
+def test_a_constant_moves_both_curves_and_not_the_area(case, constant):
+    values, matrix = case
+    before, after = (score(table_model(each), values=matrix) for each in (values, values + constant))
+    assert close(after["deletion"] - before["deletion"], constant, 1e-9)
+    assert close(after["insertion"] - before["insertion"], constant, 1e-9)
+    assert close(after["area"], before["area"], 1e-9)
+
+
+@pytest.mark.parametrize("matrix", [[[0, 1], [0, 0]], [[0, 0], [-1, 0]], np.zeros((2, 2)), np.ones((2, 2))])
+def test_two_tokens_make_one_step(matrix):
+    scores = score(table_model(np.array([1.0, 20, 300, 5])), values=matrix)
+    assert scores == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
+
+
+def members(path):
+    return [np.flatnonzero(row).tolist() for row in path]
+
+
+@pytest.mark.parametrize("entry", [0.0, 1.0, -2.0])
+def test_equally_strong_pairs_are_taken_in_reading_order(entry):
+    assert members(pair_path(np.full((5, 5), entry))) == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_of_equally_strong_pairs_behind_a_stronger_one_the_first_is_next():
+    matrix = np.ones((5, 5))
+    matrix[4, 2] = -3
+    assert members(pair_path(matrix)) == [[], [2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
+
+
+@given(SIZES.flatmap(matrices))
+def test_the_path_grows_from_none_to_all_by_one_or_two_tokens_a_step(matrix):
+    path = pair_path(matrix)
+    assert not path[0].any()
+    assert path[-1].all()
+    steps = path[1:].astype(int) - path[:-1]
+    assert (steps >= 0).all()
+    assert set(steps.sum(1)) <= {1, 2}
+
+
+def test_the_value_of_each_coalition_is_asked_once_for_both_curves():
+    asked = []
+
+    class Watched(MaskedModel):
+        def values(self, coalitions):
+            asked.append(np.array(coalitions))
+            return torch.zeros(len(coalitions))
+
+    assert score(
+        Watched(torch.sum, *torch.zeros(2, 4, 1)), values=matrix_of(4, {(0, 1): 2, (2, 3): 1})
+    ) == dict.fromkeys(("deletion", "insertion", "area"), 0.0)
+    (coalitions,) = asked
+    assert members(coalitions) == [[0, 1, 2, 3], [2, 3], [], [], [0, 1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_of_low_precision_are_averaged_in_high_precision(dtype):
+    class Low(MaskedModel):
+        def values(self, coalitions):
+            return torch.as_tensor(coalitions).sum(1).to(dtype).requires_grad_(False)
+
+    scores = score(Low(torch.sum, *torch.zeros(2, 3, 1)), values=np.ones((3, 3)))
+    assert scores == pytest.approx({"deletion": 1.5, "insertion": 1.5, "area": 0.0}, abs=1e-12)
+    assert all(type(value) is float for value in scores.values())
+
+
+def test_the_file_of_the_prompts_of_the_paper_decides_all_samples_from_it():
+    assert list(PairDeletion(annotated_prompts()).files()) == [ANNOTATED]
+    assert list(PairDeletion([SAMPLE]).files()) == list(SAMPLE.files()) == []
+
+
+def test_samples_are_chosen_as_for_recall():
+    prompts = [AnnotatedPrompt(name, f"text {name}") for name in "abc"]
+    assert PairDeletion(prompts).samples() == prompts
+    assert PairDeletion(prompts, ids=["b"]).samples() == [prompts[1]]
+    (own,) = PairDeletion(prompts, prompt="is it bad").samples()
+    assert own.text == "is it bad"
+    with refused("benchmark.ids: d unknown; choose among a, b, c"):
+        PairDeletion(prompts, ids=["d"])

@@ -1,0 +1,246 @@
+"""Annotations of arrays are checked as the tests run; here, that those of each module are, by a wrong shape."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import typing
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import jaxtyping
+import numpy as np
+import pytest
+import sympy
+import torch
+
+import metagame
+from metagame import concept, contracts, games, indices, meta
+from metagame.attributions import (
+    attnlrp,
+    concept_attention,
+    fixlip,
+    generic_attention,
+    grad_eclip,
+    gradients,
+    leave_one_out,
+    mask_clip,
+    shapley,
+    symbolic,
+)
+from metagame.benchmarks import (
+    coco,
+    digit_scenes,
+    imagenet_seg,
+    masks,
+    pair_deletion,
+    pointing_game,
+    prompts,
+    segmentation,
+    segmentation_metrics,
+    voc,
+)
+from metagame.estimators import coalition_sample, estimate, shapiq_bridge
+from metagame.models import (
+    adder,
+    concept_stream,
+    concepts,
+    encoder_views,
+    flux,
+    language_model,
+    masked,
+    open_clip,
+    transformers_encoder,
+    vision_language,
+)
+from metagame.report import addition as addition_report
+from metagame.report import concepts as concepts_report
+from metagame.report import illustration as illustration_report
+from metagame.report import jackknife, maps, results, token_pairs
+from metagame.report import pointing_game as pointing_game_report
+from metagame.viewer import views
+from tests.conftest import smooth_model
+from tests.tiny.language import bound_of, build
+
+exact, permutation, regression, trees = (  # functions of these names hide the modules
+    importlib.import_module(f"metagame.estimators.{name}") for name in ("exact", "permutation", "regression", "trees")
+)
+RESULT = "the return value"
+
+
+def an(*shape, kind=float):
+    return np.zeros(shape, kind)
+
+
+def a_tensor(*shape):
+    return torch.zeros(shape)
+
+
+def blank(kind: type, **attributes):
+    """An instance that was never initialised."""
+    instance = object.__new__(kind)
+    vars(instance).update(attributes)
+    return instance
+
+
+class Patches(vision_language.ImageText):
+    """An input whose image keeps vectors of patches, and that asks for maps of texts of a wrong shape."""
+
+    n_players = 2
+
+    def maps(self, method, coalitions, attribute):
+        return attribute(a_tensor(3))
+
+
+def of_patches():
+    return blank(Patches, image=SimpleNamespace(keep=lambda key, make: a_tensor(4, 3)))
+
+
+def of_module():
+    model = smooth_model(3)
+    return masked.MaskedModel(model.f, model.x, model.baseline, torch.nn.Linear(1, 1))
+
+
+def a_coalition_sample(n=2):
+    return coalition_sample.draw_coalition_sample(n, 1 << n, endogenous=False, seed=0)
+
+
+def three_dimensional_imagenet_mask(monkeypatch):
+    monkeypatch.setattr(imagenet_seg, "opened", lambda path: nullcontext({0: an(2, 2, 2)}))
+    monkeypatch.setattr(imagenet_seg, "_cell", lambda *place: an(1, 1, kind=int))
+    imagenet_seg.ImageNetSegImage.mask(SimpleNamespace(path=Path(), place=0, id="one", name="dog"), ["dog"])
+
+
+def three_dimensional_voc_mask(monkeypatch):
+    monkeypatch.setattr(voc, "read_labels", lambda *where: an(2, 2, kind=int))
+    monkeypatch.setattr(voc, "class_indices", lambda *labels, **settings: an(2, 2, 2, kind=int))
+    voc.VOCImage.mask(SimpleNamespace(mask_path=Path(), names={}), ["dog"])
+
+
+def three_dimensional_coco_mask(monkeypatch):
+    coco.InstanceImage.mask(SimpleNamespace(size=(2, 2, 2), instances=(), path=Path()), ["dog"])
+
+
+CASES = {
+    games: ("values", lambda _: games.AttributionGame.from_values(an(4))),
+    indices: ("second", lambda _: indices._weight_rows(np.arange(4, dtype="u4"), np.arange(2), np.arange(3), {})),
+    meta: ("first_order", lambda _: meta.MetaAttributions(an(2, 3), an(3))),
+    concept: ("background", lambda _: concept.concept_metagame(an(2, 4), an(1, 3))),
+    contracts: ("attribution", lambda _: contracts.Explanation((), ("one",), attribution=an(1, 1))),
+    estimate: ("empty", lambda _: estimate.Estimate(an(2, 3), an(2), an(3))),
+    exact: ("values", lambda _: exact.endogenous_shapley(an(4))),
+    permutation: ("chain", lambda _: permutation._by_player(an(1, 2, kind=int), an(1, 2, 3))),
+    coalition_sample: (
+        "weights",
+        lambda _: coalition_sample.CoalitionSample(an(4, 2, kind=bool), an(3), an(4, kind=int), paired=True),
+    ),
+    regression: ("values", lambda _: regression.fit_exogenous(a_coalition_sample(), an(4))),
+    shapiq_bridge: ("coalitions", lambda _: shapiq_bridge.with_bounds(an(3, kind=bool))),
+    trees: ("values", lambda _: trees._boost_targets(None, a_coalition_sample(), an(4), False, 1)),
+    attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
+    concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
+    fixlip: ("masks", lambda _: fixlip._with_ends(an(4, kind=bool))),
+    generic_attention: ("embedding", lambda _: generic_attention.Trace([], a_tensor(2, 3))),
+    grad_eclip: ("weights", lambda _: grad_eclip.min_max(a_tensor(2, 2))),
+    gradients: ("coalitions", lambda _: gradients.GradientInput().game(smooth_model(3)).fn(an(3, kind=bool))),
+    leave_one_out: ("coalitions", lambda _: leave_one_out.LeaveOneOut().game(smooth_model(3)).fn(an(3, kind=bool))),
+    mask_clip: ("texts", lambda _: mask_clip.MaskCLIP().game(of_patches()).fn(an(1, 2, kind=bool))),
+    shapley: ("values", lambda _: shapley.restricted_shapley(an(4, 1))),
+    symbolic: (RESULT, lambda _: symbolic._vector(lambda feature: [feature] * 2, (sympy.Symbol("x1"),))),
+    adder: ("embeddings", lambda _: adder.AdderNet().from_embeddings(a_tensor(1, 3, 8))),
+    concept_stream: ("encodings", lambda _: concept_stream.ConceptSet(a_tensor(3))),
+    concepts: ("background_logits", lambda _: concepts.ConceptLogits((), (), a_tensor(1, 2, 4), a_tensor(2, 1, 4))),
+    flux: ("latents", lambda _: flux.Flux.inputs(None, a_tensor(2, 3, 4, 4), a_tensor(1, 2, 3))),
+    language_model: ("inputs", lambda _: bound_of(build()).f(a_tensor(2))),
+    masked: ("baseline", lambda _: masked.MaskedModel(torch.sum, a_tensor(3, 1), a_tensor(2, 1))),
+    open_clip: ("pixels", lambda _: open_clip.OpenCLIP.encode_images(None, a_tensor(1, 2, 2))),
+    encoder_views: ("v", lambda _: encoder_views.attend(a_tensor(1, 1, 4), a_tensor(1, 3, 4), a_tensor(1, 2, 4), 2)),
+    transformers_encoder: (
+        "pixels",
+        lambda _: transformers_encoder.TransformersEncoder.encode_images(None, a_tensor(1, 1, 2, 2)),
+    ),
+    vision_language: ("pixels", lambda _: vision_language.VisionLanguage.n_patches(None, a_tensor(1, 2, 2))),
+    coco: (RESULT, three_dimensional_coco_mask),
+    digit_scenes: ("masks", lambda _: digit_scenes.DigitScene(an(48, 48, 3), (1,), an(48, 48, kind=bool), "black")),
+    imagenet_seg: (RESULT, three_dimensional_imagenet_mask),
+    masks: ("labels", lambda _: masks.class_indices(an(4, kind=int), {}, (), what="mask")),
+    pair_deletion: ("matrix", lambda _: pair_deletion.pair_path(an(2, 3))),
+    pointing_game: ("maps", lambda _: pointing_game.recognition(an(4))),
+    prompts: ("matrix", lambda _: prompts.pair_ranks((), (), an(2, 3))),
+    segmentation: (
+        "maps",
+        lambda _: segmentation.Segmentation._track_scores(None, ("dog",), an(4), an(2, 2, kind=int), ()),
+    ),
+    segmentation_metrics: ("own", lambda _: segmentation_metrics.single_scores(an(2, 2), an(3, 3, kind=bool), None)),
+    voc: (RESULT, three_dimensional_voc_mask),
+    addition_report: ("values", lambda _: addition_report.Panel(an(2), [], [])),
+    concepts_report: ("values", lambda _: concepts_report._row("map", "dog", an(2))),
+    illustration_report: ("single", lambda _: illustration_report.Illustrated("one", None, "", "", single=an(2, 2))),
+    maps: ("values", lambda _: maps.on_grid(contracts.Explanation((), ()), an())),
+    pointing_game_report: (
+        "maps",
+        lambda _: pointing_game_report.ShownScenes(blank(results.JobResult), [], {"one": {1: an(2, 2)}}),
+    ),
+    jackknife: ("without", lambda _: jackknife.JackknifeRatio(0.0, an(2, 2))),
+    token_pairs: ("matrix", lambda _: token_pairs.Shown("", "", [], an(2, 3))),
+    views: ("attribution", lambda _: views.concept_view(contracts.Explanation((), ()), an(2, 2), (1, 1))),
+}
+"""For each module the argument, or field, that is given a wrong shape, and how."""
+
+
+def modules() -> list[ModuleType]:
+    """All modules of the package."""
+    found = pkgutil.walk_packages(metagame.__path__, "metagame.")
+    return [importlib.import_module(each.name) for each in found]
+
+
+def is_array_type(value) -> bool:
+    return inspect.isclass(value) and (
+        value.__module__.startswith("jaxtyping") or issubclass(value, jaxtyping.AbstractArray)
+    )
+
+
+def annotations(module: ModuleType) -> list[tuple[int, str]]:
+    """Line and text of each annotation of an argument, a result or a variable."""
+    found = []
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            found.append(node.returns)
+    return [(each.lineno, ast.unparse(each)) for each in found if each is not None]
+
+
+def of_arrays(module: ModuleType) -> list[tuple[int, str]]:
+    """Those with jaxtyping's types, or with what the module calls one of them."""
+    names = {name for name, value in vars(module).items() if is_array_type(value)}
+    return [
+        (line, text)
+        for line, text in annotations(module)
+        if any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(ast.parse(text)))
+    ]
+
+
+def test_each_module_with_array_annotations_has_a_case():
+    assert {each.__name__ for each in modules() if of_arrays(each)} == {each.__name__ for each in CASES}
+
+
+@pytest.mark.parametrize("module", CASES, ids=lambda each: each.__name__)
+def test_a_wrong_shape_is_noticed(module, monkeypatch):
+    place, give = CASES[module]
+    named = "checking the return value of" if place is RESULT else f"typechecking parameter '{place}'"
+    with pytest.raises(jaxtyping.TypeCheckError, match=named) as caught:
+        give(monkeypatch)
+    assert f"of {module.__name__}." in str(caught.value)
+
+
+@pytest.mark.parametrize("module", CASES, ids=lambda each: each.__name__)
+def test_an_array_annotation_has_a_meaning_when_the_code_runs(module):
+    """jaxtyping takes what it cannot evaluate for Any, and says nothing."""
+    for line, text in of_arrays(module):
+        holder = SimpleNamespace(__annotations__={"value": text})
+        try:
+            typing.get_type_hints(holder, vars(module))
+        except Exception as error:
+            pytest.fail(f"{module.__name__}:{line}: {text}: {error}")

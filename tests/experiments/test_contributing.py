@@ -1,0 +1,95 @@
+"""CONTRIBUTING.md's worked examples run as they stand there: new files only, in a folder of one's own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from metagame import AttributionGame, GameError, meta_attributions
+from tests.conftest import close
+from tests.tiny.jobs import ROOT, terminal_free_environment
+
+BLOCK = re.compile(r"```(\w+)\n# (mine/\S+)\n(.*?)```", re.DOTALL)
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A folder with the examples' files and a small checkpoint, in which their commands have run."""
+    folder = tmp_path_factory.mktemp("example")
+    for _, name, content in BLOCK.findall(TEXT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=24, patch_size=8,
+        num_channels=1, num_labels=10,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder / "mine" / "checkpoint")
+    for line in TEXT.splitlines():
+        if line.startswith("python run.py -m --config-dir"):
+            command = [sys.executable, str(ROOT / "run.py"), *shlex.split(line)[2:]]
+            environment = terminal_free_environment()
+            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_the_examples_add_files_and_touch_none():
+    names = [name for _, name, _ in BLOCK.findall(TEXT)]
+    assert len(names) == 6 + 4
+    assert not any((ROOT / name).exists() for name in names)
+
+
+def test_the_example_runs_with_its_metagame(example):
+    table = json.loads((example / "outputs/tiny/vit/table.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["Rollout", "Meta-Rollout"]
+    assert all(0 < row["ink"]["mean"] < 1 and row["ink"]["n"] == 3 for row in table["rows"])
+
+
+def test_rows_of_the_examples_metagame_sum_to_its_attribution(example):
+    from metagame.report.results import read_experiment
+
+    _, meta = read_experiment(example / "outputs/tiny/vit")
+    for record in meta.done:
+        (explanation,) = meta.explanations(record).values()
+        assert explanation.meta.values.shape == (9, 9)
+        assert explanation.grid == (3, 3)
+        assert abs(explanation.meta.residual).max() < 1e-6
+        assert (explanation.attribution >= 0).all()
+
+
+def test_the_example_of_a_figure_and_an_estimator_runs(example):
+    folder = example / "outputs/tiny/ends"
+    table = json.loads((folder / "table.json").read_text())
+    assert [row["ink"]["n"] for row in table["rows"]] == [3, 3]
+    assert (folder / "figure.png").exists()
+
+
+@pytest.mark.parametrize("endogenous", [True, False])
+def test_the_examples_estimator_is_exact_where_no_three_players_interact(example, monkeypatch, endogenous):
+    monkeypatch.syspath_prepend(example)
+    ends = importlib.import_module("mine.ends").ends
+    rng = np.random.default_rng(0)
+    linear, pairs = rng.normal(size=(4, 4)), rng.normal(size=(4, 4, 4))
+
+    def attribute(coalitions):
+        present = coalitions.astype(float)
+        return present @ linear + np.einsum("ki,kj,ijt->kt", present, present, pairs)
+
+    game = AttributionGame(attribute, 4)
+    found = meta_attributions(game, ends, endogenous)
+    assert close(found.values, meta_attributions(game, "exact", endogenous).values)
+    with pytest.raises(GameError, match="order 1 only"):
+        meta_attributions(game, ends, False, order=2)
+    with pytest.raises(GameError, match="needs at least"):
+        meta_attributions(game, ends, endogenous, budget=3)

@@ -1,0 +1,113 @@
+"""The README and the notebook say what is true."""
+
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose
+from omegaconf import OmegaConf
+
+from metagame.contracts import WHOLE
+from metagame.jobs.build import build_part
+from metagame.models.adder import Adder, Sum
+from metagame.models.masked import MaskedModel
+from tests.tiny.jobs import shipped_configs
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def lines_starting(start):
+    return [line for block in blocks("bash") for line in block.splitlines() if line.startswith(start)]
+
+
+def is_run_here(command):
+    return "keep_one" not in command and "hydra/launcher" not in command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", list(filter(is_run_here, lines_starting("python run.py"))))
+def test_run_commands_write_a_table(command, tmp_path):
+    arguments = shlex.split(command, comments=True)[1:]
+    subprocess.run([sys.executable, *arguments, "limit=1", f"output_dir={tmp_path}"], cwd=ROOT, check=True)
+    assert (tmp_path / "table.json").exists()
+
+
+def test_commands_for_a_cluster_compose():
+    commands = [line for line in lines_starting("python run.py") if "hydra/launcher" in line]
+    assert commands
+    for command in commands:
+        overrides = [each for each in shlex.split(command, comments=True)[2:] if each != "-m"]
+        with shipped_configs():
+            launcher = compose("config", overrides=overrides, return_hydra_config=True).hydra.launcher
+        assert launcher["_target_"].endswith("SlurmLauncher")
+
+
+def test_make_targets_exist():
+    targets = [line.split()[1] for line in lines_starting("make")] + re.findall(r"`make (\w+)", README)
+    assert targets
+    for target in set(targets) - {"NAME"}:
+        plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert plan.returncode == 0, plan.stderr
+
+
+def test_every_experiment_is_listed_and_has_a_target():
+    names = {path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")}
+    listed = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    lists = re.findall(r"^(?:TABLES|FIGURES) := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert names == listed == set(" ".join(lists).split())
+
+
+@pytest.mark.slow
+def test_table_1_is_the_one_that_is_written(tmp_path):
+    command = [sys.executable, "run.py", "experiment=table1", f"output_dir={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    written = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
+    shown = re.search(r"<!-- table1 -->\n(.*)\n<!-- /table1 -->", README, re.DOTALL)[1].splitlines()
+    assert shown == written
+
+
+def test_code_gives_what_its_comments_say():
+    namespace = {}
+    exec(blocks("python")[0], namespace)
+    np.testing.assert_array_equal(namespace["phi"].values, [[1, 1], [2, 0]])
+    np.testing.assert_array_equal(namespace["phi"].first_order, [2, 2])
+    assert len(namespace["phi"].to_shapiq()) == 2
+
+
+@pytest.fixture
+def new_method(monkeypatch):
+    """The method that the README adds, importable by the name in its YAML."""
+    source, config = blocks("python")[1], yaml.safe_load(blocks("yaml")[0])
+    module = types.ModuleType(config["method"]["_target_"].rsplit(".", 1)[0])
+    exec(source, module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(sys.modules["metagame.attributions"], "keep_one", module, raising=False)
+    return build_part(OmegaConf.create(config).method)
+
+
+def test_added_method_keeps_one_feature_and_has_a_metagame(new_method):
+    f = MaskedModel.of_function(lambda x: x[:, 0] + x[:, 0] * x[:, 1] ** 2, x=[1.0, 1.0])
+    np.testing.assert_allclose(new_method.explain(f).attribution, [1, 0])
+    (questions,) = Adder(ROOT / "data/tiny/adder").prepare([Sum.parse("3 - (-5)")])
+    explanation = new_method.metagame().explain(questions[WHOLE])
+    np.testing.assert_allclose(explanation.meta.values.sum(1), explanation.attribution)
+
+
+@pytest.mark.slow
+def test_notebook_runs_and_its_saved_outputs_are_clean(tmp_path):
+    notebook = ROOT / "notebooks/01_metagame_in_ten_minutes.ipynb"
+    command = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", str(notebook)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert "stderr" not in notebook.read_text()

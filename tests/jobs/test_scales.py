@@ -1,0 +1,233 @@
+"""Choices have the paper's values in their file, those of another scale below by_scale, and never the wrong ones."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import pytest
+import yaml
+from hydra import compose
+from omegaconf import OmegaConf
+
+from metagame.errors import UserError
+from metagame.jobs.grid import list_choices
+from metagame.jobs.run import run_job
+from metagame.jobs.spec import FAMILIES, check_scale, job_name
+from tests.tiny.jobs import ROOT, job_config, shipped_configs
+
+CONFIGS = ROOT / "configs"
+GROUPS = ("model", "benchmark", "attribution", "experiment")
+SCALES = sorted(path.stem for path in (CONFIGS / "scale").glob("*.yaml"))
+OTHERS = [scale for scale in SCALES if scale != "paper"]
+
+
+def load(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def shipped(group):
+    """The files of a group's choices, by name."""
+    files = sorted((CONFIGS / group).rglob("[!_]*.yaml"))
+    return {path.stem: path for path in files if path.parent == CONFIGS / group or path.parent.name == "symbolic"}
+
+
+def scaled(group):
+    """The choices of a group whose values depend on the scale."""
+    return [name for name, path in shipped(group).items() if "for_scale" in load(path)]
+
+
+def own_file(group, scale, name):
+    return CONFIGS / group / "by_scale" / scale / f"{name}.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configs():
+    with shipped_configs():
+        yield
+
+
+@pytest.fixture
+def third_scale(tmp_path):
+    """Overrides for a scale ``trial``, and the folder that its values come from."""
+    folder = tmp_path / "configs"
+    (folder / "scale").mkdir(parents=True)
+    (folder / "scale/trial.yaml").write_text("name: trial\nneeds_gpu: false\nthreads: 1\n")
+    return ["scale=trial", f"hydra.searchpath=[file://{folder}]"], folder
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def node_of(cfg, group):
+    return cfg if group == "experiment" else cfg[group]
+
+
+def keys_below(node, prefix=""):
+    """Every key below a node, with the dots before it, but for those within nodes that a scale has as a whole."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict) and not (CONFIGS / "benchmark" / key).is_dir():
+            yield from keys_below(value, f"{prefix}{key}.")
+
+
+# Choice x scale
+
+WALKED = [
+    [f"{group}={name}" for group, name in zip(GROUPS, names, strict=True) if name is not None]
+    for names in zip_longest(*map(scaled, GROUPS[:3]), [])
+] + [[f"experiment={name}"] for name in scaled("experiment")]  # fmt: skip
+
+
+@pytest.mark.parametrize("chosen", WALKED, ids=" ".join)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_choice_has_values_for_the_scale_or_is_refused(chosen, scale):
+    cfg = compose("config", overrides=[*chosen, f"scale={scale}"])
+    at_paper_scale = compose("config", overrides=[*chosen, "scale=paper"])
+    for group, name in (choice.split("=") for choice in chosen):
+        node = node_of(cfg, group)
+        if scale == "paper" or own_file(group, scale, name).exists():
+            assert node.for_scale == scale
+            contents = (OmegaConf.to_container(node_of(each, group)) for each in (cfg, at_paper_scale))
+            here, there = (set(keys_below(content)) for content in contents)
+            assert here == there, "a key of one scale only would be a misspelt one"
+        else:
+            with pytest.raises(UserError, match=f"no values for scale={scale}"):
+                check_scale(cfg)
+            return
+    check_scale(cfg)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_choice_that_looks_up_values_of_a_scale_says_which_it_has(group):
+    package = "_global_" if group == "experiment" else "_here_"
+    for name, path in shipped(group).items():
+        lines = [entry for entry in load(path).get("defaults", []) if "${scale}" in str(entry)]
+        assert ("for_scale" in load(path)) == bool(lines), name
+        if lines:
+            assert load(path)["for_scale"] == "paper"
+            assert {f"optional by_scale@{package}": f"${{scale}}/{name}"} in lines
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("scale", OTHERS)
+def test_values_of_a_scale_belong_to_a_choice(group, scale):
+    for path in (CONFIGS / group / "by_scale" / scale).glob("[!_]*.yaml"):
+        assert path.stem in scaled(group)
+        assert load(path)["for_scale"] == scale
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_values_of_another_scale_are_never_taken(group, third_scale):
+    overrides, _ = third_scale
+    for name in scaled(group)[:1]:
+        parts = ["model=adder"] if group != "model" else []
+        parts += ["benchmark=separation"] if group != "benchmark" else []
+        cfg = compose("config", overrides=[*parts, f"{group}={name}", *overrides])
+        path = f"configs/{group}/by_scale/trial"
+        with pytest.raises(UserError, match=f"{path}.*, with for_scale: trial") as error:
+            check_scale(cfg)
+        assert f"{name}.yaml" in str(error.value) or group == "experiment"
+
+
+def test_a_choice_that_is_the_same_at_every_scale_is_so_at_a_third_one(third_scale):
+    overrides, _ = third_scale
+    cfg = compose("config", overrides=["experiment=figure1", "attribution=meta_sv", *overrides])
+    check_scale(cfg)
+    assert cfg.model.checkpoint == "data/tiny/adder"
+
+
+def test_a_third_scale_is_new_files_alone(third_scale):
+    overrides, folder = third_scale
+    write(folder / "model/by_scale/trial/clip_vitb16.yaml", "for_scale: trial\ncheckpoint: small/clip\n")
+    write(folder / "benchmark/by_scale/trial/pointing_game.yaml", "for_scale: trial\ngames: [a-b-c-d]\n")
+    write(folder / "benchmark/scenes/trial.yaml", "_target_: mine.Scenes\nfolder: mine\n")
+    write(folder / "benchmark/classes/trial.yaml", "a: 0\nb: 1\nc: 2\nd: 3\n")
+    chosen = ["model=clip_vitb16", "benchmark=pointing_game", "attribution=mask_clip", *overrides]
+    cfg = compose("config", overrides=chosen)
+    check_scale(cfg)
+    assert cfg.model.checkpoint == "small/clip"
+    assert cfg.model.label == "CLIP (ViT-B/16)"
+    assert cfg.benchmark.scenes == {"_target_": "mine.Scenes", "folder": "mine"}
+    assert list(cfg.benchmark.classes) == ["a", "b", "c", "d"]
+    assert compose("config", overrides=[*chosen, "model.checkpoint=mine"]).model.checkpoint == "mine"
+
+
+def test_a_node_that_a_scale_has_no_file_for_is_named(third_scale):
+    overrides, folder = third_scale
+    write(folder / "benchmark/by_scale/trial/prompts.yaml", "for_scale: trial\n")
+    cfg = compose("config", overrides=["benchmark=prompts", *overrides])
+    with pytest.raises(UserError, match=r"^benchmark=prompts at scale=trial lacks benchmark\.prompts: choose another"):
+        check_scale(cfg)
+
+
+def test_a_job_with_values_of_another_scale_is_refused_before_any_sample(tmp_path):
+    with pytest.raises(UserError, match=r"^model=plain has no values for scale=tiny: add configs/model/by_scale/tiny"):
+        run_job(job_config(tmp_path, model__for_scale="paper"))
+    variants = {"one": {"name": "share", "label": "Share", "for_scale": "paper"}}
+    with pytest.raises(UserError, match=r"^attribution=share has no values for scale=tiny: add configs/attribution"):
+        run_job(job_config(tmp_path, attribution__variants=variants))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("chosen", "override"),
+    [
+        (["benchmark=pointing_game", "scale=paper"], "benchmark.scenes.root=elsewhere"),
+        (["benchmark=coco"], "benchmark.data._target_=metagame.benchmarks.coco.COCOInstances"),
+        (["benchmark=voc"], "benchmark.data.root=elsewhere"),
+        (["benchmark=prompts"], "benchmark.prompts.count=3"),
+        (["benchmark=illustration"], "benchmark.image=mine.png"),
+        (["experiment=figure3"], "report.figure.prompts=[review_1]"),
+        (["experiment=figure11"], "benchmark.ids=[review_1]"),
+        (["experiment=figure13"], "benchmark.players=[n0]"),
+        (["model=flux_schnell", "scale=paper"], "model.denoising.n_steps=8"),
+    ],
+)
+def test_values_of_a_scale_can_be_overridden(chosen, override):
+    key, value = override.split("=")
+    cfg = compose("config", overrides=[*chosen, override])
+    assert OmegaConf.select(cfg, key) == yaml.safe_load(value)
+
+
+def test_nodes_of_one_scale_can_be_chosen_at_another():
+    cfg = compose("config", overrides=["benchmark=pointing_game", "benchmark/scenes=paper"])
+    assert cfg.benchmark.scenes == {
+        "_target_": "metagame.benchmarks.pointing_game.PreparedScenes", "root": "data/pointing_game",
+    }  # fmt: skip
+
+
+def test_the_sizes_that_figure_13_chooses_from_are_no_part_of_what_a_job_is():
+    configs = [compose("config", overrides=["benchmark=voc", *more]) for more in ([], ["benchmark.all_players=[n0]"])]
+    assert len(set(map(job_name, configs))) == 1
+
+
+# Bases
+
+
+@pytest.mark.parametrize(
+    "base", [f"{group}={path.stem}" for group in GROUPS for path in (CONFIGS / group).glob("_*.yaml")]
+)
+def test_a_base_is_no_choice(base):
+    with pytest.raises(UserError, match=rf"^{base} at scale=tiny lacks .*: choose another {base.split('=')[0]}, or"):
+        check_scale(compose("config", overrides=[base]))
+
+
+def test_help_lists_choices_alone():
+    lines = dict(line.split(": ") for line in list_choices().splitlines())
+    assert set(lines) >= {"model", "attribution", "attribution/symbolic", "benchmark", "scale", "experiment"}
+    assert lines["scale"].split(", ") == SCALES
+    assert lines["model"].split(", ") == sorted(shipped("model"))
+    assert not any("by_scale" in group or group.startswith("hydra") for group in lines)
+
+
+# One vocabulary
+
+
+def test_families_are_words_of_the_vocabulary_each_in_use():
+    families = {load(path)["family"] for path in shipped("attribution").values() if "family" in load(path)}
+    assert families == set(FAMILIES)

@@ -1,0 +1,414 @@
+import json
+import logging
+import warnings
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GenerationConfig,
+)
+
+from metagame.attributions.attnlrp import AttnLRP
+from metagame.attributions.gradients import GradientInput, IntegratedHessians
+from metagame.attributions.leave_one_out import LeaveOneOut
+from metagame.contracts import WHOLE, Failure
+from metagame.estimators.configured import ConfiguredEstimator
+from metagame.games import all_coalitions
+from metagame.models.language_model import LanguageModel
+from scripts.train_language import END, TURN_END, UNKNOWN, VOCABULARY, build_tokenizer
+from tests.conftest import close
+from tests.reference import meta as reference_meta
+from tests.tiny.language import (
+    ANSWER,
+    CONTEXT,
+    EVERYTHING,
+    FAMILIES,
+    FAMILIES_AND_METHODS,
+    FLOAT32_TOLERANCE,
+    METHODS,
+    TEXT,
+    WINDOW,
+    Asked,
+    adapter,
+    bound_of,
+    build,
+    build_net,
+    float64_throughout,
+    greedy,
+    masked_ids,
+    near,
+    own_mean_logit,
+    save,
+)
+from tests.tiny.vision_language import prepare_one, refused
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+each_family_with_its_methods = pytest.mark.parametrize(
+    ("family", "method"), FAMILIES_AND_METHODS, ids=lambda part: part if isinstance(part, str) else type(part).__name__
+)
+
+
+@each_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_output_is_the_mean_logit_of_the_answer(family, dtype):
+    model = build(family, dtype)
+    bound = bound_of(model)
+    assert near(bound.values(EVERYTHING), [own_mean_logit(model.net, model)], FLOAT32_TOLERANCE)
+    assert near(bound.f(bound.x[None]), bound.values(EVERYTHING), FLOAT32_TOLERANCE)
+
+
+@each_family
+def test_masked_output_is_that_of_the_absent_token_in_the_place_of_absent_ones(family):
+    model = build(family)
+    coalitions = all_coalitions(5)[::3]
+    expected = [own_mean_logit(model.net, model, present=row) for row in coalitions]
+    assert near(bound_of(model).values(coalitions), expected, FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_answers_of_any_length_are_averaged(length):
+    model = build()
+    answer = tuple(range(20, 20 + length))
+    found = bound_of(model, answer=answer).values(EVERYTHING)
+    assert near(found, [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
+
+
+def test_prompt_and_answer_are_longer_than_the_window_of_the_sliding_layer():
+    model = build()
+    assert len(masked_ids(model, TEXT, ANSWER, [True] * 5)) > 2 * WINDOW
+    wider = adapter(build_net(sliding_window=CONTEXT))
+    assert not near(bound_of(wider).values(EVERYTHING), bound_of(model).values(EVERYTHING), 1e-3)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_implementations_agree(attention):
+    model, other = build(attn_implementation=attention), build()
+    assert model.net.config._attn_implementation == attention
+    assert near(bound_of(model).values(EVERYTHING), bound_of(other).values(EVERYTHING), FLOAT32_TOLERANCE)
+
+
+def test_bias_of_the_head_is_counted():
+    net = build_net()
+    head, net.lm_head = net.lm_head, nn.Linear(net.config.hidden_size, net.config.vocab_size)
+    net.lm_head.weight = head.weight
+    model = adapter(net)
+    assert net.lm_head.bias.abs().max() > 0
+    assert near(bound_of(model).values(EVERYTHING), [own_mean_logit(net, model)], FLOAT32_TOLERANCE)
+
+
+def test_absent_token_can_be_chosen():
+    net = build_net()
+    model = adapter(net, absent_token="food")
+    assert model.absent_id == VOCABULARY["food"]
+    expected = own_mean_logit(net, model, present=[False] * 5)
+    assert near(bound_of(model).values(~EVERYTHING), [expected], FLOAT32_TOLERANCE)
+    assert not near(bound_of(adapter(net)).values(~EVERYTHING), [expected], 1e-3)
+
+
+def test_input_is_of_the_players_embeddings():
+    model = build()
+    bound = bound_of(model)
+    embeddings = model.net.get_input_embeddings()
+    assert torch.equal(bound.x, embeddings(torch.tensor([VOCABULARY[word] for word in TEXT.split()])))
+    assert torch.equal(bound.baseline, embeddings(torch.tensor([VOCABULARY[UNKNOWN]] * 5)))
+    assert bound.players == bound.targets == tuple(TEXT.split())
+    assert bound.grid is None
+    assert bound.answer == "good not bad"
+    assert bound.module is model.net
+
+
+@each_family
+def test_prepared_prompt_has_the_answer_of_the_model(family):
+    model = build(family)
+    bound = prepare_one(model, Asked())[WHOLE]
+    answer = greedy(model.net, model.tokenize(TEXT).ids, 4)
+    assert bound.answer == model.tokenizer.decode(answer)
+    assert near(bound.values(EVERYTHING), [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
+
+
+def test_raw_prompts_stand_alone_behind_the_start_token():
+    net = build_net()
+    model = adapter(net, chat=False)
+    assert model.tokenize(TEXT).ids == tuple(VOCABULARY[word] for word in ["<bos>", *TEXT.split()])
+    assert near(bound_of(model).values(EVERYTHING), [own_mean_logit(net, model)], FLOAT32_TOLERANCE)
+
+
+def test_template_settings_are_those_of_the_model():
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% if polite %}<start_of_turn>{% endif %}" + tokenizer.chat_template
+    plain, polite = (adapter(build_net(), tokenizer, template_settings=given) for given in (None, {"polite": True}))
+    assert polite.tokenize(TEXT).ids[1:] == plain.tokenize(TEXT).ids
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+def test_parameters_stay_frozen_and_the_model_in_evaluation_mode(method, dtype):
+    model = build(dtype=dtype)
+    before = {name: parameter.clone() for name, parameter in model.net.named_parameters()}
+    method.explain(bound_of(model))
+    method.metagame(ConfiguredEstimator("permutation", budget=10)).explain(bound_of(model))
+    for name, parameter in model.net.named_parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+    assert not any(module.training for module in model.net.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_a_net_in_training_mode_is_put_into_evaluation_mode():
+    net = build_net(attention_dropout=0.5).train()
+    model = adapter(net)
+    assert near(bound_of(model).values(EVERYTHING), bound_of(build()).values(EVERYTHING), FLOAT32_TOLERANCE)
+
+
+def stepwise(method, model, answer, present):
+    """The mean over generation steps of the relevance of each step's logit, by a pass for each."""
+    total = 0
+    for step, token in enumerate(answer):
+        # behind the prompt: the tokens that were generated before this step
+        ids = masked_ids(model, TEXT, answer[: step + 1], present)
+        embeddings = model.net.get_input_embeddings()(torch.tensor([ids])).requires_grad_()
+        with nullcontext() if isinstance(method, GradientInput) else method.backward_rules(model.net):
+            logit = model.net(inputs_embeds=embeddings, use_cache=False).logits[0, -1, token]
+            (gradient,) = torch.autograd.grad(logit, embeddings)
+        total = total + (embeddings * gradient).sum(-1)[0][list(model.tokenize(TEXT).positions)].detach()
+    return total / len(answer)
+
+
+@each_family_with_its_methods
+def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step(method, family):
+    model = build(family)
+    coalitions = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
+    found = method.game(bound_of(model))(coalitions)
+    for row, present in zip(found, coalitions, strict=True):
+        assert near(row, stepwise(method, model, ANSWER, present), FLOAT32_TOLERANCE)
+
+
+@each_method
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step_in_float64(method, length):
+    answer = tuple(range(30, 30 + length))
+    with float64_throughout():
+        model = build(dtype=torch.float64)
+        found = method.explain(bound_of(model, answer=answer)).attribution
+        assert near(found, stepwise(method, model, answer, [True] * 5), 1e-12)
+
+
+@each_method
+def test_coalitions_of_a_batch_take_one_forward_pass(method):
+    model = build()
+    bound = bound_of(model)
+    passes = []
+    model.net.get_decoder().register_forward_hook(lambda *_: passes.append(1))
+    method.game(bound)(all_coalitions(5))
+    assert len(passes) == 1
+
+
+def test_rows_of_a_batch_do_not_mix():
+    model = build()
+    game = AttnLRP().game(bound_of(model))
+    coalitions = all_coalitions(5)[::5]
+    alone = np.concatenate([game(row[None]) for row in coalitions])
+    assert near(game(coalitions), alone, FLOAT32_TOLERANCE)
+
+
+def test_metagame_of_a_prompt_is_definition_2():
+    model = build()
+    bound = bound_of(model)
+    found = AttnLRP().metagame().explain(bound).meta.values
+    assert close(found, reference_meta.endogenous(AttnLRP().game(bound)(all_coalitions(5))))
+
+
+@each_family
+def test_answer_is_greedy(family):
+    model = build(family)
+    prompt = model.tokenize(TEXT)
+    assert model.generate(prompt) == greedy(model.net, prompt.ids, 4)
+    assert len(set(model.generate(prompt))) > 1
+
+
+def test_answer_without_end_has_the_most_tokens():
+    model = adapter(build_net(), max_new_tokens=9)
+    assert len(model.generate(model.tokenize(TEXT))) == 9
+
+
+def test_answer_of_a_model_that_declares_no_end_has_the_most_tokens():
+    net, tokenizer = build_net(), build_tokenizer()
+    tokenizer.eos_token = None
+    model = adapter(net, tokenizer, chat=False)
+    prompt = model.tokenize(TEXT)
+    assert model.generate(prompt) == greedy(net, prompt.ids, 4)
+
+
+def test_sampling_that_the_checkpoint_recommends_changes_nothing(tmp_path, monkeypatch, caplog):
+    net = build_net()
+    net.generation_config = GenerationConfig(
+        do_sample=True, top_k=50, top_p=0.9, temperature=9.0, repetition_penalty=5.0, max_length=3,
+        eos_token_id=VOCABULARY[END], pad_token_id=VOCABULARY[END],
+    )  # fmt: skip
+    expected = greedy(net, build(seed=0).tokenize(TEXT).ids, 12)
+    save(net, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["do_sample"]
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with warnings.catch_warnings(), caplog.at_level("WARNING"):
+        warnings.simplefilter("error")
+        model = LanguageModel.load(str(tmp_path), device="cpu", chat=True, max_new_tokens=12)
+        answers = {model.generate(model.tokenize(TEXT)) for _ in range(3)}
+    assert answers == {expected}
+    assert caplog.records == []
+
+
+def declared_in_generation_config(net, tokenizer, end):
+    net.generation_config = GenerationConfig(eos_token_id=end)
+
+
+def declared_with_others(net, tokenizer, end):
+    net.generation_config = GenerationConfig(eos_token_id=[VOCABULARY[END], end, VOCABULARY["food"]])
+
+
+def declared_by_the_tokenizer(net, tokenizer, end):
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+
+
+def declared_by_the_config(net, tokenizer, end):
+    net.config.eos_token_id = end
+    net.generation_config = GenerationConfig.from_model_config(net.config)
+
+
+DECLARATIONS = [
+    declared_in_generation_config,
+    declared_with_others,
+    declared_by_the_tokenizer,
+    declared_by_the_config,
+]
+
+
+@pytest.mark.parametrize("declare", DECLARATIONS)
+def test_answer_stops_before_a_token_that_ends_it(declare):
+    net, tokenizer = build_net(), build_tokenizer()
+    ids = adapter(build_net()).tokenize(TEXT).ids
+    whole = greedy(net, ids, 8)
+    end = next(token for token in whole if token != whole[0])
+    declare(net, tokenizer, end)
+    model = adapter(net, tokenizer, max_new_tokens=8)
+    assert model.generate(model.tokenize(TEXT)) == whole[: whole.index(end)]
+    assert model.bind(Asked())[WHOLE].answer == tokenizer.decode(whole[: whole.index(end)])
+
+
+def test_answer_stops_where_the_turn_ends():
+    net = build_net()
+    prompt = adapter(net).tokenize(TEXT)
+    assert prompt.turn_end == VOCABULARY[TURN_END]
+    whole = greedy(net, prompt.ids, 8)
+    end = next(token for token in whole if token != whole[0])
+    swap(net, end, VOCABULARY[TURN_END])
+    model = adapter(net, max_new_tokens=8)
+    assert model.generate(model.tokenize(TEXT)) == whole[: whole.index(end)]
+
+
+def test_raw_answer_does_not_stop_where_a_turn_would_end():
+    net = build_net()
+    model = adapter(net, chat=False, max_new_tokens=3)
+    prompt = model.tokenize(TEXT)
+    swap(net, greedy(net, prompt.ids, 1)[0], VOCABULARY[TURN_END])
+    assert model.generate(prompt)[0] == VOCABULARY[TURN_END]
+    assert len(model.generate(prompt)) == 3
+
+
+def swap(net, one, other):
+    """The net says ``one`` where it would say ``other``, and the other way round."""
+    with torch.no_grad():
+        net.lm_head.weight[[one, other]] = net.lm_head.weight[[other, one]]
+
+
+@pytest.mark.parametrize("declare", DECLARATIONS)
+def test_empty_answer_is_refused(declare):
+    net, tokenizer = build_net(), build_tokenizer()
+    declare(net, tokenizer, greedy(net, adapter(build_net()).tokenize(TEXT).ids, 1)[0])
+    with refused(f"the model's answer to '{TEXT}' is empty, it ended at once"):
+        adapter(net, tokenizer).bind(Asked())
+
+
+def test_answer_that_ends_with_its_last_possible_token_has_its_end_cut_off():
+    net = build_net()
+    whole = greedy(net, adapter(build_net()).tokenize(TEXT).ids, 8)
+    place = next(place for place, token in enumerate(whole) if token != whole[0])
+    net.generation_config.eos_token_id = whole[place]
+    model = adapter(net, max_new_tokens=place + 1)
+    assert model.generate(model.tokenize(TEXT)) == whole[:place]
+
+
+def test_prompt_that_leaves_no_room_for_the_answer_is_refused():
+    length = len(build().tokenize(TEXT).ids)
+    fitting, longer = (adapter(build_net(), max_new_tokens=CONTEXT - length + more) for more in (0, 1))
+    assert len(fitting.generate(fitting.tokenize(TEXT))) == CONTEXT - length
+    with refused(
+        f"{length} tokens and an answer of {CONTEXT - length + 1} .* context of {CONTEXT}: shorten the prompt"
+    ):
+        longer.generate(longer.tokenize(TEXT))
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "4", None])
+def test_answer_without_tokens_is_refused(count):
+    with refused(f"model\\.max_new_tokens={count!r}: give a positive whole number"):
+        adapter(build_net(), max_new_tokens=count)
+
+
+def test_a_model_that_caps_its_logits_is_refused():
+    with refused("final_logit_softcapping"):
+        adapter(build_net(final_logit_softcapping=30.0))
+
+
+def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
+    tokenizer = build_tokenizer()
+    tokenizer.unk_token = tokenizer.pad_token = None
+    with refused(r"name a token by model\.absent_token"):
+        adapter(build_net(), tokenizer)
+    assert adapter(build_net(), tokenizer, absent_token=UNKNOWN).absent_id == VOCABULARY[UNKNOWN]
+
+
+def test_prompt_with_one_player_is_refused():
+    with refused("has 1 players"):
+        build().bind(Asked("food"))
+
+
+def test_a_prompt_that_cannot_be_asked_does_not_spoil_the_others():
+    model = build()
+    first, bad, second = model.prepare([Asked(), Asked("food"), Asked("the soup")])
+    assert isinstance(bad, Failure)
+    assert "has 1 players" in str(bad.error)
+    assert (first[WHOLE].players, second[WHOLE].players) == (tuple(TEXT.split()), ("the", "soup"))
+
+
+def test_an_answer_that_does_not_fit_the_device_is_refused(monkeypatch):
+    model = build()
+    recommended = model.net.generation_config
+
+    def generate(*arguments, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model.net, "generate", generate)
+    with refused(r"an answer of 4 tokens is too much for the device's memory: lower model\.max_new_tokens"):
+        model.bind(Asked())
+    assert model.net.generation_config is recommended
+
+
+def test_integrated_hessians_are_refused():
+    with refused("needs second derivatives"):
+        IntegratedHessians(2).explain(bound_of(build()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", [*METHODS, LeaveOneOut()], ids=lambda method: type(method).__name__)
+def test_cuda_agrees_with_cpu(method):
+    on_cpu, on_cuda = build(), adapter(build_net().cuda())
+    prompt = on_cpu.tokenize(TEXT)
+    assert on_cuda.generate(prompt) == on_cpu.generate(prompt)
+    coalitions = all_coalitions(5)
+    found = method.game(bound_of(on_cuda))(coalitions)
+    assert near(found, method.game(bound_of(on_cpu))(coalitions), 1e-3)

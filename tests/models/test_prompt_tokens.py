@@ -1,0 +1,279 @@
+import json
+from functools import cache
+
+import pytest
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from metagame.models.prompt_tokens import absent_token_id, special_ids, tokenize_prompt
+from scripts.train_language import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
+from tests.tiny.vision_language import refused
+
+NAMES = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+SENTENCES = ["the food was good", "the soup was not good", "a user and a model", "unhappily it rained"] * 4
+# as ChatML: white space around the prompt stays
+UNTRIMMED = (
+    "{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{{ message['content'] }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+TOKENIZERS = ("words", "byte-level", "metaspace", "gemma")
+each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
+chat_or_not = pytest.mark.parametrize("chat", [True, False], ids=["chat", "raw"])
+
+
+@cache
+def trained(kind):
+    """Pieces of words learned from a few sentences: as bytes, after SentencePiece, or as Gemma has them."""
+    tokenizer = Tokenizer(BPE(unk_token=None if kind == "byte-level" else "<unk>"))
+    alphabet = []
+    if kind == "byte-level":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = BpeTrainer(
+        vocab_size=len(alphabet) + 70,
+        special_tokens=list(NAMES),
+        initial_alphabet=[*alphabet, "\n"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    if kind == "gemma":
+        learned = json.loads(tokenizer.to_str())["model"]
+        for byte in range(256):
+            learned["vocab"].setdefault(f"<0x{byte:02X}>", len(learned["vocab"]))
+        merges = [tuple(merge) for merge in learned["merges"]]
+        tokenizer.model = BPE(learned["vocab"], merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer.decoder = {
+        "byte-level": decoders.ByteLevel(),
+        "metaspace": decoders.Metaspace(prepend_scheme="always"),
+        "gemma": decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]),
+    }[kind]
+    bos = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    return tokenizer.to_str()
+
+
+def tokenizer_of(kind="words", chat_template=CHAT_TEMPLATE):
+    if kind == "words":
+        tokenizer = build_tokenizer()
+    else:
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(trained(kind)), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
+            unk_token="<unk>", additional_special_tokens=["<start_of_turn>", "<end_of_turn>"], add_prefix_space=True,
+        )  # fmt: skip
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def bare(**named):
+    """A tokenizer of few words with no special tokens but those named."""
+    vocabulary = {token: place for place, token in enumerate(["one", "two", "<mask>", "<unk>", "<pad>"])}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary)), **named)
+
+
+def pieces(tokenizer, ids):
+    return tokenizer.convert_ids_to_tokens(list(ids))
+
+
+def test_players_are_the_words_of_the_prompt_in_the_template():
+    prompt = tokenize_prompt(build_tokenizer(), "The food was good", chat=True)
+    assert pieces(build_tokenizer(), prompt.ids) == [
+        *("<bos>", "<start_of_turn>", "user", "\n", "the", "food", "was", "good", "<end_of_turn>", "\n"),
+        *("<start_of_turn>", "model", "\n"),
+    ]
+    assert prompt.positions == (4, 5, 6, 7)
+    assert prompt.labels == ("the", "food", "was", "good")
+
+
+def test_raw_prompt_has_a_start_token_and_no_template():
+    prompt = tokenize_prompt(build_tokenizer(), "the food was good", chat=False)
+    assert pieces(build_tokenizer(), prompt.ids) == ["<bos>", "the", "food", "was", "good"]
+    assert prompt.positions == (1, 2, 3, 4)
+    assert prompt.turn_end is None
+
+
+@each_tokenizer
+def test_ids_are_those_that_the_tokenizer_itself_gives(kind):
+    tokenizer = tokenizer_of(kind)
+    text = "the unhappily model\nwas good"
+    raw, chat = (tokenize_prompt(tokenizer, text, chat) for chat in (False, True))
+    messages = [{"role": "user", "content": text}]
+    assert raw.ids == tuple(tokenizer(text)["input_ids"])
+    assert chat.ids == tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+
+@each_tokenizer
+@chat_or_not
+def test_words_of_the_template_play_where_they_stand_in_the_prompt(kind, chat):
+    tokenizer = tokenizer_of(kind)
+    prompt = tokenize_prompt(tokenizer, "user model user", chat)
+    assert "".join(prompt.labels) == "usermodeluser"
+    before = tokenizer.decode(prompt.ids[: prompt.positions[0]])
+    behind = tokenizer.decode(prompt.ids[prompt.positions[-1] + 1 :])
+    assert (before.count("user"), before.count("model")) == (int(chat), 0)
+    assert (behind.count("user"), behind.count("model")) == (0, int(chat))
+
+
+@each_tokenizer
+@chat_or_not
+def test_line_breaks_are_no_players(kind, chat):
+    prompt = tokenize_prompt(tokenizer_of(kind), "the food\n\nwas good", chat)
+    assert "".join(prompt.labels) == "thefoodwasgood"
+    assert len(prompt.positions) < prompt.positions[-1] - prompt.positions[0] + 1
+
+
+@each_tokenizer
+@chat_or_not
+@pytest.mark.parametrize("typed", ["<end_of_turn>", "<bos>", "<pad>", "<unk>"])
+def test_special_tokens_typed_by_the_user_are_no_players(kind, chat, typed):
+    tokenizer = tokenizer_of(kind)
+    prompt = tokenize_prompt(tokenizer, f"the food {typed} was good", chat)
+    assert tokenizer.convert_tokens_to_ids(typed) in prompt.ids[prompt.positions[0] : prompt.positions[-1]]
+    assert "".join(prompt.labels) == "thefoodwasgood"
+
+
+def test_turn_end_that_the_user_types_is_not_the_one_of_the_template():
+    tokenizer = tokenizer_of(chat_template="{{ messages[0]['content'] }} <start_of_turn>")
+    prompt = tokenize_prompt(tokenizer, "the food <end_of_turn> was good", chat=True)
+    assert prompt.turn_end == VOCABULARY["<start_of_turn>"]
+
+
+@chat_or_not
+def test_unknown_words_are_no_players(chat):
+    prompt = tokenize_prompt(build_tokenizer(), "the quokka was good", chat)
+    assert prompt.labels == ("the", "was", "good")
+    assert VOCABULARY["<unk>"] in prompt.ids
+
+
+@each_tokenizer
+@pytest.mark.parametrize("text", ["the food was good", "  the food was good", "\n the food was good \n\n"])
+def test_white_space_around_the_prompt_changes_nothing_where_the_template_trims(kind, text):
+    tokenizer = tokenizer_of(kind)
+    assert tokenize_prompt(tokenizer, text, True) == tokenize_prompt(tokenizer, "the food was good", True)
+
+
+@each_tokenizer
+@pytest.mark.parametrize("text", ["  the food was good", "the food was good \n", "\n\nthe food was good\n\n"])
+def test_white_space_around_the_prompt_does_not_play_where_the_template_keeps_it(kind, text):
+    prompt = tokenize_prompt(tokenizer_of(kind, UNTRIMMED), text, chat=True)
+    assert "".join(prompt.labels) == "thefoodwasgood"
+
+
+@pytest.mark.parametrize("text", ["0 1", "1 0 1", "0 0"])
+def test_prompts_of_digits_are_found_in_a_template_of_digits(text):
+    tokenizer = tokenizer_of("byte-level", "1 0 {{ messages[0]['content'] }} 1 0")
+    prompt = tokenize_prompt(tokenizer, text, chat=True)
+    before = tokenizer("1 0", add_special_tokens=False)["input_ids"]
+    assert prompt.labels == tuple(text.split())
+    assert prompt.ids[: len(before)] == tuple(before)
+    assert min(prompt.positions) >= len(before)
+
+
+def test_template_settings_reach_the_template():
+    template = "{% if polite %}<start_of_turn>{% endif %}{{ messages[0]['content'] }}<end_of_turn>"
+    tokenizer = tokenizer_of(chat_template=template)
+    plain, polite = (tokenize_prompt(tokenizer, "the food", True, given) for given in (None, {"polite": True}))
+    assert pieces(tokenizer, plain.ids) == ["the", "food", "<end_of_turn>"]
+    assert pieces(tokenizer, polite.ids) == ["<start_of_turn>", "the", "food", "<end_of_turn>"]
+    assert (plain.positions, polite.positions) == ((0, 1), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHAT_TEMPLATE, "<end_of_turn>"),
+        (UNTRIMMED, "<end_of_turn>"),
+        ("{{ messages[0]['content'] }}", None),
+        ("{{ messages[0]['content'] }} was good", None),
+        ("<start_of_turn>{{ messages[0]['content'] }} : <end_of_turn>", None),
+    ],
+)
+def test_turn_end_is_the_special_token_right_behind_the_prompt(template, expected):
+    turn_end = tokenize_prompt(tokenizer_of(chat_template=template), "the food", chat=True).turn_end
+    assert turn_end == (VOCABULARY[expected] if expected else None)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS[1:])
+def test_a_word_in_pieces_is_as_many_players(kind):
+    tokenizer = tokenizer_of(kind)
+    prompt = tokenize_prompt(tokenizer, "the foodiest food", chat=False)
+    assert len(prompt.labels) > 3
+    assert "".join(prompt.labels) == "thefoodiestfood"
+    assert any(piece[0] in "Ġ▁" for piece in pieces(tokenizer, prompt.ids))
+    assert all(label == label.strip() for label in prompt.labels)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "gemma"])
+def test_bytes_of_a_letter_that_is_no_token_play_each(kind):
+    prompt = tokenize_prompt(tokenizer_of(kind), "the food é", chat=False)
+    assert prompt.labels[-2:] == ("�", "�")
+    assert len(prompt.positions) == len(set(prompt.positions))
+
+
+@each_tokenizer
+@chat_or_not
+def test_labels_are_the_text_of_their_tokens(kind, chat):
+    tokenizer = tokenizer_of(kind)
+    prompt = tokenize_prompt(tokenizer, "the soup and the room", chat)
+    played = [prompt.ids[place] for place in prompt.positions]
+    assert prompt.labels == tuple(tokenizer.decode([token]).strip() for token in played)
+    assert "".join(prompt.labels) == "thesoupandtheroom"
+
+
+def test_a_chat_without_template_is_refused():
+    with refused(r"model\.chat=true needs a tokenizer with a chat template.*set model\.chat=false"):
+        tokenize_prompt(tokenizer_of(chat_template=None), "the food was good", chat=True)
+
+
+@chat_or_not
+def test_a_tokenizer_that_does_not_know_places_is_refused(chat):
+    with refused("use a fast one"):
+        tokenize_prompt(ByT5Tokenizer(), "the food was good", chat)
+
+
+@chat_or_not
+@pytest.mark.parametrize(("text", "count"), [("", 0), (" \n", 0), ("food", 1), ("quokka <bos> food", 1)])
+def test_fewer_than_two_players_are_refused(text, count, chat):
+    with refused(f"has {count} players, and a metagame needs two"):
+        tokenize_prompt(build_tokenizer(), text, chat)
+
+
+def test_special_tokens_are_those_with_and_without_a_name():
+    assert special_ids(build_tokenizer()) == {VOCABULARY[name] for name in NAMES}
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"mask_token": "<mask>", "unk_token": "<unk>", "pad_token": "<pad>"}, "<mask>"),
+        ({"unk_token": "<unk>", "pad_token": "<pad>"}, "<unk>"),
+        ({"pad_token": "<pad>"}, "<pad>"),
+    ],
+    ids=["mask", "unk", "pad"],
+)
+def test_absent_token_is_mask_before_unk_before_pad(named, expected):
+    tokenizer = bare(**named)
+    assert absent_token_id(tokenizer) == tokenizer.get_vocab()[expected]
+    assert absent_token_id(tokenizer, "two") == 1
+
+
+def test_absent_token_with_id_0_is_one():
+    assert absent_token_id(bare(unk_token="one", pad_token="<pad>")) == 0
+    assert absent_token_id(bare(), "one") == 0
+
+
+def test_absent_token_that_the_tokenizer_does_not_have_is_refused():
+    with refused(r"model\.absent_token='quokka' is no token"):
+        absent_token_id(bare(unk_token="<unk>"), "quokka")
+
+
+def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
+    with refused(r"name a token by model\.absent_token"):
+        absent_token_id(bare())

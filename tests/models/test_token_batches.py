@@ -1,0 +1,178 @@
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from metagame import UserError
+from metagame.games import all_coalitions
+from metagame.models.masked import MaskedModel
+from metagame.models.token_batches import TokenBatches
+from tests.tiny.language import (
+    ANSWER,
+    EVERYTHING,
+    FLOAT32_TOLERANCE,
+    METHODS,
+    TEXT,
+    adapter,
+    bound_of,
+    build,
+    build_net,
+    masked_ids,
+    near,
+)
+from tests.tiny.vision_language import refused
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+
+
+class Memory:
+    """Doubles rows; runs out where there are more than ``rows`` of them."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.calls = []
+
+    def __call__(self, rows):
+        self.calls.append(len(rows))
+        if len(rows) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return 2 * rows
+
+
+ROWS = torch.arange(20.0).reshape(10, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(1, [1] * 10), (9, [1] * 10), (10, [1] * 10), (35, [3, 3, 3, 1]), (100, [10]), (10**6, [10])],
+)
+def test_batches_hold_as_many_tokens_as_the_budget_allows(budget, expected):
+    memory = Memory(10)
+    assert torch.equal(TokenBatches(budget).map(memory, ROWS, 10), 2 * ROWS)
+    assert memory.calls == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "calls", "budget"),
+    [
+        (10, [8, 2], 80),
+        (4, [8, 4, 4, 2], 40),
+        (3, [8, 4, *[2] * 5], 20),
+        (2, [8, 4, *[2] * 5], 20),
+        (1, [8, 4, 2, *[1] * 10], 10),
+    ],
+)
+def test_budget_is_halved_for_good_where_memory_does_not_suffice(limit, calls, budget):
+    memory, batches = Memory(limit), TokenBatches(85)
+    assert torch.equal(batches.map(memory, ROWS, 10), 2 * ROWS)
+    assert memory.calls == calls
+    assert batches.budget == (85 if limit == 10 else budget)
+    memory.calls.clear()
+    assert torch.equal(batches.map(memory, ROWS, 10), 2 * ROWS)
+    assert max(memory.calls) <= limit
+
+
+def test_rows_that_are_done_are_not_done_again():
+    done = []
+
+    def function(rows):
+        if len(rows) > 1 and rows[0, 0] >= 8:
+            raise torch.OutOfMemoryError
+        done.extend(rows[:, 0].tolist())
+        return rows
+
+    assert torch.equal(TokenBatches(40).map(function, ROWS, 10), ROWS)
+    assert done == ROWS[:, 0].tolist()
+
+
+def test_a_row_that_is_too_large_is_refused():
+    memory, batches = Memory(0), TokenBatches(40)
+    with refused("one sequence of 10 tokens is too much .* lower model.max_new_tokens, shorten the prompt, or"):
+        batches.map(memory, ROWS, 10)
+    assert memory.calls == [4, 2, 1]
+
+
+def test_other_errors_pass_through_the_batches():
+    def broken(rows):
+        raise RuntimeError("CUDA error: something else")
+
+    batches = TokenBatches(40)
+    with pytest.raises(RuntimeError, match="something else"):
+        batches.map(broken, ROWS, 10)
+    assert batches.budget == 40
+
+
+def test_no_rows_are_a_batch():
+    assert TokenBatches(40).map(lambda rows: rows.sum(1), ROWS[:0], 10).shape == (0,)
+
+
+@pytest.mark.parametrize("budget", [0, -8, 2.5, "64", None])
+def test_budget_of_no_tokens_is_refused(budget):
+    with refused(f"model\\.tokens_per_batch={budget!r}: give a positive whole number"):
+        TokenBatches(budget)
+    with refused("tokens_per_batch"):
+        adapter(build_net(), tokens_per_batch=budget)
+
+
+def test_masked_model_goes_through_its_batches():
+    rows = []
+
+    def f(inputs):
+        rows.append(len(inputs))
+        return (inputs**3).sum((1, 2))
+
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    batched = MaskedModel(f, x, torch.zeros_like(x), in_batches=partial(TokenBatches(30).map, length=10))
+    whole = replace(batched, in_batches=None)
+    coalitions = all_coalitions(4)
+    values, gradients = batched.values(coalitions), batched.gradients(batched.masked(coalitions))
+    assert rows == [3, 3, 3, 3, 3, 1] * 2
+    assert torch.equal(values, whole.values(coalitions))
+    assert torch.equal(gradients, whole.gradients(whole.masked(coalitions)))
+
+
+@each_method
+def test_attributions_do_not_depend_on_the_budget(method):
+    coalitions = all_coalitions(5)[::3]
+    games = [
+        method.game(bound_of(adapter(build_net(), tokens_per_batch=budget)))(coalitions) for budget in (1, 50, 10**5)
+    ]
+    assert near(games[0], games[2], FLOAT32_TOLERANCE)
+    assert near(games[1], games[2], FLOAT32_TOLERANCE)
+
+
+@each_method
+def test_attributions_survive_a_shortage_of_memory(method):
+    model = build()
+    bound = bound_of(model)
+    sizes = []
+
+    def scarce(inputs):
+        sizes.append(len(inputs))
+        if len(inputs) > 3:
+            raise torch.OutOfMemoryError
+        return bound.f(inputs)
+
+    model.batches.budget = 8 * len(masked_ids(model, TEXT, ANSWER, [True] * 5))
+    coalitions = all_coalitions(5)[:16]
+    found = method.game(replace(bound, f=scarce))(coalitions)
+    assert sizes == [8, 4, *[2] * 8]
+    assert near(found, method.game(bound)(coalitions), FLOAT32_TOLERANCE)
+    values = replace(bound, f=scarce).values(coalitions)
+    assert sizes[10:] == [2] * 8
+    assert near(values, bound.values(coalitions), FLOAT32_TOLERANCE)
+
+
+@each_method
+def test_a_prompt_that_is_too_large_for_the_memory_is_refused(method):
+    def scarce(inputs):
+        raise torch.OutOfMemoryError
+
+    bound = bound_of(build())
+    with refused(r"lower model\.max_new_tokens"):
+        method.explain(replace(bound, f=scarce))
+    assert np.isfinite(method.explain(bound).attribution).all()
+    with pytest.raises(UserError):
+        replace(bound, f=scarce).values(EVERYTHING)

@@ -1,0 +1,245 @@
+"""`make setup` on a fresh machine, with stand-ins for the disk, `venv`, pip and uv."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts import setup_environment
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Makefile", "pyproject.toml", "requirements.lock", "scripts/setup_environment.py")
+
+# `python3`: the set-up on another disk, and under another Python.
+PYTHON3 = f"""#!{sys.executable}
+import os, runpy, shutil, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+Path("pid").write_text(str(os.getpid()))
+shutil.disk_usage = lambda folder: SimpleNamespace(free=float(os.environ["FREE"]) * 1e9)
+exec(os.environ["BEFORE"])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# Before the library's `venv`, since it lies in the folder that `python3 -m venv` is run in.
+VENV = """
+import shutil, sys
+from pathlib import Path
+
+folder = Path(sys.argv[-1])
+shutil.rmtree(folder, ignore_errors=True)
+(folder / "bin").mkdir(parents=True)
+shutil.copy("python.sh", folder / "bin" / "python")
+"""
+# `.venv/bin/python`: notes what it is asked to do, and does nothing, or is slow or fails at it.
+PYTHON = """#!/bin/sh
+echo "$*" >> asked
+case "$*" in *"$AT"*)
+    if [ -n "$SLEEP" ]; then touch asleep; exec sleep "$SLEEP"; fi
+    if [ -n "$FAIL" ]; then echo "error: $FAIL" >&2; exit 2; fi
+esac
+"""
+STEPS = ("pip install --quiet uv", "requirements.lock", "--no-deps -e")
+
+
+class Machine:
+    """A clone, in which `make setup` can be run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.venv = folder / ".venv"
+        self.installed = self.venv / "installed"
+        for part in PARTS:
+            (folder / part).parent.mkdir(exist_ok=True)
+            (folder / part).write_bytes((ROOT / part).read_bytes())
+        (folder / "path").mkdir()
+        for name, text in {"venv.py": VENV, "python.sh": PYTHON, "path/python3": PYTHON3}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+
+    def start(self, free=100.0, before="", **told):
+        path = f"{self.folder / 'path'}:{os.environ['PATH']}"
+        told |= {"PATH": path, "UV_CACHE_DIR": str(self.folder / "cache"), "FREE": str(free), "BEFORE": before}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = ["make", "--no-print-directory", "setup"]
+        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **told}, start_new_session=True, **pipes)
+
+    def set_up(self, **told):
+        """The exit code, and what the set-up said without what make adds."""
+        process = self.start(**told)
+        said, errors = process.communicate(timeout=60)
+        return process.returncode, said, re.sub(r"^make(\[\d\])?: .*\n", "", errors, flags=re.MULTILINE)
+
+    def asleep(self):
+        """A set-up that has come to the locked packages."""
+        process = self.start(AT="requirements.lock", SLEEP="60")
+        while not (self.folder / "asleep").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        return process
+
+    def asked(self):
+        """What `.venv/bin/python` was asked to do since the last call."""
+        file = self.folder / "asked"
+        lines = file.read_text().splitlines() if file.exists() else []
+        file.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def is_refusal(outcome):
+    """Whether a set-up ended with one sentence."""
+    code, _, errors = outcome
+    return code != 0 and errors.count("\n") == 1 and errors.endswith(".\n") and "Traceback" not in errors
+
+
+def test_it_says_what_it_needs_and_does_nothing_the_second_time(machine):
+    code, said, errors = machine.set_up(free=50)
+    assert (code, errors) == (0, "")
+    assert re.fullmatch(r"make setup downloads up to [\d.]+ GB and fills up to [\d.]+ GB .* 50\.0 GB free; .*\n", said)
+    assert [step in line for step, line in zip(STEPS, machine.asked(), strict=True)] == [True] * 3
+    assert machine.installed.exists()
+    machine.set_up(free=0)
+    assert machine.asked() == []
+
+
+@pytest.mark.parametrize("version", [(3, 6, 15), (3, 10, 13), (3, 11, 3), (3, 14, 0)])
+def test_an_unfit_python_is_refused(machine, version):
+    name = ".".join(map(str, version))
+    outcome = machine.set_up(before=f"sys.version, sys.version_info = '{name} (main)', {version}")
+    assert is_refusal(outcome)
+    assert outcome[2].startswith(f"python3 is {name} and must be 3.11 (from 3.11.4 on), 3.12 or 3.13: ")
+    assert not machine.venv.exists()
+
+
+@pytest.mark.parametrize("version", [(3, 11, 4), (3, 12, 0), (3, 13, 5)])
+def test_the_others_are_not(machine, version):
+    assert machine.set_up(before=f"sys.version_info = {version}")[0] == 0
+
+
+def test_an_old_python_can_read_the_script_that_refuses_it():
+    ast.parse((ROOT / "scripts" / "setup_environment.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def test_debians_python_without_venv_is_refused(machine):
+    outcome = machine.set_up(before="sys.modules['ensurepip'] = None")
+    assert is_refusal(outcome)
+    assert "apt install python3-venv" in outcome[2]
+
+
+def test_a_small_disk_is_refused(machine):
+    outcome = machine.set_up(free=1.5)
+    assert is_refusal(outcome)
+    assert "has 1.5 GB: make room" in outcome[2]
+    assert "`git clone . /DISK/metagame && " in outcome[2]
+    assert not machine.venv.exists()
+
+
+def test_what_earlier_set_ups_fill_counts(tmp_path, monkeypatch):
+    venv, cache, lock = tmp_path / ".venv", tmp_path / "cache", tmp_path / "requirements.lock"
+    for name, value in {"VENV": venv, "CACHE": cache, "LOCK": lock}.items():
+        monkeypatch.setattr(setup_environment, name, value)
+    lock.write_text("torch==2.15.0\ntriton==3.9.0 ; sys_platform == 'linux'\n")
+    (cache / "wheels-v8" / "pypi" / "torch").mkdir(parents=True)
+    for archive in ("locked", "other"):
+        (cache / archive).mkdir()
+        (cache / archive / "library.so").write_bytes(bytes(1_000_000))
+    (cache / "wheels-v8" / "pypi" / "torch" / "2.15.0-cp313-cp313-manylinux").symlink_to(cache / "locked")
+    (cache / "wheels-v8" / "pypi" / "torch" / "2.14.0-cp313-cp313-manylinux").symlink_to(cache / "other")
+    assert setup_environment.held(venv) == pytest.approx(1e-3, rel=0.01)
+    venv.mkdir()
+    (venv / "library.so").hardlink_to(cache / "locked" / "library.so")
+    assert setup_environment.held(venv) == pytest.approx(1e-3, rel=0.01)
+    monkeypatch.setattr(setup_environment, "free", lambda folder: setup_environment.FILLED - 0.0005)
+    setup_environment.check_disk()
+    monkeypatch.setattr(setup_environment, "free", lambda folder: setup_environment.FILLED - 0.0015)
+    with pytest.raises(SystemExit, match="make room"):
+        setup_environment.check_disk()
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("reason", ["No space left on device (os error 28)", "[Errno 122] Disk quota exceeded: 'x'"])
+def test_a_disk_that_fills_is_told_and_the_next_set_up_finishes(machine, step, reason):
+    outcome = machine.set_up(AT=step, FAIL=reason)
+    assert is_refusal(outcome)
+    assert outcome[2].startswith("The disk of ")
+    assert " is full: make room and run `make setup` again" in outcome[2]
+    assert not machine.installed.exists()
+    assert machine.set_up()[0] == 0
+    assert machine.installed.exists()
+
+
+def test_another_failure_is_passed_on(machine):
+    code, _, errors = machine.set_up(AT="requirements.lock", FAIL="no network")
+    assert code != 0
+    assert errors.startswith("error: no network\n`")
+    assert errors.endswith("requirements.lock` failed: mend what it says above and run `make setup` again.\n")
+
+
+def test_a_killed_set_up_is_run_again(machine):
+    process = machine.asleep()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (machine.venv / "half").touch()
+    machine.asked()
+    assert machine.set_up()[0] == 0
+    assert [step in line for step, line in zip(STEPS, machine.asked(), strict=True)] == [True] * 3
+    assert not (machine.venv / "half").exists()
+
+
+def test_what_a_killed_set_up_left_running_is_waited_for(machine):
+    first = machine.asleep()
+    pid = int((machine.folder / "pid").read_text())
+    first.kill()
+    os.kill(pid, signal.SIGKILL)  # and not what it has started
+    second = machine.start()
+    assert second.stdout.readline().startswith("Another set-up is at work in this folder")
+    assert second.poll() is None
+    os.killpg(first.pid, signal.SIGKILL)
+    second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert machine.installed.exists()
+
+
+def test_a_stopped_set_up_has_no_traceback(machine):
+    process = machine.asleep()
+    os.killpg(process.pid, signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert "The set-up was stopped: `make setup` again goes on." in errors
+    assert "Traceback" not in errors
+    assert not machine.installed.exists()
+
+
+def test_a_whole_environment_is_brought_up_to_date_by_another_lock(machine):
+    machine.set_up()
+    machine.asked()
+    (machine.venv / "kept").touch()
+    time.sleep(0.01)
+    (machine.folder / "requirements.lock").touch()
+    assert machine.set_up()[0] == 0
+    assert [line for line in machine.asked() if STEPS[0] in line] == []
+    assert (machine.venv / "kept").exists()
+    assert subprocess.run(["make", "--question", "setup"], cwd=machine.folder).returncode == 0
+
+
+def test_an_environment_whose_update_was_cut_is_made_anew(machine):
+    machine.set_up()
+    time.sleep(0.01)
+    (machine.folder / "requirements.lock").touch()
+    assert machine.set_up(AT="requirements.lock", FAIL="no network")[0] != 0
+    machine.asked()
+    assert machine.set_up()[0] == 0
+    assert STEPS[0] in machine.asked()[0]

@@ -1,0 +1,577 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hydra import compose
+from PIL import Image
+
+from metagame.cli import main
+from metagame.contracts import WHOLE
+from metagame.errors import UserError
+from metagame.jobs.run import run_job
+from metagame.report.experiment import write_report
+from metagame.report.results import read_job
+from metagame.report.table import Column, Table, write_table
+from metagame.viewer.pack import LARGEST_WEBP, figure_uri, pack, picture_uri
+from metagame.viewer.write import write_page
+from tests.conftest import unchecked
+from tests.tiny.jobs import ROOT, shipped_configs
+from tests.tiny.pages import Chromium, needs_chromium, sentence_config
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = "</script><b>bold</b> <img src=x onerror=alert(1)> &amp; '\" {{ 7 * 7 }}"
+TABLE = Table(
+    title="sentences: what is known <of> them",
+    scale="tiny",
+    columns=[
+        Column("method", "method", "text"),
+        Column("score", "score", "mean"),
+        Column("phi", "phi", "expression"),
+        Column("right", "right", "flag"),
+    ],
+    rows=[
+        {"method": "ours", "score": {"mean": 0.5, "two_se": 0.125, "n": 4}, "phi": "x1*x2", "right": True},
+        {"method": "other", "score": None, "phi": None, "right": False},
+    ],
+    published=[{"score": 0.75}, {}],
+    n_samples=4,
+    claims=[{"claim": f"claim {holds}", "holds": holds} for holds in (True, False, None)],
+    notes=["short", HOSTILE],
+)
+REAL = {
+    "addition": ["model=adder", "benchmark=addition", "attribution=sv,meta_sv"],
+    "pointing": ["model=clip_vitb16", "benchmark=pointing_game", "attribution=grad_eclip,meta_grad_eclip"],
+    "captions": ["model=clip_vitb16", "benchmark=illustration", "attribution=meta_grad_eclip_pairs"],
+    "painted": [
+        "model=flux_schnell",
+        "benchmark=concepts",
+        "attribution.variants.meta_concept_attention.method.directional=true",
+        "attribution=concept_maps",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory):
+    """A scale's folder with an experiment of stub jobs, whose arrays are known."""
+    folder = tmp_path_factory.mktemp("stub") / "tiny"
+    output = folder / "sentences"
+    methods = {
+        "first": {"attribution": [1.0, -2.0, 0.5, 0.0]},
+        "arrow": {"entries": [[1, 2, -2.5]]},
+        "many": {"entries": [[0, 1, 4.0], [1, 0, -8.0], [2, 1, 1.0], [1, 1, 3.0], [2, 0, 0.5]]},
+        "strange": {"values": [[0.0, 1.5], [-2.0, 3.0], [4.0, 5.0]], "targets": ["u", "v", "w"]},
+        "broken": {"error": f"no memory {HOSTILE}"},
+    }
+    for name, method in methods.items():
+        run_job(sentence_config(output, name, **method))
+    write_table(TABLE, output)
+    for name, text in (("one", "a b c d"), ("two", "x y z w")):  # one id, two samples
+        run_job(sentence_config(folder / "twins", name, texts=[text], entries=[[0, 1, 1.0]]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A scale's folder with real jobs of every kind of view, and their configs."""
+    folder = tmp_path_factory.mktemp("real") / "tiny"
+    configs = {}
+    with shipped_configs():
+        for name, (*parts, methods) in REAL.items():
+            configs[name] = [
+                compose("config", overrides=[*parts, f"attribution={each}", "limit=2", f"output_dir={folder / name}"])
+                for each in methods.removeprefix("attribution=").split(",")
+            ]
+            for cfg in configs[name]:
+                run_job(cfg)
+            write_report(configs[name])
+        write_page(folder)
+    return folder, configs
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Chromium(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open the page of a folder at a fragment; what it must never do is checked at the end."""
+    pages = []
+
+    def open_page(folder, fragment="", width=1280):
+        page = browser.open((folder / "report" / "index.html").as_uri() + fragment, width)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        assert page.errors() == []
+        assert [url for url in page.requests() if not url.startswith(("data:", "file:"))] == []
+        assert sum(url.startswith("file:") for url in page.requests()) == 1
+        page.close()
+
+
+def explanation_of(cfg, question=WHOLE, variant=""):
+    """Of a job's first sample."""
+    result = next(each for each in read_job(cfg) if each.variant.name == variant)
+    return result.explanations(result.done[0])[question]
+
+
+def entries(page, panel):
+    """The matrix that a panel shows."""
+    cells = page.evaluate(
+        f"[...document.querySelectorAll('[data-panel={panel}] .matrix [data-row]')]"
+        ".map(({dataset}) => [+dataset.row, +dataset.column, +dataset.value])"
+    )
+    matrix = np.full([max(cell[axis] for cell in cells) + 1 for axis in (0, 1)], np.nan)
+    for row, column, value in cells:
+        matrix[row, column] = value
+    return matrix
+
+
+def arrows(page, panel):
+    return page.evaluate(
+        f"[...document.querySelectorAll('[data-panel={panel}] .pair')].map((pair) => [+pair.dataset.player,"
+        " +pair.dataset.target, +pair.dataset.value, !!pair.querySelector('.line').getAttribute('stroke-dasharray')])"
+    )
+
+
+def point_at(page, panel, row, column, grid=(8, 8)):
+    """Move the pointer over a patch of a large map; what both panels then say."""
+    down, right = (row + 0.5) / grid[0], (column + 0.5) / grid[1]
+    x, y = page.evaluate(
+        f"(() => {{ const canvas = document.querySelector('[data-panel={panel}] .large canvas');"
+        " canvas.scrollIntoView({block: 'center'}); const box = canvas.getBoundingClientRect();"
+        f" return [box.x + box.width * {right}, box.y + box.height * {down}]; }})()"
+    )
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    return page.texts(".large .readout")
+
+
+def number(text):
+    return float(text.rpartition(": ")[2].replace("−", "-"))
+
+
+def as_shown(value):
+    """To the three digits that the page writes."""
+    return float(f"{value:.2e}")
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 800])
+def test_every_view_of_real_jobs_is_drawn_without_an_error_and_within_the_window(real, open_page, width):
+    page = open_page(real[0], width=width)
+    shown = page.evaluate("[...document.querySelectorAll('#experiment option')].map((option) => option.value)")
+    assert set(shown) == set(REAL)
+    for experiment in shown:
+        page.choose("experiment", experiment)
+        assert len(page.texts(".panel h3")) == 2
+        assert "undefined" not in page.evaluate("document.body.innerText")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@needs_chromium
+def test_another_sample_question_word_or_method_is_another_picture(real, open_page):
+    page = open_page(real[0], "#experiment=pointing")
+    seen = [page.pixels("[data-panel=b] .large canvas")]
+    samples = page.evaluate("[...document.querySelectorAll('#sample option')].map((option) => option.value)")
+    for control, value in (("item", "one"), ("question", "2"), ("sample", samples[1]), ("b", "Grad-ECLIP")):
+        page.choose(control, value)
+        seen.append(page.pixels("[data-panel=b] .large canvas"))
+    assert len(set(seen)) == 5
+    assert seen[-1] == page.pixels("[data-panel=a] .large canvas")
+
+
+@needs_chromium
+def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real, open_page):
+    folder, configs = real
+    first, meta = (explanation_of(cfg, "4") for cfg in configs["pointing"])
+    page = open_page(folder, "#experiment=pointing&question=4&item=three")
+    for row, column in ((0, 0), (2, 5), (7, 7)):
+        said = point_at(page, "b", row, column)
+        assert number(said[0]) == as_shown(first.attribution[8 * row + column])
+        assert number(said[1]) == as_shown(meta.meta.values[8 * row + column, 2])
+        assert said[1].startswith(f"three, row {row + 1}, column {column + 1}")
+
+
+@needs_chromium
+def test_an_adders_matrix_and_first_order_bars_are_those_of_its_arrays(real, open_page):
+    folder, configs = real
+    explanation = explanation_of(configs["addition"][1])
+    page = open_page(folder, "#experiment=addition")
+    bars = page.evaluate("[...document.querySelectorAll('[data-panel=b] .value')].map(({dataset}) => +dataset.value)")
+    assert np.allclose(entries(page, "b"), explanation.meta.values, rtol=1e-6, atol=1e-6)
+    assert np.allclose(bars, explanation.attribution, rtol=1e-6)
+
+
+@needs_chromium
+def test_influence_of_concepts_is_the_mean_over_patches_or_that_of_the_chosen_one(real, open_page):
+    folder, configs = real
+    explanation = explanation_of(configs["painted"][0], "all players", "meta_concept_attention")
+    n, (rows, side) = len(explanation.players), explanation.grid
+    directional = explanation.meta.values.reshape(n, rows * side, n).transpose(0, 2, 1)
+    page = open_page(folder, "#experiment=painted&question=all+players&b=Meta-ConceptAttention")
+    tolerance = float(np.abs(directional).max()) / 32767
+    assert np.allclose(entries(page, "b"), directional.mean(2), rtol=0, atol=tolerance)
+    page.evaluate("document.querySelector('[data-panel=b] .large canvas').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):  # the first step is to column 2
+        page.press(key)
+    page.settle()
+    patch = number(page.texts("[data-panel=b] .influence h4")[0].replace("row ", ": ").split(",")[0]) - 1
+    column = int(re.search(r"column (\d+)", page.texts("[data-panel=b] .influence h4")[0])[1]) - 1
+    chosen = int(patch) * side + column
+    assert chosen > 0
+    assert np.allclose(entries(page, "b"), directional[:, :, chosen], rtol=0, atol=tolerance)
+
+
+@needs_chromium
+def test_pairs_of_words_have_maps_of_their_own(real, open_page):
+    folder, configs = real
+    pairs = explanation_of(configs["captions"][0], "caption").meta.values
+    page = open_page(folder, "#experiment=captions&question=caption")
+    names = page.texts("[data-panel=a] .map span")
+    chosen = next(name for name in names if " + " in name)
+    page.choose("item", chosen)
+    said = point_at(page, "a", 1, 1)
+    assert said[0].startswith(chosen)
+    assert number(said[0]) == as_shown(pairs[9, 0, 1])
+
+
+@needs_chromium
+def test_one_entry_is_one_arrow_from_its_player_to_its_target(stub, open_page):
+    write_page(stub)
+    page = open_page(stub, "#experiment=sentences&sample=s0&a=first&b=arrow")
+    assert arrows(page, "b") == [[2, 1, -2.5, True]]
+    assert arrows(page, "a") == []
+    box = {
+        name: page.evaluate(
+            f"(() => {{ const box = document.querySelector(`[data-panel=b] {selector}`).getBoundingClientRect();"
+            " return [box.left, box.right, box.top, box.bottom]; })()"
+        )
+        for name, selector in {
+            "head": ".head", "line": ".line", "player": "[data-token='2']", "target": "[data-token='1']",
+        }.items()
+    }  # fmt: skip
+    assert box["target"][0] < box["head"][0] < box["head"][1] < box["target"][1]
+    assert box["head"][2] >= box["target"][3] - 1  # it comes from below: the target is the earlier token
+    assert box["player"][0] < box["line"][1] < box["player"][1]
+    assert "c → b: −2.50" in page.texts("[data-panel=b] .pairs li")
+
+
+@needs_chromium
+def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_it(stub, open_page):
+    write_page(stub)
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
+    assert sorted(arrows(page, "b")) == sorted(
+        [[1, 0, 4.0, False], [0, 1, -8.0, True], [1, 2, 1.0, False], [0, 2, 0.5, False]]
+    )
+    page.choose("pairs", 2)
+    assert sorted(pair[:2] for pair in arrows(page, "b")) == [[0, 1], [1, 0]]
+    page.choose("pairs", 9)
+    page.evaluate("document.querySelector('[data-panel=b] [data-token=\"2\"]').focus()")
+    page.press("Enter")
+    assert sorted(pair[:2] for pair in arrows(page, "b")) == [[0, 2], [1, 2]]
+
+
+@needs_chromium
+def test_two_methods_share_a_scale_unless_each_is_to_have_its_own(stub, open_page):
+    write_page(stub)
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
+    limits = "[...document.querySelectorAll('.panel')].map((panel) => +panel.querySelector('.legend').dataset.limit)"
+    shared = page.evaluate(limits)
+    page.evaluate("document.getElementById('scale-own').click()")
+    own = page.evaluate(limits)
+    assert shared[0] == shared[1]
+    assert own[0] < own[1]
+    assert "scale=own" in page.evaluate("location.hash")
+
+
+@needs_chromium
+def test_the_address_of_a_page_leads_back_to_the_same_view(stub, open_page):
+    write_page(stub)
+    page = open_page(stub)
+    page.choose("sample", "s1")
+    page.choose("a", "many")
+    page.choose("b", "arrow")
+    again = open_page(stub, page.evaluate("location.hash"))
+    assert again.evaluate("document.getElementById('panels').innerHTML") == page.evaluate(
+        "document.getElementById('panels').innerHTML"
+    )
+
+
+@needs_chromium
+def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_name(stub, open_page):
+    write_page(stub)
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=many&b=strange")
+    assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
+
+
+@needs_chromium
+def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
+    folder = tmp_path / "tiny"
+    values = np.arange(12.0).reshape(6, 2)
+    method = {"values": values.tolist(), "attribution": values.sum(1).tolist(), "targets": ["image"], "grid": [2, 3]}
+    run_job(sentence_config(folder / "wide", "wide", texts=["a b"], **method))
+    write_page(folder)
+    page = open_page(folder, "#experiment=wide&item=b")
+    assert page.texts("[data-panel=a] .map span") == ["a", "b", "all words"]
+    said = point_at(page, "a", 1, 2, grid=(2, 3))
+    assert said[0] == "b, row 2, column 3: +11.0"
+
+
+@needs_chromium
+def test_a_sample_that_failed_says_why(stub, open_page):
+    write_page(stub)
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=broken")
+    assert HOSTILE in page.texts("[data-panel=a] .error")[0]
+
+
+@needs_chromium
+def test_what_two_jobs_mean_by_one_id_is_not_mixed(stub, open_page):
+    write_page(stub)
+    page = open_page(stub, "#experiment=twins")
+    samples = page.evaluate("[...document.querySelectorAll('#sample option')].map((option) => option.value)")
+    texts = []
+    for sample in samples:
+        page.choose("sample", sample)
+        texts.append(page.texts("#subject")[0])
+    assert sum("x y z w" in text for text in texts) == 1
+    assert sum("a b c d" in text for text in texts) == 1
+    page.choose("sample", next(s for s, text in zip(samples, texts, strict=True) if "x y z w" in text))
+    assert len(page.texts("#a option")) == 1
+
+
+@needs_chromium
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(real, open_page):
+    page = open_page(real[0], "#experiment=painted")
+    controls = "[...document.querySelectorAll('#controls select, #controls input')]"
+    assert page.evaluate(f"{controls}.length") > 5
+    assert page.evaluate(f"{controls}.every((each) => each.labels.length === 1 && each.tabIndex === 0)")
+
+
+@needs_chromium
+def test_texts_of_results_stay_texts(tmp_path, open_page):
+    folder = tmp_path / "tiny"
+    cfg = sentence_config(folder / "x", "m", texts=[HOSTILE], label="<i>m</i>", entries=[[0, 1, 1.0]])
+    run_job(cfg)
+    write_table(TABLE, folder / "x")
+    write_page(folder)
+    page = open_page(folder)
+    assert HOSTILE in page.texts("#subject")[0]
+    assert page.texts("#a option") == ["<i>m</i>"]
+    assert HOSTILE in page.texts("details li")
+    assert page.evaluate("document.querySelectorAll('b, #panels i, img[src=x]').length") == 0
+    assert page.texts("#results-x h2") == ["x: sentences: what is known <of> them"]
+
+
+@needs_chromium
+def test_a_table_has_published_values_claims_and_notes_beside_its_cells(stub, open_page):
+    write_page(stub, known=["sentences", "figure2", "table1"])
+    page = open_page(stub)
+    assert [" ".join(text.split()) for text in page.texts("tbody td")] == [
+        "ours", "0.500 ± 0.125 0.750", "x1*x2", "yes", "other", "–", "–", "no",
+    ]  # fmt: skip
+    assert page.texts("td .published[title]") == ["0.750"]
+    assert page.texts(".badge") == ["✓ holds", "✗ does not hold", "? not decided"]
+    assert page.texts(".missing code") == ["make table1", "make figure2"]
+
+
+@needs_chromium
+def test_without_its_picture_a_sample_is_shown_with_the_reason(tmp_path, open_page):
+    image = tmp_path / "two.png"
+    shutil.copy(ROOT / "data/tiny/images/two_six.png", image)
+    folder = tmp_path / "tiny"
+    with shipped_configs():
+        cfg = compose(
+            "config",
+            overrides=["model=clip_vitb16", "benchmark=illustration", "attribution=meta_grad_eclip",
+                       f"benchmark.image={image}", "benchmark.caption='two six'", f"output_dir={folder / 'own'}"],
+        )  # fmt: skip
+        run_job(cfg)
+        image.unlink()
+        write_page(folder)
+    page = open_page(folder)
+    assert "its text and picture are missing" in " ".join(page.texts("#subject .error"))
+    assert page.texts("[data-panel=a] .map span")[:2] == ["two", "six"]
+
+
+@needs_chromium
+def test_a_file_of_arrays_that_is_broken_is_told_and_the_others_are_shown(stub, tmp_path, open_page):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    for path in folder.glob("sentences/jobs/*many*/arrays/*.npz"):
+        content = path.read_bytes()
+        path.write_bytes(content[:60] + bytes(40) + content[100:])
+    for path in folder.glob("sentences/jobs/*first*/arrays/*.npz"):
+        path.write_bytes(path.read_bytes()[:40])
+    (next(folder.glob("sentences/jobs/*strange*")) / "records.jsonl").write_text("{}\n")
+    (folder / "sentences" / "figure.png").write_bytes(b"no picture")
+    write_page(folder)
+    page = open_page(folder, "#experiment=sentences&sample=s1&a=many&b=arrow")
+    told = " ".join(page.texts(".error"))
+    assert "cannot be read" in page.texts("[data-panel=a] .error")[0]
+    assert "first of Reader: 2 of 2 samples are missing: run the experiment again." in told
+    assert "is no record" in told
+    assert "figure.png" in told
+    assert page.texts("[data-panel=b] .matrix")
+
+
+def test_equal_results_are_equal_bytes_wherever_they_lie(stub, tmp_path):
+    moved = shutil.copytree(stub, tmp_path / "elsewhere" / "tiny")
+    assert write_page(stub).read_bytes() == write_page(moved).read_bytes() == write_page(moved).read_bytes()
+
+
+def test_a_page_names_no_address_and_lets_only_its_own_script_run(stub):
+    text = write_page(stub).read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert set(re.findall(r"https?://[^\s\"']*", text)) == {"http://www.w3.org/2000/svg"}
+    assert str(stub.parent) not in text
+
+
+def groups(folder, **settings):
+    """What the browser of samples is given."""
+    text = write_page(folder, **settings).read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["groups"]
+
+
+def test_only_the_first_samples_are_embedded(stub):
+    def ids(n_samples):
+        return [sample["id"] for group in groups(stub, n_samples=n_samples) for sample in group["samples"]]
+
+    assert ids(1) == ["s0", "s0", "s0"]
+    assert ids(2) == ["s0", "s1", "s0", "s0"]
+
+
+@pytest.mark.parametrize(("size", "kind", "tolerance"), [(50, "float32", 1e-7), (5000, "int16", 1 / 32767)])
+def test_a_packed_array_is_read_back_within_its_digits(size, kind, tolerance):
+    values = np.random.default_rng(0).normal(size=(size, 1)) * 7
+    packed = pack(values)
+    stored = np.frombuffer(base64.b64decode(packed["data"]), {"float32": "<f4", "int16": "<i2"}[kind])
+    assert packed["type"] == kind
+    assert np.abs(stored * packed["scale"] - values.ravel()).max() <= tolerance * np.abs(values).max()
+
+
+def test_an_array_with_nan_is_refused():
+    with pytest.raises(UserError, match="no finite number"):
+        pack(np.array([1.0, np.nan]))
+
+
+def test_a_small_picture_is_embedded_without_loss():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    content = base64.b64decode(picture_uri(image).partition(",")[2])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(image))
+
+
+def test_a_table_that_is_cut_off_is_told(stub, tmp_path):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    text = json.dumps(asdict(TABLE))
+    (folder / "sentences" / "table.json").write_text(text[:100])
+    assert "is no table" in write_page(folder).read_text(encoding="utf-8")
+
+
+def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_nothing(stub, tmp_path, caplog):
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "--outputs", str(stub.parent), "--samples", "1", "--page-only"])
+    assert (stub / "report" / "index.html").exists()
+    caplog.clear()
+    with pytest.raises(SystemExit, match="1"):
+        main(["report", "--outputs", str(tmp_path), "--page-only"])
+    assert caplog.messages == [f"{tmp_path / 'tiny'} has no results: run an experiment first, such as 'make table1'."]
+
+
+def test_no_samples_are_refused(stub):
+    with pytest.raises(UserError, match="--samples 0: give a positive number"):
+        write_page(stub, n_samples=0)
+
+
+def test_a_figure_that_is_too_wide_for_its_format_is_made_smaller():
+    drawn = io.BytesIO()
+    Image.new("RGB", (LARGEST_WEBP + 1000, 40)).save(drawn, "PNG")
+    stored = figure_uri(drawn.getvalue()).partition(",")[2]
+    assert Image.open(io.BytesIO(base64.b64decode(stored))).width == LARGEST_WEBP
+
+
+@pytest.mark.parametrize("odd", [np.ones((2, 2)), np.ones(9)])
+def test_arrays_of_another_shape_than_their_names_make_are_told_and_the_others_are_shown(stub, tmp_path, odd):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    file = next(folder.glob("sentences/jobs/*-many-*/arrays/*.npz"))
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    np.savez(file, **{**arrays, "values": odd})
+    with unchecked():
+        page = write_page(folder).read_text(encoding="utf-8")
+    assert page.count("players, targets and grid make") == 1
+
+
+def test_results_of_an_earlier_version_are_named_in_one_sentence(stub, tmp_path):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    shutil.rmtree(folder / "sentences" / "samples")
+    page = write_page(folder).read_text(encoding="utf-8")
+    told = "sentences holds results of an earlier version, which are not read: run the experiment again."
+    assert page.count(told) == 1
+    assert "claim True" in page
+    assert '"experiment":"twins"' in page
+
+
+def test_the_jobs_that_experiments_share_are_no_experiment(stub, tmp_path):
+    folder = shutil.copytree(stub, tmp_path / "tiny")
+    (folder / "jobs" / "reader-many-sentences-0").mkdir(parents=True)
+    assert write_page(folder).read_bytes() == write_page(stub).read_bytes()
+
+
+def test_jobs_that_are_shown_together_are_told_apart_by_what_differs(tmp_path):
+    folder = tmp_path / "tiny"
+    for benchmark, texts in (("sentences", ["a b"]), ("words", ["a"])):
+        for value in (1.0, 2.0)[: len(texts[0])]:
+            cfg = sentence_config(folder / "two", "m", texts=texts, label="M", entries=[[0, 0, value]])
+            cfg.benchmark.name = benchmark
+            run_job(cfg)
+    assert [[method["label"] for method in group["samples"][0]["methods"]] for group in groups(folder)] == [
+        ["M (method.entries=[[0, 0, 1.0]])", "M (method.entries=[[0, 0, 2.0]])"], ["M"],
+    ]  # fmt: skip
+
+
+def test_variants_of_a_job_are_methods_of_one_sample_also_where_one_fails(tmp_path):
+    folder = tmp_path / "tiny"
+    cfg = sentence_config(folder / "both", "both", texts=["a b"])
+    good, bad = (sentence_config(folder, name, **method).attribution for name, method in VARIANTS.items())
+    cfg.attribution = {**cfg.attribution, "method": None, "variants": {"good": good, "bad": bad}}
+    run_job(cfg)
+    ((sample,),) = [group["samples"] for group in groups(folder)]
+    assert [(method["label"], bool(method["views"]), method["error"]) for method in sample["methods"]] == [
+        ("bad", False, "This sample failed: no memory"), ("good", True, None),
+    ]  # fmt: skip
+
+
+VARIANTS = {"good": {"entries": [[0, 1, 1.0]]}, "bad": {"error": "no memory"}}
+
+GUESSES = {
+    "a metagame from the name of its config": r'removeprefix\("meta_"\)',
+    "a metagame from a label": r'startswith\("Meta-"\)',
+    "a method from its class": "_target_",
+    "a setting from a label": r"\bre\.\w+\(.*label",
+    "a kind from names of arrays": r"\bin arrays\b",
+    "a kind from a shape": r"\.shape ==",
+    "a kind from what happens to be there": r"\b(has|get)attr\(",
+}
+"""What reports and the page must not tell from what, and the code that would; kinds are declared."""
+
+
+@pytest.mark.parametrize(("guess", "code"), GUESSES.items())
+def test_nothing_is_guessed_from_names_or_shapes(guess, code):
+    rooms = [ROOT / "src" / "metagame" / room for room in ("report", "viewer")]
+    lines = [(path.name, line) for room in rooms for path in room.rglob("*.py") for line in path.open(encoding="utf-8")]
+    assert lines
+    assert [line for line in lines if re.search(code, line[1])] == [], guess

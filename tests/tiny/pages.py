@@ -1,0 +1,287 @@
+"""Stub jobs whose arrays are known, and a headless Chromium, driven through its DevTools protocol over two pipes."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from metagame.contracts import WHOLE, Benchmark, Explanation, Method, Model, Sample
+from metagame.errors import UserError
+from metagame.meta import MetaAttributions
+from tests.tiny.jobs import job_config
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+OPTIONS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--force-color-profile=srgb",
+    "--remote-debugging-pipe",
+)  # fmt: skip
+# Chromium reads commands from file descriptor 3 and writes answers to 4
+START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
+SECONDS = 60
+LOADED = "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+SETTLED = """new Promise((done) => {
+  const look = () => {
+    const maps = [...document.querySelectorAll("#panels .map canvas, #panels .large canvas")];
+    maps.every((canvas) => canvas.dataset.painted) ? done(true) : setTimeout(look, 10);
+  };
+  look();
+})"""
+
+
+@dataclass(frozen=True)
+class Sentence(Sample):
+    """A sample, and its own input: its words are the players and the targets."""
+
+    id: str
+    text: str
+
+    def description(self):
+        return self.text
+
+    @property
+    def players(self):
+        return tuple(self.text.split())
+
+    @property
+    def targets(self):
+        return self.players
+
+    grid = None
+    picture = None
+
+
+class Sentences(Benchmark):
+    """A benchmark of texts; sample k has id ``s{k}``."""
+
+    def __init__(self, texts, answer="yes"):
+        self.texts = texts
+        self.answer = answer
+
+    def samples(self):
+        return [Sentence(f"s{place}", text) for place, text in enumerate(self.texts)]
+
+    def score(self, sample, inputs, explanations):
+        return {"text": sample.text, "answer": self.answer}
+
+
+class Reader(Model):
+    """A model that makes nothing of a text."""
+
+    sample_type = Sentence
+    revision = "first"
+    device = "cpu"
+
+    def prepare(self, samples):
+        return [{WHOLE: sample} for sample in samples]
+
+
+class Given(Method):
+    """A method that has its answer from the config: an explanation, or an error.
+
+    Args:
+        entries: of the matrix of a metagame that is zero elsewhere: ``[target, player, value]``.
+        attribution: of the first targets; there is no metagame then, unless ``values`` are given.
+        values: influence of the players on targets that are none; the sample's first words are the players.
+        targets: their names.
+        grid: of patches, of which each target has all.
+        error: in place of an explanation.
+    """
+
+    input_type = Sentence
+
+    def __init__(self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None):
+        self.entries = entries
+        self.attribution = None if attribution is None else np.array(attribution)
+        self.values = None if values is None else np.array(values)
+        self.targets = None if targets is None else tuple(targets)
+        self.grid = None if grid is None else tuple(grid)
+        self.error = error
+
+    def explain(self, bound, progress=None):
+        if self.error is not None:
+            raise UserError(self.error)
+        if self.values is not None:
+            players = bound.players[: self.values.shape[1]]
+            meta = MetaAttributions(
+                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid
+            )  # fmt: skip
+            return Explanation(players, self.targets, self.grid, self.attribution, meta)
+        players, n = bound.players, len(bound.players)
+        if self.attribution is not None:
+            return Explanation(players, players, attribution=self.attribution[:n])
+        matrix = np.zeros((n, n))
+        for target, player, value in self.entries:
+            matrix[target, player] = value
+        meta = MetaAttributions(matrix, first_order=matrix.sum(1), players=players, targets=players)
+        return Explanation(players, players, attribution=meta.first_order, meta=meta)
+
+
+def sentence_config(output_dir, name, texts=("a b c d", "so it is"), label=None, **method):
+    """The config of a stub job of an experiment's folder."""
+    return job_config(
+        output_dir,
+        name="sentences",
+        model={"name": "reader", "label": "Reader", "_target_": "tests.tiny.pages.Reader"},
+        benchmark={"name": "sentences", "_target_": "tests.tiny.pages.Sentences", "texts": list(texts)},
+        attribution={
+            "name": name, "label": label or name, "family": "stub", "meta": False,
+            "method": {"_target_": "tests.tiny.pages.Given", **method},
+        },
+    )  # fmt: skip
+
+
+class Chromium:
+    """One browser; ``open`` gives a page of it."""
+
+    def __init__(self, profile):
+        commands, answers = os.pipe(), os.pipe()
+        inside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands[0], answers[1])]
+        for fd in (commands[0], answers[1]):
+            os.close(fd)
+        self.commands, self.answers = commands[1], answers[0]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, *map(str, inside), CHROMIUM, *OPTIONS, f"--user-data-dir={profile}"],
+            pass_fds=inside, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        for fd in inside:
+            os.close(fd)
+        self.number = 0
+        self.unread = b""
+        self.events = []
+
+    def call(self, method, session=None, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self.commands, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self):
+        limit = time.monotonic() + SECONDS
+        while b"\0" not in self.unread:
+            ready, _, _ = select.select([self.answers], [], [], max(0, limit - time.monotonic()))
+            assert ready, f"Chromium did not answer in {SECONDS} s"
+            read = os.read(self.answers, 1 << 20)
+            assert read, "Chromium ended"
+            self.unread += read
+        line, self.unread = self.unread.split(b"\0", 1)
+        return json.loads(line)
+
+    def open(self, url, width=1280, height=1000):
+        return Page(self, url, width, height)
+
+    def close(self):
+        self.call("Browser.close")
+        self.process.wait(timeout=SECONDS)
+        os.close(self.commands)
+        os.close(self.answers)
+
+
+class Page:
+    """A tab. What it logs, raises and asks for from its first moment on is in ``errors()`` and ``requests()``."""
+
+    def __init__(self, browser, url, width, height):
+        self.browser = browser
+        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        self.target = target
+        self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Network", "Page"):
+            self.call(f"{domain}.enable")
+        self.resize(width, height)
+        self.call("Page.navigate", url=url)
+        self.evaluate(
+            "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+        )
+        self.settle()
+
+    def call(self, method, **params):
+        return self.browser.call(method, self.session, **params)
+
+    def resize(self, width, height=1000):
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )  # fmt: skip
+
+    def evaluate(self, expression):
+        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def settle(self):
+        """Wait until the pictures are drawn."""
+        self.evaluate(SETTLED)
+
+    def choose(self, control, value):
+        """As a user does: set a control and tell it."""
+        event = "input" if control == "pairs" else "change"
+        self.evaluate(
+            f"(() => {{ const control = document.getElementById({json.dumps(control)});"
+            f" control.value = {json.dumps(value)};"
+            f" control.dispatchEvent(new Event('{event}', {{bubbles: true}})); }})()"
+        )
+        self.settle()
+
+    def press(self, key):
+        """A key, where the focus is."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def texts(self, selector):
+        return self.evaluate(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map((node) => node.textContent)"
+        )  # fmt: skip
+
+    def pixels(self, selector):
+        return self.evaluate(f"document.querySelector({json.dumps(selector)}).toDataURL()")
+
+    def errors(self):
+        return [
+            event["params"]
+            for event in self._events()
+            if event["method"] == "Runtime.exceptionThrown"
+            or (event["method"] == "Runtime.consoleAPICalled" and event["params"]["type"] in ("error", "warning"))
+            or (event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] in ("error", "warning"))
+        ]
+
+    def requests(self):
+        return [e["params"]["request"]["url"] for e in self._events() if e["method"] == "Network.requestWillBeSent"]
+
+    def _events(self):
+        self.evaluate("0")  # what happened before is told before the answer
+        return [event for event in self.browser.events if event.get("sessionId") == self.session]
+
+    def screenshot(self, path, selector=None):
+        clip = {}
+        if selector:
+            box = self.evaluate(
+                f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
+                " return {x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height, scale: 1}; })()"
+            )
+            clip = {"clip": box, "captureBeyondViewport": True}
+        data = self.call("Page.captureScreenshot", format="png", **clip)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+    def close(self):
+        self.browser.call("Target.closeTarget", targetId=self.target)
