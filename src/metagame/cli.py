@@ -95,9 +95,7 @@ def _own_configs(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("--config-dir", "-cd", type=Path)
     folder = parser.parse_known_args(list(arguments))[0].config_dir
     if folder is not None and not folder.is_dir():
-        raise UserError(
-            f"--config-dir {folder} is no folder: give the one with your choices, as model/NAME.yaml."
-        )
+        raise UserError(f"--config-dir {folder} is no folder: give the one with your choices, as model/NAME.yaml.")
     return [] if folder is None else [folder]
 
 
