@@ -25,7 +25,7 @@ from typing import overload
 import numpy as np
 import scipy.linalg
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from metagame.games import GameError
 
@@ -37,7 +37,7 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
 @overload
 def concept_metagame(
     logits: Float[torch.Tensor, "n P"],
-    background: Float[np.ndarray | torch.Tensor, "m P"],
+    background: Float[np.ndarray | torch.Tensor, "m P"] | None = None,
     directional: bool = False,
     *,
     dtype: torch.dtype = torch.float64,
@@ -47,7 +47,7 @@ def concept_metagame(
 @overload
 def concept_metagame(
     logits: Float[np.ndarray, "n P"],
-    background: Float[np.ndarray | torch.Tensor, "m P"],
+    background: Float[np.ndarray | torch.Tensor, "m P"] | None = None,
     directional: bool = False,
     *,
     dtype: torch.dtype = torch.float64,
@@ -56,7 +56,7 @@ def concept_metagame(
 
 def concept_metagame(
     logits: Float[np.ndarray | torch.Tensor, "n P"],
-    background: Float[np.ndarray | torch.Tensor, "m P"],
+    background: Float[np.ndarray | torch.Tensor, "m P"] | None = None,
     directional: bool = False,
     *,
     dtype: torch.dtype = torch.float64,
@@ -64,9 +64,10 @@ def concept_metagame(
     """Meta-ConceptAttention of every concept at every patch (App. C.4), without enumerating coalitions.
 
     Args:
-        logits: concepts (the players) by patches; any float dtype.
-        background: always-present concepts by patches, never players. With no rows, B = 0 and the game is the limit
-            B -> 0: nu_t(S) = w_t / sum_{k in S} w_k for t in S, so that nu_t({t}) = 1.
+        logits: concepts (the players) by patches; any float dtype. Where one is -inf, the concept is masked: it has no
+            weight, so that neither it nor its influence is other than 0.
+        background: always-present concepts by patches, never players. With no rows, None or -inf alone, B = 0 and the
+            game is the limit B -> 0: nu_t(S) = w_t / sum_{k in S} w_k for t in S, so that nu_t({t}) = 1.
         directional: also return the directional meta-attributions.
         dtype: of the arithmetic and of the result. Half-precision input is computed in it too.
 
@@ -78,15 +79,18 @@ def concept_metagame(
         below 1e-9 in float64, about 1e-6 in float32.
 
     Raises:
-        GameError: the shapes do not fit, or a logit is NaN or inf.
+        GameError: the shapes do not fit, or a logit is NaN or +inf.
     """
     if dtype not in (torch.float32, torch.float64):
         raise GameError(f"dtype={dtype}: give torch.float64, or torch.float32 for less precision.")
     as_numpy = not isinstance(logits, torch.Tensor)
-    logits, background = (x.detach() if isinstance(x, torch.Tensor) else torch.tensor(x) for x in (logits, background))
+    logits = _as_tensor(logits, "logits")
+    background = logits[:0] if background is None else _as_tensor(background, "background")
     _check(logits, background)
     logits, background = logits.to(dtype), background.to(logits.device, dtype)
-    rest = background.logsumexp(0)  # log B; without background -inf
+    masked = logits.isneginf()
+    logits = _without_masked(logits, masked)
+    logits, rest = _with_narrow_gaps(logits, background.logsumexp(0))  # log B; without background -inf
     least = torch.logaddexp(logits.amin(0), rest)
     spread = torch.logaddexp(logits.logsumexp(0), rest) - least
 
@@ -101,9 +105,54 @@ def concept_metagame(
         diag[:, chunk] = own
         if pairs is not None and influence is not None:
             pairs[..., chunk] = influence
+    diag.masked_fill_(masked, 0)
+    if pairs is not None:
+        pairs.masked_fill_(masked[:, None] | masked, 0)
     if as_numpy:
         return diag.numpy(), None if pairs is None else pairs.numpy()
     return diag, pairs
+
+
+def _as_tensor(values: object, name: str) -> torch.Tensor:
+    """Of floats on whatever device they are on, numpy's in a memory layout that torch takes."""
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise GameError(f"{name} has dtype {array.dtype}: give floating-point logits.")
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+LARGEST_GAP = 50.0
+"""exp(-50) is nothing beside 1: a wider gap between logits changes no value by more than 1e-20."""
+
+
+def _without_masked(
+    logits: Float[torch.Tensor, "n P"], masked: Bool[torch.Tensor, "n P"]
+) -> Float[torch.Tensor, "n P"]:
+    """Masked concepts so far below the others that they weigh nothing."""
+    if not masked.any():
+        return logits
+    least = logits.masked_fill(masked, torch.inf).amin(0)
+    least = torch.where(least.isinf(), torch.zeros_like(least), least)  # all are masked
+    return torch.where(masked, least - 2 * LARGEST_GAP, logits)
+
+
+def _with_narrow_gaps(
+    logits: Float[torch.Tensor, "n P"], rest: Float[torch.Tensor, " P"]
+) -> tuple[Float[torch.Tensor, "n P"], Float[torch.Tensor, " P"]]:
+    """The same game where the logits of a patch, and log B, lie further apart than matters."""
+    ordered, order = torch.cat([logits, rest[None]]).sort(0)
+    gaps = ordered.diff(dim=0)
+    wide = (gaps > LARGEST_GAP).any(0)
+    if not wide.any():
+        return logits, rest
+    steps = torch.cat([torch.zeros_like(rest[None]), gaps.clamp(max=LARGEST_GAP)]).cumsum(0)
+    narrow = torch.zeros_like(steps).scatter(0, order, steps)
+    without = rest.isneginf()
+    return torch.where(wide, narrow[:-1], logits), torch.where(wide & ~without, narrow[-1], rest)
 
 
 def _chunks(spread: Float[torch.Tensor, " P"], n: int) -> Iterator[Int[torch.Tensor, " p"]]:
@@ -226,5 +275,5 @@ def _check(logits: torch.Tensor, background: torch.Tensor) -> None:
     for name, value in (("logits", logits), ("background", background)):
         if not value.is_floating_point():
             raise GameError(f"{name} has dtype {value.dtype}: give floating-point logits.")
-        if not torch.isfinite(value).all():
-            raise GameError(f"{name} contains NaN or inf: logits must be finite.")
+        if (value.isnan() | value.isposinf()).any():
+            raise GameError(f"{name} contains NaN or inf: give finite logits, or -inf for a concept that is masked.")

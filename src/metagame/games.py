@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from metagame.errors import GameError
+from metagame.errors import GameError, UserError
 
 Coalitions = Bool[np.ndarray, "k n"]
 Values = Float[np.ndarray, "k t"]
@@ -25,13 +26,24 @@ def all_coalitions(n_players: int) -> Bool[np.ndarray, "2**{n_players} {n_player
 
 def as_float64(values: Any, name: str) -> Float[np.ndarray, " ..."]:
     """Numpy float64 of numpy or torch values on any device, or of lists; a GameError names what is not real numbers."""
+    try:
+        array = _as_numpy(values)
+    except Exception as error:  # of numpy and torch, of many kinds
+        reason = " ".join(str(error).split())
+        raise GameError(f"{name} is no array ({type(error).__name__}: {reason}): give one of real numbers.") from error
+    if array.dtype.kind not in "fiub":
+        raise GameError(f"{name} has dtype {array.dtype}: give real numbers.")
+    return array.astype(np.float64, copy=False)
+
+
+def _as_numpy(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):  # of torch, which numpy users need not have
-        values = values.detach().cpu()
-        values = values.numpy() if values.is_complex() else values.double().numpy()
-    values = np.asarray(values)
-    if values.dtype.kind not in "fiub":
-        raise GameError(f"{name} has dtype {values.dtype}: give real numbers.")
-    return values.astype(np.float64, copy=False)
+        tensor = values.detach()
+        tensor = (tensor if str(tensor.layout) == "torch.strided" else tensor.to_dense()).cpu()
+        return tensor.numpy() if tensor.is_complex() else tensor.double().numpy()
+    if isinstance(values, list | tuple) and any(hasattr(each, "detach") for each in values):
+        return np.asarray([_as_numpy(each) for each in values])
+    return np.asarray(values)
 
 
 class AttributionGame:
@@ -40,15 +52,16 @@ class AttributionGame:
     Args:
         fn: maps coalitions, bool ``(k, n)``, to attributions, float ``(k, t)``, numpy or torch. Row r of the result
             holds the attribution of every target when only the players in row r are present. It must treat rows
-            independently of each other.
+            independently of each other. It may change its argument, and may return the same array again.
         n_players: the number n of players.
         batch_size: the most coalitions that ``fn`` is given at once; all of them when ``None``.
+        cache: keep the values of all coalitions, so that none is evaluated twice, also where a later one fails.
 
     Attributes:
         n_evaluations: coalitions evaluated so far (what a budget counts).
     """
 
-    def __init__(self, fn: Callable, n_players: int, *, batch_size: int | None = None) -> None:
+    def __init__(self, fn: Callable, n_players: int, *, batch_size: int | None = None, cache: bool = False) -> None:
         if not callable(fn):
             raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
         if not isinstance(n_players, Integral) or n_players < 1:
@@ -57,13 +70,15 @@ class AttributionGame:
         self.fn = fn
         self.n_players = n_players
         self.batch_size = batch_size
+        self.cache = cache
         self.n_evaluations = 0
-        self._grand: Float[np.ndarray, " t"] | None = None
+        self._known: dict[bytes, Float[np.ndarray, " t"]] = {}  # by coalition; without a cache the grand one alone
+        self._n_targets: int | None = None
 
     @classmethod
     def from_values(cls, values: Float[np.ndarray, "k t"]) -> AttributionGame:
         """A game whose every value is known: row S of all k = 2^n ``values`` belongs to the coalition with bits S."""
-        values = np.asarray(values)
+        values = as_float64(values, "values")
         n_players = (len(values) if values.ndim == 2 else 0).bit_length() - 1
         if n_players < 1 or len(values) != 1 << n_players:
             raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition, n >= 1.")
@@ -74,8 +89,8 @@ class AttributionGame:
         """Attributions of all targets on each coalition, float64 ``(k, t)``.
 
         Raises:
-            GameError: ``coalitions`` is not bool ``(k, n)``; ``fn`` returned another shape than ``(k, t)``, or NaN or
-                inf.
+            GameError: ``coalitions`` is not bool ``(k, n)``; ``fn`` raised an error that is not a UserError, or
+                returned another shape than ``(k, t)``, or NaN or inf.
         """
         coalitions = np.asarray(coalitions)
         if coalitions.dtype != np.bool_:
@@ -86,48 +101,79 @@ class AttributionGame:
             )
         _check_batch_size(self.batch_size)
         size = self.batch_size or max(len(coalitions), 1)
-        parts = []
+        values = np.empty((len(coalitions), 0))
         for start in range(0, len(coalitions), size):
-            parts.append(self._evaluate_unknown(coalitions[start : start + size]))
+            found = self._values_of(coalitions[start : start + size])
+            if start == 0:
+                values = np.empty((len(coalitions), found.shape[1]))
+            values[start : start + size] = found
             if progress is not None:
                 progress(min(start + size, len(coalitions)), len(coalitions))
-        return np.concatenate(parts) if parts else np.empty((0, 0))
+        return values
 
     def grand(self) -> Float[np.ndarray, " t"]:
         """phi_i(N): the first-order attribution of every target; evaluated once, however often it is asked for."""
-        if self._grand is None:
-            self._grand = self._evaluate(np.ones((1, self.n_players), dtype=bool))[0]
-        return self._grand
+        grand = np.ones((1, self.n_players), dtype=bool)
+        values = self._values_of(grand)
+        self._keep(grand, values)
+        return values[0]
 
-    def _evaluate_unknown(self, coalitions: Coalitions) -> Values:
-        known = coalitions.all(1)
-        if self._grand is None or not known.any():
-            return self._evaluate(coalitions)
-        values = np.empty((len(coalitions), len(self._grand)))
-        values[known] = self._grand
-        if not known.all():
-            values[~known] = self._evaluate(coalitions[~known])
-        return values
+    def _values_of(self, coalitions: Coalitions) -> Values:
+        """Those that are known, and of the other coalitions what ``fn`` returns."""
+        names = [coalition.tobytes() for coalition in coalitions]
+        new = [row for row, name in enumerate(names) if name not in self._known]
+        if self.cache:  # each once
+            new = list({names[row]: row for row in reversed(new)}.values())[::-1]
+        found = self._evaluate(coalitions[new]) if new else np.empty((0, 0))
+        if len(new) == len(names) and not self.cache:
+            return found
+        if self.cache and new:
+            self._keep(coalitions[new], found)
+        values = ChainMap({names[row]: value for row, value in zip(new, found, strict=True)}, self._known)
+        return np.array([values[name] for name in names])
+
+    def _keep(self, coalitions: Coalitions, values: Values) -> None:
+        self._known |= {each.tobytes(): found.copy() for each, found in zip(coalitions, values, strict=True)}
 
     def _evaluate(self, coalitions: Coalitions) -> Values:
-        values = self.fn(coalitions)
-        values = as_float64(values, "the result of fn")
-        n_targets = values.shape[1:] if self._grand is None else self._grand.shape
-        if values.ndim != 2 or values.shape != (len(coalitions), *n_targets) or values.size == 0:
+        """Finite values of another array than ``fn``'s, which may use its own again."""
+        values = np.array(as_float64(self._call(coalitions), "the result of fn"))
+        expected = (len(coalitions), self._n_targets or (values.shape[-1] if values.ndim else 0))
+        if values.shape != expected or values.size == 0:
             raise GameError(
-                f"fn returned shape {values.shape} for {len(coalitions)} coalitions: return (k, t), a row per coalition"
-                " and a column per target, the same targets each time."
+                f"fn returned shape {values.shape} for {_named(coalitions)}: return (k, t), a row per coalition and a"
+                " column per target, the same targets each time."
             )
+        self._n_targets = values.shape[1]
         bad = ~np.isfinite(values)
         if bad.any():
             row, target = np.argwhere(bad)[0]
-            present = np.flatnonzero(coalitions[row]).tolist()
+            if self.cache:
+                good = ~bad.any(1)
+                self._keep(coalitions[good], values[good])
             raise GameError(
-                f"fn returned {values[row, target]} for target {target} on coalition {present}: attributions must be"
-                " finite; check the method on that masked input."
+                f"fn returned {values[row, target]} for target {target} on {_named(coalitions[row : row + 1])}:"
+                " attributions must be finite; check the method on that masked input."
             )
         self.n_evaluations += len(coalitions)
         return values
+
+    def _call(self, coalitions: Coalitions) -> Any:
+        """What ``fn`` returns for a copy of its own, which it may change."""
+        try:
+            return self.fn(coalitions.copy())
+        except UserError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            advice = "" if len(coalitions) == 1 else "; batch_size=1 finds the one"
+            raise GameError(f"fn failed on {_named(coalitions)} ({reason}){advice}.") from error
+
+
+def _named(coalitions: Coalitions) -> str:
+    """The players present in a coalition, or in the first one of several."""
+    first = f"coalition {np.flatnonzero(coalitions[0]).tolist()}"
+    return first if len(coalitions) == 1 else f"{len(coalitions)} coalitions at once, the first one {first}"
 
 
 def _check_batch_size(batch_size: int | None) -> None:

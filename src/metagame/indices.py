@@ -106,6 +106,8 @@ def _fsii(s: int, t: int) -> Fraction:
 
 def _index(values: ArrayLike, n: int, order: int, c: Coefficient) -> Float[np.ndarray, "{n} ..."]:
     values, drop = _check(values, n)
+    if not isinstance(order, Integral):
+        raise GameError(f"order={order!r}: give the whole number 1 or 2.")
     if order == 1:
         first, second = np.arange(n), np.arange(n)
     elif order == 2:

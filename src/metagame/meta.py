@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MetaAttributions:
     """Second-order values of one input, in the units of the attribution method (t targets, n players).
 
@@ -34,10 +35,12 @@ class MetaAttributions:
             of players, symmetric, the index of the single player on the diagonal. float64, or sympy's expressions.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
-        standard_error: shape of ``values``, or None where the estimator has none.
+        standard_error: shape of ``values``, or None where it is not known.
+        error_note: why it is not known.
         endogenous: the players are the targets.
         order: 1 or 2.
-        index: name of the index of pairs, ``serial`` of an attribution of attributions; None of a metagame of order 1.
+        index: name of the index of pairs, ``serial`` of an attribution of attributions; of a metagame of order 1 None,
+            or ``banzhaf``.
         n_evaluations: coalitions on which the attribution method ran.
         directed: entry (i, j) is the influence j -> i; False: it belongs to the unordered pair {i, j}, the matrix is
             symmetric, and the index of the single player stands on the diagonal.
@@ -50,6 +53,7 @@ class MetaAttributions:
     first_order: Shaped[np.ndarray, " t"] | None = None
     empty: Shaped[np.ndarray, " t"] | None = None
     standard_error: np.ndarray | None = None
+    error_note: str = ""
     endogenous: bool = True
     order: int = 1
     index: str | None = None
@@ -58,6 +62,15 @@ class MetaAttributions:
     players: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     grid: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        n_targets, n_players = self.values.shape[:2]
+        kind = "endogenous" if self.endogenous else "exogenous"
+        index = f", {self.index}" if self.index else ""
+        return (
+            f"MetaAttributions({kind}, order {self.order}{index}, {n_players} players, {n_targets} targets,"
+            f" {self.n_evaluations} evaluations)"
+        )
 
     @property
     def residual(self) -> Shaped[np.ndarray, " t"]:
@@ -85,7 +98,7 @@ class MetaAttributions:
             GameError: the values are no metagame: rows of an interaction index are no Shapley values.
             UserError: shapiq is not installed.
         """
-        if self.order == 1 and (not self.directed or self.index is not None):
+        if self.order == 1 and (not self.directed or self.index not in (None, "banzhaf")):
             raise GameError("only metagames can be given to shapiq target by target; these are values of pairs.")
         return [self._to_shapiq(target) for target in range(len(self.values))]
 
@@ -104,7 +117,7 @@ class MetaAttributions:
                 scores |= {(i, j): float(self.values[target, i, j]) for j in range(i + 1, n)}
         return shapiq.InteractionValues(
             scores,
-            index="SV" if self.index is None else SHAPIQ_NAMES[self.index],
+            index="SV" if self.index is None else "BV" if self.order == 1 else SHAPIQ_NAMES[self.index],
             n_players=n,
             min_order=0,
             max_order=self.order,
@@ -125,7 +138,7 @@ def meta_attributions(
     seed: int = 0,
     *,
     order: int = 1,
-    index: str = "sii",
+    index: str | None = None,
     progress: Progress | None = None,
 ) -> MetaAttributions:
     """Play the metagame of ``game``: Shapley values of its players, for every target (Definition 2).
@@ -139,7 +152,9 @@ def meta_attributions(
         budget: the most coalitions to evaluate; None: all 2^n for ``exact``, else 64 per player.
         seed: of the sampling.
         order: 2 for the interaction ``index`` of pairs of players of an exogenous game.
-        index: ``sii``, ``ksv``, ``stii``, ``fsii`` or ``banzhaf``; the approximations know ``sii``.
+        index: of order 2 ``sii`` (also None), ``ksv``, ``stii``, ``fsii`` or ``banzhaf``; the approximations know
+            ``sii``. At order 1 these are all the Shapley value, but for ``banzhaf``: the Banzhaf value, by ``exact``
+            and ``trees``.
         progress: called with (coalitions evaluated, planned) after each batch.
 
     Raises:
@@ -149,9 +164,11 @@ def meta_attributions(
     _check_settings(game, endogenous, budget, seed)
     if order not in (1, 2):
         raise GameError(f"order={order!r}: meta-attributions have order 1 or 2.")
-    if order == 2 and index not in indices.PAIRWISE:
+    if index is not None and index not in indices.PAIRWISE:
         raise GameError(f"index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}.")
+    index = (index or "sii") if order == 2 else "banzhaf" if index == "banzhaf" else None
     before = game.n_evaluations
+    guessed = endogenous is None
     if endogenous is None:
         endogenous = _guess_endogenous(game, order)
     if endogenous and order == 2:
@@ -162,14 +179,21 @@ def meta_attributions(
             f" {game.n_players} players: pass endogenous=False."
         )
     estimate = play(game, Rules(endogenous, order, index, budget, seed, progress))
+    if guessed and endogenous and estimate.empty.any():
+        warnings.warn(
+            f"The {game.n_players} targets were taken for the players, since they are as many, but phi(empty) is not 0:"
+            " pass endogenous=False where they are others, or endogenous=True.",
+            stacklevel=2,
+        )
     return MetaAttributions(
         values=estimate.values,
         first_order=estimate.first_order,
         empty=estimate.empty,
         standard_error=estimate.standard_error,
+        error_note=estimate.error_note,
         endogenous=endogenous,
         order=order,
-        index=index if order == 2 else None,
+        index=index,
         n_evaluations=game.n_evaluations - before,
     )
 

@@ -273,3 +273,50 @@ def test_weights_that_a_float_cannot_hold_share_what_is_left():
     logits, background = torch.tensor([[0.0], [0.0], [-5000.0]]), torch.tensor([[-5000.0]])
     diag, _ = concept_metagame(logits.double(), background.double())
     torch.testing.assert_close(diag[:, 0], torch.tensor([0.75, 0.75, 1 / 6], dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_background", [0, 1])
+def test_a_masked_concept_is_a_null_player(n_background):
+    draw = torch.randn(4 + n_background, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits, background = draw[:4], draw[4:]
+    logits[1, :3] = -torch.inf
+    diag, pairs = concept_metagame(logits, background, directional=True)
+    others = [0, 2, 3]
+    diag_without, pairs_without = concept_metagame(logits[others], background, directional=True)
+    assert not diag[1, :3].any()
+    assert not pairs[1, :, :3].any()
+    assert not pairs[:, 1, :3].any()
+    torch.testing.assert_close(diag[others, :3], diag_without[:, :3], rtol=0, atol=1e-9)
+    torch.testing.assert_close(pairs[others][:, others, :3], pairs_without[..., :3], rtol=0, atol=1e-9)
+    torch.testing.assert_close(diag[:, 3:], concept_metagame(logits[:, 3:], background[:, 3:])[0], rtol=0, atol=1e-9)
+    assert not concept_metagame(torch.full((2, 3), -torch.inf), None)[0].any()
+
+
+def test_no_background_has_three_spellings():
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    missing = [concept_metagame(logits, each)[0] for each in (None, logits[:0], torch.full((2, 5), -torch.inf))]
+    assert torch.equal(missing[0], missing[1])
+    assert torch.equal(missing[0], missing[2])
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30, 1e300])
+def test_logits_of_any_size_rank_the_concepts(size):
+    """The largest present concept takes all: t wins where it comes before its k betters, with probability 1/(k + 1)."""
+    logits = torch.tensor([[3.0], [1.0], [-2.0]], dtype=torch.float64) * size
+    diag, pairs = concept_metagame(logits, None, directional=True)
+    torch.testing.assert_close(diag[:, 0], torch.tensor([1, 1 / 2, 1 / 3], dtype=torch.float64), rtol=0, atol=1e-9)
+    assert pairs[1, 0, 0].item() == pytest.approx(-1, abs=1e-9)
+    drowned, _ = concept_metagame(logits, torch.zeros(1, 1).double() + 10 * size)
+    assert drowned.max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda x: x[:, ::-1], lambda x: x[:, ::-1].astype(np.longdouble), lambda x: x[:, ::-1].tolist()],
+    ids=["reversed", "longdouble", "list"],
+)
+def test_arrays_of_any_layout_are_taken(given):
+    logits = np.random.default_rng(0).normal(size=(3, 4))
+    with unchecked():
+        found, _ = concept_metagame(given(logits), given(logits[:1]))
+    assert np.allclose(found, concept_metagame(logits, logits[:1])[0][:, ::-1], rtol=0, atol=1e-12)

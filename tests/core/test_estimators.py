@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor
 
-from metagame import AttributionGame, meta_attributions
+from metagame import AttributionGame, GameError, meta_attributions
 from metagame.estimators import trees
 from metagame.estimators.coalition_sample import draw_coalition_sample
 from metagame.estimators.permutation import _zigzags
@@ -43,9 +43,17 @@ class Recorder:
         return np.concatenate(self.calls)
 
 
+FEW_TREES = partial(trees, n_trees=20)
+"""What holds of trees does not depend on how many they are."""
+
+
 def play(values, estimator, kind, budget=None, seed=0):
     game = AttributionGame.from_values(values)
-    return meta_attributions(game, estimator, budget=budget, seed=seed, **KINDS[kind])
+    return meta_attributions(game, few(estimator), budget=budget, seed=seed, **KINDS[kind])
+
+
+def few(estimator):
+    return FEW_TREES if estimator == "trees" else estimator
 
 
 def decaying_game(n, n_targets, seed=0):
@@ -72,11 +80,12 @@ def error(phi, values, kind):
 
 @each_estimator
 @each_kind
-@pytest.mark.parametrize(("n", "budget"), [(7, 86), (7, 101), (7, 128), (9, 146), (9, 222)])
-def test_budget_is_kept(estimator, kind, n, budget):
+@pytest.mark.parametrize(("n", "budget"), [(7, 101), (7, 127), (9, 222)])
+def test_budget_is_kept_and_no_coalition_evaluated_twice(estimator, kind, n, budget):
     fn = Recorder(random_game(n, n))
-    phi = meta_attributions(AttributionGame(fn, n), estimator, budget=budget, **KINDS[kind])
+    phi = meta_attributions(AttributionGame(fn, n), few(estimator), budget=budget, **KINDS[kind])
     assert len(fn.coalitions) == phi.n_evaluations <= budget
+    assert len(np.unique(fn.coalitions, axis=0)) == len(fn.coalitions)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,7 @@ def test_budget_is_used(estimator, kind):
 
 @each_estimator
 @each_kind
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("n", [1, 3, 10])
 def test_default_budget_serves_any_number_of_players(estimator, kind, n):
     phi = play(random_game(n, n), estimator, kind)
     assert np.isfinite(phi.values).all()
@@ -102,24 +111,18 @@ def test_default_budget_serves_any_number_of_players(estimator, kind, n):
 @each_estimator
 @each_kind
 def test_estimate_depends_on_the_seed_and_on_nothing_else(estimator, kind):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     values = decaying_game(6, 6)
     once, again, other = (play(values, estimator, kind, budget=50, seed=seed) for seed in (1, 1, 2))
     assert once.values.tobytes() == again.values.tobytes()
     assert once.values.tobytes() != other.values.tobytes()
-
-
-@each_estimator
-@each_kind
-def test_estimate_leaves_the_global_random_state_alone(estimator, kind):
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    play(decaying_game(6, 6), estimator, kind, budget=50)
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
 @each_estimator
 @each_kind
 def test_error_falls_with_the_budget(estimator, kind):
-    values = decaying_game(8, 8)
+    values = decaying_game(8, 8 if kind == "endogenous" else 2)
     small, large = (
         np.mean([error(play(values, estimator, kind, budget=budget, seed=seed), values, kind) for seed in range(2)])
         for budget in (75, 225)
@@ -127,18 +130,15 @@ def test_error_falls_with_the_budget(estimator, kind):
     assert large < 0.8 * small
 
 
-def tolerance(estimator, kind):
-    """shapiq's KernelSHAP-IQ gives the empty and the grand coalition a large weight for an infinite one."""
-    return 1e-5 if kind == "order 2" and estimator != "permutation" else 1e-10
-
-
-@pytest.mark.parametrize("estimator", ["regression", "trees"])
+@each_estimator
 @each_kind
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
-def test_all_coalitions_make_the_estimate_exact(estimator, kind, n):
+def test_with_all_coalitions_every_estimator_is_exact(estimator, kind, n):
     values = random_game(n, n)
-    phi = play(values, estimator, kind, budget=2**n)
-    assert np.abs(phi.values - play(values, "exact", kind).values).max() < tolerance(estimator, kind)
+    phi, exact = play(values, estimator, kind, budget=2**n), play(values, "exact", kind)
+    assert np.abs(phi.values - exact.values).max() < 1e-12
+    assert phi.n_evaluations == 2**n
+    assert not phi.standard_error.any()
 
 
 @each_estimator
@@ -169,11 +169,12 @@ def test_first_order_and_empty_are_exact(estimator, kind):
 @each_estimator
 @each_kind
 def test_no_player_influences_a_constant_attribution(estimator, kind):
-    values = random_game(5, 5)
+    values = random_game(6, 6)
     values[:, 2] = 3.0
-    phi = play(values, estimator, kind, budget=32)
-    expected = np.where(np.arange(5) == 2, 3.0, 0.0) if kind == "endogenous" else np.zeros(phi.values[2].shape)
-    assert np.abs(phi.values[2] - expected).max() < tolerance(estimator, kind)
+    phi = play(values, estimator, kind, budget=50)
+    expected = np.where(np.arange(6) == 2, 3.0, 0.0) if kind == "endogenous" else np.zeros(phi.values[2].shape)
+    # shapiq's KernelSHAP-IQ gives the empty and the grand coalition a large weight for an infinite one
+    assert np.abs(phi.values[2] - expected).max() < (1e-5 if kind == "order 2" else 1e-10)
 
 
 @pytest.mark.parametrize("estimator", ["permutation", "regression"])
@@ -190,54 +191,94 @@ def test_standard_error_is_calibrated(estimator, kind):
 
 def test_pairs_of_complements_leave_pairwise_interactions_no_error_and_claim_none():
     values = pairwise_game(8, 3)
-    phi = play(values, "regression", "exogenous", budget=60)
+    phi = play(values, "regression", "exogenous", budget=100)
     assert np.abs(phi.values - play(values, "exact", "exogenous").values).max() < 1e-10
     assert phi.standard_error.max() < 1e-10
 
 
 @each_first_order_kind
 def test_permutation_is_unbiased(kind):
-    values = random_game(5, 5, seed=1)
-    phi = play(values, "permutation", kind, budget=200_000)
-    sampled = phi.standard_error > 0
-    deviation = np.abs(phi.values - play(values, "exact", kind).values)
-    assert phi.standard_error.max() < 0.02
-    # 25 entries: a deviation of 4.5 standard errors would come once in 6,000 seeds.
-    assert (deviation[sampled] < 4.5 * phi.standard_error[sampled]).all()
+    values = random_game(10, 10, seed=1)
+    exact = play(values, "exact", kind).values
+    errors = np.array([play(values, "permutation", kind, budget=90, seed=seed).values - exact for seed in range(300)])
+    assert (np.abs(errors.mean(0)) <= 5 * errors.std(0) / np.sqrt(len(errors)) + 1e-12).all()
 
 
 def test_standard_error_of_permutation_falls_as_one_over_the_root_of_the_walks():
-    values = random_game(6, 2)
-    few, many = (play(values, "permutation", "exogenous", budget=2 + 5 * walks) for walks in (500, 8000))
-    assert np.sqrt((few.standard_error**2).mean() / (many.standard_error**2).mean()) == pytest.approx(4, rel=0.1)
+    values = random_game(16, 2)
+    few, many = (play(values, "permutation", "exogenous", budget=2 + 15 * walks) for walks in (40, 640))
+    assert np.sqrt((few.standard_error**2).mean() / (many.standard_error**2).mean()) == pytest.approx(4, rel=0.25)
 
 
-def test_single_walk_has_no_standard_error():
-    assert play(random_game(5, 2), "permutation", "exogenous", budget=6).standard_error is None
+@each_estimator
+def test_a_missing_standard_error_has_its_reason(estimator):
+    phi = play(random_game(6, 2), estimator, "exogenous", budget=30)
+    assert phi.standard_error is None
+    assert phi.error_note.startswith("estimator='trees'" if estimator == "trees" else "a standard error needs a budget")
 
 
-@each_first_order_kind
-def test_regression_on_all_coalitions_claims_no_error(kind):
-    phi = play(random_game(5, 5), "regression", kind, budget=32)
-    assert not phi.standard_error.any()
+def test_a_player_that_never_varied_in_few_walks_has_the_variance_of_the_others():
+    """An AND of eight players, of which most walks show nothing: an error of zero would be a claim."""
+    values = all_coalitions(12)[:, :8].all(1).astype(float)[:, None]
+    phi = play(values, "permutation", "exogenous", budget=96)
+    assert (phi.standard_error > 0).all()
+    additive = all_coalitions(12) @ np.arange(12.0)[:, None]
+    assert play(additive, "permutation", "exogenous", budget=96).standard_error.max() < 1e-12
 
 
 @each_estimator
 @pytest.mark.parametrize("kind", ["exogenous", "order 2"])
 def test_targets_share_their_coalitions(estimator, kind):
     asked = []
-    for n_targets in (1, 6):
+    for n_targets in (1, 3):
         fn = Recorder(random_game(7, n_targets))
-        meta_attributions(AttributionGame(fn, 7), estimator, budget=100, **KINDS[kind])
+        meta_attributions(AttributionGame(fn, 7), few(estimator), budget=100, **KINDS[kind])
         asked.append(fn.coalitions)
     assert np.array_equal(*asked)
 
 
-@pytest.mark.parametrize("estimator", ["regression", "trees"])
-def test_targets_of_an_endogenous_game_share_one_set_of_coalitions(estimator):
-    fn = Recorder(random_game(9, 9))
-    meta_attributions(AttributionGame(fn, 9), estimator, endogenous=True, budget=120)
-    assert len(np.unique(fn.coalitions, axis=0)) == len(fn.coalitions) == 120
+BANZHAF = {"index": "banzhaf", "endogenous": False}
+
+
+@pytest.mark.parametrize("endogenous", [True, False])
+def test_banzhaf_values_of_single_players(endogenous):
+    values = random_game(5, 5)
+    asked = BANZHAF | {"endogenous": endogenous}
+    found = meta_attributions(AttributionGame.from_values(values), "exact", **asked)
+    if endogenous:
+        for target in range(5):
+            own = values[all_coalitions(5)[:, target], target]
+            others = np.delete(found.values[target], target)
+            assert others == pytest.approx(reference.banzhaf(own, 4).astype(float), abs=1e-12)
+            assert found.values[target, target] == values[1 << target, target]
+    else:
+        expected = [reference.banzhaf(values[:, target], 5).astype(float) for target in range(5)]
+        assert np.abs(found.values - expected).max() < 1e-12
+    assert found.index == "banzhaf"
+
+
+def test_banzhaf_values_by_trees_are_those_of_the_trees():
+    values = decaying_game(8, 2)
+    game = AttributionGame.from_values(values)
+    found = meta_attributions(game, "trees", budget=200, **BANZHAF).values
+    exact = meta_attributions(game, "exact", **BANZHAF).values
+    assert np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
+    with pytest.raises(GameError, match="index='banzhaf' needs estimator='exact'"):
+        meta_attributions(game, "regression", budget=200, **BANZHAF)
+
+
+@pytest.mark.parametrize("index", ["sii", "ksv", "stii", "fsii", None])
+def test_at_order_one_the_efficient_indices_are_the_shapley_value(index):
+    game = AttributionGame.from_values(random_game(4, 2))
+    found = meta_attributions(game, endogenous=False, index=index)
+    assert np.array_equal(found.values, meta_attributions(game, endogenous=False).values)
+    assert found.index is None
+
+
+def test_trees_see_values_of_any_size():
+    values = decaying_game(8, 2)
+    tiny, usual = (play(scale * values, "trees", "exogenous", budget=150).values / scale for scale in (1e-12, 1.0))
+    assert tiny == pytest.approx(usual, rel=1e-6, abs=1e-9)
 
 
 def test_order_two_regression_is_what_shapiq_finds_for_each_target():
@@ -265,9 +306,9 @@ def test_every_pair_is_neighbours_equally_often_in_a_block_of_walks(n):
 
 
 def test_order_two_permutation_is_unbiased_and_its_error_calibrated():
-    values = random_game(7, 1)
+    values = random_game(10, 1)
     exact = play(values, "exact", "order 2").values
-    runs = [play(values, "permutation", "order 2", budget=600, seed=seed) for seed in range(200)]
+    runs = [play(values, "permutation", "order 2", budget=900, seed=seed) for seed in range(200)]
     error = np.array([run.values - exact for run in runs])
     spread = error.std(0) / np.sqrt(len(runs))
     assert (np.abs(error.mean(0)) < 5 * spread + 1e-12).all()
@@ -276,7 +317,7 @@ def test_order_two_permutation_is_unbiased_and_its_error_calibrated():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("depth", [1, 3, 5])
+@pytest.mark.parametrize("depth", [1, 4])
 @given(game=games(n_players=st.integers(1, 5), n_targets=st.just(1)))
 def test_tree_index_is_that_of_the_predictions_on_all_coalitions(order, depth, game):
     values, n = game
@@ -288,28 +329,28 @@ def test_tree_index_is_that_of_the_predictions_on_all_coalitions(order, depth, g
 
 @pytest.mark.parametrize("endogenous", [True, False])
 @given(n=st.integers(1, 9), over=st.integers(0, 100), seed=st.integers(0, 9))
-def test_pool_holds_distinct_coalitions_the_bounds_first(endogenous, n, over, seed):
+def test_coalition_sample_holds_distinct_coalitions_the_bounds_first(endogenous, n, over, seed):
     budget = min(2 * n + 2, 2**n) + over
-    pool = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
-    assert not pool.coalitions[0].any()
-    assert pool.coalitions[1].all()
-    assert len(np.unique(pool.coalitions, axis=0)) == len(pool.coalitions) <= budget
-    assert (np.bincount(pool.coalitions.sum(1), minlength=n + 1)[[0, 1, -2, -1]] == [1, n, n, 1]).all() or n == 1
+    sample = draw_coalition_sample(n, budget, endogenous=endogenous, seed=seed)
+    assert not sample.coalitions[0].any()
+    assert sample.coalitions[1].all()
+    assert len(np.unique(sample.coalitions, axis=0)) == len(sample.coalitions) <= budget
+    assert (np.bincount(sample.coalitions.sum(1), minlength=n + 1)[[0, 1, -2, -1]] == [1, n, n, 1]).all() or n == 1
 
 
 @pytest.mark.parametrize("endogenous", [True, False])
-def test_pool_weights_count_the_coalitions_of_each_size_in_the_mean(endogenous):
+def test_coalition_sample_weights_count_the_coalitions_of_each_size_in_the_mean(endogenous):
     n = 8
-    pools = [draw_coalition_sample(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
-    counted = np.mean([np.bincount(pool.coalitions.sum(1), pool.weights) for pool in pools], axis=0)
+    samples = [draw_coalition_sample(n, 120, endogenous=endogenous, seed=seed) for seed in range(300)]
+    counted = np.mean([np.bincount(sample.coalitions.sum(1), sample.weights) for sample in samples], axis=0)
     assert counted == pytest.approx(np.bincount(all_coalitions(n).sum(1)), rel=0.1)
 
 
 @given(n=st.integers(5, 8), seed=st.integers(0, 9))
-def test_exogenous_pool_pairs_complements(n, seed):
-    pool = draw_coalition_sample(n, 2 * n + 12, endogenous=False, seed=seed)
-    rows = {coalition.tobytes() for coalition in pool.coalitions}
-    assert all((~coalition).tobytes() in rows for coalition in pool.coalitions)
+def test_exogenous_coalition_sample_pairs_complements(n, seed):
+    sample = draw_coalition_sample(n, 2 * n + 12, endogenous=False, seed=seed)
+    rows = {coalition.tobytes() for coalition in sample.coalitions}
+    assert all((~coalition).tobytes() in rows for coalition in sample.coalitions)
 
 
 def test_threads_change_nothing():

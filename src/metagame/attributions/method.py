@@ -89,7 +89,7 @@ class Metagame(Method[InputT], Generic[InputT]):
             budget=settings.budget,
             seed=settings.seed,
             order=self.order,
-            index=self.index or "sii",
+            index=self.index,
             progress=progress,
         )
         phi = replace(phi, players=bound.players, targets=bound.targets, grid=bound.grid)

@@ -11,6 +11,10 @@ from jaxtyping import Float
 from metagame.games import AttributionGame, GameError, Progress
 
 EVALUATIONS_PER_PLAYER = 64
+LEAST_FOR_ERROR = 8
+"""Coalitions for each player, below which no standard error is given."""
+TWO_SIGMA = 0.97724986805182
+"""What lies below two standard deviations of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Rules:
     Attributes:
         endogenous: the players are the targets.
         order: 2 for the ``index`` of pairs of players.
-        index: of order 2.
+        index: of order 2; at order 1 None for the Shapley value, or ``banzhaf``.
         budget: the most coalitions to evaluate; None: the estimator's own choice.
         seed: of the sampling.
         progress: called with (coalitions evaluated, planned) after each batch.
@@ -28,7 +32,7 @@ class Rules:
 
     endogenous: bool
     order: int = 1
-    index: str = "sii"
+    index: str | None = None
     budget: int | None = None
     seed: int = 0
     progress: Progress | None = None
@@ -42,13 +46,15 @@ class Estimate:
         values: ``(t, n)``, or ``(t, n, n)`` for order 2; see :class:`metagame.meta.MetaAttributions`.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
-        standard_error: shape of ``values``; None where the estimator has none. Zero where nothing was sampled.
+        standard_error: shape of ``values``; None where it is not known. Zero where nothing was sampled.
+        error_note: why it is not known.
     """
 
     values: Float[np.ndarray, "t n"] | Float[np.ndarray, "t n n"]
     first_order: Float[np.ndarray, " t"]
     empty: Float[np.ndarray, " t"]
     standard_error: np.ndarray | None = None
+    error_note: str = ""
 
 
 Estimator = Callable[[AttributionGame, Rules], Estimate]
@@ -69,7 +75,22 @@ def settle_budget(estimator: str, budget: int | None, least: int, n_players: int
     return budget
 
 
-def require_sii(estimator: str, index: str) -> None:
-    """Raise GameError for an order-2 index that only exact enumeration offers."""
-    if index != "sii":
-        raise GameError(f"index={index!r} needs estimator='exact': estimator={estimator!r} gives index='sii' only.")
+def too_few_for_an_error(n_players: int, budget: int) -> str:
+    """Why a budget is too small for a standard error; empty where it is not: with fewer, 2 of them cover too little."""
+    least = LEAST_FOR_ERROR * n_players
+    return "" if budget >= least else f"a standard error needs a budget of {least} coalitions, 8 for each player"
+
+
+def t_factor(n_samples: int) -> float:
+    """What makes 2 standard errors of a mean cover as much with few samples as with many (Student's t)."""
+    from scipy.special import stdtrit  # here, since importing it takes as long as all of metagame
+
+    return float(stdtrit(n_samples - 1, TWO_SIGMA)) / 2
+
+
+def require_shapley(estimator: str, rules: Rules) -> None:
+    """Raise GameError for an index that only exact enumeration offers: all but SV at order 1, and SII at order 2."""
+    known = "sii" if rules.order == 2 else None
+    if rules.index != known:
+        gives = "index='sii'" if rules.order == 2 else "the Shapley value"
+        raise GameError(f"index={rules.index!r} needs estimator='exact': estimator={estimator!r} gives {gives} only.")

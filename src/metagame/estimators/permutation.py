@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from metagame.estimators.estimate import Estimate, Rules, require_sii, settle_budget
-from metagame.games import AttributionGame
+from metagame.estimators.estimate import (
+    Estimate,
+    Rules,
+    require_shapley,
+    settle_budget,
+    t_factor,
+    too_few_for_an_error,
+)
+from metagame.estimators.exact import enumerate_all
+from metagame.games import AttributionGame, Coalitions, Values
+
+TINY = 1e-20
+"""Of the largest variance: rounding."""
 
 
 def permutation(game: AttributionGame, rules: Rules) -> Estimate:
@@ -19,15 +30,15 @@ def permutation(game: AttributionGame, rules: Rules) -> Estimate:
     Order 2: SII from the discrete derivatives of neighbours in a walk. Walks come in blocks in which every pair is
     neighbours equally often (shapiq's sampler leaves that to chance, and pairs that it never met at 0).
 
-    The standard error is that of the mean over walks (at order 2 over blocks); None after a single one.
+    The standard error is that of the mean over walks (at order 2 over blocks) by Student's t; None after a single one,
+    and at order 1 below 8 coalitions for each player. A player whose contributions are all equal has the mean variance
+    of the other players: a few walks do not show that they never differ.
 
     Raises:
         GameError: the budget is below one walk (at order 2 one block).
     """
-    if rules.order == 2:
-        require_sii("permutation", rules.index)
-        return _play_pairs(game, rules)
-    return _play_players(game, rules)
+    require_shapley("permutation", rules)
+    return (_play_pairs if rules.order == 2 else _play_players)(game, rules)
 
 
 def _play_players(game: AttributionGame, rules: Rules) -> Estimate:
@@ -36,11 +47,13 @@ def _play_players(game: AttributionGame, rules: Rules) -> Estimate:
     bounds = np.array([[False] * n, [True] * n])
     fixed = np.concatenate([bounds, np.eye(n, dtype=bool)]) if endogenous else bounds
     sizes = np.arange(2 if endogenous else 1, n)
-    budget = settle_budget("permutation", rules.budget, len(fixed) + len(sizes), n)
-    n_walks = (budget - len(fixed)) // len(sizes) if len(sizes) else 1
-    ranks = rng.permuted(np.tile(np.arange(n), (n_walks, 1)), axis=1)
+    budget = settle_budget("permutation", rules.budget, min(len(fixed) + len(sizes), 1 << n), n)
+    if budget >= 1 << n:
+        return enumerate_all(game, rules)
+    ranks = _affordable_walks(rng, n, sizes, budget - len(fixed))
+    n_walks = len(ranks)
     prefixes = ranks[:, None, :] < sizes[:, None]
-    values = game(np.concatenate([fixed, prefixes.reshape(n_walks * len(sizes), n)]), rules.progress)
+    values = _distinct(game, np.concatenate([fixed, prefixes.reshape(n_walks * len(sizes), n)]), rules)
     empty, full, singles = values[0], values[1], values[2 : len(fixed)]
 
     chain = np.empty((n_walks, n + 1, values.shape[1]))
@@ -53,22 +66,42 @@ def _play_players(game: AttributionGame, rules: Rules) -> Estimate:
     own = np.diag(singles)
     if endogenous and n > 1:
         marginals = _endogenous(marginals, ranks, full - own)
-    phi, error = marginals.mean(0), _error(marginals)
+    phi, error = marginals.mean(0), None
+    note = too_few_for_an_error(n, budget)
+    if not note:
+        variance = marginals.var(0, ddof=1)
+        np.copyto(variance, variance.mean(1, keepdims=True), where=variance < TINY * variance.max(1, keepdims=True))
+        error = t_factor(n_walks) * np.sqrt(variance / n_walks)
     if endogenous:
         np.fill_diagonal(phi, own)
         if error is not None:
             np.fill_diagonal(error, 0.0)
-    return Estimate(phi, full, empty, error)
+    return Estimate(phi, full, empty, error, note)
+
+
+def _affordable_walks(
+    rng: np.random.Generator, n: int, sizes: Int[np.ndarray, " s"], budget: int
+) -> Int[np.ndarray, "w n"]:
+    """The place of each player in as many walks as have no more than ``budget`` distinct prefixes of these sizes.
+
+    Walks share prefixes, which cost nothing again; four times as many as could be had without that are the most.
+    """
+    ranks = rng.permuted(np.tile(np.arange(n), (4 * (budget // len(sizes)), 1)), axis=1)
+    prefixes = ranks[:, None, :] < sizes[:, None]
+    _, first = np.unique(np.packbits(prefixes, axis=2).reshape(-1, -(-n // 8)), axis=0, return_index=True)
+    n_new = np.bincount(first // len(sizes), minlength=len(ranks))
+    return ranks[: np.searchsorted(n_new.cumsum(), budget, side="right")]
+
+
+def _distinct(game: AttributionGame, coalitions: Coalitions, rules: Rules) -> Values:
+    """Values of coalitions that may be repeated, each of them evaluated once."""
+    distinct, row = np.unique(coalitions, axis=0, return_inverse=True)
+    return game(distinct, rules.progress)[row.ravel()]
 
 
 def _by_player(ranks: Int[np.ndarray, "w n"], chain: Float[np.ndarray, "w n+1 t"]) -> Float[np.ndarray, "w n t"]:
     """The marginal contribution of each player, from the values along each walk."""
     return np.take_along_axis(np.diff(chain, axis=1), ranks[:, :, None], axis=1)
-
-
-def _error(samples: np.ndarray) -> np.ndarray | None:
-    """Standard error of the mean over the first axis; None of a single sample."""
-    return samples.std(0, ddof=1) / np.sqrt(len(samples)) if len(samples) > 1 else None
 
 
 def _endogenous(
@@ -89,6 +122,8 @@ def _play_pairs(game: AttributionGame, rules: Rules) -> Estimate:
     steps = np.arange(n - 1)
     cost = 2 * len(block) * len(steps)
     budget = settle_budget("permutation", rules.budget, min(2 + cost, 1 << n), n)
+    if budget >= 1 << n:
+        return enumerate_all(game, rules)
     n_blocks = max(1, (budget - 2) // max(cost, 1))
     walks = np.concatenate([rng.permutation(n)[block] for _ in range(n_blocks)])
     ranks = np.argsort(walks, axis=1)
@@ -96,8 +131,7 @@ def _play_pairs(game: AttributionGame, rules: Rules) -> Estimate:
     prefixes = ranks[:, None, :] <= steps[:, None]
     detours = (ranks[:, None, :] < steps[:, None]) | (ranks[:, None, :] == steps[:, None] + 1)
     asked = np.stack([prefixes, detours]).reshape(2 * len(walks) * len(steps), n)
-    distinct, row = np.unique(np.concatenate([[[False] * n, [True] * n], asked]), axis=0, return_inverse=True)
-    values = game(distinct, rules.progress)[row]
+    values = _distinct(game, np.concatenate([[[False] * n, [True] * n], asked]), rules)
     n_targets = values.shape[1]
     inner, aside = values[2:].reshape(2, len(walks), len(steps), n_targets)
 
@@ -110,7 +144,10 @@ def _play_pairs(game: AttributionGame, rules: Rules) -> Estimate:
     samples = (samples + samples.swapaxes(1, 2)) * (n / (2 * len(block)))
     samples[:, np.arange(n), np.arange(n)] = _by_player(ranks, chain).reshape(n_blocks, -1, n, n_targets).mean(1)
     samples = np.moveaxis(samples, -1, 1)
-    return Estimate(samples.mean(0), values[1], values[0], _error(samples))
+    if n_blocks == 1:
+        return Estimate(samples.mean(0), values[1], values[0], None, "a standard error needs two blocks of walks")
+    error = t_factor(n_blocks) * samples.std(0, ddof=1) / np.sqrt(n_blocks)
+    return Estimate(samples.mean(0), values[1], values[0], error)
 
 
 def _zigzags(n: int) -> Int[np.ndarray, "w n"]:

@@ -8,13 +8,18 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
-from metagame.estimators.estimate import Estimate, Rules, require_sii, settle_budget
+from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget, too_few_for_an_error
+from metagame.estimators.exact import enumerate_all
 from metagame.estimators.shapiq_bridge import run_approximator
 from metagame.extras import needed_by
 from metagame.games import AttributionGame, Values
 
 if TYPE_CHECKING:  # importing it takes seconds
     from shapiq.approximator import KernelSHAPIQ
+
+
+LEAST_LEFT = 0.05
+"""Of a residual, of a coalition that determines its own fit."""
 
 
 def regression(game: AttributionGame, rules: Rules) -> Estimate:
@@ -24,24 +29,28 @@ def regression(game: AttributionGame, rules: Rules) -> Estimate:
     shapiq's own KernelSHAP has one target, shares nothing between endogenous subgames and reports no error. Order 2:
     shapiq's KernelSHAP-IQ for SII.
 
-    The standard error is the sandwich estimate over what was drawn (pairs of complements count as one draw), zero where
-    everything was enumerated; none at order 2.
+    The standard error is the sandwich estimate over what was drawn (pairs of complements count as one draw), with the
+    residuals that leaving each out would give (HC3; MacKinnon and White, 1985); zero where everything was enumerated,
+    None at order 2 and below 8 coalitions for each player.
 
     Raises:
         GameError: the budget is below the coalitions of size 0, 1, n-1 and n (order 2: below two per unknown).
         UserError: shapiq is not installed.
     """
     n = game.n_players
+    require_shapley("regression", rules)
+    least = least_pairwise_budget(n) if rules.order == 2 else least_budget(n)
+    budget = settle_budget("regression", rules.budget, least, n)
+    if budget >= 1 << n:
+        return enumerate_all(game, rules)
     if rules.order == 2:
-        require_sii("regression", rules.index)
-        budget = settle_budget("regression", rules.budget, least_pairwise_budget(n), n)
         return run_approximator(game, kernel_shap_iq(n, rules.seed), budget, rules.progress)
-    budget = settle_budget("regression", rules.budget, least_budget(n), n)
     sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
     values = game(sample.coalitions, rules.progress)
     fit = fit_endogenous if rules.endogenous else fit_exogenous
     phi, error = fit(sample, values)
-    return Estimate(phi, values[1], values[0], error)
+    note = too_few_for_an_error(n, budget)
+    return Estimate(phi, values[1], values[0], None if note else error, note)
 
 
 def kernel_shap_iq(n: int, seed: int) -> KernelSHAPIQ:
@@ -112,7 +121,9 @@ def _constrained_fit(
     inverse = np.linalg.inv(x.T @ (weights[:, None] * x))
     beta = inverse @ (x.T @ (weights[:, None] * y))
     influence = np.concatenate([x @ inverse, -(x @ inverse).sum(1, keepdims=True)], axis=1)
-    error = _sandwich(influence, weights[:, None] * (y - x @ beta), z, draws, sample.paired)
+    leverage = weights * np.einsum("ki,ij,kj->k", x, inverse, x)
+    score = (weights / np.maximum(1 - leverage, LEAST_LEFT))[:, None] * (y - x @ beta)
+    error = _sandwich(influence, score, z, draws, sample.paired)
     return np.concatenate([beta, (total - beta.sum(0))[None]]), error
 
 

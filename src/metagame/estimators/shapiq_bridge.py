@@ -61,4 +61,4 @@ def run_approximator(game: AttributionGame, approximator, budget: int, progress:
     coalitions = with_bounds(requested_coalitions(approximator, budget))
     values = game(coalitions, progress)
     phi = pairwise(approximator, budget, Lookup(coalitions, values), values.shape[1])
-    return Estimate(phi, first_order=values[1], empty=values[0])
+    return Estimate(phi, values[1], values[0], error_note="shapiq's approximators have no standard error")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import factorial
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
-from metagame.estimators.estimate import Estimate, Rules, require_sii, settle_budget
+from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget
+from metagame.estimators.exact import enumerate_all
 from metagame.estimators.regression import (
     fit_endogenous,
     fit_exogenous,
@@ -22,6 +23,8 @@ from metagame.estimators.regression import (
 from metagame.estimators.shapiq_bridge import Lookup, pairwise, requested_coalitions, with_bounds
 from metagame.extras import needed_by
 from metagame.games import AttributionGame, Values
+
+NO_ERROR = "estimator='trees' has no standard error: choose 'permutation' or 'regression' for one"
 
 
 def trees(
@@ -36,8 +39,9 @@ def trees(
     """Boost trees on a shared sample of coalitions, take their exact Shapley value, then regress what they leave.
 
     Each target gets its own trees. A tree's value against the all-absent reference is exact per leaf
-    (:func:`tree_index`). The regression on the residuals (as in Witter et al., 2025) makes rows efficient. Order 2: SII
-    of the trees plus shapiq's KernelSHAP-IQ on the residuals. No standard error.
+    (:func:`tree_index`). The regression on the residuals (as in Witter et al., 2025) makes rows efficient; Banzhaf
+    values are those of the trees alone. Order 2: SII of the trees plus shapiq's KernelSHAP-IQ on the residuals. No
+    standard error, unless all coalitions are played.
 
     Differs from the paper: it fits trees per step and target on 32(n-1) coalitions of their own and leaves the
     residuals.
@@ -48,56 +52,70 @@ def trees(
         GameError: the budget is too small for the regression.
         UserError: scikit-learn or shapiq is not installed.
     """
+    n = game.n_players
+    if rules.index != "banzhaf" or rules.order == 2:
+        require_shapley("trees", rules)
+    budget = settle_budget("trees", rules.budget, least_pairwise_budget(n) if rules.order == 2 else least_budget(n), n)
+    if budget >= 1 << n:
+        return enumerate_all(game, rules)
     with needed_by("estimator='trees'"):
         from sklearn.ensemble import GradientBoostingRegressor  # here, since importing it takes seconds
 
     boost = GradientBoostingRegressor(
-        n_estimators=n_trees, max_depth=depth, learning_rate=learning_rate, random_state=rules.seed
+        n_estimators=n_trees,
+        max_depth=depth,
+        learning_rate=learning_rate,
+        random_state=rules.seed % 2**32,  # as many as scikit-learn takes
     )
     if rules.order == 2:
-        require_sii("trees", rules.index)
-        return _play_pairs(game, rules, boost)
-    return _play_players(game, rules, boost, n_threads)
+        return _play_pairs(game, rules, budget, boost)
+    return _play_players(game, rules, budget, boost, n_threads)
 
 
 vars(trees)["runtime_arguments"] = frozenset({"n_threads"})  # results do not depend on it
 
 
-def _play_pairs(game: AttributionGame, rules: Rules, boost: Any) -> Estimate:
+def _play_pairs(game: AttributionGame, rules: Rules, budget: int, boost: Any) -> Estimate:
     """SII of trees that are fitted to all targets, one after the other, and of what they leave."""
     n = game.n_players
-    budget = settle_budget("trees", rules.budget, least_pairwise_budget(n), n)
     approximator = kernel_shap_iq(n, rules.seed)
     coalitions = with_bounds(requested_coalitions(approximator, budget))
     values = game(coalitions, rules.progress)
     phi, rest = np.zeros((values.shape[1], n, n)), values.copy()
     for target in range(values.shape[1]):
-        boost.fit(coalitions, values[:, target])
-        phi[target] = tree_index(boost, 2)
-        rest[:, target] -= boost.predict(coalitions)
+        scale = values[:, target].std() or 1.0
+        boost.fit(coalitions, values[:, target] / scale)
+        phi[target] = scale * tree_index(boost, 2)
+        rest[:, target] -= scale * boost.predict(coalitions)
     phi += pairwise(approximator, budget, Lookup(coalitions, rest), values.shape[1])
-    return Estimate(phi, values[1], values[0])
+    return Estimate(phi, values[1], values[0], error_note=NO_ERROR)
 
 
-def _play_players(game: AttributionGame, rules: Rules, boost: Any, n_threads: int | None) -> Estimate:
-    """Shapley values of trees that are fitted to each target, and of what they leave."""
+def _play_players(game: AttributionGame, rules: Rules, budget: int, boost: Any, n_threads: int | None) -> Estimate:
+    """Values of trees that are fitted to each target, and, but for Banzhaf values, of what they leave."""
     n = game.n_players
-    budget = settle_budget("trees", rules.budget, least_budget(n), n)
+    leaf_weight = banzhaf_leaf_weight if rules.index == "banzhaf" else shapley_leaf_weight
     sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
     values = game(sample.coalitions, rules.progress)
-    phi, rest = _boost_targets(boost, sample, values, rules.endogenous, n_threads)
-    fit = fit_endogenous if rules.endogenous else fit_exogenous
-    phi += fit(sample, rest)[0]
+    phi, rest = _boost_targets(boost, sample, values, rules.endogenous, n_threads, leaf_weight)
+    if rules.index is None:
+        fit = fit_endogenous if rules.endogenous else fit_exogenous
+        phi += fit(sample, rest)[0]
     if rules.endogenous:
         own = sample.coalitions.sum(1) == 1
         np.fill_diagonal(phi, (values * sample.coalitions)[own].sum(0))
-    return Estimate(phi, values[1], values[0])
+    return Estimate(phi, values[1], values[0], error_note=NO_ERROR)
 
 
 def _boost_targets(
-    boost: Any, sample: CoalitionSample, values: Values, endogenous: bool, n_threads: int | None
+    boost: Any,
+    sample: CoalitionSample,
+    values: Values,
+    endogenous: bool,
+    n_threads: int | None,
+    leaf_weight: LeafWeight,
 ) -> tuple[Float[np.ndarray, "t n"], Values]:
-    """Shapley values of the trees of every target, and the values less the trees' predictions.
+    """Values of the trees of every target, and the game's values less the trees' predictions.
 
     ``boost`` is a GradientBoostingRegressor that is not fitted.
     """
@@ -116,21 +134,36 @@ def _boost_targets(
         sub = sample.restricted(seen, others)
         weights = kernel_weights(sub)
         weights = np.where(weights > 0, weights, weights.max(initial=0) or 1)
-        fitted = clone(boost).fit(sub.coalitions, values[seen, target], weights)
-        phi[target, others] = tree_index(fitted, 1)
-        rest[seen, target] -= fitted.predict(sub.coalitions)
+        scale = values[seen, target].std() or 1.0  # scikit-learn splits nothing that varies by less than 1e-8
+        fitted = clone(boost).fit(sub.coalitions, values[seen, target] / scale, weights)
+        phi[target, others] = scale * tree_index(fitted, 1, leaf_weight)
+        rest[seen, target] -= scale * fitted.predict(sub.coalitions)
 
     with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
         list(executor.map(fit_target, range(values.shape[1])))
     return phi, rest
 
 
-def tree_index(boost: Any, order: int) -> np.ndarray:
+def shapley_leaf_weight(p: int, a: int) -> float:
+    """The integral of q^p (1-q)^a over [0, 1], p! a!/(p+a+1)!."""
+    return factorial(p) * factorial(a) / factorial(p + a + 1) if p >= 0 and a >= 0 else 0.0
+
+
+def banzhaf_leaf_weight(p: int, a: int) -> float:
+    """The same at q = 1/2."""
+    return 0.5 ** (p + a)
+
+
+LeafWeight = Callable[[int, int], float]
+
+
+def tree_index(boost: Any, order: int, leaf_weight: LeafWeight = shapley_leaf_weight) -> np.ndarray:
     """Shapley value ``(m,)``, or SII with the value on the diagonal ``(m, m)``, of a fitted GradientBoostingRegressor.
 
     A leaf of value v that needs the players P present and A absent is the game v [P in T] [A and T disjoint]. With
     p = |P|, a = |A| its Shapley value is v (p-1)! a!/(p+a)! for j in P and -v p! (a-1)!/(p+a)! for j in A, and its SII
-    has (p-2)! a!, -(p-1)! (a-1)! and p! (a-2)! over (p+a-1)! for a pair in P, a mixed pair and a pair in A.
+    has (p-2)! a!, -(p-1)! (a-1)! and p! (a-2)! over (p+a-1)! for a pair in P, a mixed pair and a pair in A. Its Banzhaf
+    value has 1/2^(p+a-1) in place of the former.
     """
     phi = np.zeros((boost.n_features_in_,) * order)
     for tree in boost.estimators_[:, 0]:
@@ -141,22 +174,15 @@ def tree_index(boost: Any, order: int) -> np.ndarray:
             signs = [1.0] * len(present) + [-1.0] * len(absent)
             sign = np.array(signs)
             p, a = len(present), len(absent)
-            single = np.array([_leaf_weight(p - 1, a)] * p + [_leaf_weight(p, a - 1)] * a) * sign
+            single = np.array([leaf_weight(p - 1, a)] * p + [leaf_weight(p, a - 1)] * a) * sign
             if order == 1:
                 phi[path] += boost.learning_rate * value * single
                 continue
-            pair = np.array(
-                [[_leaf_weight(p - (s > 0) - (t > 0), a - (s < 0) - (t < 0)) for t in signs] for s in signs]
-            )
+            pair = np.array([[leaf_weight(p - (s > 0) - (t > 0), a - (s < 0) - (t < 0)) for t in signs] for s in signs])
             pair *= np.outer(sign, sign)
             np.fill_diagonal(pair, single)
             phi[np.ix_(path, path)] += boost.learning_rate * value * pair
     return phi
-
-
-def _leaf_weight(p: int, a: int) -> float:
-    """The integral of q^p (1-q)^a over [0, 1], p! a!/(p+a+1)!."""
-    return factorial(p) * factorial(a) / factorial(p + a + 1) if p >= 0 and a >= 0 else 0.0
 
 
 def _leaves(tree) -> Iterator[tuple[float, list[int], list[int]]]:

@@ -414,7 +414,7 @@ def memory_advice(cfg: DictConfig, methods: Iterable[Method[BoundInput]]) -> str
 
 
 def _message(error: Exception, memory_advice: str) -> str:
-    if is_out_of_memory(error):
+    if any(map(is_out_of_memory, _with_causes(error))):
         return f"the device's memory is too small: {memory_advice}."
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
