@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,11 @@ def _own_configs(arguments: Sequence[str]) -> list[Path]:
 
 def explain_parse_errors(overrides: Sequence[str]) -> None:
     """Answer an override that Hydra cannot read with how to quote it."""
+    if not __debug__:
+        sys.exit("python -O leaves out what Hydra's parser needs: run without -O, and without PYTHONOPTIMIZE.")
+    broken = [override for override in overrides if not _is_utf8(override)]
+    if broken:
+        sys.exit(f"the argument {broken[0]!r} is no UTF-8 text: give it in UTF-8, or rename the file that it names.")
     parser = OverridesParser.create()
     for override in overrides:
         try:
@@ -108,18 +114,31 @@ def explain_parse_errors(overrides: Sequence[str]) -> None:
         except HydraException as error:
             key, value = override.split("=", 1)
             reason = str(error).splitlines()[0].split(" expecting ")[0]
-            quoted = value.replace("'", "\\'")
-            sys.exit(
-                f"Hydra cannot read {override!r} ({reason}): quote the value inside the quotes, \"{key}='{quoted}'\"."
-            )
+            advice = f'quote the value inside the quotes, "{key}={quoted(value)}".'
+            sys.exit(f"Hydra cannot read {override!r} ({reason}): {advice}")
+
+
+def quoted(text: str) -> str:
+    """The text as Hydra reads it whole, whatever is in it: backslashes count before a quote alone."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that Python could not decode are surrogates
+        return False
+    return True
 
 
 def stop(number: int, frame: FrameType | None) -> None:
     """Leave at once where the process is told to, by a user or by a cluster whose time is over."""
     log.error("Stopped by %s: run the same command again, it goes on where it stopped.", signal.Signals(number).name)
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")  # the cursor, which progress bars hide
-    sys.stderr.flush()
+    terminal = sys.__stderr__  # since progress bars put another in the place of sys.stderr, and hide the cursor
+    if terminal is not None and terminal.isatty():
+        terminal.write("\x1b[?25h")
+        terminal.flush()
     os._exit(128 + number)  # an exception may be swallowed on its way out; what is on the disk is whole at any moment
 
 

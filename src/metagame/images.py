@@ -9,11 +9,15 @@ from math import isqrt
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt
 from PIL import Image
 
 from metagame.errors import UserError
 
 log = logging.getLogger(__name__)
+WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+DEPTHS = (8, 10, 12, 14)
+"""Bits that a file of 16 may hold in truth."""
 
 
 def read_image(source: Path | bytes, name: str) -> Image.Image:
@@ -44,18 +48,26 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise UserError(f"image {name} is {image.width} x {image.height} pixels: give one with sides of two or more.")
     if image.mode == "RGB":
         return image
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode in WITH_ALPHA or "transparency" in image.info:
         log.info("image %s is transparent: the model sees it on white.", name)
         rgba = image.convert("RGBA")
         flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
         flat.info.update({key: value for key, value in image.info.items() if key == "exif"})  # how it was held
         return flat
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = _of_8_bits(np.asarray(image), name)
     elif image.mode in ("I", "F"):
         raise UserError(f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits a channel.")
     log.info("image %s has mode %s: the model sees it as RGB.", name, image.mode)
     return image.convert("RGB")
+
+
+def _of_8_bits(values: UInt[np.ndarray, "h w"], name: str) -> Image.Image:
+    """A grey image of 16 bits, of which cameras and scanners may fill fewer: as many as the largest value needs."""
+    depth = next((bits for bits in DEPTHS if values.max() < 1 << bits), 16)
+    if depth < 16:
+        log.warning("image %s has values of %d bits in 16: they are read as such.", name, depth)
+    return Image.fromarray((values >> (depth - 8)).astype(np.uint8))
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from PIL import Image
 from pycocotools.coco import COCO
 
-from metagame.benchmarks.masks import OTHER, class_indices, of_format, read_annotations, read_labels
+from metagame.benchmarks.masks import OTHER, UNLABELLED, class_indices, of_format, read_annotations, read_labels
 from metagame.errors import UserError
 from metagame.images import read_image
 
@@ -39,6 +39,7 @@ class PanopticImage:
         annotations: file that says what the segments are.
         things: class name of each segment that is a thing.
         stuff: ids of the other segments.
+        crowds: ids of segments that are not counted.
     """
 
     id: str
@@ -47,6 +48,7 @@ class PanopticImage:
     annotations: Path
     things: Mapping[int, str]
     stuff: tuple[int, ...]
+    crowds: tuple[int, ...] = ()
 
     @property
     def classes(self) -> frozenset[str]:
@@ -61,7 +63,12 @@ class PanopticImage:
     def mask(self, vocabulary: Sequence[str]) -> Int[np.ndarray, "h w"]:
         segments = read_labels(self.mask_path, "RGB") @ np.array([1, 256, 256**2])
         return class_indices(
-            segments, self.things, vocabulary, others=self.stuff, unlabelled=[VOID], what=f"mask {self.mask_path}"
+            segments,
+            self.things,
+            vocabulary,
+            others=self.stuff,
+            unlabelled=[VOID, *self.crowds],
+            what=f"mask {self.mask_path}",
         )
 
 
@@ -71,12 +78,14 @@ class COCOPanoptic:
     Args:
         root: holds ``annotations/panoptic_SPLIT.json``, ``annotations/panoptic_SPLIT/`` with the PNGs, and ``SPLIT/``.
         split: such as ``val2017``.
+        crowds: False: pixels of things in crowds, of which one segment holds many, are not counted.
 
     Raises:
         UserError: the annotations are missing, cut off or of another kind.
     """
 
-    def __init__(self, root: str, split: str = "val2017") -> None:
+    def __init__(self, root: str, split: str = "val2017", crowds: bool = True) -> None:
+        self.crowds = crowds
         self.folder = Path(root) / split
         self.masks = Path(root) / "annotations" / f"panoptic_{split}"
         self.annotations = self.masks.with_suffix(".json")
@@ -103,7 +112,9 @@ class COCOPanoptic:
 
     def _image(self, file_name: str, annotation: dict[str, Any]) -> PanopticImage:
         # a segment of neither kind stays nameless, which the mask tells of
-        kinds = {segment["id"]: segment["category_id"] for segment in annotation["segments_info"]}
+        segments = annotation["segments_info"]
+        crowds = () if self.crowds else tuple(each["id"] for each in segments if each["iscrowd"])
+        kinds = {each["id"]: each["category_id"] for each in segments if each["id"] not in crowds}
         return PanopticImage(
             Path(file_name).stem,
             self.folder / file_name,
@@ -111,6 +122,7 @@ class COCOPanoptic:
             self.annotations,
             {segment: self.things[kind] for segment, kind in kinds.items() if kind in self.things},
             tuple(segment for segment, kind in kinds.items() if kind in self.stuff),
+            crowds,
         )
 
 
@@ -126,6 +138,7 @@ class InstanceImage:
         instances: as the file has them.
         names: of the categories.
         size: height and width that the annotations are for.
+        crowds: False: pixels of crowds are not counted.
     """
 
     id: str
@@ -135,10 +148,11 @@ class InstanceImage:
     instances: tuple[dict[str, Any], ...]
     names: Mapping[int, str]
     size: tuple[int, int]
+    crowds: bool = True
 
     @property
     def classes(self) -> frozenset[str]:
-        return frozenset(map(self._name, self.instances))
+        return frozenset(self._name(each) for each in self.instances if not self._is_left_out(each))
 
     def files(self) -> Sequence[Path]:
         return self.path, self.annotations
@@ -153,8 +167,12 @@ class InstanceImage:
             for each in sorted(self.instances, key=lambda instance: -instance["area"]):
                 name = self._name(each)
                 index = vocabulary.index(name) if name in vocabulary else OTHER
+                index = UNLABELLED if self._is_left_out(each) else index
                 indices[self.coco.annToMask(each).astype(bool)] = index
         return indices
+
+    def _is_left_out(self, instance: dict[str, Any]) -> bool:
+        return not self.crowds and bool(instance["iscrowd"])
 
     def _name(self, instance: dict[str, Any]) -> str:
         if instance["category_id"] not in self.names:
@@ -171,12 +189,14 @@ class COCOInstances:
     Args:
         root: holds ``annotations/instances_SPLIT.json`` and ``SPLIT/``.
         split: such as ``val2017``.
+        crowds: False: pixels of crowds are not counted.
 
     Raises:
         UserError: the annotations are missing, cut off or of another kind.
     """
 
-    def __init__(self, root: str, split: str = "val2017") -> None:
+    def __init__(self, root: str, split: str = "val2017", crowds: bool = True) -> None:
+        self.crowds = crowds
         self.folder = Path(root) / split
         self.annotations = Path(root) / "annotations" / f"instances_{split}.json"
         self.coco = COCO()
@@ -199,4 +219,5 @@ class COCOInstances:
         name = image["file_name"]
         size = (image["height"], image["width"])
         instances = tuple(self.coco.imgToAnns[key])
-        return InstanceImage(Path(name).stem, self.folder / name, self.annotations, self.coco, instances, things, size)
+        path = self.folder / name
+        return InstanceImage(path.stem, path, self.annotations, self.coco, instances, things, size, self.crowds)

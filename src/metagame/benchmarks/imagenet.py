@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,9 +17,11 @@ from PIL import Image
 from metagame.errors import UserError
 from metagame.images import read_image
 
+log = logging.getLogger(__name__)
 N_CLASSES = 1000
-N_IMAGES = 50_000
+PER_CLASS = 50
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+SOLUTION = "LOC_val_solution.csv"
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
 
 Item = TypeVar("Item")
@@ -27,8 +32,8 @@ class ImageNet:
 
     Args:
         root: a folder with 1,000 class folders (their sorted names, WordNet ids, are labels 0 to 999); or with the
-            50,000 files ``ILSVRC2012_val_*`` and their ground truth; or with parquet or arrow files of columns
-            ``image`` and ``label``.
+            50,000 files ``ILSVRC2012_val_*`` and their ground truth, also as Kaggle has them; or with parquet or arrow
+            files of columns ``image`` and ``label``.
 
     Raises:
         UserError: there is none of these.
@@ -123,25 +128,38 @@ class ClassFolders(Layout):
     def file(self, label: int, k: int) -> Path:
         folder = self._folders[label]
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if len(files) > PER_CLASS:
+            raise UserError(
+                f"{folder} has {len(files)} images, where the validation set has {PER_CLASS} of a class: it looks like"
+                " the training set, so give the folder of the validation set."
+            )
         return nth(files, k, label, folder)
 
 
 class FlatFolder(Layout):
-    """All images in one folder, and a text file of their labels.
+    """All images in one folder, and a text file of their labels, unless their names end in WordNet ids.
 
-    The ground-truth file has a line for each image, in order of their names. Its numbers are ILSVRC2012 ids from 1 to
-    1000 in the order of the development kit, which ``meta.mat`` or ``ILSVRC2012_ids.txt`` (a WordNet id a line) beside
-    it explains; numbers from 0 to 999 are taken as labels.
+    Kaggle's file of labels, ``LOC_val_solution.csv``, names WordNet ids by image; its images lie in
+    ``ILSVRC/Data/CLS-LOC/val``. The ground-truth file has a line for each image, in order of their names. Its numbers
+    are ILSVRC2012 ids from 1 to 1000 in the order of the development kit, which ``meta.mat`` or ``ILSVRC2012_ids.txt``
+    (a WordNet id a line) beside it explains; numbers from 0 to 999 are taken as labels.
     """
 
     @classmethod
     def fits(cls, root: Path) -> bool:
-        return root.is_dir() and next(root.glob("ILSVRC2012_val_*"), None) is not None
+        return root.is_dir() and next(cls._folder(root).glob("ILSVRC2012_val_*"), None) is not None
+
+    @staticmethod
+    def _folder(root: Path) -> Path:
+        """The folder of the images: of Kaggle's archive one deep inside."""
+        kaggles = (root / inside for inside in ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val"))
+        return next((place for place in kaggles if place.is_dir()), root)
 
     @cached_property
     def _files(self) -> dict[int, list[Path]]:
-        files = sorted(path for path in self.root.glob("ILSVRC2012_val_*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        labels = self._labels()
+        found = self._folder(self.root).glob("ILSVRC2012_val_*")
+        files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+        labels = self._labels_by_wordnet_id(files) or self._labels()
         if len(labels) != len(files):
             raise UserError(
                 f"{TRUTH} has {len(labels)} lines for {len(files)} images under {self.root}: complete the set."
@@ -151,10 +169,32 @@ class FlatFolder(Layout):
             by_label.setdefault(label, []).append(path)
         return by_label
 
+    def _labels_by_wordnet_id(self, files: Sequence[Path]) -> list[int] | None:
+        """From the ends of the files' names, or Kaggle's file; None where there is neither."""
+        named = [re.search(r"_(n\d{8})$", path.stem) for path in files]
+        ids = [match[1] for match in named if match is not None]
+        solution = self._beside(SOLUTION)
+        if len(ids) < len(files) and solution is not None:
+            by_image = _read_solution(solution)
+            ids = [by_image[path.stem] for path in files if path.stem in by_image]
+        if not ids:
+            return None
+        order = sorted(set(ids))
+        if len(order) != N_CLASSES or len(ids) != len(files):
+            raise UserError(
+                f"of {len(files)} images under {self.root} {len(ids)} have a WordNet id, of {len(order)} classes: all"
+                f" {N_CLASSES:,} are needed, their order gives labels."
+            )
+        rank = {wordnet: label for label, wordnet in enumerate(order)}
+        return [rank[each] for each in ids]
+
     def _labels(self) -> list[int]:
         path = self._beside(TRUTH)
         if path is None:
-            raise UserError(f"{self.root} has no {TRUTH} in it or above it: take it from the development kit.")
+            raise UserError(
+                f"{self.root} has no {TRUTH} in it or above it, nor Kaggle's {SOLUTION}: take the former from the"
+                " development kit."
+            )
         try:
             ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
         except ValueError as error:
@@ -185,11 +225,22 @@ class FlatFolder(Layout):
     def _beside(self, name: str) -> Path | None:
         """The file in the folder, above it, or in the development kit's place."""
         places = (self.root, self.root.parent, self.root / "ILSVRC2012_devkit_t12" / "data")
-        places += (self.root.parent / "ILSVRC2012_devkit_t12" / "data",)
+        places += (self.root.parent / "ILSVRC2012_devkit_t12" / "data", *list(self.root.parents)[1:4])
         return next((place / name for place in places if (place / name).is_file()), None)
 
     def file(self, label: int, k: int) -> Path:
         return nth(self._files.get(label, []), k, label, self.root)
+
+
+def _read_solution(path: Path) -> dict[str, str]:
+    """WordNet ids by the image's name, from Kaggle's file."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} has no ImageId and PredictionString in each line: take it from Kaggle again."
+        ) from error
 
 
 def _kit_order(meta: Path) -> list[str]:
@@ -208,19 +259,37 @@ class Tables(Layout):
 
     @classmethod
     def fits(cls, root: Path) -> bool:
-        return bool(cls._paths(root))
+        return bool(cls._all_paths(root))
 
     @staticmethod
-    def _paths(root: Path) -> list[Path]:
-        paths = sorted([*root.glob("**/*.parquet"), *root.glob("**/*.arrow")]) if root.is_dir() else []
-        validation = [path for path in paths if "val" in path.name]
-        return validation or paths
+    def _all_paths(root: Path) -> list[Path]:
+        return sorted([*root.glob("**/*.parquet"), *root.glob("**/*.arrow")]) if root.is_dir() else []
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        """The files of the validation split, as they, their folders or the library that wrote them say.
+
+        Raises:
+            UserError: there are those of other splits only.
+        """
+        by_split: dict[str, list[Path]] = {}
+        for path in self._all_paths(self.root):
+            by_split.setdefault(_split(path, self.root), []).append(path)
+        if "validation" in by_split:
+            return by_split["validation"]
+        if set(by_split) != {""}:
+            raise UserError(
+                f"{self.root} has images of {' and '.join(filter(None, by_split))} alone: fetch those of the validation"
+                " split, which the benchmark takes."
+            )
+        log.warning("The files under %s do not say of which split they are: they are taken for validation.", self.root)
+        return by_split[""]
 
     @cached_property
     def _rows(self) -> dict[int, list[tuple[Path, int]]]:
         """For each label, (file, row) of its images in file order; only the label column is read."""
         by_label: dict[int, list[tuple[Path, int]]] = {}
-        for path in self._paths(self.root):
+        for path in self._paths:
             for row, label in enumerate(_read(path, "label")):
                 by_label.setdefault(label, []).append((path, row))
         return by_label
@@ -234,6 +303,22 @@ class Tables(Layout):
     def image(self, label: int, k: int) -> Image.Image:
         path, row = self._place(label, k)
         return read_image(_read_image_bytes(path, row), f"{path}, row {row}")
+
+
+SPLITS = {"val": "validation", "valid": "validation", "validation": "validation", "train": "training", "test": "test"}
+"""By the words that names of files and folders have for them."""
+
+
+def _split(path: Path, root: Path) -> str:
+    """The split that a file is of, by its name, a folder's below the root, or ``state.json``; empty if none says."""
+    state = path.with_name("state.json")  # of the datasets library's save_to_disk
+    words = [json.loads(state.read_text(encoding="utf-8")).get("_split") or ""] if state.is_file() else []
+    words += [path.stem, *(parent.name for parent in path.parents if parent != root and root in parent.parents)]
+    for word in words:
+        for part in re.split(r"[^a-z]+", word.lower()):
+            if part in SPLITS:
+                return SPLITS[part]
+    return SPLITS.get(root.name.lower(), "")
 
 
 def _read(path: Path, column: str) -> list:

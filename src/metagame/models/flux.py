@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ PARTS = {
     "text_encoder_2": T5EncoderModel,
 }  # fmt: skip
 MEMORY_ADVICE = "set model.offload=true, or model.text_encoder_bits=8"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -173,10 +176,13 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         questions = dict(sample.questions())
         for question in questions.values():
             _check(question, len(self.pipeline.transformer.transformer_blocks))
+            self._check_length(question.prompt)
         if not questions:
             return {}
         try:
             if isinstance(sample, PaintedImage):
+                self._check_length(sample.prompt)
+                self._tell_pooled_part(sample.prompt)
                 return self._paint(sample, questions)
             image = sample.image()
             if image is None:
@@ -251,6 +257,24 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         """
         concept_token(self.pipeline.tokenizer_2, name)
         return self._encode(name)[:, 0]
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuse a prompt of which the model would read a part only."""
+        ids = self.pipeline.tokenizer_2(prompt, verbose=False)["input_ids"]
+        if len(ids) > self.text_length:
+            cut = self.pipeline.tokenizer_2.decode(ids[self.text_length - 1 : -1])
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and model.text_length={self.text_length}, so that {cut!r} would be"
+                " cut: shorten it, or raise model.text_length as far as the model was trained."
+            )
+
+    def _tell_pooled_part(self, prompt: str) -> None:
+        """Say it where CLIP, whose one vector modulates all blocks, reads a part of the prompt only."""
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(prompt, verbose=False)["input_ids"]
+        if len(ids) > tokenizer.model_max_length:
+            cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+            log.warning("The pooled text of CLIP is without %r, which T5 reads: CLIP has %d tokens.", cut, len(ids) - 2)
 
     @torch.no_grad()
     def _encode(self, text: str) -> Float[Tensor, "1 T e"]:
@@ -367,14 +391,14 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
 def _without_progress_bars() -> Generator[None]:
     """Within: diffusers and transformers show none of their own."""
     loggings = (diffusers_logging, transformers_logging)
-    shown = [logging for logging in loggings if logging.is_progress_bar_enabled()]
-    for logging in shown:
-        logging.disable_progress_bar()
+    shown = [each for each in loggings if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
     try:
         yield
     finally:
-        for logging in shown:
-            logging.enable_progress_bar()
+        for each in shown:
+            each.enable_progress_bar()
 
 
 def _revision(folder: Path) -> str:

@@ -111,6 +111,8 @@ class WandbTracker:
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "staging"))  # not in the home directory
         os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # ends 12 seconds later where a network drops packets
+        if os.environ.get("WANDB_MODE") == "":  # which W&B takes for a mode of that name
+            del os.environ["WANDB_MODE"]
         with needed_by("tracker=wandb"):
             import wandb  # only where something is tracked, and where its absence stops no job
 
