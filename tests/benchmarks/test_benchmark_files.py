@@ -60,6 +60,6 @@ def test_the_files_that_decide_all_samples_are_there(shipped):
 
 def test_declared_arguments_are_arguments(shipped):
     benchmark, name = shipped
-    runtime, texts = (set(vars(type(benchmark)).get(key, ())) for key in ("runtime_arguments", "text_arguments"))
+    runtime, texts = (set(getattr(type(benchmark), key, ())) for key in ("runtime_arguments", "text_arguments"))
     assert (runtime, texts) == (RUNTIME.get(name, set()), TEXTS.get(name, set()))
     assert runtime | texts <= set(inspect.signature(type(benchmark)).parameters)

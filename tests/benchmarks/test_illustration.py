@@ -75,26 +75,26 @@ def labels(sample):
     return {name: each.labels for name, each in sample.texts(Words()).items()}
 
 
-@pytest.mark.parametrize("caption", ["", "  ", "\n", None, 7, ["a", "dog"]])
-def test_a_caption_that_is_no_text_is_refused(picture, caption):
-    with unchecked(), pytest.raises(UserError, match=r"benchmark\.caption=.*: give a text\."):
-        illustration(picture, caption)
+@pytest.mark.parametrize("caption", ["", " \n", None, 7, ["a", "dog"]])
+def test_a_caption_that_is_no_text_is_refused_also_of_a_further_example(picture, caption):
+    for first, second in ((caption, "a cat"), ("a dog", caption)):
+        with unchecked(), pytest.raises(UserError, match=r"benchmark\.caption=.*: give a text\."):
+            illustration(picture, first, more=[{"image": picture, "caption": second}])
 
 
-def test_an_absent_image_is_refused_when_it_is_opened(tmp_path):
+@pytest.mark.parametrize("parts", ["dog", [7]])
+def test_parts_that_are_no_list_of_texts_are_refused(picture, parts):
+    with unchecked(), pytest.raises(UserError, match=r"benchmark\.parts=.*: give a list of texts"):
+        illustration(picture, "a dog", parts)
+
+
+def test_an_absent_image_is_among_the_files_and_refused_when_it_is_opened_and_a_folder_is_no_image(tmp_path):
     sample = only(illustration(str(tmp_path / "absent.png"), "a dog"))
+    assert list(sample.files()) == [tmp_path / "absent.png"]
     with pytest.raises(UserError, match=r"absent\.png does not exist: give the path of an image file\."):
         sample.image()
-
-
-def test_a_folder_is_no_image(tmp_path):
     with pytest.raises(UserError, match="cannot be decoded"):
         only(illustration(str(tmp_path), "a dog")).image()
-
-
-def test_further_examples_are_checked_as_the_first_one(picture):
-    with pytest.raises(UserError, match="give a text"):
-        illustration(picture, "a dog", more=[{"image": picture, "caption": ""}])
 
 
 def test_an_own_image_and_caption_stand_in_place_of_all_examples(picture, wide_picture):
@@ -106,42 +106,38 @@ def test_an_own_image_and_caption_stand_in_place_of_all_examples(picture, wide_p
     assert list(labels(only(Illustration(examples, parts=["a"])))) == [CAPTION, "part: a"]
 
 
-def test_another_picture_in_the_same_place_is_another_sample(picture, wide_picture):
-    before = only(illustration(picture, "a dog")).id
+def test_another_picture_in_the_same_place_is_another_sample_with_other_files(picture, wide_picture):
+    before = only(illustration(picture, "a dog"))
+    assert list(before.files()) == [Path(picture)]
+    assert list(illustration(picture, "a dog").files()) == []
+    digest = files_digest(before.files())
     Path(picture).write_bytes(Path(wide_picture).read_bytes())
-    assert only(illustration(picture, "a dog")).id != before
+    assert only(illustration(picture, "a dog")).id != before.id
+    assert files_digest(before.files()) != digest
 
 
-def test_a_photograph_is_shown_as_its_camera_was_held(tmp_path):
+def test_a_photograph_is_shown_as_its_camera_was_held_and_cut_to_a_square(tmp_path):
     path, exif = tmp_path / "turned.jpg", Image.Exif()
     image = Image.fromarray(np.add.outer(np.arange(40) * 2, np.arange(90)).astype(np.uint8)).convert("RGB")
     exif[0x0112] = 6
     image.save(path, exif=exif, quality=95)
     upright = image.rotate(-90, expand=True)
-    shown = np.asarray(only(illustration(str(path), "a dog", side=40)).image(), float)
+    found = only(illustration(str(path), "a dog", side=40)).image()
+    assert (found.size, found.mode) == ((40, 40), "RGB")
+    shown = np.asarray(found, float)
     expected = np.asarray(square(upright, 40), float)
     assert np.abs(shown - expected).mean() < 3
     assert np.abs(shown - np.asarray(square(image, 40), float)).mean() > 10
 
 
-@pytest.mark.parametrize("parts", ["dog", [7]])
-def test_parts_that_are_no_list_of_texts_are_refused(picture, parts):
-    with unchecked(), pytest.raises(UserError, match=r"benchmark\.parts=.*: give a list of texts"):
-        illustration(picture, "a dog", parts)
-
-
-def test_a_sample_is_an_image_with_its_caption(picture):
-    sample = only(illustration(picture, "a dog", side=64))
+def test_a_sample_is_an_image_with_its_caption_and_nothing_to_score(picture):
+    benchmark = illustration(picture, "a dog", ["dog"], side=64)
+    sample = only(benchmark)
     assert isinstance(sample, Sample)
-    assert (sample.id, sample.caption) == (id_of(picture, "a dog"), "a dog")
+    assert (sample.id, sample.caption, sample.description()) == (id_of(picture, "a dog"), "a dog", "a dog")
     with Image.open(picture) as stored:
         assert np.array_equal(np.asarray(sample.image()), np.asarray(stored))
-
-
-@pytest.mark.parametrize("side", [16, 40, 64])
-def test_the_image_is_cut_to_a_square(wide_picture, side):
-    image = only(illustration(wide_picture, "a dog", side=side)).image()
-    assert (image.size, image.mode) == ((side, side), "RGB")
+    assert benchmark.score(sample, {}, {}) == {}
 
 
 def test_players_are_the_tokens_of_the_caption_and_of_its_parts(picture):
@@ -159,84 +155,42 @@ def test_an_absent_token_is_dropped_and_special_tokens_stay(picture):
     assert players.dropped([False, False]).ids == (1, 2)
 
 
-@pytest.mark.parametrize("part", ["cat", "a cat", "do", "dog,"])
-def test_parts_with_words_that_the_caption_has_not_are_left_out(picture, part):
-    assert list(labels(only(illustration(picture, "a dog", [part, "dog"])))) == [CAPTION, "part: dog"]
-
-
-def test_parts_are_found_in_any_order_and_case_and_once(picture):
-    sample = only(illustration(picture, "A black Dog", ["dog black", "black", "dog black"]))
-    assert list(labels(sample)) == [CAPTION, "part: dog black", "part: black"]
-
-
-def test_empty_parts_are_dropped_without_a_word(picture, caplog):
+@pytest.mark.parametrize(
+    ("caption", "parts", "kept"),
+    [
+        ("a dog", ["cat", "a cat", "do", "dog,", "dog"], ["dog"]),
+        ("A black Dog", ["dog black", "black", "dog black"], ["dog black", "black"]),
+        ("a dog", ["", "dog", "  ", "\n"], ["dog"]),
+        ("a caption here", ["caption"], ["caption"]),
+    ],
+    ids=["other words", "in any order and case and once", "empty", "the name of the caption"],
+)
+def test_parts_are_words_of_the_caption_and_others_are_dropped_without_a_word(picture, caplog, caption, parts, kept):
     with caplog.at_level("INFO"):
-        sample = only(illustration(picture, "a dog", ["", "dog", "  ", "\n"]))
-    assert list(labels(sample)) == [CAPTION, "part: dog"]
+        names = list(labels(only(illustration(picture, caption, parts))))
+    assert names == [CAPTION, *(f"part: {each}" for each in kept)]
     assert caplog.text == ""
 
 
-def test_a_part_may_have_the_name_of_the_caption(picture):
-    sample = only(illustration(picture, "a caption here", ["caption"]))
-    assert labels(sample) == {CAPTION: ("a", "caption", "here"), "part: caption": ("caption",)}
-
-
-def test_further_examples_are_further_samples(picture, wide_picture):
-    more = [{"image": wide_picture, "caption": "a cat", "parts": ["cat"]}]
-    first, second = illustration(picture, "a dog", side=32, more=more).samples()
-    assert (first.id, second.id) == (id_of(picture, "a dog"), id_of(wide_picture, "a cat"))
-    assert (first.caption, second.caption) == ("a dog", "a cat")
-    assert second.image().size == (32, 32)
-    assert list(labels(second)) == [CAPTION, "part: cat"]
-
-
-def test_two_pictures_with_one_caption_are_two_samples(picture, wide_picture):
-    samples = illustration(picture, "a dog", more=[{"image": wide_picture, "caption": "a dog"}]).samples()
-    assert [sample.id for sample in samples] == [id_of(picture, "a dog"), id_of(wide_picture, "a dog")]
-
-
-def test_one_picture_with_two_captions_is_two_samples(picture):
-    samples = illustration(picture, "a dog", more=[{"image": picture, "caption": "a cat"}]).samples()
-    assert [sample.id for sample in samples] == [id_of(picture, "a dog"), id_of(picture, "a cat")]
-
-
-def test_two_examples_with_one_image_and_caption_are_refused(picture):
-    same = {"image": picture, "caption": "a dog", "parts": ["dog"]}
+def test_further_examples_are_further_samples_that_differ_in_the_picture_or_the_caption(picture, wide_picture):
+    more = [{"image": wide_picture, "caption": "a dog", "parts": ["dog"]}, {"image": picture, "caption": "a cat"}]
+    samples = illustration(picture, "a dog", side=32, more=more).samples()
+    expected = [(picture, "a dog"), (wide_picture, "a dog"), (picture, "a cat")]
+    assert [sample.id for sample in samples] == [id_of(*each) for each in expected]
+    assert [sample.caption for sample in samples] == ["a dog", "a dog", "a cat"]
+    assert samples[1].image().size == (32, 32)
+    assert list(labels(samples[1])) == [CAPTION, "part: dog"]
     with pytest.raises(UserError, match=r"benchmark\.examples: two have the same image and caption"):
-        illustration(picture, "a dog", more=[same])
-
-
-def test_there_is_nothing_to_score(picture):
-    benchmark = illustration(picture, "a dog", ["dog"])
-    assert benchmark.score(only(benchmark), {}, {}) == {}
-
-
-def test_what_a_picture_is_called_is_its_caption(picture):
-    assert only(illustration(picture, "a dog", ["dog"])).description() == "a dog"
-
-
-def test_the_files_of_a_sample_are_its_picture(picture, wide_picture):
-    benchmark = illustration(picture, "a dog")
-    before = files_digest(only(benchmark).files())
-    assert list(only(benchmark).files()) == [Path(picture)]
-    assert list(benchmark.files()) == []
-    Path(picture).write_bytes(Path(wide_picture).read_bytes())
-    assert files_digest(only(benchmark).files()) != before
-
-
-def test_an_absent_picture_is_among_the_files(tmp_path):
-    assert list(only(illustration(str(tmp_path / "absent.png"), "a dog")).files()) == [tmp_path / "absent.png"]
+        illustration(picture, "a dog", more=[{"image": picture, "caption": "a dog", "parts": ["dog"]}])
 
 
 def illustrate(output_dir, image, *overrides, caption="three seven"):
-    """Run the job on the embedded CLIP and write its report; its config and outcome."""
+    """Run the job on the embedded CLIP; its config and outcome."""
     parts = ["model=clip_vitb16", "attribution=meta_grad_eclip", "benchmark=illustration", "benchmark.side=64"]
     chosen = [f"benchmark.image={image}", f"benchmark.caption={caption}", f"output_dir={output_dir}"]
     with shipped_configs():
         cfg = compose("config", overrides=[*parts, *chosen, *overrides])
-        outcome = run_job(cfg)
-        finish([cfg])
-    return cfg, outcome
+        return cfg, run_job(cfg)
 
 
 def stored(cfg):
@@ -260,6 +214,8 @@ def test_a_caption_is_explained_token_by_token(picture, tmp_path):
         gain = each.attribution - each.meta.empty
         assert close(each.meta.values.sum(1), gain, 1e-5 * np.abs(gain).max())
     assert np.abs(explanations["caption"].meta.values).max() > 0
+    with shipped_configs():
+        finish([cfg])
     assert {path.name for path in tmp_path.glob("*.*")} >= {"table.json", "figure.png", "figure.pdf"}
 
 
@@ -279,18 +235,9 @@ def test_pairs_of_tokens_and_tokens_together_are_the_map_of_the_caption(picture,
 
 
 @pytest.mark.slow
-def test_a_first_order_method_has_a_map_of_the_caption_and_of_each_part(picture, tmp_path):
-    cfg, _ = illustrate(tmp_path, picture, "attribution=grad_eclip", "benchmark.parts=[seven]")
-    explanations = stored(cfg)[1]
-    assert list(explanations) == ["caption", "part: seven"]
-    assert [(each.attribution.shape, each.meta) for each in explanations.values()] == [((64,), None)] * 2
-    assert (tmp_path / "figure.png").exists()
-
-
-@pytest.mark.slow
 def test_an_image_that_cannot_be_decoded_and_a_caption_that_is_too_long_are_recorded_as_failed(picture, tmp_path):
     (tmp_path / "broken.png").write_bytes(Path(picture).read_bytes()[:100])
-    cfg, outcome = illustrate(tmp_path / "broken", tmp_path / "broken.png")
+    cfg, outcome = illustrate(tmp_path / "broken", tmp_path / "broken.png", "attribution=grad_eclip")
     assert outcome.errors == (f"image {tmp_path / 'broken.png'} cannot be decoded: replace the file.",)
     assert stored(cfg)[0].status == "failed"
     _, outcome = illustrate(tmp_path / "long", picture, "attribution=grad_eclip", caption="one two " * 4)

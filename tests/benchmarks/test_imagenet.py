@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from scipy.io import savemat
 
 from metagame.benchmarks import imagenet
 from metagame.benchmarks.imagenet import TRUTH, ImageNet
-from metagame.benchmarks.pointing_game import ComposedScenes, PreparedScenes
+from metagame.benchmarks.pointing_game import PreparedScenes
 from metagame.errors import UserError
 from scripts import prepare_pointing_game
 from scripts.prepare_pointing_game import prepare
@@ -59,65 +60,38 @@ def class_folders(root):
     return root
 
 
-def flat_folder(root):
-    """The images only."""
-    root.mkdir(parents=True)
-    for number in reversed(NUMBERS):
-        (root / name(number)).write_bytes(jpeg(number))
-    return root
-
-
 def write_truth(folder, numbers):
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / TRUTH).write_text("".join(f"{number}\n" for number in numbers), encoding="utf-8")
 
 
 def write_meta(folder):
     """The kit's ``meta.mat``: a struct array of all synsets, those with images first in the kit's order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
-    kinds += [("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O")]
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O"), ("children", "O")]
     leaves = [(number + 1, wordnet, 0) for number, wordnet in enumerate(KIT)]
     internal = [(1001, "n00001740", 2), (1002, "n04524313", 3), (1003, "n09999999", 1)]
     synsets = np.zeros((len(leaves) + len(internal), 1), dtype=kinds)
     # inner nodes stand among the others, so that a row's place is not its id
     for row, (number, wordnet, n_children) in enumerate([internal[0], *leaves[::-1], *internal[1:]]):
         children = np.arange(n_children, dtype=np.uint16)
-        synsets[row, 0] = (
-            np.array([[float(number)]]), wordnet, f"words, of {wordnet}", "a gloss", float(n_children), children, 4.0,
-            1300.0,
-        )  # fmt: skip
+        synsets[row, 0] = np.array([[float(number)]]), wordnet, f"words, of {wordnet}", float(n_children), children
     savemat(folder / "meta.mat", {"synsets": synsets})
 
 
-def kit_numbers():
-    return [KIT.index(WORDNET[label]) + 1 for label in LABELS]
+def write_ids(folder):
+    (folder / "ILSVRC2012_ids.txt").write_text("\n".join(KIT) + "\n", encoding="utf-8")
 
 
-def flat_with_meta(root):
-    flat_folder(root)
-    write_truth(root, kit_numbers())
-    write_meta(root)
-    return root
+KIT_NUMBERS = [KIT.index(WORDNET[label]) + 1 for label in LABELS]
 
 
-def flat_with_kit_beside(root):
-    flat_folder(root / "val")
-    write_truth(root / "ILSVRC2012_devkit_t12" / "data", kit_numbers())
-    write_meta(root / "ILSVRC2012_devkit_t12" / "data")
-    return root / "val"
-
-
-def flat_with_ids(root):
-    flat_folder(root)
-    write_truth(root, kit_numbers())
-    (root / "ILSVRC2012_ids.txt").write_text("\n".join(KIT) + "\n", encoding="utf-8")
-    return root
-
-
-def flat_with_labels(root):
-    flat_folder(root)
-    write_truth(root, LABELS)
+def flat(root, numbers=KIT_NUMBERS, explain=write_meta, kit=None):
+    """All images in one folder; their ground truth and what explains it in a folder of the kit, or there too."""
+    for folder in {root, kit or root}:
+        folder.mkdir(parents=True)
+    for number in reversed(NUMBERS):
+        (root / name(number)).write_bytes(jpeg(number))
+    write_truth(kit or root, numbers)
+    explain(kit or root)
     return root
 
 
@@ -155,10 +129,10 @@ def arrow(root, streamed):
 
 LAYOUTS = {
     "class folders": class_folders,
-    "flat, meta.mat": flat_with_meta,
-    "flat, kit beside": flat_with_kit_beside,
-    "flat, ids": flat_with_ids,
-    "flat, labels from 0": flat_with_labels,
+    "flat, meta.mat": flat,
+    "flat, kit beside": lambda root: flat(root / "val", kit=root / "ILSVRC2012_devkit_t12" / "data"),
+    "flat, ids": lambda root: flat(root, explain=write_ids),
+    "flat, labels from 0": lambda root: flat(root, LABELS, explain=lambda _: None),
     "parquet": parquet,
     "streamed arrow": lambda root: arrow(root, streamed=True),
     "random-access arrow": lambda root: arrow(root, streamed=False),
@@ -170,9 +144,14 @@ def five_classes(monkeypatch):
     monkeypatch.setattr(imagenet, "N_CLASSES", len(WORDNET))
 
 
-@pytest.fixture(params=LAYOUTS)
-def stored(request, tmp_path):
-    return ImageNet(str(LAYOUTS[request.param](tmp_path / "imagenet")))
+@pytest.fixture(scope="module", params=LAYOUTS)
+def stored(request, tmp_path_factory):
+    return ImageNet(str(LAYOUTS[request.param](tmp_path_factory.mktemp("data") / "imagenet")))
+
+
+def test_every_layout_gives_the_same_image_for_the_same_label_and_place_in_any_order(stored):
+    for label, k in [*K_OF_EACH, *reversed(K_OF_EACH)]:
+        assert same_image(stored.image(label, k), number_of(label, k))
 
 
 def test_every_layout_names_the_file_of_an_image(stored):
@@ -184,20 +163,19 @@ def test_every_layout_names_the_file_of_an_image(stored):
         assert path.name == name(number) if path.suffix == ".JPEG" else f"-{part:05d}-of-" in path.name
 
 
-@pytest.mark.parametrize(("label", "k"), [(3, 3), (3, -1), (-1, 0), (5, 0)])
-def test_every_layout_has_no_file_of_an_image_that_is_not_there(stored, label, k):
+@pytest.mark.parametrize(
+    ("label", "k", "reason"),
+    [
+        (3, 3, "class 3 has 3 images under .*: image 3 is missing"),
+        (3, -1, "class 3 has 3 images under .*: image -1 is missing"),
+        (-1, 0, "class -1 is not in ImageNet-1k: give labels 0 to 4"),
+        (5, 0, "class 5 is not in ImageNet-1k: give labels 0 to 4"),
+    ],
+)
+def test_every_layout_refuses_an_image_that_is_not_there_and_names_no_file_of_it(stored, label, k, reason):
     assert list(stored.files(label, k)) == []
-
-
-def test_too_few_class_folders_have_no_files(tmp_path):
-    (class_folders(tmp_path) / WORDNET[2]).rename(tmp_path / "elsewhere")
-    assert list(ImageNet(str(tmp_path)).files(0, 0)) == []
-
-
-def test_the_files_of_a_composed_scene_are_those_of_its_images(tmp_path):
-    scenes = ComposedScenes(ImageNet(str(class_folders(tmp_path))), 32)
-    found = scenes.files("a-b-c-d", (3, 0, 1, 2), 1)
-    assert [path.name for path in found] == [name(number_of(label, 1)) for label in (3, 0, 1, 2)]
+    with pytest.raises(UserError, match=reason):
+        stored.image(label, k)
 
 
 def refused(root, label=0, k=0):
@@ -210,44 +188,11 @@ def refused(root, label=0, k=0):
     return message
 
 
-def test_every_layout_gives_the_same_image_for_the_same_label_and_place(stored):
-    assert all(same_image(stored.image(label, k), number_of(label, k)) for label, k in K_OF_EACH)
-
-
-def test_every_layout_gives_images_in_any_order_and_again(stored):
-    images = [np.asarray(stored.image(3, k)) for k in (2, 0, 2)]
-    assert np.array_equal(images[0], images[2])
-    assert not np.array_equal(images[0], images[1])
-
-
-@pytest.mark.parametrize("k", [3, -1])
-def test_every_layout_refuses_an_image_that_a_class_has_not(stored, k):
-    with pytest.raises(UserError, match=rf"class 3 has 3 images under .*: image {k} is missing"):
-        stored.image(3, k)
-
-
-@pytest.mark.parametrize("label", [-1, 5, 1000])
-def test_every_layout_refuses_a_label_out_of_range(stored, label):
-    with pytest.raises(UserError, match=f"class {label} is not in ImageNet-1k: give labels 0 to 4"):
-        stored.image(label, 0)
-
-
-def test_the_images_of_a_class_come_in_file_order_whatever_the_folder_lists_first(tmp_path):
-    folder = tmp_path / WORDNET[0]
-    for wordnet in WORDNET:
-        (tmp_path / wordnet).mkdir()
-    for number in (44_000, 293, 7_001):
-        (folder / name(number)).write_bytes(jpeg(number))
-    (folder / "notes.txt").write_text("no image", encoding="utf-8")
-    images = [ImageNet(str(tmp_path)).image(0, k) for k in range(3)]
-    assert all(same_image(image, number) for image, number in zip(images, (293, 7_001, 44_000), strict=True))
-
-
-def test_other_folders_and_files_beside_the_class_folders_do_not_count(tmp_path):
+def test_other_folders_and_files_beside_the_class_folders_and_in_them_do_not_count(tmp_path):
     class_folders(tmp_path)
     (tmp_path / "n1").mkdir()
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "synsets.txt").write_text("", encoding="utf-8")
+    for place in (tmp_path, tmp_path / WORDNET[4]):
+        (place / "a.txt").write_text("", encoding="utf-8")
     assert same_image(ImageNet(str(tmp_path)).image(4, 0), number_of(4, 0))
 
 
@@ -264,50 +209,29 @@ def test_a_folder_without_images_is_refused_with_what_to_put_there(tmp_path, pla
         ImageNet(str(tmp_path / place))
 
 
-def test_too_few_class_folders_are_refused(tmp_path):
+def test_too_few_class_folders_are_refused_and_have_no_files(tmp_path):
     (class_folders(tmp_path) / WORDNET[2]).rename(tmp_path / "elsewhere")
     assert "has 4 class folders: all 5 are needed" in refused(tmp_path)
+    assert list(ImageNet(str(tmp_path)).files(0, 0)) == []
 
 
-def test_a_flat_folder_without_ground_truth_is_refused(tmp_path):
-    assert f"has no {TRUTH} in it or above it" in refused(flat_folder(tmp_path / "val"))
+BROKEN_FLAT = {
+    "no ground truth": (lambda val: (val / TRUTH).unlink(), f"has no {TRUTH} in it or above it"),
+    "too few lines": (lambda val: write_truth(val, [1] * 11), f"{TRUTH} has 11 lines for 12 images"),
+    "too many lines": (lambda val: write_truth(val, [1] * 13), f"{TRUTH} has 13 lines for 12 images"),
+    "no lines": (lambda val: write_truth(val, []), TRUTH),
+    "no numbers": (lambda val: write_truth(val, WORDNET), "is not a number a line: take it from the development kit"),
+    "a number that the kit has not": (lambda val: write_truth(val, [*KIT_NUMBERS[:-1], 6]), TRUTH),
+    "no kit": (lambda val: (val / "meta.mat").unlink(), "put its meta.mat beside it"),
+    "a broken kit": (lambda val: (val / "meta.mat").write_bytes(b"no MATLAB file" * 20), "meta.mat"),
+}
 
 
-@pytest.mark.parametrize("n_lines", [11, 13])
-def test_a_ground_truth_with_another_number_of_lines_is_refused(tmp_path, n_lines):
-    flat_with_meta(tmp_path / "val")
-    write_truth(tmp_path / "val", [1] * n_lines)
-    assert f"{TRUTH} has {n_lines} lines for 12 images" in refused(tmp_path / "val")
-
-
-def test_an_empty_ground_truth_is_refused(tmp_path):
-    flat_with_meta(tmp_path / "val")
-    write_truth(tmp_path / "val", [])
-    assert TRUTH in refused(tmp_path / "val")
-
-
-def test_a_ground_truth_that_is_no_numbers_is_refused(tmp_path):
-    flat_with_meta(tmp_path / "val")
-    write_truth(tmp_path / "val", WORDNET)
-    assert "is not a number a line: take it from the development kit again" in refused(tmp_path / "val")
-
-
-def test_a_ground_truth_with_ids_that_the_kit_has_not_is_refused(tmp_path):
-    flat_with_meta(tmp_path / "val")
-    write_truth(tmp_path / "val", [*kit_numbers()[:-1], 6])
-    assert TRUTH in refused(tmp_path / "val")
-
-
-def test_ids_of_the_kit_without_the_kit_are_refused(tmp_path):
-    flat_with_meta(tmp_path / "val")
-    (tmp_path / "val" / "meta.mat").unlink()
-    assert "counts classes as the development kit does: put its meta.mat beside it" in refused(tmp_path / "val")
-
-
-def test_a_broken_meta_mat_is_refused(tmp_path):
-    flat_with_meta(tmp_path / "val")
-    (tmp_path / "val" / "meta.mat").write_bytes(b"no MATLAB file" * 20)
-    assert "meta.mat" in refused(tmp_path / "val")
+@pytest.mark.parametrize("case", BROKEN_FLAT)
+def test_a_flat_folder_whose_ground_truth_cannot_be_read_is_refused(tmp_path, case):
+    damage, reason = BROKEN_FLAT[case]
+    damage(flat(tmp_path / "val"))
+    assert reason in refused(tmp_path / "val")
 
 
 def broken_class_folders(root):
@@ -316,7 +240,7 @@ def broken_class_folders(root):
 
 
 def broken_flat_folder(root):
-    (flat_with_labels(root) / name(number_of(0, 0))).write_bytes(jpeg(1)[:80])
+    (flat(root) / name(number_of(0, 0))).write_bytes(jpeg(1)[:80])
     return root
 
 
@@ -335,24 +259,19 @@ def test_a_broken_image_is_refused_and_the_others_are_not(tmp_path, layout):
     assert same_image(ImageNet(str(root)).image(0, 1), number_of(0, 1))
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 but nothing else PAR1", b"x" * 500])
-@pytest.mark.parametrize("file", ["validation-00001-of-00002.parquet", "validation-00001-of-00002.arrow"])
-def test_a_broken_table_is_refused_by_name(tmp_path, file, content):
-    parquet(tmp_path)
-    path = tmp_path / "data" / file
+@pytest.mark.parametrize(
+    ("suffix", "content"), [("parquet", b""), ("parquet", b"PAR1 but nothing else PAR1"), ("arrow", b"x" * 500)]
+)
+def test_a_broken_table_is_refused_by_name(tmp_path, suffix, content):
+    path = parquet(tmp_path) / "data" / f"validation-00001-of-00002.{suffix}"
     path.write_bytes(content)
-    assert f"{path} has no readable column 'label'" in refused(tmp_path)
-
-
-def test_a_truncated_parquet_file_is_refused(tmp_path):
-    path = next(parquet(tmp_path).glob("**/*.parquet"))
-    path.write_bytes(path.read_bytes()[:-40])
-    assert "fetch the file again" in refused(tmp_path)
+    assert f"{path} has no readable column 'label': fetch the file again" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
     "table",
     [
+        {"image": [{"bytes": jpeg(1)}]},
         {"picture": [1], "label": [0]},
         {"image": [None], "label": [0]},
         {"image": [7], "label": [0]},
@@ -360,14 +279,9 @@ def test_a_truncated_parquet_file_is_refused(tmp_path):
         {"image": [{"path": "x.JPEG"}], "label": [0]},
     ],
 )
-def test_a_table_without_images_in_it_is_refused(tmp_path, table):
+def test_a_table_without_labels_or_images_in_it_is_refused(tmp_path, table):
     pq.write_table(pa.table(table), tmp_path / "validation-00000-of-00001.parquet")
     assert "validation-00000-of-00001.parquet" in refused(tmp_path)
-
-
-def test_a_table_without_labels_is_refused(tmp_path):
-    pq.write_table(pa.table({"image": [{"bytes": jpeg(1)}]}), tmp_path / "validation-00000-of-00001.parquet")
-    assert "has no readable column 'label'" in refused(tmp_path)
 
 
 GAMES = ("a-b-c-d", "b-c-d-e")
@@ -391,16 +305,16 @@ def grids(out):
     return sorted(str(path.relative_to(out)) for path in out.glob("**/*") if path.is_file())
 
 
-def test_the_script_writes_the_grids_of_all_games_in_reading_order(tmp_path, protocol):
+def test_the_script_writes_the_grids_of_all_games_in_reading_order_as_scenes_of_the_game(tmp_path, protocol):
     out = tmp_path / "out"
     assert prepare(str(class_folders(tmp_path / "imagenet")), out, 2) == []
     assert grids(out) == [f"{game}/0{k}.png" for game in GAMES for k in range(2)]
-    for game, labels in zip(GAMES, ((3, 0, 1, 2), (0, 1, 2, 4)), strict=True):
-        for k in range(2):
-            with Image.open(out / game / f"{k:02d}.png") as grid:
-                assert (grid.format, grid.mode, grid.size) == ("PNG", "RGB", (448, 448))
-                expected = [number_of(label, k) % 256 for label in labels]
-                assert corners(grid) == pytest.approx(expected, abs=2)
+    for (game, labels), k in product(zip(GAMES, ((3, 0, 1, 2), (0, 1, 2, 4)), strict=True), range(2)):
+        with Image.open(out / game / f"{k:02d}.png") as grid:
+            assert (grid.format, grid.mode, grid.size) == ("PNG", "RGB", (448, 448))
+            assert corners(grid) == pytest.approx([number_of(label, k) % 256 for label in labels], abs=2)
+            scene = PreparedScenes(str(out)).image(game, labels, k)
+            assert np.array_equal(np.asarray(scene), np.asarray(grid))
 
 
 def test_the_script_keeps_the_grids_that_there_are(tmp_path, protocol):
@@ -414,15 +328,21 @@ def test_the_script_keeps_the_grids_that_there_are(tmp_path, protocol):
     assert grids(out) == [f"{game}/00.png" for game in GAMES]
 
 
-def test_the_script_says_what_it_could_not_make_and_goes_on(tmp_path, protocol):
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["prepare", *map(str, arguments)])
+    prepare_pointing_game.main()
+
+
+def test_the_script_ends_with_what_it_could_not_make_and_makes_the_others(tmp_path, protocol, monkeypatch):
     root, out = class_folders(tmp_path / "imagenet"), tmp_path / "out"
-    (root / WORDNET[3] / name(number_of(3, 0))).write_bytes(b"no image")
-    errors = prepare(str(root), out, 2)
-    (error,) = errors
-    assert error.startswith("a-b-c-d/0: image ")
-    assert name(number_of(3, 0)) in error
-    assert "cannot be decoded" in error
+    broken = root / WORDNET[3] / name(number_of(3, 0))
+    broken.write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=f"^a-b-c-d/0: image {broken} cannot be decoded.*[.]$"):
+        command(monkeypatch, "--imagenet", root, "--out", out, "--images", 2)
     assert grids(out) == ["a-b-c-d/01.png", "b-c-d-e/00.png", "b-c-d-e/01.png"]
+    broken.write_bytes(jpeg(number_of(3, 0)))
+    command(monkeypatch, "--imagenet", root, "--out", out, "--images", 2)
+    assert len(grids(out)) == 4
 
 
 def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_path, protocol):
@@ -430,50 +350,15 @@ def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_pat
     assert [error.split(":")[0] for error in errors] == ["a-b-c-d/2", "b-c-d-e/2"]
 
 
-def test_the_script_refuses_a_folder_that_is_not_imagenet(tmp_path, protocol):
-    with pytest.raises(UserError, match="holds no ImageNet-1k validation set"):
-        prepare(str(tmp_path / "absent"), tmp_path / "out", 1)
-
-
-@pytest.mark.parametrize(("image", "said"), [(b"no image", "a-b-c-d/0: image "), (None, None)])
-def test_the_command_ends_with_what_it_could_not_make(tmp_path, protocol, monkeypatch, image, said):
-    root = class_folders(tmp_path / "imagenet")
-    if image is not None:
-        (root / WORDNET[3] / name(number_of(3, 0))).write_bytes(image)
-    arguments = ["prepare", "--imagenet", str(root), "--out", str(tmp_path / "out"), "--images", "1"]
-    monkeypatch.setattr("sys.argv", arguments)
-    if said is None:
-        prepare_pointing_game.main()
-    else:
-        with pytest.raises(SystemExit, match=said):
-            prepare_pointing_game.main()
-    assert len(grids(tmp_path / "out")) == (2 if said is None else 1)
-
-
-def test_the_command_says_in_a_sentence_that_the_folder_is_not_imagenet(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["prepare", "--imagenet", str(tmp_path), "--out", str(tmp_path / "out")])
+def test_the_script_says_in_a_sentence_that_the_folder_is_not_imagenet(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="holds no ImageNet-1k validation set"):
-        prepare_pointing_game.main()
+        command(monkeypatch, "--imagenet", tmp_path, "--out", tmp_path / "out")
 
 
-def test_the_grids_that_the_script_made_are_the_scenes_of_the_game(tmp_path, protocol):
-    out = tmp_path / "out"
-    prepare(str(class_folders(tmp_path / "imagenet")), out, 2)
-    grid = PreparedScenes(str(out)).image(GAMES[1], (0, 1, 2, 4), 1)
-    with Image.open(out / GAMES[1] / "01.png") as stored:
-        assert np.array_equal(np.asarray(grid), np.asarray(stored))
-
-
-def test_a_scene_that_was_not_made_is_refused_by_name(tmp_path):
-    with pytest.raises(
-        UserError, match=r"a-b-c-d/07\.png is missing: make it with .python -m scripts\.prepare_pointing_game"
-    ):
+def test_a_scene_or_folder_of_scenes_that_was_not_made_is_refused_with_the_command_that_makes_it(tmp_path):
+    script = r"make .* with .python -m scripts\.prepare_pointing_game"
+    with pytest.raises(UserError, match=rf"a-b-c-d/07\.png is missing: {script}"):
         PreparedScenes(str(tmp_path)).image("a-b-c-d", (0, 1, 2, 3), 7)
-
-
-def test_a_missing_folder_of_scenes_says_the_command_that_makes_it(tmp_path):
     root = str(tmp_path / "absent")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"does not exist: {script} --imagenet FOLDER --out {root}"):
         PreparedScenes(root)
-    command = f"python -m scripts.prepare_pointing_game --imagenet FOLDER --out {root}"
-    assert f"does not exist: make the grids with '{command}'." in str(error.value)

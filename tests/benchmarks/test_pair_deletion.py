@@ -11,7 +11,7 @@ from metagame.benchmarks.pair_deletion import PairDeletion, pair_path
 from metagame.benchmarks.prompts import ANNOTATED, AnnotatedPrompt, annotated_prompts
 from metagame.contracts import WHOLE
 from metagame.models.masked import MaskedModel
-from tests.conftest import close, smooth_model, table_model
+from tests.conftest import close, table_model
 from tests.reference import prompts as twin
 from tests.tiny.benchmarks import explained
 from tests.tiny.vision_language import refused
@@ -20,23 +20,18 @@ SAMPLE = AnnotatedPrompt("one", "some text")
 SIZES = st.integers(2, 6)
 
 
-@st.composite
-def matrices(draw, n):
+def numbers(shape, elements):
+    return arrays(np.float64, shape, elements=elements, fill=st.nothing())
+
+
+def matrices(n):
     """Few different entries, so that many pairs are equally strong; not symmetric."""
-    return draw(arrays(np.float64, (n, n), elements=st.integers(-3, 3).map(float), fill=st.nothing()))
+    return numbers((n, n), st.integers(-3, 3).map(float))
 
 
-@st.composite
-def games_and_matrices(draw):
-    n = draw(SIZES)
-    values = draw(arrays(np.float64, 1 << n, elements=st.floats(-10, 10), fill=st.nothing()))
-    return values, draw(matrices(n))
-
-
-@st.composite
-def weights_and_matrices(draw):
-    n = draw(SIZES)
-    return draw(arrays(np.float64, n, elements=st.floats(-5, 5), fill=st.nothing())), draw(matrices(n))
+GAMES = SIZES.flatmap(lambda n: st.tuples(numbers(1 << n, st.floats(-10, 10)), matrices(n)))
+"""All values of a game, and a matrix."""
+WEIGHTS = SIZES.flatmap(lambda n: st.tuples(numbers(n, st.floats(-5, 5)), matrices(n)))
 
 
 def score(bound, **numbers):
@@ -62,17 +57,7 @@ def matrix_of(n, strengths):
     return matrix
 
 
-def value_of(bound):
-    """The value of a set of players, one call each."""
-
-    def value(players):
-        present = torch.tensor([[player in players for player in range(bound.n_players)]])
-        return float(bound.values(present)[0])
-
-    return value
-
-
-@given(games_and_matrices())
+@given(GAMES)
 def test_the_curves_of_a_game_are_what_their_definition_says(case):
     values, matrix = case
     scores = score(table_model(values), values=matrix)
@@ -86,24 +71,7 @@ def test_the_curves_of_a_game_are_what_their_definition_says(case):
     assert close(scores["area"], insertion - deletion)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 8])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_curves_of_a_smooth_model_are_what_their_definition_says(n, seed):
-    model = smooth_model(n, seed)
-    matrix = np.random.default_rng(seed).normal(size=(n, n))
-    scores = score(model, values=matrix)
-    deletion, insertion = twin.deletion_and_insertion(value_of(model), matrix)
-    assert close([scores["deletion"], scores["insertion"]], [deletion, insertion])
-
-
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_a_first_order_method_ranks_pairs_by_their_sums(n):
-    first = np.random.default_rng(n).normal(size=n)
-    sums = [[first[a] + first[b] for b in range(n)] for a in range(n)]
-    assert score(smooth_model(n), attribution=first) == score(smooth_model(n), values=sums)
-
-
-@given(weights_and_matrices())
+@given(WEIGHTS)
 def test_the_curves_of_an_additive_game_add_up_to_all_weights(case):
     """Whatever the ranking, what is deleted is what is inserted."""
     weights, matrix = case
@@ -111,48 +79,29 @@ def test_the_curves_of_an_additive_game_add_up_to_all_weights(case):
     assert close(scores["deletion"] + scores["insertion"], weights.sum(), 1e-9)
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 7])
-def test_equal_weights_make_straight_lines(n):
-    matrix = np.random.default_rng(n).normal(size=(n, n))
-    scores = score(additive(np.full(n, 3.0)), values=matrix)
-    assert close([scores["deletion"], scores["insertion"], scores["area"]], [1.5 * n, 1.5 * n, 0])
-
-
 def test_the_areas_of_an_additive_game_by_hand():
     """Deletion: 10 -> 7 -> 0, insertion: 0 -> 3 -> 10, at none, half and all tokens."""
     scores = score(additive([1.0, 2, 3, 4]), values=matrix_of(4, {(0, 1): 2, (2, 3): 1}))
     assert scores == {"deletion": 6.0, "insertion": 4.0, "area": -2.0}
+    two_tokens = score(table_model(np.array([1.0, 20, 300, 5])), values=np.zeros((2, 2)))
+    assert two_tokens == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
 
 
-def test_a_pair_of_which_one_token_is_gone_takes_the_other_alone():
-    """Deletion: 7 -> 4 -> 0 at none, two thirds and all tokens; insertion: 0 -> 3 -> 7."""
-    scores = score(additive([1.0, 2, 4]), values=matrix_of(3, {(0, 1): 3, (1, 2): 2, (0, 2): 1}))
-    assert scores["deletion"] == pytest.approx(2 / 3 * 5.5 + 1 / 3 * 2)
-    assert scores["insertion"] == pytest.approx(2 / 3 * 1.5 + 1 / 3 * 5)
-
-
-STRENGTHS = {(0, 1): 8.0, (2, 5): 4.0, (3, 4): 1.0}
-
-
-def test_the_true_order_has_a_larger_area_than_its_reverse():
-    model = of_pairs(6, STRENGTHS)
-    true = score(model, values=matrix_of(6, STRENGTHS))
-    reverse = score(model, values=matrix_of(6, {pair: 1 / value for pair, value in STRENGTHS.items()}))
+def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one_and_its_reverse_has_the_opposite():
+    strengths = {(0, 1): 8.0, (2, 5): 4.0, (3, 4): 1.0}
+    model = of_pairs(6, strengths)
+    true = score(model, values=matrix_of(6, strengths))
+    reverse = score(model, values=matrix_of(6, {pair: 1 / value for pair, value in strengths.items()}))
     assert true["deletion"] < reverse["deletion"]
     assert true["insertion"] > reverse["insertion"]
     assert true["area"] == pytest.approx(-reverse["area"])
     assert true["area"] > 0
-
-
-def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one():
-    model = of_pairs(6, STRENGTHS)
-    best = score(model, values=matrix_of(6, STRENGTHS))["area"]
-    for seed in range(50):
+    for seed in range(25):
         matrix = np.random.default_rng(seed).normal(size=(6, 6))
-        assert score(model, values=matrix)["area"] <= best + 1e-12
+        assert score(model, values=matrix)["area"] <= true["area"] + 1e-12
 
 
-@given(games_and_matrices())
+@given(GAMES)
 def test_the_larger_direction_ranks_a_pair_whatever_its_sign_and_the_diagonal_does_not_count(case):
     values, matrix = case
     model = table_model(values)
@@ -162,7 +111,7 @@ def test_the_larger_direction_ranks_a_pair_whatever_its_sign_and_the_diagonal_do
     assert score(model, values=matrix + 100 * np.eye(len(matrix))) == expected
 
 
-@given(games_and_matrices(), st.floats(-10, 10))
+@given(GAMES, st.floats(-10, 10))
 def test_a_constant_moves_both_curves_and_not_the_area(case, constant):
     values, matrix = case
     before, after = (score(table_model(each), values=matrix) for each in (values, values + constant))
@@ -171,22 +120,12 @@ def test_a_constant_moves_both_curves_and_not_the_area(case, constant):
     assert close(after["area"], before["area"], 1e-9)
 
 
-@pytest.mark.parametrize("matrix", [[[0, 1], [0, 0]], [[0, 0], [-1, 0]], np.zeros((2, 2)), np.ones((2, 2))])
-def test_two_tokens_make_one_step(matrix):
-    scores = score(table_model(np.array([1.0, 20, 300, 5])), values=matrix)
-    assert scores == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
-
-
 def members(path):
     return [np.flatnonzero(row).tolist() for row in path]
 
 
-@pytest.mark.parametrize("entry", [0.0, 1.0, -2.0])
-def test_equally_strong_pairs_are_taken_in_reading_order(entry):
-    assert members(pair_path(np.full((5, 5), entry))) == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
-
-
-def test_of_equally_strong_pairs_behind_a_stronger_one_the_first_is_next():
+def test_equally_strong_pairs_are_taken_in_reading_order_behind_stronger_ones():
+    assert members(pair_path(np.full((5, 5), -2.0))) == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
     matrix = np.ones((5, 5))
     matrix[4, 2] = -3
     assert members(pair_path(matrix)) == [[], [2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
@@ -210,9 +149,7 @@ def test_the_value_of_each_coalition_is_asked_once_for_both_curves():
             asked.append(np.array(coalitions))
             return torch.zeros(len(coalitions))
 
-    assert score(
-        Watched(torch.sum, *torch.zeros(2, 4, 1)), values=matrix_of(4, {(0, 1): 2, (2, 3): 1})
-    ) == dict.fromkeys(("deletion", "insertion", "area"), 0.0)
+    score(Watched(torch.sum, *torch.zeros(2, 4, 1)), values=matrix_of(4, {(0, 1): 2, (2, 3): 1}))
     (coalitions,) = asked
     assert members(coalitions) == [[0, 1, 2, 3], [2, 3], [], [], [0, 1], [0, 1, 2, 3]]
 
@@ -228,16 +165,12 @@ def test_values_of_low_precision_are_averaged_in_high_precision(dtype):
     assert all(type(value) is float for value in scores.values())
 
 
-def test_the_file_of_the_prompts_of_the_paper_decides_all_samples_from_it():
-    assert list(PairDeletion(annotated_prompts()).files()) == [ANNOTATED]
-    assert list(PairDeletion([SAMPLE]).files()) == list(SAMPLE.files()) == []
-
-
-def test_samples_are_chosen_as_for_recall():
+def test_samples_and_files_are_those_of_recall():
     prompts = [AnnotatedPrompt(name, f"text {name}") for name in "abc"]
-    assert PairDeletion(prompts).samples() == prompts
     assert PairDeletion(prompts, ids=["b"]).samples() == [prompts[1]]
     (own,) = PairDeletion(prompts, prompt="is it bad").samples()
     assert own.text == "is it bad"
+    assert list(PairDeletion(annotated_prompts()).files()) == [ANNOTATED]
+    assert list(PairDeletion(prompts).files()) == []
     with refused("benchmark.ids: d unknown; choose among a, b, c"):
         PairDeletion(prompts, ids=["d"])

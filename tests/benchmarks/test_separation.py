@@ -31,23 +31,27 @@ def test_the_kind_is_that_of_the_method(method, kind):
     assert scored("x1 + x1*x2", method.explain)["kind"] == kind
 
 
-def test_the_entries_of_a_metagame_by_hand():
-    assert scored("3*x1 + x1*x2", METAGAME.explain)["entries"] == {
-        "phi_11": "3*x1", "phi_22": "0", "phi_21": "x1*x2/2", "phi_12": "x1*x2/2", "phi_1": "x1*x2/2 + 3*x1",
-        "phi_2": "x1*x2/2", "sum": "x1*x2 + 3*x1",
-    }  # fmt: skip
+ENTRIES = {
+    "metagame": (
+        METAGAME,
+        {
+            "phi_11": "3*x1", "phi_22": "0", "phi_21": "x1*x2/2", "phi_12": "x1*x2/2", "phi_1": "x1*x2/2 + 3*x1",
+            "phi_2": "x1*x2/2", "sum": "x1*x2 + 3*x1",
+        },
+    ),
+    "pairs": (
+        PAIRS, {"phi_11": "3*x1", "phi_22": "0", "pair_12": "x1*x2", "phi_1": "3*x1", "phi_2": "0", "sum": "3*x1"},
+    ),
+    "first order": (FIRST_ORDER, {"phi_1": "x1*x2 + 3*x1", "phi_2": "x1*x2", "sum": "2*x1*x2 + 3*x1"}),
+}  # fmt: skip
 
 
-def test_the_entries_of_pairs_by_hand():
-    assert scored("3*x1 + x1*x2", PAIRS.explain)["entries"] == {
-        "phi_11": "3*x1", "phi_22": "0", "pair_12": "x1*x2", "phi_1": "3*x1", "phi_2": "0", "sum": "3*x1",
-    }  # fmt: skip
-
-
-def test_a_first_order_method_has_its_attributions_alone():
-    assert scored("3*x1 + x1*x2", FIRST_ORDER.explain)["entries"] == {
-        "phi_1": "x1*x2 + 3*x1", "phi_2": "x1*x2", "sum": "2*x1*x2 + 3*x1",
-    }  # fmt: skip
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_the_entries_of_a_method_by_hand(kind):
+    method, entries = ENTRIES[kind]
+    scores = scored("3*x1 + x1*x2", method.explain)
+    assert scores["entries"] == entries
+    assert json.loads(json.dumps(scores)) == scores
 
 
 def named(n, directed):
@@ -78,8 +82,3 @@ def test_a_pair_stands_once():
 def test_more_than_nine_features_have_names_with_an_underscore():
     found = named(10, directed=True)
     assert {"phi_1_10", "phi_10_1", "phi_1_1", "phi_10"} <= set(found)
-
-
-def test_scores_are_texts():
-    scores = scored("x1 + x1*x2**2", METAGAME.explain)
-    assert json.loads(json.dumps(scores)) == scores

@@ -1,15 +1,17 @@
+"""The tables that experiments write, what is common to all of them, and Figures 1, 5 and 6."""
+
 from __future__ import annotations
 
 import io
 import json
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose
 from matplotlib.figure import Figure
 
 from metagame.contracts import WHOLE
@@ -22,43 +24,13 @@ from metagame.report.addition import PLAYERS, addition_figure, addition_table, t
 from metagame.report.experiment import save_figure, write_report
 from metagame.report.groups import by_setting, stacked
 from metagame.report.published import published
-from metagame.report.results import JobResult, failure_notes, read_job, tell_apart
+from metagame.report.results import MOST_FAILURES, JobResult, failure_notes, tell_apart
 from metagame.report.scores import scores_table
 from metagame.report.separation import separation_table
 from metagame.report.table import Column, Table, markdown, write_table
+from tests.conftest import close
 from tests.tiny.jobs import job_config, shipped_configs
-from tests.tiny.reports import Made, made_up, only, stub_config, tokens_explained
-
-EXAMPLES = ["3 - (-5)", "4 + (-4)"]
-METHODS = ["attention", "sv", "meta_sv", "stii", "ig", "meta_ig"]
-
-COLUMNS = [
-    Column("method", "method", "text"),
-    Column("phi_1", "phi_1", "expression"),
-    Column("effect", "a→b", "number"),
-    Column("accuracy", "accuracy", "mean"),
-    Column("matches", "matches", "flag"),
-]
-TABLE = Table(
-    title="A table",
-    scale="tiny",
-    columns=COLUMNS,
-    rows=[
-        {
-            "method": "SV",
-            "phi_1": "x1*x2**2/2",
-            "effect": 0.25,
-            "accuracy": {"mean": 0.5, "two_se": 0.125, "n": 16},
-            "matches": True,
-        },
-        {"method": "IG", "phi_1": None, "effect": None, "accuracy": None, "matches": False},
-        {"method": "GI"},
-    ],
-    published=[{"phi_1": "I/2", "effect": 0.2, "accuracy": 0.4}, {}, {}],
-    n_samples=16,
-    claims=[{"claim": f"claim {holds}", "holds": holds} for holds in (True, False, None)],
-    notes=["a→b: influence of a on b."],
-)
+from tests.tiny.reports import TABLE, Made, column_keys, made_up, only, stub_config, tokens_explained
 
 
 @pytest.fixture
@@ -66,11 +38,10 @@ def written(tmp_path):
     return {path.suffix: path.read_text(encoding="utf-8") for path in write_table(TABLE, tmp_path)}
 
 
-def in_text(label, *cells):
-    """A table of one text-like column, for what its cells become."""
-    return replace(
-        TABLE, columns=[Column("c", label, "text")], rows=[{"c": cell} for cell in cells], published=[{}] * len(cells)
-    )
+def one_column(kind, *cells, label="c"):
+    """A table of one column, for what its cells become."""
+    rows = [{"c": cell} for cell in cells]
+    return replace(TABLE, columns=[Column("c", label, kind)], rows=rows, published=[{}] * len(cells))
 
 
 def test_the_json_of_a_table_is_its_fields_and_nothing_else(written):
@@ -85,49 +56,35 @@ def test_equal_tables_are_equal_bytes_wherever_they_are_written(tmp_path):
 
 def test_the_csv_has_every_number_in_full_with_the_published_one_beside_it(written):
     frame = pd.read_csv(io.StringIO(written[".csv"]))
-    assert list(frame.columns) == [
-        "method", "phi_1", "phi_1_published", "effect", "effect_published",
-        "accuracy_mean", "accuracy_two_se", "accuracy_n", "accuracy_published", "matches",
-    ]  # fmt: skip
-    assert frame.iloc[0].tolist() == ["SV", "x1*x2**2/2", "I/2", 0.25, 0.2, 0.5, 0.125, 16, 0.4, True]
+    first = {
+        "method": "SV", "phi_1": "x1*x2**2/2", "phi_1_published": "I/2", "effect": 0.25, "effect_published": 0.2,
+        "accuracy_mean": 0.5, "accuracy_two_se": 0.125, "accuracy_n": 16, "accuracy_published": 0.4, "matches": True,
+    }  # fmt: skip
+    assert list(frame.columns) == list(first)
+    assert frame.iloc[0].to_dict() == first
     assert frame.iloc[2, 1:].isna().all()
 
 
 def test_the_markdown_shows_ours_the_published_value_the_error_and_what_is_not_known(written):
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in written[".md"].splitlines() if "|" in line
-    ]
-    ours = dict(zip(rows[0], rows[2], strict=True))
+    lines = [line.strip("|").split("|") for line in written[".md"].splitlines() if "|" in line]
+    header, _, *rows = [[cell.strip() for cell in line] for line in lines]
+    ours = dict(zip(header, rows[0], strict=True))
     assert (ours["a→b"], ours["accuracy"]) == ("0.250 (0.200)", "0.500 ± 0.125 (0.400)")
     assert (ours["method"], ours["matches"]) == ("SV", "yes")
-    assert rows[3] == ["IG", "–", "–", "–", "no"]
-    assert rows[4] == ["GI", "–", "–", "–", "–"]
+    assert rows[1:] == [["IG", "–", "–", "–", "no"], ["GI", "–", "–", "–", "–"]]
 
 
 def test_the_markdown_says_scale_samples_claims_and_notes(written):
     assert "# A table" in written[".md"]
     assert "Scale: tiny; samples: 16; published values in brackets." in written[".md"]
-    assert written[".md"].endswith(
-        "- yes: claim True\n- no: claim False\n- not decided: claim None\n- a→b: influence of a on b.\n"
-    )
-
-
-def test_a_table_without_published_values_does_not_speak_of_them():
+    claims = "- yes: claim True\n- no: claim False\n- not decided: claim None\n"
+    assert written[".md"].endswith(f"{claims}- a→b: influence of a on b.\n")
     assert "published" not in markdown(replace(TABLE, published=[{}, {}, {}]))
 
 
-def test_numbers_keep_their_three_decimals_in_markdown():
-    table = replace(
-        TABLE, columns=[Column("c", "c", "number")], rows=[{"c": 0.5}, {"c": 8.0}], published=[{}, {}], notes=[]
-    )
-    assert "0.500" in markdown(table)
-    assert "8.000" in markdown(table)
-
-
-def test_texts_that_look_like_numbers_stay_as_they_are_in_markdown():
-    text = markdown(in_text("sample", "007", "1e5"))
-    assert "007" in text
-    assert "1e5" in text
+@pytest.mark.parametrize(("kind", "cell", "text"), [("number", 8.0, "8.000"), ("text", "007", "007")])
+def test_digits_of_numbers_and_of_texts_that_look_like_numbers_stay_in_markdown(kind, cell, text):
+    assert text in markdown(one_column(kind, cell))
 
 
 def test_expressions_and_symbols_are_typeset_in_latex(written):
@@ -141,22 +98,12 @@ def test_expressions_and_symbols_are_typeset_in_latex(written):
     ("text", "tex"),
     [("pair_12", r"pair\_12"), ("50%", r"50\%"), ("a & b", r"a \& b"), ("#1", r"\#1"), ("f(∅)", r"f($\emptyset$)")],
 )
-def test_characters_that_latex_would_read_are_escaped(tmp_path, text, tex):
-    write_table(in_text(text, text), tmp_path)
-    body = [line for line in (tmp_path / "table.tex").read_text().splitlines() if not line.startswith("%")]
-    assert sum(line == f"{tex} \\\\" for line in body) == 2
-
-
-def test_a_note_of_several_lines_stays_a_comment_in_latex(tmp_path):
-    write_table(replace(TABLE, notes=["SV: sample 1 failed: first line\nsecond line"]), tmp_path)
-    before = (tmp_path / "table.tex").read_text().split(r"\begin{tabular}")[0]
+def test_characters_that_latex_would_read_are_escaped_and_notes_are_comments_of_one_line(tmp_path, text, tex):
+    table = one_column("text", text, label=text)
+    write_table(replace(table, notes=["SV: sample 1 failed: first line\nsecond line"]), tmp_path)
+    before, body = (tmp_path / "table.tex").read_text().split(r"\begin{tabular}")
+    assert body.splitlines().count(f"{tex} \\\\") == 2  # heading and cell
     assert all(line.startswith("%") for line in before.splitlines())
-
-
-def test_table_1_is_published_with_its_eight_rows():
-    rows = published("table1")["rows"]
-    assert list(rows) == ["serial_sv", "ih", "moebius", "shapley", "sop", "meta_gi", "meta_ig", "meta_sv"]
-    assert rows["meta_ig"]["phi_12"] == "2*I/3"
 
 
 def job_result(*records, samples=("s1",), model=None, function=None, **attribution):
@@ -167,39 +114,49 @@ def job_result(*records, samples=("s1",), model=None, function=None, **attributi
     )
     config.model = model or {"name": "polynomial"}
     (variant,) = variants(config)
-    return JobResult(
-        config, variant, Path("unused"), job_identity(config), list(samples), list(records), 0, variant.label
-    )
+    about = config, variant, Path("unused"), job_identity(config)
+    return JobResult(*about, list(samples), list(records), 0, variant.label)
+
+
+FAILED, DONE = Record("k1", "s1", "failed", error="no memory"), Record("k2", "s2", "done")
 
 
 def test_failed_and_missing_samples_are_named_in_the_notes():
-    failed = Record("k1", "s1", "failed", error="no memory")
-    done = Record("k2", "s2", "done")
-    assert failure_notes([job_result(failed, done, samples=("s1", "s2", "s3"))]) == [
+    assert failure_notes([job_result(FAILED, DONE, samples=("s1", "s2", "s3"))]) == [
         "Meta-SV: sample s1 failed: no memory",
         "Meta-SV: 1 of 3 samples not computed yet.",
     ]
+    assert failure_notes([job_result(DONE, samples=("s2",))]) == []
+    many = [Record(f"k{place}", f"s{place}", "failed", error="torn") for place in range(MOST_FAILURES + 2)]
+    *named, more = failure_notes([job_result(*many, samples=[record.sample for record in many])])
+    assert named == [f"Meta-SV: sample s{place} failed: torn" for place in range(MOST_FAILURES)]
+    assert more == f"Meta-SV: 2 more samples failed, {len(many)} in all; see its records.jsonl."
 
 
-def test_the_notes_of_a_table_name_the_model_where_its_jobs_have_several():
-    failed = Record("k1", "s1", "failed", error="no memory")
-    labelled = job_result(failed, model={"name": "m1", "label": "Model 1"})
-    plain = job_result(failed, samples=("s1", "s2"), model={"name": "m2"})
-    ours = {
+def test_notes_name_the_model_where_the_jobs_have_several():
+    labelled = job_result(FAILED, model={"name": "m1", "label": "Model 1"})
+    plain = job_result(FAILED, samples=("s1", "s2"), model={"name": "m2"})
+    assert failure_notes([labelled, plain]) == [
         "Meta-SV of Model 1: sample s1 failed: no memory",
         "Meta-SV of m2: sample s1 failed: no memory",
         "Meta-SV of m2: 1 of 2 samples not computed yet.",
-    }
-    assert {note for note in separation_table([labelled, plain], "tiny").notes if "Meta-SV" in note} == ours
-    for model in (labelled, plain):
-        other = job_result(failed, model=model.config.model, name="ih", label="IH", meta=False)
-        notes = separation_table([model, other], "tiny").notes
-        assert {"Meta-SV: sample s1 failed: no memory", "IH: sample s1 failed: no memory"} <= set(notes)
-        assert not any(name in note for note in notes for name in (" of m2", "Model 1"))
+    ]
+    other = job_result(FAILED, model={"name": "m2"}, name="ih", label="IH", meta=False)
+    assert [note.split(":")[0] for note in failure_notes([plain, other])] == ["Meta-SV", "Meta-SV", "IH"]
 
 
-def test_a_complete_job_has_no_notes():
-    assert failure_notes([job_result(Record("k1", "s1", "done"))]) == []
+def test_failures_of_variants_name_the_job_and_what_sets_it_apart(tmp_path):
+    variants_of = {name: {"name": name, "label": name, "method": {}} for name in ("one", "two")}
+    results = []
+    for benchmark in ("voc", "coco"):
+        both = {"label": "Both", "variants": variants_of}
+        cfg = stub_config(tmp_path, attribution=both, benchmark={"name": benchmark})
+        results += made_up(cfg, {"one": {}, "two": {}}, failed=["s"])
+    results = tell_apart(results)
+    assert failure_notes(results[:2]) == ["Both: sample s failed: no memory for s"]
+    assert failure_notes(results) == [
+        f"Both (benchmark={name}): sample s failed: no memory for s" for name in ("voc", "coco")
+    ]
 
 
 META_SV = {
@@ -211,6 +168,12 @@ META_SV = {
 def derived(entries, kind="Directional"):
     """The record of a row of Table 1."""
     return Record("k", "s1", "done", scores={"entries": entries, "kind": kind})
+
+
+def test_table_1_is_published_with_its_eight_rows():
+    rows = published("table1")["rows"]
+    assert list(rows) == ["serial_sv", "ih", "moebius", "shapley", "sop", "meta_gi", "meta_ig", "meta_sv"]
+    assert rows["meta_ig"]["phi_12"] == "2*I/3"
 
 
 @pytest.mark.parametrize(
@@ -238,32 +201,59 @@ def test_the_first_order_attributions_of_a_row_are_not_measured_by_its_metagame(
 
 
 def test_the_row_of_a_failed_method_stays_in_table_1_without_entries():
-    failed = Record("k", "s1", "failed", error="no memory")
-    table = separation_table(
-        [job_result(derived(META_SV)), job_result(failed, name="ih", label="IH", meta=False)], "tiny"
-    )
+    failed = job_result(FAILED, name="ih", label="IH", meta=False)
+    table = separation_table([job_result(derived(META_SV)), failed], "tiny")
     assert table.rows[1] == {"method": "IH"}
     assert "IH: sample s1 failed: no memory" in table.notes
 
 
-def test_another_function_has_no_published_counterpart():
+def test_another_function_has_no_published_counterpart_and_no_place_beside_the_papers():
     result = job_result(derived({"phi_11": "x1", "phi_1": "x1", "sum": "x1"}), function="x1")
     table = separation_table([result], "tiny")
     assert table.published == [{}]
-    assert "matches" not in [column.key for column in table.columns]
+    assert "matches" not in column_keys(table)
+    with pytest.raises(UserError, match=r"one function, these jobs have 2: run one benchmark\.function"):
+        separation_table([result, job_result(derived(META_SV))], "tiny")
+
+
+EXAMPLES = ("3 - (-5)", "4 + (-4)")
+FAMILIES = {
+    "attention": "attention", "sv": "shapley", "meta_sv": "shapley", "stii": "shapley", "ig": "gradient",
+    "meta_ig": "gradient",
+}  # fmt: skip
+
+
+def adder_job(folder, explained, name="ig", output=0.0, examples=EXAMPLES[:1], **changes):
+    """A method's explanations of sums, which all have this output."""
+    base = name.removeprefix("meta_")
+    cfg = stub_config(
+        folder, model={"name": "adder", "label": "Adder"}, benchmark={"name": "addition", "examples": list(examples)},
+        attribution={"name": name, "base": base, "label": base.upper(), "meta": name != base,
+                     "family": FAMILIES[name], "method": {"steps": 8}},
+        **changes,
+    )  # fmt: skip
+    made = [Made({"output": output, "empty_output": -output}, {WHOLE: each}) for each in explained]
+    return only(made_up(cfg, dict(zip(examples, made, strict=True))))
+
+
+def constant_job(folder, value, name="ig", examples=EXAMPLES[:1], **changes):
+    """A method that has ``value`` everywhere."""
+    explained = tokens_explained("abc", [value] * 3, [[value] * 3] * 3 if name.startswith("meta_") else None)
+    return adder_job(folder, [explained] * len(examples), name, value, examples, **changes)
 
 
 @pytest.fixture(scope="module")
 def sums(tmp_path_factory):
-    """The adder's jobs, computed once."""
-    folder = tmp_path_factory.mktemp("sums")
-    with shipped_configs():
-        examples = ",".join(f"'{example}'" for example in EXAMPLES)
-        overrides = ["model=adder", "benchmark=addition", f"benchmark.examples=[{examples}]", f"output_dir={folder}"]
-        configs = [compose("config", overrides=[*overrides, f"attribution={method}"]) for method in METHODS]
-        for cfg in configs:
-            run_job(cfg)
-    return [only(read_job(cfg)) for cfg in configs]
+    """A job of each method on two sums: attention has a weight for the token =, too, and no attribution."""
+    folder, rng, jobs = tmp_path_factory.mktemp("sums"), np.random.default_rng(0), []
+    for name in FAMILIES:
+        tokens = "ab=c" if name == "attention" else "abc"
+        shape = (len(EXAMPLES), len(tokens))
+        phi = rng.normal(size=shape) if name not in ("attention", "stii") else [None] * 2
+        values = rng.random((*shape, len(tokens))) if name not in ("sv", "ig") else [None] * 2
+        explained = [tokens_explained(tokens, *each) for each in zip(phi, values, strict=True)]
+        jobs.append(adder_job(folder, explained, name, examples=EXAMPLES))
+    return jobs
 
 
 @pytest.fixture
@@ -273,31 +263,16 @@ def without_first_order(sums):
     return [replace(sums[1], records=failed), sums[2]]
 
 
-def rows_of(results):
-    """(row of the table, its job, its record), in the table's order."""
-    rows = iter(addition_table(results, "tiny").rows)
-    return [
-        (next(rows), result, record) for n in range(len(EXAMPLES)) for result in results for record in [result.done[n]]
-    ]
-
-
-def test_the_rows_of_the_addition_table_are_examples_by_methods(sums):
+def test_the_addition_table_has_the_arrays_of_each_example_and_method(sums):
     rows = addition_table(sums, "tiny").rows
-    labels = [result.label for result in sums]
-    assert [(row["example"], row["method"]) for row in rows] == [(e, m) for e in EXAMPLES for m in labels]
-
-
-def test_the_first_order_cells_of_the_addition_table_are_the_arrays(sums):
-    for row, result, record in rows_of([sums[1], sums[4]]):
-        first_order = result.explanations(record)[WHOLE].attribution
-        assert [row[f"phi_{player}"] for player in PLAYERS] == pytest.approx(first_order, abs=5.1e-7)
-
-
-def test_the_second_order_cells_of_the_addition_table_are_the_arrays(sums):
-    for row, result, record in rows_of([sums[0], *sums[2:4], sums[5]]):
-        matrix = result.explanations(record)[WHOLE].meta.values[:3, :3]
-        ours = [[row[f"{j}_to_{i}"] for j in PLAYERS] for i in PLAYERS]
-        assert np.allclose(ours, matrix, rtol=0, atol=5.1e-7)
+    for row, (place, result) in zip(rows, product(range(2), sums), strict=True):
+        assert (row["example"], row["method"]) == (EXAMPLES[place], result.label)
+        explained = result.explanations(result.done[place])[WHOLE]
+        if explained.attribution is not None:
+            assert close([row[f"phi_{player}"] for player in PLAYERS], explained.attribution, 5.1e-7)
+        if explained.meta is not None:
+            ours = [[row[f"{j}_to_{i}"] for j in PLAYERS] for i in PLAYERS]
+            assert close(ours, explained.meta.values[:3, :3], 5.1e-7)
 
 
 def test_a_failed_sample_keeps_its_row_in_the_addition_table(without_first_order):
@@ -306,78 +281,44 @@ def test_a_failed_sample_keeps_its_row_in_the_addition_table(without_first_order
     assert f"SV: sample {EXAMPLES[0]} failed: no memory" in table.notes
 
 
-def adder_job(folder, value, examples=("3 - (-5)",), meta=False, **changes):
-    """IG of sums whose numbers are all ``value``."""
-    cfg = stub_config(
-        folder, model={"name": "adder", "label": "Adder"}, benchmark={"name": "addition", "examples": list(examples)},
-        attribution={"name": "meta_ig" if meta else "ig", "base": "ig", "label": "IG", "meta": meta,
-                     "family": "gradient", "method": {"steps": 8}},
-        **changes,
-    )  # fmt: skip
-    explained = tokens_explained("abc", [value] * 3, [[value] * 3] * 3 if meta else None)
-    made = Made({"output": value, "empty_output": -value}, {WHOLE: explained})
-    return only(made_up(cfg, dict.fromkeys(examples, made)))
-
-
-SWEPT = [
-    ({"seed": 1}, ("method", ["IG (seed=0)", "IG (seed=1)"])),
-    ({"attribution__method__steps": 32}, ("method", ["IG (method.steps=8)", "IG (method.steps=32)"])),
-    ({"model__name": "other", "model__label": "Other"}, ("model", ["Adder", "Other"])),
-    ({"model__name": "other"}, ("method", ["IG (model=adder)", "IG (model=other)"])),
-]
-
-
-@pytest.mark.parametrize(("change", "shown"), SWEPT)
-def test_rows_of_jobs_of_a_sweep_have_their_own_numbers_and_names(tmp_path, change, shown):
-    results = tell_apart([adder_job(tmp_path, 1.0), adder_job(tmp_path, 2.0, **change)])
-    rows = addition_table(results, "tiny").rows
-    assert [(row["output"], row["phi_op"]) for row in rows] == [(1, 1), (2, 2)]
-    key, names = shown
-    assert [row[key] for row in rows] == names
-
-
 def test_a_job_has_rows_of_its_own_examples_only(tmp_path):
-    other = adder_job(tmp_path, 2.0, ["4 + (-4)"])
-    rows = addition_table(tell_apart([adder_job(tmp_path, 1.0), other]), "tiny").rows
-    assert [(row["example"], row["phi_a"]) for row in rows] == [("3 - (-5)", 1), ("4 + (-4)", 2)]
+    jobs = [constant_job(tmp_path, 1.0), constant_job(tmp_path, 2.0, examples=EXAMPLES[1:])]
+    rows = addition_table(tell_apart(jobs), "tiny").rows
+    assert [(row["example"], row["phi_a"]) for row in rows] == list(zip(EXAMPLES, (1, 2), strict=True))
 
 
-@pytest.mark.parametrize("draw", [addition_figure, teaser_figure])
-@pytest.mark.parametrize(("change", "shown"), SWEPT)
-def test_panels_of_jobs_of_a_sweep_have_their_own_numbers_and_headings(tmp_path, draw, change, shown):
-    figure = draw(tell_apart([adder_job(tmp_path, 1.0), adder_job(tmp_path, 2.0, **change)]))
-    assert [axes.images[0].get_array().max() for axes in panels(figure)] == [1, 2]
-    if "attribution__method__steps" in change:
-        assert len(figure.subfigs) == 0
-        return
-    names = [part.get_suptitle() for part in figure.subfigs]
-    assert len(set(names)) == 2
-    for part, value in zip(figure.subfigs, (1, 2), strict=True):
-        headings = [axes.get_title() for axes in part.axes] + [part.get_suptitle()]
-        assert any(f"f(x) = {value}.00" in text for text in headings)
-        assert not any(f"f(x) = {3 - value}.00" in text for text in headings)
+@pytest.mark.parametrize(
+    ("change", "column", "names"),
+    [
+        ({"seed": 1}, "method", ["IG (seed=0)", "IG (seed=1)"]),
+        ({"attribution__method__steps": 32}, "method", ["IG (method.steps=8)", "IG (method.steps=32)"]),
+        ({"model__name": "other", "model__label": "Other"}, "model", ["Adder", "Other"]),
+        ({"model__name": "other"}, "method", ["IG (model=adder)", "IG (model=other)"]),
+    ],
+    ids=["seed", "argument", "model", "model of the same label"],
+)
+def test_jobs_of_a_sweep_have_rows_and_panels_with_their_own_numbers_and_names(tmp_path, change, column, names):
+    results = tell_apart([constant_job(tmp_path, 1.0), constant_job(tmp_path, 2.0, **change)])
+    rows = addition_table(results, "tiny").rows
+    assert [(row["output"], row["phi_op"], row[column]) for row in rows] == [(1, 1, names[0]), (2, 2, names[1])]
+    n_parts = 0 if "attribution__method__steps" in change else 2  # methods of one setting share a part
+    for figure in (addition_figure(results), teaser_figure(results)):
+        assert [axes.images[0].get_array().max() for axes in panels(figure)] == [1, 2]
+        assert len({part.get_suptitle() for part in figure.subfigs}) == n_parts
+        for part, value in zip(figure.subfigs, (1, 2), strict=False):
+            headings = " ".join([part.get_suptitle(), *(axes.get_title() for axes in part.axes)])
+            assert f"f(x) = {value}.00" in headings
+            assert f"f(x) = {3 - value}.00" not in headings
 
 
-def test_a_metagame_and_its_method_of_each_of_two_seeds_stand_together(tmp_path):
-    jobs = [adder_job(tmp_path, 1.0 + seed, meta=meta, seed=seed) for meta in (False, True) for seed in (0, 1)]
-    parts = teaser_figure(tell_apart(jobs)).subfigs
-    titles = [[axes.get_title() for axes in panels(part)] for part in parts]
-    assert titles == [["IG", "Meta-IG"]] * 2
-    assert [{axes.images[0].get_array().max() for axes in panels(part)} for part in parts] == [{1}, {2}]
-
-
-def test_jobs_of_one_setting_are_a_group_with_labels_of_its_own(tmp_path):
-    jobs = [adder_job(tmp_path, 0, meta=meta, seed=seed) for seed in (0, 1) for meta in (False, True)]
-    groups = by_setting(tell_apart(jobs))
-    assert [[result.label for result in group.results] for group in groups] == [["IG", "Meta-IG"]] * 2
-    assert [group.name for group in groups] == ["Adder (seed=0)", "Adder (seed=1)"]
-    assert [group.name for group in by_setting(jobs[:2])] == ["Adder"]
-
-
-def test_models_of_one_label_are_told_apart_by_their_names(tmp_path):
-    jobs = [adder_job(tmp_path, 0), adder_job(tmp_path, 0, model__name="other")]
-    assert [group.name for group in by_setting(jobs)] == ["Adder (model=adder)", "Adder (model=other)"]
-    assert [result.label for result in tell_apart(jobs)] == ["IG (model=adder)", "IG (model=other)"]
+def test_a_metagame_and_its_method_of_each_of_two_seeds_stand_together_under_a_name(tmp_path):
+    jobs = [constant_job(tmp_path, 1.0 + seed, name, seed=seed) for name in ("ig", "meta_ig") for seed in (0, 1)]
+    groups, parts = by_setting(tell_apart(jobs)), teaser_figure(tell_apart(jobs)).subfigs
+    for seed, group, part in zip((0, 1), groups, parts, strict=True):
+        assert part.get_suptitle().startswith(f"{group.name}: ")
+        assert group.name == f"Adder (seed={seed})"
+        assert [axes.get_title() for axes in panels(part)] == ["IG", "Meta-IG"]
+        assert {axes.images[0].get_array().max() for axes in panels(part)} == {seed + 1}
 
 
 def test_a_part_alone_is_the_figure_itself():
@@ -386,122 +327,78 @@ def test_a_part_alone_is_the_figure_itself():
     assert len(stacked(figure, [1.0, 2.0])) == len(figure.subfigs) == 2
 
 
-def test_failures_of_variants_name_the_job_and_what_sets_it_apart(tmp_path):
-    variants_of = {name: {"name": name, "label": name, "method": {}} for name in ("one", "two")}
-    results = []
-    for benchmark in ("voc", "coco"):
-        cfg = stub_config(
-            tmp_path, attribution={"label": "Both", "variants": variants_of}, benchmark={"name": benchmark}
-        )
-        results += made_up(cfg, {"one": {}, "two": {}}, failed=["s"])
-    results = tell_apart(results)
-    assert failure_notes(results[:2]) == ["Both: sample s failed: no memory for s"]
-    assert failure_notes(results) == [
-        "Both (benchmark=voc): sample s failed: no memory for s",
-        "Both (benchmark=coco): sample s failed: no memory for s",
-    ]
-
-
-def test_scores_of_jobs_of_a_sweep_have_a_row_each(tmp_path):
-    jobs = [
-        only(
-            made_up(
-                stub_config(tmp_path, seed=seed, benchmark={"name": f"b{seed}"}), {"s": Made({"value": 1.0 + seed})}
-            )
-        )
-        for seed in (0, 1)
-    ]
-    table = scores_table(tell_apart(jobs), "tiny")
-    assert table.title == "stub: scores of benchmark b0, b1"
-    assert [(row["method"], row["value"]["mean"]) for row in table.rows] == [
-        ("Method (benchmark=b0, seed=0)", 1.0), ("Method (benchmark=b1, seed=1)", 2.0),
-    ]  # fmt: skip
-
-
 def panels(figure):
     """The axes that show a matrix; colour bars do not."""
     return [axes for axes in figure.axes if axes.images]
-
-
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 def limits(axes):
     return axes.images[0].norm.vmin, axes.images[0].norm.vmax
 
 
-def test_the_addition_figure_has_a_panel_per_method_and_example(sums):
-    shown = [axes.images[0].get_array().shape for axes in panels(addition_figure(sums))]
-    shapes = {"attention": (4, 4), "sv": (1, 3), "ig": (1, 3)}
-    assert shown == [shapes.get(method, (3, 3)) for method in METHODS for _ in EXAMPLES]
-
-
-def test_the_colour_limits_of_a_family_are_shared_and_symmetric(sums):
+def test_the_addition_figure_has_a_panel_per_method_and_example_in_the_colours_of_its_family(sums):
     drawn = panels(addition_figure(sums))
-    shapley, gradient = drawn[2:8], drawn[8:]
-    for family in (shapley, gradient):
+    shapes = {"attention": (4, 4), "sv": (1, 3), "ig": (1, 3)}
+    assert [axes.images[0].get_array().shape for axes in drawn] == [
+        shapes.get(method, (3, 3)) for method in FAMILIES for _ in EXAMPLES
+    ]
+    assert {limits(axes) for axes in drawn[:2]} == {(0, 1)}  # attention weights
+    for family in (drawn[2:8], drawn[8:]):
         largest = max(np.abs(axes.images[0].get_array()).max() for axes in family)
         assert {limits(axes) for axes in family} == {(-largest, largest)}
 
 
-def test_attention_weights_have_the_scale_from_0_to_1(sums):
-    assert {limits(axes) for axes in panels(addition_figure(sums))[:2]} == {(0, 1)}
-
-
 def test_the_teaser_has_a_first_order_panel_above_its_meta_attributions_per_family(sums):
-    pairs = [sums[1], sums[2], sums[4], sums[5]]
-    drawn = panels(teaser_figure(pairs))
-    titles = [axes.get_title() for axes in drawn]
-    by_label = dict(zip(titles, drawn, strict=True))
-    assert sorted(titles) == ["IG", "Meta-IG", "Meta-SV", "SV"]
+    drawn = {axes.get_title(): axes for axes in panels(teaser_figure([*sums[1:3], *sums[4:]]))}
+    assert sorted(drawn) == ["IG", "Meta-IG", "Meta-SV", "SV"]
     for first, meta in (("SV", "Meta-SV"), ("IG", "Meta-IG")):
-        assert by_label[first].images[0].get_array().shape == (1, 3)
-        assert by_label[meta].images[0].get_array().shape == (3, 3)
-        low, high = limits(by_label[first])
-        assert (low, high) == limits(by_label[meta])
-        assert low == -high
+        assert [drawn[each].images[0].get_array().shape for each in (first, meta)] == [(1, 3), (3, 3)]
+        assert limits(drawn[first]) == limits(drawn[meta])
+        assert sum(limits(drawn[first])) == 0
 
 
 @pytest.mark.parametrize(("draw", "n_missing"), [(addition_figure, len(EXAMPLES)), (teaser_figure, 1)])
-def test_a_missing_panel_says_that_it_was_not_computed(without_first_order, draw, n_missing):
-    assert texts(draw(without_first_order)).count("not computed") == n_missing
+def test_a_missing_panel_says_in_its_place_that_it_was_not_computed(without_first_order, draw, n_missing):
+    figure = draw(without_first_order)
+    assert [text.get_text() for axes in figure.axes for text in axes.texts].count("not computed") == n_missing
+    assert {axes.get_subplotspec().rowspan.start for axes in panels(figure)} == {1}
 
 
-def test_the_teaser_keeps_the_place_of_a_missing_panel(without_first_order):
-    (meta,) = panels(teaser_figure(without_first_order))
-    assert meta.get_title() == "Meta-SV"
-    assert meta.get_subplotspec().rowspan.start == 1
-
-
-@pytest.mark.parametrize("draw", [addition_figure, teaser_figure])
-def test_a_figure_saved_twice_is_the_same_bytes(sums, tmp_path, draw):
+def test_a_figure_saved_twice_is_the_same_bytes_and_none_is_left_open(tmp_path):
+    job = constant_job(tmp_path, 1.0)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        save_figure(draw(sums[1:3]), tmp_path / name)
+        save_figure(addition_figure([job]), tmp_path / name)
     for name in ("figure.png", "figure.pdf"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-
-
-def test_drawing_leaves_no_figure_open(sums, tmp_path):
-    save_figure(addition_figure(sums[1:2]), tmp_path)
     assert plt.get_fignums() == []
 
 
-def test_jobs_that_differ_in_an_argument_have_a_row_each(tmp_path):
-    configs = [job_config(tmp_path, attribution__method__factor=factor) for factor in (1.0, 2.0)]
-    for cfg in configs:
-        run_job(cfg)
-    write_report(configs)
-    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
+def test_a_benchmark_without_a_report_gets_the_means_of_its_scores_a_row_for_each_job(tmp_path):
+    jobs = []
+    for seed in (0, 1):
+        cfg = stub_config(tmp_path, seed=seed, benchmark={"name": f"b{seed}"})
+        scores = [{"value": seed + 1.0, "players": ["p"]}, {"value": seed + 2.0, "players": ["q"]}]
+        jobs += made_up(cfg, {f"s{place}": Made(each) for place, each in enumerate(scores)})
+    table = scores_table(tell_apart(jobs), "tiny")
+    assert table.title == "stub: scores of benchmark b0, b1"
+    about = ("model", "method")
+    assert [(*(row[key] for key in about), row["value"]["mean"], row["value"]["n"]) for row in table.rows] == [
+        ("Model", "Method (benchmark=b0, seed=0)", 1.5, 2), ("Model", "Method (benchmark=b1, seed=1)", 2.5, 2),
+    ]  # fmt: skip
+    assert column_keys(table) == ["model", "method", "value"]
+    assert "1.500 ± 1.000" in markdown(table)
 
 
-def test_a_job_that_never_ran_is_named_in_the_notes(tmp_path):
-    ran, never = job_config(tmp_path), job_config(tmp_path, attribution__name="other", attribution__label="Other")
-    run_job(ran)
-    write_report([ran, never])
-    assert json.loads((tmp_path / "table.json").read_text())["notes"] == ["Not run yet: Other."]
+def test_a_report_has_a_row_for_each_job_that_ran_and_names_the_others(tmp_path):
+    once, twice = (job_config(tmp_path, attribution__method__factor=factor) for factor in (1.0, 2.0))
+    never = job_config(tmp_path, attribution__name="other", attribution__label="Other")
+    run_job(once)
+    run_job(twice)
+    write_report([once, twice, never])
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [row["method"] for row in table["rows"]] == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
+    assert table["notes"] == ["Not run yet: Other."]
 
 
 def test_a_report_of_jobs_that_never_ran_is_refused(tmp_path):
@@ -519,9 +416,7 @@ GRID = ["attribution=sv,ig"]
         (GRID, [], [("sv", 0), ("ig", 0)]),
         (GRID, ["attribution=sv"], [("sv", 0), ("ig", 0)]),
         (GRID, ["attribution=ih"], [("sv", 0), ("ig", 0), ("ih", 0)]),
-        (GRID, ["seed=1"], [("sv", 1), ("ig", 1)]),
         (GRID, ["seed=1,2"], [("sv", 1), ("sv", 2), ("ig", 1), ("ig", 2)]),
-        ([], ["attribution=sv,ig"], [("sv", 0), ("ig", 0)]),
         ([], ["seed=range(1,3)"], [("meta_sv", 1), ("meta_sv", 2)]),
         ([], ["attribution=glob(i*)"], [("ig", 0), ("ih", 0)]),
     ],
@@ -536,26 +431,3 @@ def test_quoted_values_of_a_sweep_stay_quoted():
     with shipped_configs():
         configs = sweep_configs([], ["benchmark.function='(x1+x2)**2','x1*x2'"])
     assert [cfg.benchmark.function for cfg in configs] == ["(x1+x2)**2", "x1*x2"]
-
-
-def test_a_benchmark_without_a_report_gets_the_means_of_its_scores(tmp_path):
-    with shipped_configs():
-        cfg = compose("config", overrides=["model=adder", "attribution=sv", "benchmark=addition", "report=scores"])
-    cfg.output_dir = str(tmp_path)
-    run_job(cfg)
-    table = scores_table(read_job(cfg), scale="tiny")
-    (row,) = table.rows
-    assert (row["model"], row["method"]) == ("adder", "SV")
-    assert row["value"]["mean"] == (8 + 12 + 0 + 2) / 4
-    assert row["value"]["n"] == 4
-    assert "players" not in row
-    assert "± " in markdown(table)
-
-
-def test_the_metagame_of_a_first_order_method_is_labelled_as_such():
-    with shipped_configs():
-        overrides = ["model=adder", "benchmark=addition"]
-        plain = compose("config", overrides=[*overrides, "attribution=ig"])
-        switched = compose("config", overrides=[*overrides, "attribution=ig", "attribution.meta=true"])
-        shipped = compose("config", overrides=[*overrides, "attribution=meta_ig"])
-    assert [variants(cfg)[0].label for cfg in (plain, switched, shipped)] == ["IG", "Meta-IG", "Meta-IG"]

@@ -120,6 +120,12 @@ class Scene(Sample):
         return {str(m): WordPlayers(tokenizer, self.words[:m]) for m in reversed(SCENARIOS)}
 
 
+def game_and_image(name: str) -> tuple[str, str]:
+    """The game and the number of the image, from a scene's id."""
+    game, _, k = name.rpartition("/")
+    return game, k
+
+
 class PointingGame(Benchmark[Scene, ImageText]):
     """Scores ``objects_1`` to ``objects_4``: the recognition of each scenario; None where all maps are zero.
 

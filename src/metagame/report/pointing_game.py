@@ -10,14 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure, SubFigure
 
-from metagame.benchmarks.pointing_game import SCENARIOS, Scene, word_maps
+from metagame.benchmarks.pointing_game import SCENARIOS, Scene, game_and_image, word_maps
 from metagame.digests import digest
 from metagame.jobs.build import build_part
 from metagame.report.groups import grouped, stacked
 from metagame.report.maps import TOP, draw_edges, edge_scale, on_grid
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes
-from metagame.report.scores import all_hold, rounded_mean_cell
+from metagame.report.scores import Difference, clustered_cell, decide
 from metagame.report.table import Column, Table
 
 TINY_NOTE = (
@@ -46,9 +46,10 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
         claims=_claims(results, known["claims"]),
         notes=[
             "Recognition: share of the attribution that lies, positive, on the quadrant of its word or, negative, off"
-            " it; mean ± 2 standard errors over games x images. Any map that is not negative has 0.25 where it is asked"
-            " for four words.",
-            "Claims compare means over the four columns, unless they speak of each; with FIxLIP, on its images.",
+            " it; mean ± 2 standard errors. Image k serves several games, so errors are clustered by it, within games."
+            " Any map that is not negative has 0.25 where it is asked for four words.",
+            "Claims compare means over the four columns, unless they speak of each, sample by sample; with FIxLIP, on"
+            " its images. They are decided beyond two standard errors; in brackets what stands most against them.",
             *([TINY_NOTE] if scale == "tiny" else []),
             *_zero_notes(results),
             *failure_notes(results),
@@ -59,8 +60,7 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
 def _row(result: JobResult) -> dict:
     row = {"model": result.model, "method": result.label, "n": str(len(result.done))}
     for key in OBJECTS:
-        scores = [record.scores[key] for record in result.done if record.scores.get(key) is not None]
-        row[key] = rounded_mean_cell(scores)
+        row[key] = clustered_cell(_scores(result, [key]))
     return row
 
 
@@ -99,75 +99,73 @@ def _arguments(result: JobResult) -> str:
 
 
 def _claims(results: list[JobResult], texts: dict[str, str]) -> list[dict]:
-    """The paper's claims about the models at hand, answered from this run's numbers."""
+    """The paper's claims about the models at hand, decided by paired differences of this run."""
     games = list(grouped([result for result in results if result.done], _game).values())
-    answers: dict[str, bool | None] = {
-        "meta_beats_first_order": _meta_beats_first_order(games),
-        "meta_beats_fixlip": all_hold([_best_meta_beats_fixlip(game) for game in games]),
+    found = {
+        "meta_beats_first_order": _over_first_order(games),
+        "meta_beats_fixlip": [each for game in games for each in _best_over_fixlip(game)],
     }
     siglips = [game for game in games if game[0].config.model.name in SIGLIPS]
     if siglips:
-        answers["mask_siglip_is_best"] = all_hold([_is_best(game, "mask_siglip") for game in siglips])
+        found["mask_siglip_is_best"] = [each for game in siglips for each in _over_all_others(game, "mask_siglip")]
     metaclips = [game for game in games if game[0].config.model.name in METACLIPS]
     if metaclips:
-        rivals = [
-            pair
+        found["attention_beats_grad_eclip"] = [
+            _difference(*pair)
             for game in metaclips
-            for pair in product(*(_metagames(game, base) or [None] for base in ("generic_attention", "grad_eclip")))
+            for pair in product(_metagames(game, "generic_attention"), _metagames(game, "grad_eclip"))
         ]
-        answers["attention_beats_grad_eclip"] = all_hold([_beats(attention, eclip) for attention, eclip in rivals])
-    return [{"claim": texts[name], "holds": holds} for name, holds in answers.items()]
+    return [decide(texts[name], differences) for name, differences in found.items()]
 
 
 def _metagames(game: Sequence[JobResult], base: str) -> list[JobResult]:
     return [result for result in game if result.uses(base, meta=True)]
 
 
-def _any_holds(answers: list[bool | None]) -> bool | None:
-    """Whether one holds; None where none is true and one is not known, or there is none."""
-    if True in answers:
-        return True
-    return None if None in answers or not answers else False
+def _difference(result: JobResult, rival: JobResult, keys: Sequence[str] = OBJECTS) -> Difference:
+    """Of the mean recognition over some scenarios, on the samples that both have scores of."""
+    ours, theirs = _scores(result, keys), _scores(rival, keys)
+    values = {place: ours[place] - theirs[place] for place in ours if place in theirs}
+    where = "" if tuple(keys) == OBJECTS else f", {' '.join(reversed(keys[0].split('_')))}"
+    return Difference(f"{result.label} - {rival.label}, {result.model}{where}", clustered_cell(values))
 
 
-def _beats(result: JobResult | None, rival: JobResult | None) -> bool | None:
-    """Whether the mean recognition over the scenarios is larger, on the samples that both have; None: not known."""
-    if result is None or rival is None:
-        return None
-    samples = {record.sample for record in result.done} & {record.sample for record in rival.done}
-    ours, theirs = _score(result, samples), _score(rival, samples)
-    return None if ours is None or theirs is None else ours > theirs
+def _scores(result: JobResult, keys: Sequence[str]) -> dict[tuple[str, str], float]:
+    """The mean over some scenarios of each sample that has a score in all, by game and image."""
+    found = {}
+    for record in result.done:
+        scores = [score for key in keys if isinstance(score := record.scores.get(key), float)]
+        if len(scores) == len(keys):
+            found[game_and_image(record.sample)] = float(np.mean(scores))
+    return found
 
 
-def _score(result: JobResult, samples: set[str]) -> float | None:
-    """Mean recognition over the four scenarios of some samples; None where a scenario has no score."""
-    records = [record for record in result.done if record.sample in samples]
-    columns = [[r.scores[key] for r in records if r.scores.get(key) is not None] for key in OBJECTS]
-    return float(np.mean([np.mean(column) for column in columns])) if all(columns) else None
-
-
-def _meta_beats_first_order(games: Sequence[Sequence[JobResult]]) -> bool | None:
-    pairs = [
-        (meta, first)
+def _over_first_order(games: Sequence[Sequence[JobResult]]) -> list[Difference]:
+    return [
+        _difference(meta, first, [key])
         for game in games
         for meta, first in product(game, repeat=2)
         if meta.variant.meta and first.uses(meta.variant.base) and _arguments(meta) == _arguments(first)
+        for key in OBJECTS
     ]
-    cells = [(_row(meta)[key], _row(first)[key]) for (meta, first), key in product(pairs, OBJECTS)]
-    return all_hold([a["mean"] > b["mean"] if a and b else None for a, b in cells])
 
 
-def _best_meta_beats_fixlip(game: Sequence[JobResult]) -> bool | None:
-    rivals = [result for result in game if result.uses("fixlip")] or [None]
+def _best_over_fixlip(game: Sequence[JobResult]) -> list[Difference]:
+    """The best metagame of a model against FIxLIP."""
     metas = [result for result in game if result.variant.meta]
-    return all_hold([_any_holds([_beats(meta, rival) for meta in metas]) for rival in rivals])
+    rivals = [result for result in game if result.uses("fixlip")]
+    if not metas or not rivals:
+        return [Difference(f"a metagame - FIxLIP, {game[0].model}", None)]
+    against = [[_difference(meta, rival) for meta in metas] for rival in rivals]
+    return [max(each, key=lambda difference: difference.margin) for each in against]
 
 
-def _is_best(game: Sequence[JobResult], base: str) -> bool | None:
-    """Whether the metagame of a method beats every other job."""
-    own = _metagames(game, base)
-    rivals = [result for result in game if not result.uses(base, meta=True)]
-    return all_hold([_beats(result, rival) for result, rival in product(own or [None], rivals)])
+def _over_all_others(game: Sequence[JobResult], base: str) -> list[Difference]:
+    """The metagame of a method against every other job."""
+    own, rivals = _metagames(game, base), [result for result in game if not result.uses(base, meta=True)]
+    if not own:
+        return [Difference(f"the metagame of {base}, {game[0].model}", None)]
+    return [_difference(*pair) for pair in product(own, rivals)]
 
 
 @dataclass(frozen=True)

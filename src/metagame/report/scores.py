@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from metagame.report.results import JobResult, failure_notes
@@ -50,6 +54,71 @@ def rounded_mean_cell(values: list[float]) -> dict[str, float | int | None] | No
     if not values:
         return None
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in mean_cell(values).items()}
+
+
+def clustered_cell(values: Mapping[tuple[str, str], float]) -> dict[str, float | int | None] | None:
+    """A cell of type ``mean`` of scores that are not independent; None of no values.
+
+    Scores of a cluster, such as one image in several games, may go up and down together; strata, such as the games, are
+    there on purpose. With r the scores less their stratum's mean, N scores and K clusters, the standard error is
+    sqrt(K / (K - 1) sum over clusters of (sum of r)^2) / N.
+
+    Args:
+        values: by (stratum, cluster).
+    """
+    if not values:
+        return None
+    strata: dict[str, list[float]] = {}
+    for (stratum, _), value in values.items():
+        strata.setdefault(stratum, []).append(value)
+    sums: dict[str, float] = {}
+    for (stratum, cluster), value in values.items():
+        sums[cluster] = sums.get(cluster, 0.0) + value - float(np.mean(strata[stratum]))
+    n, k = len(values), len(sums)
+    error = np.sqrt(k / (k - 1) * np.square(list(sums.values())).sum()) / n if k > 1 else None
+    mean = round(float(np.mean(list(values.values()))), 6)
+    return {"mean": mean, "two_se": None if error is None else round(float(2 * error), 6), "n": n}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a claim compares.
+
+    Attributes:
+        name: of both sides, and where.
+        cell: of type ``mean``: the paired difference, positive where the claim holds; None where it is not known.
+    """
+
+    name: str
+    cell: dict[str, Any] | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether it is positive, or negative, by more than two standard errors; None: not decided."""
+        if self.cell is None or self.cell["two_se"] is None or abs(self.cell["mean"]) <= self.cell["two_se"]:
+            return None
+        return self.cell["mean"] > 0
+
+    @property
+    def text(self) -> str:
+        if self.cell is None:
+            return f"{self.name}: not known"
+        two_se = self.cell["two_se"]
+        return f"{self.name}: {self.cell['mean']:+.3f} ± {'?' if two_se is None else format(two_se, '.3f')}"
+
+    @property
+    def margin(self) -> float:
+        """How far above zero, in units of its error; the smallest decides a claim."""
+        if self.cell is None:
+            return 0.0
+        return self.cell["mean"] / self.cell["two_se"] if self.cell["two_se"] else float(np.sign(self.cell["mean"]))
+
+
+def decide(claim: str, differences: Sequence[Difference]) -> dict[str, Any]:
+    """A claim that all differences are positive, with the one that stands most against it."""
+    holds = all_hold([difference.holds for difference in differences])
+    least = min(differences, key=lambda each: each.margin, default=None)
+    return {"claim": claim, "holds": holds, "difference": None if least is None else least.text}
 
 
 def is_positive(differences: list[float]) -> bool | None:

@@ -20,7 +20,7 @@ from metagame.report.jackknife import JackknifeRatio
 from metagame.report.maps import COLORS
 from metagame.report.published import published
 from metagame.report.results import JobResult, failure_notes
-from metagame.report.scores import all_hold
+from metagame.report.scores import Difference, decide
 from metagame.report.table import DASH, Column, Table
 
 FIRST, MEAN_FIRST = "concept_attention", "mean_first"
@@ -30,6 +30,7 @@ ROLES = {(False, False): FIRST, (False, True): MEAN_FIRST, (True, True): META, (
 BASES = ("concept_attention", "concept_mean_first")
 """Base names of these, see :class:`metagame.jobs.spec.AttributionKeys`."""
 BENCHMARKS = {"voc": "VOC", "coco": "COCO", "imagenet_seg": "ImageNet-Seg"}
+LIKE_FOR_LIKE = "beyond the paper: higher {metric} than the mean over layers before one softmax, on the same logits"
 METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
 ABLATION_TITLES = {
     BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",
@@ -214,20 +215,29 @@ def _count_wins(scores: Sequence[Score]) -> list[str]:
 
 
 def _claims(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """The paper's claims about the cells at hand, answered from this run's values."""
+    """The paper's claims about the cells at hand, and the same against the rival that has the same logits."""
     texts, pairs = published("figure13")["claims"], _rivals(scores)
     alone = [pair for pair in pairs if pair[0].cell.players == "n0"]
     crowded = [pair for pair in pairs if pair[0].cell.players != "n0"]
-
-    def larger(name: str, of: list[tuple[Score, Score]]) -> bool | None:
-        return all_hold([a.metrics[name].value > b.metrics[name].value for a, b in of])
-
-    claims = [{"claim": texts["acc"], "holds": larger("acc", pairs)}]
-    claims.append({"claim": texts["miou"], "holds": larger("miou", crowded)})
+    claims = [decide(texts["acc"], _differences(pairs, "acc")), decide(texts["miou"], _differences(crowded, "miou"))]
     if alone:
-        smaller = all_hold([a.metrics["map"].value < b.metrics["map"].value for a, b in alone])
-        claims.append({"claim": texts["map"], "holds": smaller})
+        claims.append(decide(texts["map"], _differences([(first, meta) for meta, first in alone], "map")))
+    alike = _pairs(scores, META, MEAN_FIRST)
+    for name, title in METRICS.items() if alike else ():
+        claims.append(decide(LIKE_FOR_LIKE.format(metric=title), _differences(alike, name)))
     return claims
+
+
+def _differences(pairs: Sequence[tuple[Score, Score]], metric: str) -> list[Difference]:
+    """Of the left score over the right one, image by image."""
+    names = _full_names([score.result for score, _ in pairs])
+    return [
+        Difference(
+            f"{a.result.label} - {b.result.label}, {names[a.result.setting]} {a.track} {a.cell.name}",
+            (a.metrics[metric] - b.metrics[metric]).cell(),
+        )
+        for a, b in pairs
+    ]
 
 
 def _swap_notes(scores: Sequence[Score], names: dict[str, str]) -> list[str]:
@@ -277,7 +287,7 @@ def ablations_figure(results: list[JobResult]) -> Figure | None:
 
     Published curves are drawn faintly at paper scale. None where no image has a score of either method.
     """
-    scores = [score for score in _scores(_told_apart(results)) if score.role in (FIRST, META)]
+    scores = [score for score in _scores(_told_apart(results)) if score.role in (FIRST, MEAN_FIRST, META)]
     if not scores:
         return None
     styles = _styles(scores)

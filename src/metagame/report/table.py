@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,8 @@ class Table:
         columns: in reading order.
         rows: one mapping a row, column key to cell; a cell that is absent or None is not known.
         published: the published counterpart of each row, same keys; {} where none is known.
-        claims: what the paper says in words, each ``{"claim": text, "holds": true | false | None}``.
+        claims: what the paper says in words, each ``{"claim": text, "holds": true | false | None}``, with
+            the ``difference`` that stands most against it.
         n_samples: samples behind the table.
         notes: footnotes: definitions, what was left out and what failed.
         version: of this format.
@@ -76,6 +77,11 @@ def write_table(table: Table, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
+def claim_text(claim: Mapping[str, Any]) -> str:
+    """A claim, and the difference that stands most against it."""
+    return claim["claim"] + (f" ({claim['difference']})" if claim.get("difference") else "")
+
+
 def markdown(table: Table) -> str:
     """Heading, table with published values in brackets, claims and notes."""
     lines = [
@@ -86,7 +92,7 @@ def markdown(table: Table) -> str:
         _frame(table, plain).to_markdown(index=False, disable_numparse=True),
         "",
     ]
-    lines += [f"- {_HOLDS[claim['holds']]}: {claim['claim']}" for claim in table.claims]
+    lines += [f"- {_HOLDS[claim['holds']]}: {claim_text(claim)}" for claim in table.claims]
     lines += [f"- {_one_line(note)}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metagame.errors import RecordError, UserError
-from metagame.report.table import Column, Table, plain, read_table
+from metagame.report.table import Column, Table, claim_text, plain, read_table
 from metagame.viewer.errors import error_text
 from metagame.viewer.pack import figure_uri
 
@@ -74,7 +74,7 @@ def read_section(folder: Path) -> Section:
         try:
             table = read_table(folder)
             rows = _rows(table)
-            claims = [(*VERDICTS[claim.get("holds")], claim["claim"]) for claim in table.claims]
+            claims = [(*VERDICTS[claim.get("holds")], claim_text(claim)) for claim in table.claims]
         except (RecordError, LookupError) as error:
             errors.append(error_text(error, folder.parent))
     path = folder / "figure.png"
