@@ -115,11 +115,13 @@ def curves_of(figure):
     ]  # fmt: skip
 
 
-def test_a_recall_figure_has_a_panel_for_each_model_and_a_curve_for_each_method_of_lrp(jobs, tmp_path):
+def test_a_recall_figure_has_a_panel_for_each_model_and_a_curve_for_each_method(jobs, tmp_path):
     figure = recall_figure([*jobs, job(tmp_path, "cp_lrp", [recalled(1.0)], model="other")])
-    assert [text.get_text() for text in figure.legends[0].texts] == ["ATTNLRP", "Meta-ATTNLRP", "CP_LRP"]
+    methods = ["ATTNLRP", "Meta-ATTNLRP", "LEAVE_ONE_OUT", "CP_LRP"]
+    assert [text.get_text() for text in figure.legends[0].texts] == methods
     found = [(title, [(line[0], line[-1]) for line in lines]) for title, lines in curves_of(figure)]
-    assert found == [("Gemma", [("ATTNLRP", 0.25), ("Meta-ATTNLRP", 0.75)]), ("Other", [("CP_LRP", 1.0)])]
+    gemma = [("ATTNLRP", 0.25), ("Meta-ATTNLRP", 0.75), ("LEAVE_ONE_OUT", 1.0)]
+    assert found == [("Gemma", gemma), ("Other", [("CP_LRP", 1.0)])]
     assert {axes.get_ylim() for axes in figure.axes if axes.lines} == {(0, 1)}
     assert recall_figure([job(tmp_path, "attnlrp", [recalled(None)], seed=1)]) is None
 

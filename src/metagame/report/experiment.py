@@ -69,10 +69,11 @@ def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = No
 
 def _write_figure(settings: DictConfig, results: list[JobResult], folder: Path) -> None:
     try:
-        figure = instantiate(settings.report.figure, _partial_=True)(results)
-        if figure is not None:
-            save_figure(figure, folder)
-        else:  # of an earlier table
+        with rc_context({"text.parse_math": False}):  # texts are those of prompts and captions, dollars included
+            figure = instantiate(settings.report.figure, _partial_=True)(results)
+            if figure is not None:
+                save_figure(figure, folder)
+        if figure is None:  # of an earlier table
             for name in FIGURES:
                 (folder / name).unlink(missing_ok=True)
     except UserError:

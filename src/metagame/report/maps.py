@@ -109,10 +109,10 @@ def draw_edges(
     _bare(axes)
 
 
-def heat_scale(maps: Iterable[Float[np.ndarray, " ..."]]) -> ScalarMappable:
-    """One diverging colour scale, zero in its middle, for several panels; clips the largest hundredth of values."""
+def heat_scale(maps: Iterable[Float[np.ndarray, " ..."]], quantile: float = 0.99) -> ScalarMappable:
+    """One diverging colour scale, zero in its middle, for several panels; clips sizes beyond their ``quantile``."""
     sizes = np.abs(np.concatenate([np.zeros(1), *map(np.ravel, maps)]))
-    largest = float(np.quantile(sizes, 0.99) or sizes.max() or 1.0)
+    largest = float(np.quantile(sizes, quantile) or sizes.max() or 1.0)
     return ScalarMappable(Normalize(-largest, largest), DIVERGING)
 
 

@@ -158,7 +158,7 @@ def curve_styles(results: Sequence[JobResult]) -> dict[str, tuple[str, str]]:
 
 
 def draw_recall(axes: Axes, results: Sequence[JobResult], styles: dict[str, tuple[str, str]]) -> None:
-    """Mean recall over K of each method of LRP, with a band of two standard errors over prompts."""
+    """Mean recall over K of each method, with a band of two standard errors over prompts."""
     for result in filter(_has_curve, results):
         color, style = styles[result.label]
         cells = [mean_cell(recalls(result, share)) for share in SHARES]
@@ -173,4 +173,4 @@ def draw_recall(axes: Axes, results: Sequence[JobResult], styles: dict[str, tupl
 
 
 def _has_curve(result: JobResult) -> bool:
-    return result.variant.family == "lrp" and bool(recalls(result, 0))
+    return bool(recalls(result, 0))

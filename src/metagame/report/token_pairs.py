@@ -21,6 +21,8 @@ from metagame.report.results import JobResult
 
 TOP = 10
 MOST_PROMPTS, MOST_JOBS = 6, 4
+MOST_PRINTED = 16
+"""Tokens of a matrix whose values are printed in its cells."""
 ANSWER_LINES, ANSWER_WIDTH = 9, 44
 BAR_HEIGHT = 0.85
 """Inches of the colour scale."""
@@ -139,15 +141,10 @@ def shown_prompts(result: JobResult, prompts: Sequence[str] | None = None) -> li
     records = [record for record in result.done if prompts is None or record.sample in prompts][:MOST_PROMPTS]
     found = [(record.scores, result.explanations(record)[WHOLE]) for record in records]
     return [
-        Shown(scores["text"], scores["answer"], _signs(each.players), each.meta.values)
+        Shown(scores["text"], scores["answer"], list(each.players), each.meta.values)
         for scores, each in found
         if each.meta is not None and each.meta.order == 1
     ]
-
-
-def _signs(tokens: Sequence[str]) -> list[str]:
-    """Tokens whose dollar signs are no formulas."""
-    return [token.replace("$", r"\$") for token in tokens]
 
 
 def _prompt_height(shown: Shown) -> float:
@@ -157,7 +154,7 @@ def _prompt_height(shown: Shown) -> float:
 def _draw_prompts(figure: Figure | SubFigure, job: ShownJob, n_more: int) -> None:
     """A row for each prompt of a job, and the colour scale that they share; ``n_more`` jobs are not shown."""
     shown, result = job.prompts, job.result
-    scale = heat_scale([each.matrix.ravel() for each in shown])
+    scale = heat_scale([each.matrix.ravel() for each in shown], quantile=1.0)
     sums = [0.0, *(each.matrix.sum(1).max() for each in shown), *(each.matrix.sum(1).min() for each in shown)]
     heights = [*map(_prompt_height, shown), BAR_HEIGHT]
     *rows, last = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -165,7 +162,7 @@ def _draw_prompts(figure: Figure | SubFigure, job: ShownJob, n_more: int) -> Non
         _draw_prompt(row, each, scale, (min(sums) * 1.05, max(sums) * 1.05))
     below_maps, beside = last.subplots(1, 2, width_ratios=[6, 4.7])
     beside.set_axis_off()
-    bar = figure.colorbar(scale, cax=below_maps, orientation="horizontal", extend="both")
+    bar = figure.colorbar(scale, cax=below_maps, orientation="horizontal")
     left_out = len(result.done) - len(shown)
     absent = [f"{left_out} more prompts"] * (left_out > 0) + [f"{n_more} more jobs"] * (n_more > 0)
     more = f" ({', '.join(absent)} in the table)" if absent else ""
@@ -183,7 +180,7 @@ def _draw_prompt(figure: SubFigure, shown: Shown, scale: ScalarMappable, limits:
     _draw_sums(bars, shown, scale)
     bars.set_xlim(limits)
     _write_pairs(text, shown)
-    figure.suptitle("\n".join(wrap(shown.text.replace("$", r"\$"), 130)), fontsize=9)
+    figure.suptitle("\n".join(wrap(shown.text, 130)), fontsize=9)
 
 
 def _draw_matrix(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
@@ -194,6 +191,11 @@ def _draw_matrix(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
     axes.set_xticks(places, shown.tokens, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(places, shown.tokens, fontsize=size)
     axes.tick_params(length=0)
+    if len(shown.tokens) <= MOST_PRINTED:
+        for (row, column), value in np.ndenumerate(shown.matrix):
+            color = "white" if abs(value) > 0.6 * highest else "0.2"
+            text = f"{value:.2f}".replace("-", "−")
+            axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=color)
 
 
 def _draw_sums(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
@@ -213,7 +215,7 @@ def _draw_sums(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
 
 def _write_pairs(axes: Axes, shown: Shown) -> None:
     """The answer, and the strongest pairs below it."""
-    lines = wrap(" ".join(shown.answer.split()).replace("$", r"\$"), ANSWER_WIDTH)
+    lines = wrap(" ".join(shown.answer.split()), ANSWER_WIDTH)
     if len(lines) > ANSWER_LINES:
         lines = [*lines[: ANSWER_LINES - 1], "…"]
     axes.set_axis_off()
