@@ -5,9 +5,7 @@ import shlex
 import subprocess
 import sys
 import types
-from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from hydra import compose
@@ -17,9 +15,10 @@ from metagame.contracts import WHOLE
 from metagame.jobs.build import build_part
 from metagame.models.adder import Adder, Sum
 from metagame.models.masked import MaskedModel
-from tests.tiny.jobs import shipped_configs
+from tests.conftest import close
+from tests.tiny.jobs import ROOT, shipped_configs
+from tests.tiny.runs import run
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
@@ -31,23 +30,23 @@ def lines_starting(start):
     return [line for block in blocks("bash") for line in block.splitlines() if line.startswith(start)]
 
 
-def is_run_here(command):
-    return "keep_one" not in command and "hydra/launcher" not in command
+RUN = [shlex.split(line, comments=True)[2:] for line in lines_starting("python run.py")]
+CLUSTER = [arguments for arguments in RUN if any(each.startswith("hydra/launcher") for each in arguments)]
+HERE = [arguments for arguments in RUN if arguments not in CLUSTER and "name=keep_one" not in arguments]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", list(filter(is_run_here, lines_starting("python run.py"))))
-def test_run_commands_write_a_table(command, tmp_path):
-    arguments = shlex.split(command, comments=True)[1:]
-    subprocess.run([sys.executable, *arguments, "limit=1", f"output_dir={tmp_path}"], cwd=ROOT, check=True)
+@pytest.mark.parametrize("arguments", HERE, ids=" ".join)
+def test_run_commands_write_a_table(arguments, tmp_path):
+    status, errors = run(*arguments, "limit=1", output_dir=tmp_path)
+    assert status == 0, errors
     assert (tmp_path / "table.json").exists()
 
 
 def test_commands_for_a_cluster_compose():
-    commands = [line for line in lines_starting("python run.py") if "hydra/launcher" in line]
-    assert commands
-    for command in commands:
-        overrides = [each for each in shlex.split(command, comments=True)[2:] if each != "-m"]
+    assert CLUSTER
+    for arguments in CLUSTER:
+        overrides = [each for each in arguments if each != "-m"]
         with shipped_configs():
             launcher = compose("config", overrides=overrides, return_hydra_config=True).hydra.launcher
         assert launcher["_target_"].endswith("SlurmLauncher")
@@ -70,8 +69,8 @@ def test_every_experiment_is_listed_and_has_a_target():
 
 @pytest.mark.slow
 def test_table_1_is_the_one_that_is_written(tmp_path):
-    command = [sys.executable, "run.py", "experiment=table1", f"output_dir={tmp_path}"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    status, errors = run("experiment=table1", output_dir=tmp_path)
+    assert status == 0, errors
     written = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
     shown = re.search(r"<!-- table1 -->\n(.*)\n<!-- /table1 -->", README, re.DOTALL)[1].splitlines()
     assert shown == written
@@ -80,28 +79,24 @@ def test_table_1_is_the_one_that_is_written(tmp_path):
 def test_code_gives_what_its_comments_say():
     namespace = {}
     exec(blocks("python")[0], namespace)
-    np.testing.assert_array_equal(namespace["phi"].values, [[1, 1], [2, 0]])
-    np.testing.assert_array_equal(namespace["phi"].first_order, [2, 2])
-    assert len(namespace["phi"].to_shapiq()) == 2
+    phi = namespace["phi"]
+    assert (phi.values.tolist(), phi.first_order.tolist()) == ([[1, 1], [2, 0]], [2, 2])
+    assert len(phi.to_shapiq()) == 2
 
 
-@pytest.fixture
-def new_method(monkeypatch):
-    """The method that the README adds, importable by the name in its YAML."""
+def test_added_method_keeps_one_feature_and_has_a_metagame(monkeypatch):
+    """It is importable by the name in its YAML."""
     source, config = blocks("python")[1], yaml.safe_load(blocks("yaml")[0])
     module = types.ModuleType(config["method"]["_target_"].rsplit(".", 1)[0])
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(sys.modules["metagame.attributions"], "keep_one", module, raising=False)
-    return build_part(OmegaConf.create(config).method)
-
-
-def test_added_method_keeps_one_feature_and_has_a_metagame(new_method):
+    method = build_part(OmegaConf.create(config).method)
     f = MaskedModel.of_function(lambda x: x[:, 0] + x[:, 0] * x[:, 1] ** 2, x=[1.0, 1.0])
-    np.testing.assert_allclose(new_method.explain(f).attribution, [1, 0])
+    assert close(method.explain(f).attribution, [1, 0])
     (questions,) = Adder(ROOT / "data/tiny/adder").prepare([Sum.parse("3 - (-5)")])
-    explanation = new_method.metagame().explain(questions[WHOLE])
-    np.testing.assert_allclose(explanation.meta.values.sum(1), explanation.attribution)
+    explanation = method.metagame().explain(questions[WHOLE])
+    assert close(explanation.meta.values.sum(1), explanation.attribution, 1e-6)
 
 
 @pytest.mark.slow

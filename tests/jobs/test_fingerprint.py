@@ -23,7 +23,7 @@ from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder, targets
 from tests.tiny.jobs import ROOT, Number, Numbers, Plain, job_config, shipped_configs
-from tests.tiny.runs import n_by_an_earlier_run, run, table
+from tests.tiny.runs import table
 
 NUMBERS = itertools.count()
 
@@ -78,18 +78,35 @@ def own(tmp_path, monkeypatch):
     module.forget()
 
 
+@pytest.fixture
+def run(tmp_path, own, caplog):
+    """Run a job with the own method: its outcome, and what it says to have changed, without the job's name."""
+
+    def run_own(**changes):
+        caplog.clear()
+        outcome = run_job(own_config(own, tmp_path, **changes))
+        said = [record.message for record in caplog.records if "changed" in record.message]
+        return outcome, [line.removeprefix(f"{outcome.folder.name}: ") for line in said]
+
+    return run_own
+
+
 def own_config(module, tmp_path, **changes):
     return job_config(tmp_path / "results", attribution__method={"_target_": module.target}, **changes)
 
 
-def lines(cfg):
+def lines(folder):
     """All records of a job, in the order in which they were written."""
-    return [json.loads(line) for line in (job_folder(cfg) / "records.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
-def first_attribution(cfg):
+def samples(folder):
+    return [line["sample"] for line in lines(folder)]
+
+
+def first_attribution(folder):
     """The last number that was computed for sample 1."""
-    store = RecordStore(job_folder(cfg))
+    store = RecordStore(folder)
     record = [record for record in store.read().values() if record.sample == "1"][-1]
     return float(store.load_arrays(record)["attribution"][0])
 
@@ -101,6 +118,7 @@ EDITS = {
     "a formula": ("FACTOR * 1.0", "FACTOR * 100.0", 200.0),
     "a formula that gives the same": ("FACTOR * 1.0", "1.0 * FACTOR", 2.0),
     "a base class": ("(Share)", "(Base)", 2.0),
+    "a module that it imports": ("2.0", "7.0", 7.0),
 }
 LAYOUT = {
     "a comment": ("class Own", "# shares\nclass Own"),
@@ -111,106 +129,84 @@ LAYOUT = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_method_of_ones_own_that_changes_is_computed_again_and_named(tmp_path, own, caplog, edit):
+def test_a_method_of_ones_own_that_changes_is_computed_again_and_named(own, run, edit):
     old, new, expected = EDITS[edit]
     own.edit("import Share\n", "import Share\n\nBase = Share\n")
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
-    assert first_attribution(cfg) == 2.0
-    own.edit(old, new)
-    outcome = run_job(cfg)
-    assert [line["sample"] for line in lines(cfg)] == ["1", "2", "3"] * 2
-    assert first_attribution(cfg) == expected
-    assert outcome.n_done == 3
-    said = [record.message for record in caplog.records if "changed" in record.message]
-    assert said == [f"{outcome.folder.name}: the code ({own.name}) has changed: 3 samples are computed again."]
+    folder = run()[0].folder
+    assert first_attribution(folder) == 2.0
+    path = own.helper_path if "imports" in edit else own.path
+    own.edit(old, new, path)
+    outcome, said = run()
+    assert samples(folder) == ["1", "2", "3"] * 2
+    assert (outcome.n_done, first_attribution(folder)) == (3, expected)
+    assert said == [f"the code ({path.stem}) has changed: 3 samples are computed again."]
 
 
 @pytest.mark.parametrize("edit", LAYOUT)
-def test_comments_docstrings_and_layout_are_no_change(tmp_path, own, caplog, edit):
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
+def test_comments_docstrings_and_layout_are_no_change(own, run, edit):
+    run()
     own.edit(*LAYOUT[edit])
-    assert run_job(cfg).n_done == 3
-    assert len(lines(cfg)) == 3
-    assert "changed" not in caplog.text
+    outcome, said = run()
+    assert (outcome.n_done, said, len(lines(outcome.folder))) == (3, [], 3)
 
 
-def test_a_module_that_the_method_imports_counts_as_well(tmp_path, own, caplog):
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
-    own.edit("2.0", "7.0", own.helper_path)
-    run_job(cfg)
-    assert first_attribution(cfg) == 7.0
-    assert f"the code ({own.helper}) has changed: 3 samples are computed again." in caplog.text
-
-
-def test_a_change_that_is_taken_back_needs_no_work(tmp_path, own, caplog):
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
-    assert finish([cfg])
+def test_a_change_that_is_taken_back_needs_no_work(tmp_path, own, run):
+    run()
+    assert finish([own_config(own, tmp_path)])
     first = (tmp_path / "results" / "table.json").read_bytes()
     for _ in range(2):
         own.edit("* 1.0", "* 100.0")
-        run_job(cfg)
+        run()
         own.edit("* 100.0", "* 1.0")
-        caplog.clear()
-        assert run_job(cfg).n_done == 3
-        assert "changed" not in caplog.text
-        assert len(lines(cfg)) == 6
-    assert finish([cfg])
+        outcome, said = run()
+        assert (outcome.n_done, said, len(lines(outcome.folder))) == (3, [], 6)
+    assert finish([own_config(own, tmp_path)])
     assert (tmp_path / "results" / "table.json").read_bytes() == first
 
 
-def test_the_module_that_is_named_differs_from_that_of_the_records_not_of_the_last_run(tmp_path, own, caplog):
+def test_the_module_that_is_named_differs_from_that_of_the_records_not_of_the_last_run(own, run):
     """A helper changes and changes back, with another sample asked for in between; then the method changes."""
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
+    run()
     own.edit("2.0", "7.0", own.helper_path)
-    run_job(own_config(own, tmp_path, limit=1))
+    run(limit=1)
     own.edit("7.0", "2.0", own.helper_path)
     own.edit("* 1.0", "* 100.0")
-    caplog.clear()
-    run_job(own_config(own, tmp_path, benchmark__values=[1, 2, 3]))
-    (said,) = [record.message for record in caplog.records if "changed" in record.message]
+    _, (said,) = run(benchmark__values=[1, 2, 3])
     assert own.name in said
 
 
-def test_stale_records_are_kept_where_asked_for_and_the_table_says_so(tmp_path, own, caplog):
-    cfg, stale = own_config(own, tmp_path), own_config(own, tmp_path, reuse="stale")
-    run_job(cfg)
+def test_stale_records_are_kept_where_asked_for_and_the_table_says_so(tmp_path, own, run):
+    folder = run()[0].folder
     own.edit("* 1.0", "* 100.0")
-    assert run_job(stale).n_done == 3
-    assert len(lines(cfg)) == 3
-    assert f"the code ({own.name}) has changed: 3 samples are kept (reuse=stale), and the table says so" in caplog.text
-    assert finish([stale])
-    notes = table(tmp_path / "results")["notes"]
-    assert notes == ["Share: 3 of 3 samples are of other code, weights or files than today's (reuse=stale)."]
-    run_job(cfg)
-    assert finish([cfg])
-    assert (first_attribution(cfg), table(tmp_path / "results")["notes"]) == (200.0, [])
+    outcome, said = run(reuse="stale")
+    assert (outcome.n_done, len(lines(folder))) == (3, 3)
+    kept = "3 samples are kept (reuse=stale), and the table says so."
+    assert said == [f"the code ({own.name}) has changed: {kept}"]
+    assert finish([own_config(own, tmp_path, reuse="stale")])
+    notes = ["Share: 3 of 3 samples are of other code, weights or files than today's (reuse=stale)."]
+    assert table(tmp_path / "results")["notes"] == notes
+    run()
+    assert finish([own_config(own, tmp_path)])
+    assert (first_attribution(folder), table(tmp_path / "results")["notes"]) == (200.0, [])
 
 
-def test_a_stale_record_whose_arrays_are_gone_is_computed_by_todays_code(tmp_path, own):
-    cfg, stale = own_config(own, tmp_path), own_config(own, tmp_path, reuse="stale")
-    run_job(cfg)
+def test_a_stale_record_whose_arrays_are_gone_is_computed_by_todays_code(tmp_path, own, run):
+    folder = run()[0].folder
     own.edit("* 1.0", "* 100.0")
-    for path in (job_folder(cfg) / "arrays").glob("*.npz"):
+    for path in (folder / "arrays").glob("*.npz"):
         path.unlink()
-    assert run_job(stale).n_done == 3
-    assert finish([stale])
-    assert (first_attribution(cfg), table(tmp_path / "results")["notes"]) == (200.0, [])
+    assert run(reuse="stale")[0].n_done == 3
+    assert finish([own_config(own, tmp_path, reuse="stale")])
+    assert (first_attribution(folder), table(tmp_path / "results")["notes"]) == (200.0, [])
 
 
-def test_what_only_reports_read_is_no_change(tmp_path, own):
+def test_what_only_reports_read_is_no_change(own, run):
     reporting = OwnModule(own.path.parent, "from metagame.report.table import Table\n\n\ndef own_table():\n    pass\n")
     own.edit("import Share\n", "import Share\nimport metagame.report.table\nimport metagame.viewer.write\n")
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
+    run()
     reporting.edit("pass", "return 1")
-    cfg.report.figure = {"_target_": f"{reporting.name}.own_table"}
-    run_job(cfg)
-    assert len(lines(cfg)) == 3
+    outcome, _ = run(report__figure={"_target_": f"{reporting.name}.own_table"})
+    assert len(lines(outcome.folder)) == 3
     assert not [name for name in code_manifest([own.target]) if name.startswith(("metagame.report", "metagame.viewer"))]
 
 
@@ -242,7 +238,9 @@ PACKAGE = {
 }
 
 
-def test_of_a_package_what_is_imported_counts_relative_late_or_by_another_name(tmp_path, monkeypatch):
+def test_of_a_package_what_is_imported_counts_relative_late_or_by_another_name_and_what_a_locator_finds(
+    tmp_path, monkeypatch
+):
     monkeypatch.syspath_prepend(tmp_path)
     fingerprint._found.cache_clear()
     for name, content in PACKAGE.items():
@@ -252,6 +250,7 @@ def test_of_a_package_what_is_imported_counts_relative_late_or_by_another_name(t
     own = {name for name in code_manifest(["mine.methods.Own"]) if name.split(".")[0] == "mine"}
     assert own >= {"mine.methods", "mine.methods.shares", "mine.methods.late", "mine.constants", "mine.deep.er"}
     assert "mine.other" not in own
+    assert list(targets([{"_target_": "hydra.utils.get_class", "path": "mine.methods.Own"}])) == ["mine.methods.Own"]
     fingerprint._found.cache_clear()
 
 
@@ -266,43 +265,6 @@ def test_the_hash_of_code_is_the_same_in_every_python():
     found = fingerprint._hash_without_docstrings(ast.parse(ANY_CODE))
     assert found == "2e6388f07787d4fc"
     assert fingerprint._hash_without_docstrings(ast.parse(ANY_CODE.replace("y=None", "y=1"))) != found
-
-
-def test_what_a_locator_finds_counts(own):
-    node = {"_target_": "hydra.utils.get_class", "path": own.target}
-    assert list(targets([node])) == [own.target]
-
-
-def test_a_module_beside_run_py_is_seen_when_it_changes(tmp_path):
-    """The README's method, not known to git, in real runs."""
-    own = OwnModule(tmp_path, METHOD_OF_THE_ADDER)
-    job = ("model=adder", "benchmark=addition", "attribution=sv", f"attribution.method._target_={own.target}")
-    where = {"output_dir": tmp_path / "results", "path": [tmp_path]}
-    status, errors = run(*job, "limit=1", "report.figure=null", **where)
-    assert status == 0, errors
-    (first,) = table(tmp_path / "results")["rows"]
-    status, errors = run(*job, "limit=1", "report.figure=null", **where)
-    assert (status, n_by_an_earlier_run(errors)) == (0, 1)
-    own.edit("FACTOR = 1", "FACTOR = 100")
-    status, errors = run(*job, "limit=1", "report.figure=null", **where)
-    assert (status, n_by_an_earlier_run(errors)) == (0, 0)
-    assert errors.count("the code (") == 1
-    assert f"the code ({own.name}) has changed: 1 samples are computed again." in errors
-    (second,) = table(tmp_path / "results")["rows"]
-    assert second["phi_a"] == pytest.approx(100 * first["phi_a"])
-
-
-METHOD_OF_THE_ADDER = """
-from metagame.attributions.shapley import ShapleyValue
-from metagame.games import AttributionGame
-
-
-class Own(ShapleyValue):
-    def game(self, bound):
-        FACTOR = 1
-        played = super().game(bound)
-        return AttributionGame(lambda coalitions: FACTOR * played.fn(coalitions), played.n_players)
-"""
 
 
 # Files
@@ -349,178 +311,87 @@ class FiledNumbers(Numbers):
 
 
 def test_a_sample_whose_file_changes_is_computed_again_alone_and_all_where_a_common_file_does(
-    tmp_path, monkeypatch, caplog
+    tmp_path, run, monkeypatch
 ):
     monkeypatch.setattr(FiledNumbers, "folder", tmp_path)
-    for name in ("1", "2", "3", "scale"):
-        (tmp_path / f"{name}.txt").write_text("5")
-    cfg = job_config(tmp_path / "results", benchmark___target_="tests.jobs.test_fingerprint.FiledNumbers")
-    run_job(cfg)
-    (tmp_path / "2.txt").write_text("6")
-    run_job(cfg)
-    assert [line["sample"] for line in lines(cfg)] == ["1", "2", "3", "2"]
-    assert "the samples' files have changed: 1 samples are computed again." in caplog.text
-    (tmp_path / "scale.txt").write_text("6")
-    run_job(cfg)
-    assert [line["sample"] for line in lines(cfg)[4:]] == ["1", "2", "3"]
-    assert "the samples' files have changed: 3 samples are computed again." in caplog.text
-    (tmp_path / "scale.txt").write_text("5")
-    (tmp_path / "2.txt").write_text("5")
-    caplog.clear()
-    run_job(cfg)
-    assert len(lines(cfg)) == 7
-    assert "changed" not in caplog.text
+    filed = {"benchmark___target_": "tests.jobs.test_fingerprint.FiledNumbers"}
+    steps = [
+        ({"1": "5", "2": "5", "3": "5", "scale": "5"}, ["1", "2", "3"]),
+        ({"2": "6"}, ["2"]),
+        ({"scale": "6"}, ["1", "2", "3"]),
+        ({"2": "5", "scale": "5"}, []),
+    ]
+    computed = []
+    for number, (written, expected) in enumerate(steps):
+        for name, content in written.items():
+            (tmp_path / f"{name}.txt").write_text(content)
+        outcome, said = run(**filed)
+        computed += expected
+        assert samples(outcome.folder) == computed
+        changed = [f"the samples' files have changed: {len(expected)} samples are computed again."]
+        assert said == (changed if number and expected else [])
 
 
-def test_causes_that_come_together_are_told_in_one_line(tmp_path, own, monkeypatch, caplog):
-    cfg = own_config(own, tmp_path)
-    run_job(cfg)
+def test_new_weights_are_new_samples_and_causes_that_come_together_are_told_in_one_line(own, run, monkeypatch):
+    folder = run()[0].folder
     monkeypatch.setattr(Plain, "revision", "second")
+    assert run()[1] == ["the model's files have changed: 3 samples are computed again."]
+    assert samples(folder) == ["1", "2", "3"] * 2
+    monkeypatch.setattr(Plain, "revision", "third")
     own.edit("* 1.0", "* 100.0")
-    run_job(cfg)
-    (said,) = [record.message for record in caplog.records if "changed" in record.message]
-    assert said.endswith(f"the code ({own.name}) and the model's files have changed: 3 samples are computed again.")
+    causes = f"the code ({own.name}) and the model's files have changed"
+    assert run()[1] == [f"{causes}: 3 samples are computed again."]
 
 
-def test_new_weights_are_new_samples(tmp_path, monkeypatch, caplog):
-    cfg = job_config(tmp_path)
-    run_job(cfg)
-    monkeypatch.setattr(Plain, "revision", "second")
-    run_job(cfg)
-    assert [line["sample"] for line in lines(cfg)] == ["1", "2", "3"] * 2
-    assert "the model's files have changed: 3 samples are computed again." in caplog.text
+# What is shipped
+
+OWN_MASK_CLIP = """
+from metagame.attributions.mask_clip import MaskCLIP
 
 
-# What is shipped, a job of each family
-
-
-def copied(folder, name):
-    """A copy of the model's or benchmark's folder under data/tiny that may be changed."""
-    return shutil.copytree(ROOT / "data/tiny" / name, folder / name)
-
-
-def grids(folder):
-    """The first grid of the first pointing game, as scripts.prepare_pointing_game leaves it."""
-    cfg = compose("config", overrides=["benchmark=pointing_game", "model=clip_vitb16"])
-    (game, *_), path = cfg.benchmark.games, folder / "grids"
-    sample = next(each for each in Job.build(compose_clip()).benchmark.samples() if each.game == game)
-    (path / game).mkdir(parents=True)
-    sample.image().save(path / game / f"{sample.k:02d}.png")
-    return path
-
-
-def compose_clip(*more):
-    return compose("config", overrides=["model=clip_vitb16", "attribution=mask_clip", "benchmark=pointing_game", *more])
-
-
-def mirrored(path):
-    """Replace a picture or a mask by its mirror image, palette and all."""
-    with Image.open(path) as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
-
-
-def spaced(path):
-    """The same values in another file."""
-    path.write_text(path.read_text() + "\n")
-
-
-FAMILIES = {
-    "polynomial": lambda folder: ([], {}),
-    "adder": lambda folder: (
-        ["model=adder", "attribution=sv", "benchmark=addition", f"model.checkpoint={copied(folder, 'adder')}"],
-        {"weights": (folder / "adder/card.json", spaced)},
-    ),
-    "pointing game": lambda folder: (
-        [
-            "model=clip_vitb16", "attribution=mask_clip", "benchmark=pointing_game",
-            f"model.checkpoint={copied(folder, 'clip')}",
-            "benchmark/scenes=paper", f"benchmark.scenes.root={grids(folder)}",
-        ],
-        {
-            "weights": (folder / "clip/config.json", spaced),
-            "files": (next((folder / "grids").rglob("*.png")), mirrored),
-        },
-    ),
-    "illustration": lambda folder: (
-        [
-            "model=clip_vitb16", "attribution=mask_clip", "benchmark=illustration",
-            f"model.checkpoint={copied(folder, 'clip')}", f"benchmark.image={copied(folder, 'images')}/two_six.png",
-            "benchmark.caption=two six",
-        ],
-        {
-            "weights": (folder / "clip/preprocessor_config.json", spaced),
-            "files": (folder / "images/two_six.png", mirrored),
-        },
-    ),
-    "prompts": lambda folder: (
-        [
-            "model=gemma3_1b_it", "attribution=gradient_input", "benchmark=prompts",
-            f"model.checkpoint={copied(folder, 'gemma3')}",
-        ],
-        {"weights": (folder / "gemma3/generation_config.json", spaced)},
-    ),
-    "segmentation": lambda folder: (
-        [
-            "model=flux_schnell", "attribution=concept_pair", "benchmark=voc",
-            f"model.checkpoint={copied(folder, 'flux')}", f"benchmark.data.root={copied(folder, 'voc')}",
-        ],
-        {
-            "weights": (folder / "flux/transformer/config.json", spaced),
-            "files": (folder / "voc/SegmentationClass/2026_000000.png", mirrored),
-        },
-    ),
-}  # fmt: skip
-SAID = {"weights": "the model's files have changed", "files": "the samples' files have changed"}
-
-FAMILY_METHOD = """
-from {base} import {name}
-
-
-class Own({name}):
+class Own(MaskCLIP):
     pass
 """
 
 
-def with_own_method(cfg, folder):
-    """Replace the method of a job, or of its first variant, by a class of one's own that does the same."""
-    node = next(iter(cfg.attribution.variants.values())) if cfg.attribution.variants else cfg.attribution
-    base, _, name = node.method["_target_"].rpartition(".")
-    module = OwnModule(folder, FAMILY_METHOD.format(base=base, name=name))
-    node.method["_target_"] = module.target
-    return module
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_job_of_each_family_sees_its_code_its_models_files_and_its_samples_files(
-    tmp_path, monkeypatch, caplog, family
-):
+def test_a_shipped_job_sees_its_code_its_models_files_and_its_samples_files(tmp_path, monkeypatch, caplog):
     """One change at a time; each is taken back, and then the first records count again."""
     monkeypatch.syspath_prepend(tmp_path)
+    clip, module = tmp_path / "clip", OwnModule(tmp_path, OWN_MASK_CLIP)
+    shutil.copytree(ROOT / "data/tiny/clip", clip)
+    parts = ["model=clip_vitb16", "attribution=mask_clip", "benchmark=pointing_game", f"model.checkpoint={clip}"]
     with shipped_configs():
-        overrides, changes = FAMILIES[family](tmp_path)
-        cfg = compose("config", overrides=[*overrides, "limit=1", f"output_dir={tmp_path}/results"])
-        module = with_own_method(cfg, tmp_path)
-        assert run_job(cfg).errors == ()
-        n_variants = len(lines(cfg))
-        first = {line["variant"]: line["scores"] for line in lines(cfg)}
-        changes["code"] = (module.path, lambda path: module.edit("pass", "extra = 1"))
-        said = SAID | {"code": f"the code ({module.name}) has changed"}
-        for number, (cause, (path, change)) in enumerate(changes.items(), start=2):
-            before = path.read_bytes()
-            change(path)
-            caplog.clear()
-            outcome = run_job(cfg)
-            assert (outcome.n_done, outcome.errors) == (1, ())
-            assert len(lines(cfg)) == number * n_variants
-            told = [record.message for record in caplog.records if "changed" in record.message]
-            line = f"{outcome.folder.name}: {said[cause]}: 1 samples are computed again."
-            assert told == ([] if family == "illustration" and cause == "files" else [line])  # its id tells it
-            scores = {line["variant"]: line["scores"] for line in lines(cfg)[-n_variants:]}
-            assert (scores == first) == (cause != "files" or family == "illustration")
-            path.write_bytes(before)
-            module.forget()
+        cfg = compose("config", overrides=parts)
+        sample = next(each for each in Job.build(cfg).benchmark.samples() if each.game == cfg.benchmark.games[0])
+        picture = tmp_path / "grids" / sample.game / f"{sample.k:02d}.png"  # as scripts.prepare_pointing_game leaves it
+        picture.parent.mkdir(parents=True)
+        sample.image().save(picture)
+        more = ["benchmark/scenes=paper", f"benchmark.scenes.root={tmp_path}/grids", "limit=1"]
+        cfg = compose("config", overrides=[*parts, *more, f"output_dir={tmp_path}/results"])
+    cfg.attribution.method["_target_"] = module.target
+    folder, first = run_job(cfg).folder, lines(job_folder(cfg))[0]["scores"]
+    changes = [
+        ("the model's files have changed", clip / "config.json", lambda path: path.write_text(path.read_text() + "\n")),
+        ("the samples' files have changed", picture, lambda path: mirrored(Image.open(path)).save(path)),
+        (f"the code ({module.name}) has changed", module.path, lambda path: module.edit("pass", "extra = 1")),
+    ]
+    for number, (cause, path, change) in enumerate(changes, start=2):
+        before = path.read_bytes()
+        change(path)
         caplog.clear()
-        run_job(cfg)
-        assert len(lines(cfg)) == (1 + len(changes)) * n_variants
-        assert "changed" not in caplog.text
+        outcome = run_job(cfg)
+        assert (outcome.n_done, outcome.errors, len(lines(folder))) == (1, (), number)
+        told = [record.message for record in caplog.records if "changed" in record.message]
+        assert told == [f"{folder.name}: {cause}: 1 samples are computed again."]
+        assert (lines(folder)[-1]["scores"] == first) == (path != picture)
+        path.write_bytes(before)
+        module.forget()
+    caplog.clear()
+    run_job(cfg)
+    assert len(lines(folder)) == 4
+    assert "changed" not in caplog.text
+
+
+def mirrored(image):
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

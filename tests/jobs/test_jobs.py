@@ -1,11 +1,12 @@
+"""A job: its samples are recorded one by one, a failure costs one of them, and a later run does what is left."""
+
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pty
+import select
 import subprocess
-import sys
 from collections import Counter
 from importlib.metadata import version
 from typing import ClassVar
@@ -17,13 +18,13 @@ from omegaconf import OmegaConf
 from metagame.contracts import WHOLE
 from metagame.errors import RecordError, UserError
 from metagame.experiments import finish
-from metagame.jobs.build import Job
 from metagame.jobs.environment import LIBRARIES
-from metagame.jobs.records import RecordStore, unpack
+from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import asked_path, job_folder
 from metagame.report.results import read_experiment, read_job
-from tests.tiny.jobs import ROOT, Numbers, Plain, Share, job_config, run_together, terminal_free_environment
+from tests.tiny.jobs import ROOT, Numbers, Plain, Share, job_config, run_on_terminal, run_together
+from tests.tiny.runs import FORKS, table
 
 PAIRS = {"attribution__name": "pairs", "attribution__method": {"_target_": "tests.tiny.jobs.Pairs"}}
 
@@ -52,34 +53,21 @@ def test_every_sample_gets_a_record_with_scores_and_arrays(tmp_path):
     assert record.labels == {WHOLE: {"players": ["p", "q"], "targets": ["p", "q"], "grid": None, "meta": None}}
 
 
-def test_a_failing_sample_is_recorded_and_does_not_stop_the_others(tmp_path, monkeypatch):
+def test_a_failing_sample_costs_itself_is_in_the_notes_and_is_tried_again_by_the_next_run(tmp_path, monkeypatch):
+    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
     monkeypatch.setattr(Share, "broken", {"2"})
-    cfg = job_config(tmp_path)
     outcome = run_job(cfg)
     assert statuses(cfg) == {"1": "done", "2": "failed", "3": "done"}
     assert records(cfg)["2"].error == "RuntimeError: no memory for 2"
     assert (outcome.n_done, outcome.n_failed, outcome.errors) == (2, 1, ("RuntimeError: no memory for 2",))
-
-
-def test_a_failing_sample_is_in_the_notes_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(Share, "broken", {"2"})
-    cfg = job_config(tmp_path)
-    run_job(cfg)
-    finish([cfg])
-    notes = json.loads((tmp_path / "table.json").read_text())["notes"]
-    assert notes == ["Share: sample 2 failed: RuntimeError: no memory for 2"]
-
-
-def test_a_failed_sample_is_tried_again_by_the_next_run(tmp_path, monkeypatch):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
-    monkeypatch.setattr(Share, "broken", {"2"})
-    run_job(cfg)
+    assert finish([cfg])
+    assert table(tmp_path)["notes"] == ["Share: sample 2 failed: RuntimeError: no memory for 2"]
     monkeypatch.setattr(Share, "broken", set())
     outcome = run_job(cfg)
-    finish([cfg])
+    assert finish([cfg])
     assert prepared(tmp_path / "log") == ["1", "2", "3", "2"]
     assert (outcome.n_done, outcome.n_failed) == (3, 0)
-    assert json.loads((tmp_path / "table.json").read_text())["notes"] == []
+    assert table(tmp_path)["notes"] == []
 
 
 def test_fail_fast_stops_at_the_first_failing_sample(tmp_path, monkeypatch):
@@ -99,63 +87,84 @@ def test_a_job_without_any_finished_sample_writes_no_table_and_exits_with_1(tmp_
     assert "no sample was computed, so no table is written. RuntimeError: no memory for 1" in caplog.text
 
 
-def test_finished_samples_are_not_computed_again(tmp_path):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
+def test_limit_takes_the_first_samples_and_later_runs_only_what_is_left(tmp_path):
+    expected = [(2, ["1", "2"]), (None, ["1", "2", "3"]), (None, ["1", "2", "3"])]
+    for limit, done in expected:
+        outcome = run_job(job_config(tmp_path, model__log=str(tmp_path / "log"), limit=limit))
+        assert prepared(tmp_path / "log") == done
+        assert outcome.n_samples == outcome.n_done == len(done)
+
+
+REFUSED = {
+    **{f"limit={value}": ({"limit": value}, f"limit={value}: give a positive") for value in (0, -1, "abc", 1.5)},
+    **{f"seed={value}": ({"seed": value}, f"seed={value}: give") for value in ("abc", -1)},
+    "reuse": ({"reuse": "old"}, "reuse=old: give fresh, or stale"),
+    **{f"shards={value}": ({"shards": value}, f"shards={value}: give a positive whole") for value in (0, 2.5)},
+    "which shard": ({"shards": 3}, "shards=3 needs a sweep over them: add -m, or give shard=0 to 2"),
+    "shard 3 of 3": ({"shards": 3, "shard": 3}, "shard=3: give a whole number from 0 to 2, as shards=3"),
+    "shard -1": ({"shards": 3, "shard": -1}, "shard=-1: give a whole number from 0 to 2"),
+    "shard of one": ({"shard": 1}, "shard=1: give a whole number from 0 to 0, as shards=1"),
+    "another key": ({"limt": 1}, "limt: a job has no such setting"),
+    "a key of a variant": (
+        {"attribution__variants": {"one": {"mta": True}}}, "attribution.variants.one.mta: a job has no such setting",
+    ),
+    "a model of another scale": (
+        {"model__for_scale": "paper"}, "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
+    ),
+    "a variant of another scale": (
+        {"attribution__variants": {"one": {"name": "share", "label": "Share", "for_scale": "paper"}}},
+        "attribution=share has no values for scale=tiny: add configs/attribution",
+    ),
+    "a report's argument": ({"report__table__limt": 1}, "got an unexpected keyword argument 'limt'"),
+    "a part's argument": (
+        {"attribution__method": {"_target_": "metagame.attributions.gradients.IntegratedGradients", "steps": 0}},
+        "steps=0: give a positive whole number",  # without Hydra's wrapping
+    ),
+    "an estimator's argument": (
+        {"attribution__meta": True, "estimator__max_playrs": 3}, "got an unexpected keyword argument 'max_playrs'",
+    ),
+    "samples with the same id": (
+        {"benchmark__values": [1, 3, 3]}, "benchmark numbers has several samples with the id 3: tell them apart.",
+    ),
+    "no first-order method": (
+        {"attribution__meta": True} | PAIRS,
+        "attribution=pairs with attribution.meta=true: Pairs has no metagame: it is not a first-order",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_job_is_refused_by_name_before_any_sample(tmp_path, case):
+    changes, reason = REFUSED[case]
+    with pytest.raises(UserError) as refusal:
+        run_job(job_config(tmp_path, **changes))
+    assert reason in str(refusal.value)
+    assert list(tmp_path.rglob("*.jsonl")) == []
+    assert not list(tmp_path.iterdir()) or case == "samples with the same id"
+
+
+@pytest.mark.parametrize(("method", "value"), [({}, "nan"), (PAIRS, "nan"), (PAIRS, "inf")], ids=str)
+def test_a_value_that_is_not_finite_fails_its_sample_only(tmp_path, method, value):
+    cfg = job_config(tmp_path, benchmark__values=[1, float(value), 3], **method)
     run_job(cfg)
-    outcome = run_job(cfg)
-    assert prepared(tmp_path / "log") == ["1", "2", "3"]
-    assert outcome.n_done == 3
+    assert statuses(cfg) == {"1": "done", value: "failed", "3": "done"}
+    assert method or records(cfg)[value].error.startswith("fn returned nan for target 0 on coalition [0, 1]")
 
 
-def test_limit_takes_the_first_samples_and_a_larger_one_only_the_rest(tmp_path):
-    log = tmp_path / "log"
-    first = run_job(job_config(tmp_path, model__log=str(log), limit=2))
-    assert prepared(log) == ["1", "2"]
-    second = run_job(job_config(tmp_path, model__log=str(log)))
-    assert prepared(log) == ["1", "2", "3"]
-    assert (first.n_samples, second.n_samples, second.n_done) == (2, 3, 3)
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one_is_refused(tmp_path, limit):
-    with pytest.raises(UserError, match=f"limit={limit}: give a positive whole number"):
-        run_job(job_config(tmp_path, limit=limit))
-
-
-def test_a_game_with_a_nan_fails_its_sample_only(tmp_path):
-    cfg = job_config(tmp_path, benchmark__values=[1, float("nan"), 3])
-    run_job(cfg)
-    finish([cfg])
-    note = json.loads((tmp_path / "table.json").read_text())["notes"][0]
-    assert statuses(cfg) == {"1": "done", "nan": "failed", "3": "done"}
-    assert note.startswith("Share: sample nan failed: fn returned nan for target 0 on coalition [0, 1]")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_method_that_is_no_game_may_not_give_a_nan_either(tmp_path, value):
-    cfg = job_config(tmp_path, benchmark__values=[1, value], **PAIRS)
-    run_job(cfg)
-    assert statuses(cfg) == {"1": "done", str(value): "failed"}
-
-
-def test_the_environment_says_what_the_results_were_computed_with(tmp_path):
+def test_the_folder_of_a_job_says_what_it_was_computed_with_and_keeps_that(tmp_path, monkeypatch):
     cfg = job_config(tmp_path, seed=3)
     folder = run_job(cfg).folder
-    environment = json.loads((folder / "environment.json").read_text())
-    assert environment.keys() >= {"git_commit", "device", "libraries", "model_revision", "seed"}
+    written = (folder / "environment.json").read_bytes()
+    environment = json.loads(written)
     assert (environment["seed"], environment["model_revision"], environment["device"]) == (3, "first", "cpu")
     assert environment["libraries"] == {name: version(name) for name in LIBRARIES}
-
-
-def test_the_environment_names_the_commit_that_is_checked_out(tmp_path):
-    environment = json.loads((run_job(job_config(tmp_path)).folder / "environment.json").read_text())
     head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     assert (environment["git_commit"] or "").removesuffix("-dirty") == head.stdout.strip()
-
-
-def test_the_config_of_a_job_is_kept_beside_its_records(tmp_path):
-    folder = run_job(job_config(tmp_path, seed=3)).folder
     assert "seed: 3" in (folder / "config.yaml").read_text()
+    monkeypatch.setattr("metagame.jobs.environment._git_commit", lambda: "new")
+    run_job(cfg)
+    assert (folder / "environment.json").read_bytes() == written
+    assert {record.commit for record in records(cfg).values()} == {environment["git_commit"]}
 
 
 def test_what_an_experiment_asks_of_a_job_is_kept_in_its_own_folder(tmp_path):
@@ -169,51 +178,7 @@ def test_what_an_experiment_asks_of_a_job_is_kept_in_its_own_folder(tmp_path):
     assert [(each["id"], kept[each["records"][""]].sample) for each in asked["samples"]] == [(i, i) for i in "123"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"attribution__label": "another"},
-        {"attribution__family": "another"},
-        {"limit": 1},
-        {"fail_fast": True},
-        {"name": "another"},
-        {"estimator__budget": 100},
-        {"attribution__base": "another"},
-        {"reuse": "stale"},
-    ],
-)
-def test_what_does_not_change_the_results_keeps_the_folder(tmp_path, change):
-    assert job_folder(job_config(tmp_path, **change)) == job_folder(job_config(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"attribution__method__factor": 2.0},
-        {"attribution__meta": True},
-        {"benchmark__values": [1]},
-        {"model__seconds": 0.1},
-        {"seed": 1},
-        {"scale__name": "paper"},
-    ],
-)
-def test_what_changes_the_results_changes_the_folder(tmp_path, change):
-    assert job_folder(job_config(tmp_path, **change)) != job_folder(job_config(tmp_path))
-
-
-def test_the_estimator_counts_for_meta_attributions(tmp_path):
-    folders = {job_folder(job_config(tmp_path, attribution__meta=True, estimator__budget=b)) for b in (None, 4)}
-    assert len(folders) == 2
-
-
-def test_meta_turns_a_first_order_method_into_its_meta_attributions(tmp_path):
-    cfg = job_config(tmp_path, attribution__meta=True)
-    folder = run_job(cfg).folder
-    record = records(cfg)["2"]
-    explanation = unpack(record, RecordStore(folder).load_arrays(record))[WHOLE]
-    assert explanation.meta.values.tolist() == [[2.0, 0.0], [0.0, 2.0]]
-    assert explanation.meta.first_order.tolist() == explanation.attribution.tolist() == [2.0, 2.0]
-    assert (explanation.meta.players, explanation.players) == (("p", "q"), ("p", "q"))
+# Several methods in one job
 
 
 class Fragile(Share):
@@ -253,9 +218,11 @@ def test_a_sample_is_prepared_once_for_all_variants_and_has_a_record_of_each(tmp
     assert (first_order.label, meta.label) == ("Share", "Meta-Share")
     assert (first_order.uses("share"), meta.uses("share"), meta.uses("share", meta=True)) == (True, False, True)
     assert {first_order.job_label, meta.job_label} == {"Share and its metagame"}
-    assert first_order.explanations(first_order.done[1])[WHOLE].variant == "share"
-    assert first_order.explanations(first_order.done[1])[WHOLE].meta is None
-    assert meta.explanations(meta.done[1])[WHOLE].meta.values.tolist() == [[2.0, 0.0], [0.0, 2.0]]
+    explained, explained_meta = (each.explanations(each.done[1])[WHOLE] for each in (first_order, meta))
+    assert (explained.variant, explained.meta) == ("share", None)
+    assert explained_meta.meta.values.tolist() == [[2.0, 0.0], [0.0, 2.0]]
+    assert explained_meta.meta.first_order.tolist() == explained_meta.attribution.tolist() == [2.0, 2.0]
+    assert (explained_meta.meta.players, explained_meta.players) == (("p", "q"), ("p", "q"))
 
 
 def test_a_variant_that_fails_leaves_the_others_their_record_and_is_all_that_is_tried_again(tmp_path, monkeypatch):
@@ -265,8 +232,7 @@ def test_a_variant_that_fails_leaves_the_others_their_record_and_is_all_that_is_
     assert (first.n_done, first.n_failed) == (2, 1)
     assert by_variant(cfg)[2:4] == [("share", "2", "done"), ("meta_share", "2", "failed")]
     assert finish([cfg])
-    notes = json.loads((tmp_path / "table.json").read_text())["notes"]
-    assert notes == ["Share and its metagame: sample 2 failed: RuntimeError: no memory for 2"]
+    assert table(tmp_path)["notes"] == ["Share and its metagame: sample 2 failed: RuntimeError: no memory for 2"]
     monkeypatch.setattr(Fragile, "broken", set())
     second = run_job(cfg)
     assert (second.n_done, second.n_failed) == (3, 0)
@@ -274,58 +240,42 @@ def test_a_variant_that_fails_leaves_the_others_their_record_and_is_all_that_is_
     assert prepared(tmp_path / "log") == ["1", "2", "3", "2"]
 
 
-def test_each_variant_counts_for_what_a_job_is(tmp_path):
-    folders = {job_folder(job_config(tmp_path, **VARIANTS)), job_folder(job_config(tmp_path))}
-    for key in ("meta_share__meta", "share__order"):
-        changed = job_config(tmp_path, **VARIANTS)
-        OmegaConf.update(changed, f"attribution.variants.{key.replace('__', '.')}", 0, force_add=True)
-        folders.add(job_folder(changed))
-    relabelled = job_config(tmp_path, **VARIANTS)
-    relabelled.attribution.variants.share.label = "another"
-    folders.add(job_folder(relabelled))
+def test_each_variant_counts_for_what_a_job_is_and_its_label_does_not(tmp_path):
+    folders = {job_folder(job_config(tmp_path))}
+    for changed in (None, "meta_share.meta", "share.order", "share.label"):
+        cfg = job_config(tmp_path, **VARIANTS)
+        if changed is not None:
+            OmegaConf.update(cfg, f"attribution.variants.{changed}", 0, force_add=True)
+        folders.add(job_folder(cfg))
     assert len(folders) == 4
 
 
-def test_an_unknown_key_of_a_variant_is_refused_by_its_place(tmp_path):
-    cfg = job_config(tmp_path, **VARIANTS)
-    OmegaConf.update(cfg, "attribution.variants.share.mta", True, force_add=True)
-    with pytest.raises(UserError, match=r"^attribution\.variants\.share\.mta: a job has no such setting"):
-        run_job(cfg)
+# What is broken, of another version or does not fit
 
 
-DAMAGES = {
-    "missing": lambda path: path.unlink(),
-    "empty": lambda path: path.write_bytes(b""),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_sample_whose_arrays_are_gone_or_broken_counts_as_not_done_and_is_computed_again(tmp_path, damage):
+def test_a_sample_whose_arrays_are_broken_counts_as_not_done_and_is_computed_again(tmp_path):
     cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
     run_job(cfg)
     assert finish([cfg])
-    tables = [(tmp_path / "table.json").read_bytes()]
+    written = (tmp_path / "table.json").read_bytes()
     path = job_folder(cfg) / "arrays" / f"{records(cfg)['2'].key}.npz"
     arrays = path.read_bytes()
-    DAMAGES[damage](path)
+    path.write_bytes(arrays[:-30])
     assert finish([cfg])
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert table["notes"] == ["Share: 1 of 3 samples not computed yet."]
-    assert table["rows"] == [{"method": "Share", "done": 2}]
-    (tmp_path / "log").write_text("")
-    outcome = run_job(cfg)
+    assert table(tmp_path)["notes"] == ["Share: 1 of 3 samples not computed yet."]
+    assert table(tmp_path)["rows"] == [{"method": "Share", "done": 2}]
+    assert run_job(cfg).n_done == 3
     assert finish([cfg])
-    tables.append((tmp_path / "table.json").read_bytes())
-    assert prepared(tmp_path / "log") == ["2"]
-    assert outcome.n_done == 3
+    assert prepared(tmp_path / "log") == ["1", "2", "3", "2"]
     assert path.read_bytes() == arrays
-    assert tables[0] == tables[1]
+    assert (tmp_path / "table.json").read_bytes() == written
 
 
-def test_results_of_an_earlier_version_are_refused_in_a_sentence(tmp_path):
-    cfg = job_config(tmp_path)
+def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_table(tmp_path):
+    cfg = job_config(tmp_path / "results")
     folder = run_job(cfg).folder
+    assert finish([cfg])
+    written = (tmp_path / "results/table.json").read_bytes()
     asked_path(cfg).write_text(asked_path(cfg).read_text().replace('{"version": 2', '{"version": 1', 1))
     with pytest.raises(RecordError, match=r"\.json has version 1, this is version 2: run the job again\.$"):
         read_job(cfg)
@@ -334,101 +284,74 @@ def test_results_of_an_earlier_version_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(RecordError, match=r"records\.jsonl, line 1 has version 1, this is version 2: move"):
         run_job(cfg)
     assert not finish([cfg])
-
-
-def test_a_folder_of_an_earlier_version_is_refused_in_a_sentence(tmp_path):
+    assert (tmp_path / "results/table.json").read_bytes() == written
     (tmp_path / "jobs" / "plain-share-numbers-12345678").mkdir(parents=True)
     (tmp_path / "table.json").write_text("{}")
     with pytest.raises(RecordError, match=r"holds results of an earlier version, which are not read: run the exp"):
         read_experiment(tmp_path)
 
 
-def test_meta_of_a_method_that_is_not_first_order_is_refused(tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"^attribution=pairs with attribution\.meta=true: Pairs has no metagame: it is not a first-order",
-    ):
-        Job.build(job_config(tmp_path, attribution__meta=True, **PAIRS))
+def few(self, samples):
+    return []
+
+
+ADDITION = {"name": "add", "_target_": "metagame.benchmarks.addition.Addition", "examples": ["1 + 2"]}
+SHAPLEY = {"_target_": "metagame.attributions.shapley.ShapleyValue"}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "prepare", "reason"),
     [
+        ({"benchmark": ADDITION}, Plain.prepare, "model Plain does not explain samples of benchmark Addition."),
         (
-            {"benchmark": {"name": "add", "_target_": "metagame.benchmarks.addition.Addition", "examples": ["1 + 2"]}},
-            "model Plain does not explain samples of benchmark Addition.",
-        ),
-        (
-            {"attribution__method": {"_target_": "metagame.attributions.shapley.ShapleyValue"}},
+            {"attribution__method": SHAPLEY}, Plain.prepare,
             "attribution method ShapleyValue does not explain model Plain.",
         ),
+        ({}, few, "model Plain prepared 0 of 1 samples: its method prepare must give one result for each."),
     ],
-)
-def test_parts_that_do_not_fit_are_named(tmp_path, change, message):
-    assert run_job(job_config(tmp_path, **change)).errors == (message,)
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_named(tmp_path, monkeypatch, changes, prepare, reason):
+    monkeypatch.setattr(Plain, "prepare", prepare)
+    assert run_job(job_config(tmp_path, **changes)).errors == (reason,)
 
 
 class Scored(Numbers):
-    """Numbers whose scores are as they are told."""
+    """Numbers of which the second is scored as it is told."""
 
     def __init__(self, values, kind):
         super().__init__(values)
         self.kind = kind
 
     def score(self, sample, inputs, explanations):
-        return {"s": SCORES[self.kind]} if sample.id == "2" else {"s": 1.0}
+        return {"s": SCORES[self.kind][0] if sample.id == "2" else 1.0}
 
 
 SCORES = {
-    "numpy": {"a": np.float32(0.5), "b": [np.int64(3), True], "c": ("x", None)},
-    "nan": {"a": {"b": [1.0, float("nan")]}},
-    "inf": np.float64("inf"),
-    "array": np.ones(2),
-    "object": object(),
+    "numpy": ({"a": np.float32(0.5), "b": [np.int64(3), True], "c": ("x", None)}, None),
+    "nan": ({"a": {"b": [1.0, float("nan")]}}, "score s.a.b is nan: check the model and the method on this sample."),
+    "inf": (np.float64("inf"), "score s is inf: check the model and the method on this sample."),
+    "array": (np.ones(2), "score s is a ndarray: give a number, a text, or lists and mappings of them."),
+    "object": (object(), "score s is a object: give a number, a text, or lists and mappings of them."),
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "error"),
-    [
-        ("numpy", None),
-        ("nan", "score s.a.b is nan: check the model and the method on this sample."),
-        ("inf", "score s is inf: check the model and the method on this sample."),
-        ("array", "score s is a ndarray: give a number, a text, or lists and mappings of them."),
-        ("object", "score s is a object: give a number, a text, or lists and mappings of them."),
-    ],
-)
-def test_a_score_that_no_record_can_hold_costs_its_sample_only(tmp_path, kind, error):
+@pytest.mark.parametrize("kind", SCORES)
+def test_a_score_that_no_record_can_hold_costs_its_sample_only(tmp_path, kind):
+    _, error = SCORES[kind]
     cfg = job_config(tmp_path, benchmark___target_="tests.jobs.test_jobs.Scored", benchmark__kind=kind)
-    outcome = run_job(cfg)
-    assert outcome.errors == (() if error is None else (error,))
+    assert run_job(cfg).errors == (() if error is None else (error,))
     assert statuses(cfg) == {"1": "done", "2": "done" if error is None else "failed", "3": "done"}
     if error is None:
         assert records(cfg)["2"].scores == {"s": {"a": 0.5, "b": [3, True], "c": ["x", None]}}
 
 
-def test_a_model_that_prepares_fewer_samples_than_it_is_given_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(Plain, "prepare", lambda self, samples: [])
-    reason = "model Plain prepared 0 of 1 samples: its method prepare must give one result for each."
-    assert run_job(job_config(tmp_path)).errors == (reason,)
-
-
-def test_samples_with_the_same_id_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^benchmark numbers has several samples with the id 3: tell them apart\.$"):
-        run_job(job_config(tmp_path, benchmark__values=[1, 3, 3]))
-
-
-def test_an_argument_that_a_part_refuses_is_told_without_hydras_wrapping(tmp_path):
-    method = {"_target_": "metagame.attributions.gradients.IntegratedGradients", "steps": 0}
-    with pytest.raises(UserError, match=r"^steps=0: give a positive whole number"):
-        run_job(job_config(tmp_path, attribution__method=method))
+# Several processes, and a terminal
 
 
 def test_two_processes_share_a_job_and_do_every_sample_once(tmp_path):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"), model__seconds=0.1, benchmark__values=list(range(10)))
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(2)
-    processes = [spawn.Process(target=run_together, args=(cfg, barrier)) for _ in range(2)]
+    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"), model__seconds=0.05, benchmark__values=list(range(8)))
+    barrier = FORKS.Barrier(2)
+    processes = [FORKS.Process(target=run_together, args=(cfg, barrier)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -436,66 +359,18 @@ def test_two_processes_share_a_job_and_do_every_sample_once(tmp_path):
     samples = [json.loads(line)["sample"] for line in (job_folder(cfg) / "records.jsonl").read_text().splitlines()]
     workers = {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()}
     assert [process.exitcode for process in processes] == [0, 0]
-    assert Counter(samples) == Counter(map(str, range(10)))
-    assert Counter(prepared(tmp_path / "log")) == Counter(samples)
+    assert Counter(samples) == Counter(prepared(tmp_path / "log")) == Counter(map(str, range(8)))
     assert len(workers) == 2
-
-
-STUB_RUN = """
-import sys
-from metagame.jobs.run import run_job
-from tests.tiny.jobs import job_config
-run_job(job_config(sys.argv[1]))
-"""
 
 
 def test_progress_bars_are_drawn_on_a_terminal(tmp_path):
     controller, terminal = pty.openpty()
-    environment = terminal_free_environment(TERM="xterm-256color", COLUMNS="100")
-    with subprocess.Popen([sys.executable, "-c", STUB_RUN, tmp_path], cwd=ROOT, env=environment, stderr=terminal):
-        os.close(terminal)
-        drawn = read_until_closed(controller)
-    assert "plain x share" in drawn
-    assert "━" in drawn
-    assert "3/3" in drawn
-
-
-def read_until_closed(descriptor):
-    parts = []
-    try:
-        while part := os.read(descriptor, 4096):
-            parts.append(part)
-    except OSError:  # what Linux answers once the other side is closed
-        pass
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode()
-
-
-def test_progress_bars_are_quiet_without_a_terminal(tmp_path, capfd, monkeypatch):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    run_job(job_config(tmp_path))
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "━" not in err
-    assert "\x1b" not in err
-
-
-def test_a_resumed_job_keeps_the_environment_its_samples_were_computed_in(tmp_path, monkeypatch, caplog):
-    cfg = job_config(tmp_path)
-    monkeypatch.setattr("metagame.jobs.environment._git_commit", lambda: "old")
-    run_job(cfg)
-    monkeypatch.setattr("metagame.jobs.environment._git_commit", lambda: "new")
-    with caplog.at_level("INFO"):
-        run_job(cfg)
-    folder = job_folder(cfg)
-    assert json.loads((folder / "environment.json").read_text())["git_commit"] == "old"
-    assert {record.commit for record in RecordStore(folder).read().values()} == {"old"}
-    assert "changed" not in caplog.text  # another commit, but the code that computes is the same
-
-
-@pytest.mark.parametrize("change", [{"limit": "abc"}, {"limit": 1.5}, {"seed": "abc"}, {"seed": -1}])
-def test_a_setting_of_the_wrong_type_is_refused_by_name(tmp_path, change):
-    (name,) = change
-    with pytest.raises(UserError, match=f"^{name}="):
-        run_job(job_config(tmp_path, **change))
+    process = FORKS.Process(target=run_on_terminal, args=(job_config(tmp_path), os.ttyname(terminal)))
+    process.start()
+    process.join(timeout=120)
+    drawn = b""
+    while select.select([controller], [], [], 0)[0]:
+        drawn += os.read(controller, 4096)
+    os.close(terminal)
+    os.close(controller)
+    assert all(text in drawn.decode() for text in ("plain x share", "━", "3/3"))

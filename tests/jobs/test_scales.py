@@ -11,9 +11,8 @@ from omegaconf import OmegaConf
 
 from metagame.errors import UserError
 from metagame.jobs.grid import list_choices
-from metagame.jobs.run import run_job
-from metagame.jobs.spec import FAMILIES, check_scale, job_name
-from tests.tiny.jobs import ROOT, job_config, shipped_configs
+from metagame.jobs.spec import FAMILIES, check_scale
+from tests.tiny.jobs import ROOT, shipped_configs
 
 CONFIGS = ROOT / "configs"
 GROUPS = ("model", "benchmark", "attribution", "experiment")
@@ -36,10 +35,6 @@ def scaled(group):
     return [name for name, path in shipped(group).items() if "for_scale" in load(path)]
 
 
-def own_file(group, scale, name):
-    return CONFIGS / group / "by_scale" / scale / f"{name}.yaml"
-
-
 @pytest.fixture(scope="module", autouse=True)
 def configs():
     with shipped_configs():
@@ -50,8 +45,7 @@ def configs():
 def third_scale(tmp_path):
     """Overrides for a scale ``trial``, and the folder that its values come from."""
     folder = tmp_path / "configs"
-    (folder / "scale").mkdir(parents=True)
-    (folder / "scale/trial.yaml").write_text("name: trial\nneeds_gpu: false\nthreads: 1\n")
+    write(folder / "scale/trial.yaml", "name: trial\nneeds_gpu: false\nthreads: 1\n")
     return ["scale=trial", f"hydra.searchpath=[file://{folder}]"], folder
 
 
@@ -81,22 +75,23 @@ WALKED = [
 
 
 @pytest.mark.parametrize("chosen", WALKED, ids=" ".join)
-@pytest.mark.parametrize("scale", SCALES)
-def test_a_choice_has_values_for_the_scale_or_is_refused(chosen, scale):
-    cfg = compose("config", overrides=[*chosen, f"scale={scale}"])
+def test_a_choice_has_values_for_the_scale_or_is_refused(chosen):
     at_paper_scale = compose("config", overrides=[*chosen, "scale=paper"])
-    for group, name in (choice.split("=") for choice in chosen):
-        node = node_of(cfg, group)
-        if scale == "paper" or own_file(group, scale, name).exists():
-            assert node.for_scale == scale
-            contents = (OmegaConf.to_container(node_of(each, group)) for each in (cfg, at_paper_scale))
-            here, there = (set(keys_below(content)) for content in contents)
-            assert here == there, "a key of one scale only would be a misspelt one"
+    check_scale(at_paper_scale)
+    choices = [choice.split("=") for choice in chosen]
+    for scale in OTHERS:
+        cfg = compose("config", overrides=[*chosen, f"scale={scale}"])
+        has_values = [(CONFIGS / group / "by_scale" / scale / f"{name}.yaml").exists() for group, name in choices]
+        for (group, _), has in zip(choices, has_values, strict=True):
+            here, there = (OmegaConf.to_container(node_of(each, group)) for each in (cfg, at_paper_scale))
+            assert there["for_scale"] == "paper"
+            assert not has or here["for_scale"] == scale
+            assert not has or set(keys_below(here)) == set(keys_below(there)), "a key of one scale only is misspelt"
+        if all(has_values):
+            check_scale(cfg)
         else:
             with pytest.raises(UserError, match=f"no values for scale={scale}"):
                 check_scale(cfg)
-            return
-    check_scale(cfg)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -104,18 +99,12 @@ def test_a_choice_that_looks_up_values_of_a_scale_says_which_it_has(group):
     package = "_global_" if group == "experiment" else "_here_"
     for name, path in shipped(group).items():
         lines = [entry for entry in load(path).get("defaults", []) if "${scale}" in str(entry)]
-        assert ("for_scale" in load(path)) == bool(lines), name
-        if lines:
-            assert load(path)["for_scale"] == "paper"
-            assert {f"optional by_scale@{package}": f"${{scale}}/{name}"} in lines
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("scale", OTHERS)
-def test_values_of_a_scale_belong_to_a_choice(group, scale):
-    for path in (CONFIGS / group / "by_scale" / scale).glob("[!_]*.yaml"):
-        assert path.stem in scaled(group)
-        assert load(path)["for_scale"] == scale
+        assert load(path).get("for_scale") == ("paper" if lines else None), name
+        assert not lines or {f"optional by_scale@{package}": f"${{scale}}/{name}"} in lines
+    for scale in OTHERS:
+        for path in (CONFIGS / group / "by_scale" / scale).glob("[!_]*.yaml"):
+            assert path.stem in scaled(group)
+            assert load(path)["for_scale"] == scale
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -125,21 +114,16 @@ def test_values_of_another_scale_are_never_taken(group, third_scale):
         parts = ["model=adder"] if group != "model" else []
         parts += ["benchmark=separation"] if group != "benchmark" else []
         cfg = compose("config", overrides=[*parts, f"{group}={name}", *overrides])
-        path = f"configs/{group}/by_scale/trial"
-        with pytest.raises(UserError, match=f"{path}.*, with for_scale: trial") as error:
+        with pytest.raises(UserError, match=f"configs/{group}/by_scale/trial.*, with for_scale: trial") as error:
             check_scale(cfg)
         assert f"{name}.yaml" in str(error.value) or group == "experiment"
 
 
-def test_a_choice_that_is_the_same_at_every_scale_is_so_at_a_third_one(third_scale):
-    overrides, _ = third_scale
-    cfg = compose("config", overrides=["experiment=figure1", "attribution=meta_sv", *overrides])
-    check_scale(cfg)
-    assert cfg.model.checkpoint == "data/tiny/adder"
-
-
-def test_a_third_scale_is_new_files_alone(third_scale):
+def test_a_third_scale_is_new_files_alone_and_no_files_for_what_is_the_same_at_every_scale(third_scale):
     overrides, folder = third_scale
+    sums = compose("config", overrides=["experiment=figure1", "attribution=meta_sv", *overrides])
+    check_scale(sums)
+    assert sums.model.checkpoint == "data/tiny/adder"
     write(folder / "model/by_scale/trial/clip_vitb16.yaml", "for_scale: trial\ncheckpoint: small/clip\n")
     write(folder / "benchmark/by_scale/trial/pointing_game.yaml", "for_scale: trial\ngames: [a-b-c-d]\n")
     write(folder / "benchmark/scenes/trial.yaml", "_target_: mine.Scenes\nfolder: mine\n")
@@ -147,8 +131,7 @@ def test_a_third_scale_is_new_files_alone(third_scale):
     chosen = ["model=clip_vitb16", "benchmark=pointing_game", "attribution=mask_clip", *overrides]
     cfg = compose("config", overrides=chosen)
     check_scale(cfg)
-    assert cfg.model.checkpoint == "small/clip"
-    assert cfg.model.label == "CLIP (ViT-B/16)"
+    assert (cfg.model.checkpoint, cfg.model.label) == ("small/clip", "CLIP (ViT-B/16)")
     assert cfg.benchmark.scenes == {"_target_": "mine.Scenes", "folder": "mine"}
     assert list(cfg.benchmark.classes) == ["a", "b", "c", "d"]
     assert compose("config", overrides=[*chosen, "model.checkpoint=mine"]).model.checkpoint == "mine"
@@ -160,15 +143,6 @@ def test_a_node_that_a_scale_has_no_file_for_is_named(third_scale):
     cfg = compose("config", overrides=["benchmark=prompts", *overrides])
     with pytest.raises(UserError, match=r"^benchmark=prompts at scale=trial lacks benchmark\.prompts: choose another"):
         check_scale(cfg)
-
-
-def test_a_job_with_values_of_another_scale_is_refused_before_any_sample(tmp_path):
-    with pytest.raises(UserError, match=r"^model=plain has no values for scale=tiny: add configs/model/by_scale/tiny"):
-        run_job(job_config(tmp_path, model__for_scale="paper"))
-    variants = {"one": {"name": "share", "label": "Share", "for_scale": "paper"}}
-    with pytest.raises(UserError, match=r"^attribution=share has no values for scale=tiny: add configs/attribution"):
-        run_job(job_config(tmp_path, attribution__variants=variants))
-    assert list(tmp_path.iterdir()) == []
 
 
 # Overrides
@@ -195,18 +169,11 @@ def test_values_of_a_scale_can_be_overridden(chosen, override):
 
 
 def test_nodes_of_one_scale_can_be_chosen_at_another():
-    cfg = compose("config", overrides=["benchmark=pointing_game", "benchmark/scenes=paper"])
-    assert cfg.benchmark.scenes == {
-        "_target_": "metagame.benchmarks.pointing_game.PreparedScenes", "root": "data/pointing_game",
-    }  # fmt: skip
+    scenes = compose("config", overrides=["benchmark=pointing_game", "benchmark/scenes=paper"]).benchmark.scenes
+    assert scenes == {"_target_": "metagame.benchmarks.pointing_game.PreparedScenes", "root": "data/pointing_game"}
 
 
-def test_the_sizes_that_figure_13_chooses_from_are_no_part_of_what_a_job_is():
-    configs = [compose("config", overrides=["benchmark=voc", *more]) for more in ([], ["benchmark.all_players=[n0]"])]
-    assert len(set(map(job_name, configs))) == 1
-
-
-# Bases
+# Names
 
 
 @pytest.mark.parametrize(
@@ -223,9 +190,6 @@ def test_help_lists_choices_alone():
     assert lines["scale"].split(", ") == SCALES
     assert lines["model"].split(", ") == sorted(shipped("model"))
     assert not any("by_scale" in group or group.startswith("hydra") for group in lines)
-
-
-# One vocabulary
 
 
 def test_families_are_words_of_the_vocabulary_each_in_use():

@@ -6,11 +6,9 @@ import torch
 from metagame.models.concept_stream import ConceptSet, concept_logits, watched_concepts
 from tests.reference import concept_stream as reference
 from tests.tiny.flux import (
-    N_HEADS,
     N_LAYERS,
     TEXT_WIDTH,
     as_double,
-    build_pipeline,
     build_transformer,
     count_hooks,
     counted,
@@ -30,6 +28,30 @@ each_guidance = pytest.mark.parametrize("guidance", [False, True], ids=["no guid
 each_attention = pytest.mark.parametrize("cross_attention", [True, False], ids=["joint", "decoupled"])
 
 
+def doubles(guidance=False, seed=0, **config):
+    """A transformer and inputs in float64."""
+    return build_transformer(guidance, seed, **config).double(), as_double(transformer_inputs(guidance, seed))
+
+
+def logits_of_both(net, inputs, concepts):
+    """Logits of all layers of a set whose concepts attend to each other, and of one whose do not, in float64."""
+    sets = [ConceptSet(concepts.double(), cross_attention) for cross_attention in (True, False)]
+    with float64_throughout():
+        return concept_logits(net, inputs, sets, len(net.transformer_blocks))
+
+
+def assert_those_of_the_equations(net, inputs, concepts):
+    for found, cross_attention in zip(logits_of_both(net, inputs, concepts), (True, False), strict=True):
+        expected = reference.concept_logits(net, inputs, concepts.double(), cross_attention)
+        assert found.dtype == torch.float64
+        assert found.shape == (len(net.transformer_blocks), len(concepts), 12)
+        assert near(found, expected, FLOAT64_TOLERANCE)
+
+
+def all_equal(found, expected):
+    return all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def streams_of(net, run):
     """What every double-stream block makes of text and image while ``run`` runs."""
     outputs = []
@@ -44,9 +66,8 @@ def streams_of(net, run):
 
 
 @each_guidance
-@pytest.mark.parametrize("seed", range(2))
-def test_the_slow_flux_is_the_flux_of_diffusers(seed, guidance):
-    net, inputs = build_transformer(guidance, seed).double(), as_double(transformer_inputs(guidance, seed))
+def test_the_slow_flux_is_the_flux_of_diffusers(guidance):
+    net, inputs = doubles(guidance, seed=1)
     with torch.no_grad(), float64_throughout():
         own = streams_of(net, lambda: net(**inputs))
     slow = reference.forward(net, inputs, encodings(1), cross_attention=True)
@@ -57,17 +78,9 @@ def test_the_slow_flux_is_the_flux_of_diffusers(seed, guidance):
 
 
 @each_guidance
-@each_attention
-@pytest.mark.parametrize("count", [1, 5])
-@pytest.mark.parametrize("seed", range(2))
-def test_logits_are_those_of_the_equations(seed, count, cross_attention, guidance):
-    net, inputs = build_transformer(guidance, seed).double(), as_double(transformer_inputs(guidance, seed))
-    concepts = ConceptSet(encodings(count, seed).double(), cross_attention)
-    with float64_throughout():
-        (found,) = concept_logits(net, inputs, [concepts], N_LAYERS)
-    assert found.dtype == torch.float64
-    assert found.shape == (N_LAYERS, count, 12)
-    assert near(found, reference.concept_logits(net, inputs, concepts.encodings, cross_attention), FLOAT64_TOLERANCE)
+@pytest.mark.parametrize(("count", "seed"), [(1, 0), (5, 1)])
+def test_logits_are_those_of_the_equations(count, seed, guidance):
+    assert_those_of_the_equations(*doubles(guidance, seed), encodings(count, seed))
 
 
 @pytest.mark.parametrize(
@@ -80,34 +93,27 @@ def test_logits_are_those_of_the_equations(seed, count, cross_attention, guidanc
     ],
     ids=lambda config: " ".join(config),
 )
-@each_attention
-def test_logits_of_transformers_of_other_shapes_are_those_of_the_equations(cross_attention, config):
-    net, inputs = build_transformer(**config).double(), as_double(transformer_inputs())
-    sets = [ConceptSet(encodings(3).double(), cross_attention)]
-    n_layers = len(net.transformer_blocks)
-    with float64_throughout():
-        (found,) = concept_logits(net, inputs, sets, n_layers)
-    expected = reference.concept_logits(net, inputs, sets[0].encodings, cross_attention)
-    assert near(found, expected, FLOAT64_TOLERANCE)
+def test_logits_of_transformers_of_other_shapes_are_those_of_the_equations(config):
+    assert_those_of_the_equations(*doubles(**config), encodings(3))
+
+
+def test_the_places_of_the_image_begin_behind_the_text_whatever_its_length():
+    net, inputs = doubles()
+    text = inputs["encoder_hidden_states"].repeat(1, 2, 1)
+    inputs |= {"encoder_hidden_states": text, "txt_ids": torch.zeros(text.shape[1], 3)}
+    assert_those_of_the_equations(net, inputs, encodings(3))
 
 
 @each_attention
-def test_logits_in_single_precision_are_those_of_the_equations(cross_attention):
-    net, inputs = build_transformer(), transformer_inputs()
-    (found,) = concept_logits(net, inputs, [ConceptSet(encodings(5), cross_attention)], N_LAYERS)
-    assert found.dtype == torch.float32
-    assert near(found, reference.concept_logits(net, inputs, encodings(5), cross_attention), FLOAT32_TOLERANCE)
-
-
-@each_attention
-def test_logits_in_half_precision_are_float32_and_close(cross_attention):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32_TOLERANCE), (torch.bfloat16, 0.1)], ids=str)
+def test_logits_are_float32_and_close_whatever_the_precision_of_the_model(dtype, tolerance, cross_attention):
     net, inputs = build_transformer(), transformer_inputs()
     expected = reference.concept_logits(net, inputs, encodings(5), cross_attention)
-    half = {name: value.bfloat16() for name, value in inputs.items()}
-    sets = [ConceptSet(encodings(5).bfloat16(), cross_attention)]
-    (found,) = concept_logits(net.bfloat16(), half, sets, N_LAYERS)
+    inputs = {name: value.to(dtype) for name, value in inputs.items()}
+    (found,) = concept_logits(net.to(dtype), inputs, [ConceptSet(encodings(5).to(dtype), cross_attention)], N_LAYERS)
     assert found.dtype == torch.float32
-    assert near(found, expected, 0.1)
+    assert not found.requires_grad
+    assert near(found, expected, tolerance)
 
 
 @each_sets
@@ -118,44 +124,18 @@ def test_image_and_text_do_not_notice_the_concepts(guidance, sets):
         alone = streams_of(net, lambda: net(**inputs))
     beside = streams_of(net, lambda: concept_logits(net, inputs, sets, 1))
     assert len(alone) == 2 * N_LAYERS
-    assert all(torch.equal(*pair) for pair in zip(beside, alone, strict=True))
+    assert all_equal(beside, alone)
 
 
 @each_sets
 @torch.no_grad()
-def test_a_forward_pass_has_its_own_output_while_concepts_watch(sets):
-    net, inputs = build_transformer(), transformer_inputs()
-    expected = net(**inputs).sample
-    with watched_concepts(net, sets, N_LAYERS) as passes:
-        assert torch.equal(net(**inputs).sample, expected)
-    assert [len(each) for each in passes] == [len(sets)]
-
-
-def test_a_pipeline_paints_the_same_picture_while_concepts_watch():
-    pipeline = build_pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-
-    def paint():
-        generator = torch.Generator().manual_seed(1)
-        settings = {"num_inference_steps": 3, "guidance_scale": 0.0, "max_sequence_length": 6, "output_type": "np"}
-        return torch.from_numpy(pipeline("a seven", height=16, width=16, generator=generator, **settings).images)
-
-    expected = paint()
-    with torch.no_grad(), watched_concepts(pipeline.transformer, SETS["several sets"], 2) as passes:
-        assert torch.equal(paint(), expected)
-    assert [[logits.shape for logits in each] for each in passes] == [[(2, 4, 16), (2, 4, 16), (2, 25, 16)]] * 3
-
-
-@torch.no_grad()
-def test_each_forward_pass_has_logits_of_its_own():
-    net, sets = build_transformer(), [JOINT, DECOUPLED]
-    both = [transformer_inputs(seed=seed) for seed in range(2)]
+def test_forward_passes_that_concepts_watch_have_their_own_outputs_and_logits(sets):
+    net, several = build_transformer(), [transformer_inputs(seed=seed) for seed in range(2)]
+    expected = [net(**inputs).sample for inputs in several]
     with watched_concepts(net, sets, 2) as passes:
-        for inputs in both:
-            net(**inputs)
-    for found, inputs in zip(passes, both, strict=True):
-        expected = concept_logits(net, inputs, sets, 2)
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        assert all_equal([net(**inputs).sample for inputs in several], expected)
+    for found, inputs in zip(passes, several, strict=True):
+        assert all_equal(found, concept_logits(net, inputs, sets, 2))
 
 
 def fail(*_):
@@ -166,24 +146,22 @@ def be_interrupted(*_):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("end", [fail, be_interrupted])
-@pytest.mark.parametrize("place", range(N_LAYERS))
+@pytest.mark.parametrize(("place", "end"), [(0, fail), (1, be_interrupted), (2, fail)])
 def test_no_hooks_are_left_where_a_block_fails(place, end):
     net, inputs = build_transformer(), transformer_inputs()
     expected = concept_logits(net, inputs, [JOINT], N_LAYERS)
     handle = net.transformer_blocks[place].ff.register_forward_pre_hook(end)
-    before = count_hooks(net)
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
         concept_logits(net, inputs, [JOINT], N_LAYERS)
-    assert count_hooks(net) == before == 1
     handle.remove()
-    assert torch.equal(concept_logits(net, inputs, [JOINT], N_LAYERS)[0], expected[0])
+    assert count_hooks(net) == 0
+    assert all_equal(concept_logits(net, inputs, [JOINT], N_LAYERS), expected)
 
 
 @each_sets
-def test_no_hooks_are_left(sets):
-    net, inputs = build_transformer(), transformer_inputs()
-    concept_logits(net, inputs, sets, 2)
+def test_no_hooks_are_left_behind_those_who_watch(sets):
+    net = build_transformer()
+    concept_logits(net, transformer_inputs(), sets, 2)
     assert count_hooks(net) == 0
     with watched_concepts(net, sets, 2):
         assert count_hooks(net) > 0
@@ -211,16 +189,15 @@ def test_a_pass_that_failed_midway_leaves_nothing_to_the_next():
         handle.remove()
         assert passes == []
         net(**inputs)
-    assert torch.equal(passes[0][0], expected[0])
+    assert all_equal(passes[0], expected)
 
 
 @pytest.mark.parametrize("n_layers", [1, N_LAYERS])
-@each_sets
-def test_one_forward_pass_serves_all_sets_and_ends_behind_the_double_stream_blocks(sets, n_layers):
+def test_one_forward_pass_serves_all_sets_and_ends_behind_the_double_stream_blocks(n_layers):
     net = build_transformer()
     blocks = [*net.transformer_blocks, *net.single_transformer_blocks, net.norm_out, net.proj_out]
     with counted(blocks) as calls, recorded(net) as passes:
-        concept_logits(net, transformer_inputs(), sets, n_layers)
+        concept_logits(net, transformer_inputs(), SETS["several sets"], n_layers)
     assert calls == list(net.transformer_blocks)
     assert len(passes) == 1
 
@@ -250,93 +227,12 @@ def test_fused_projections_are_refused():
         concept_logits(net, transformer_inputs(), [JOINT], 2)
     assert count_hooks(net) == 0
     net.unfuse_qkv_projections()
-    assert torch.equal(concept_logits(net, transformer_inputs(), [JOINT], 2)[0], expected[0])
-
-
-@pytest.mark.parametrize("added", [1, 24])
-def test_concepts_that_are_added_change_those_of_a_joint_set_only(added):
-    net, inputs = build_transformer().double(), as_double(transformer_inputs())
-    few, more = encodings(25)[:3].double(), encodings(25)[: 3 + added].double()
-    with float64_throughout():
-        before, after, joint_before, joint_after = concept_logits(
-            net,
-            inputs,
-            [ConceptSet(each, cross_attention) for cross_attention in (False, True) for each in (few, more)],
-            N_LAYERS,
-        )
-    assert near(after[:, :3], before, 1e-12)
-    assert not near(joint_after[:, :3], joint_before, 0.01)
-
-
-def test_concepts_that_are_added_do_not_change_those_of_a_decoupled_set_in_single_precision():
-    net, sets = build_transformer(), [ConceptSet(encodings(25)[:count], cross_attention=False) for count in (3, 25)]
-    few, more = concept_logits(net, transformer_inputs(), sets, N_LAYERS)
-    assert near(more[:, :3], few, 1e-6)
-
-
-@pytest.mark.parametrize("count", [4, 25])
-@each_attention
-def test_the_order_of_concepts_permutes_their_logits(cross_attention, count):
-    net, inputs, concepts = build_transformer().double(), as_double(transformer_inputs()), encodings(count).double()
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    with float64_throughout():
-        found, permuted = concept_logits(
-            net, inputs, [ConceptSet(each, cross_attention) for each in (concepts, concepts[order])], N_LAYERS
-        )
-    assert near(permuted, found[:, order], 1e-12)
-    assert not near(permuted, found, 0.01)
+    assert all_equal(concept_logits(net, transformer_inputs(), [JOINT], 2), expected)
 
 
 def test_a_set_does_not_notice_which_others_run_beside_it():
     net, inputs, sets = build_transformer(), transformer_inputs(), SETS["several sets"]
     together = concept_logits(net, inputs, sets, N_LAYERS)
-    for each, found in zip(sets, together, strict=True):
-        assert torch.equal(concept_logits(net, inputs, [each], N_LAYERS)[0], found)
-    reversed_order = concept_logits(net, inputs, sets[::-1], N_LAYERS)
-    assert all(torch.equal(*pair) for pair in zip(reversed_order[::-1], together, strict=True))
-
-
-@each_attention
-def test_equal_concepts_have_equal_logits(cross_attention):
-    net, inputs = build_transformer().double(), as_double(transformer_inputs())
-    with float64_throughout():
-        (found,) = concept_logits(
-            net, inputs, [ConceptSet(encodings(1).double().repeat(3, 1), cross_attention)], N_LAYERS
-        )
-    assert near(found[:, 1:], found[:, :1].repeat(1, 2, 1), 1e-12)
-
-
-def test_a_concept_that_attends_to_itself_is_not_one_that_attends_to_the_image_alone():
-    sets = [ConceptSet(encodings(1), cross_attention) for cross_attention in (True, False)]
-    joint, decoupled = concept_logits(build_transformer(), transformer_inputs(), sets, N_LAYERS)
-    assert not near(joint, decoupled, 0.01)
-
-
-@each_attention
-def test_the_places_of_the_image_begin_behind_the_text_whatever_its_length(cross_attention):
-    net, inputs, concepts = build_transformer().double(), as_double(transformer_inputs()), encodings(3).double()
-    text = inputs["encoder_hidden_states"].repeat(1, 2, 1)
-    inputs |= {"encoder_hidden_states": text, "txt_ids": torch.zeros(text.shape[1], 3)}
-    with float64_throughout():
-        (found,) = concept_logits(net, inputs, [ConceptSet(concepts, cross_attention)], N_LAYERS)
-    assert near(found, reference.concept_logits(net, inputs, concepts, cross_attention), FLOAT64_TOLERANCE)
-
-
-def test_logits_need_no_gradients():
-    net, inputs = build_transformer(), transformer_inputs()
-    assert all(parameter.requires_grad for parameter in net.parameters())
-    assert not concept_logits(net, inputs, [JOINT], 1)[0].requires_grad
-
-
-def test_a_logit_is_the_sum_of_those_of_the_heads_alone():
-    net, inputs = build_transformer().double(), as_double(transformer_inputs())
-    concepts, of_heads = ConceptSet(encodings(3).double()), []
-    for head in range(N_HEADS):
-        alone = build_transformer().double()
-        attention, width = alone.transformer_blocks[-1].attn, alone.inner_dim // N_HEADS
-        kept = (torch.arange(alone.inner_dim) // width == head).double()
-        for layer in (attention.to_v, attention.add_v_proj):
-            layer.weight.data *= kept[:, None]
-            layer.bias.data *= kept
-        of_heads.append(concept_logits(alone, inputs, [concepts], 1)[0])
-    assert near(sum(of_heads), concept_logits(net, inputs, [concepts], 1)[0], 1e-6)
+    alone = [concept_logits(net, inputs, [each], N_LAYERS)[0] for each in sets]
+    assert all_equal(alone, together)
+    assert all_equal(concept_logits(net, inputs, sets[::-1], N_LAYERS)[::-1], together)

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from metagame.contracts import WHOLE, Failure, Model, Sample
+from metagame.contracts import WHOLE, Model, Sample
 from metagame.models.adder import Adder, Sum
 from metagame.models.clip import CLIP
 from metagame.models.concepts import PaintedImage
@@ -16,7 +16,6 @@ from metagame.models.open_clip import OpenCLIP
 from metagame.models.polynomial import Polynomial, PolynomialModel
 from metagame.models.siglip2 import SigLIP2
 from tests.tiny.flux import Photo, ask
-from tests.tiny.jobs import ROOT
 from tests.tiny.language import Asked
 from tests.tiny.vision_language import refused, scene
 
@@ -29,19 +28,14 @@ SAMPLES = {
     SigLIP2: [scene()],
     Flux: [Photo(), PaintedImage("painting", "a cat", 0, {"all": ask()})],
 }
-each_adapter = pytest.mark.parametrize("adapter", SAMPLES)
 
 
-@each_adapter
-def test_an_adapter_takes_its_own_samples_alone(adapter):
+@pytest.mark.parametrize("adapter", SAMPLES)
+def test_an_adapter_takes_its_own_samples_alone_which_have_all_parts_of_the_contract(adapter):
     assert Model in adapter.__mro__
     for other, samples in SAMPLES.items():
         fitting = adapter.sample_type is other.sample_type
         assert [isinstance(sample, adapter.sample_type) for sample in samples] == [fitting] * len(samples)
-
-
-@each_adapter
-def test_samples_of_an_adapter_have_all_parts_of_the_contract(adapter):
     for sample in SAMPLES[adapter]:
         assert Sample in type(sample).__mro__
         assert sample.files() == ()
@@ -75,23 +69,12 @@ def test_players_of_a_polynomial_are_its_features():
     assert (bound.grid, bound.picture) == (None, None)
 
 
-def test_features_of_a_function_have_numbers_for_names():
+def test_features_of_a_function_have_numbers_for_names_or_those_that_are_given():
     bound = MaskedModel.of_function(lambda x: x.sum(1), torch.ones(3))
     assert bound.players == bound.targets == ("x1", "x2", "x3")
     assert (bound.grid, bound.picture, bound.context) == (None, None, ())
-
-
-def test_features_can_be_named():
     x = torch.ones(2, 1)
     bound = MaskedModel(lambda inputs: inputs.sum((1, 2)), x, 0 * x, names=("a", "b"), context=("=",))
     assert bound.players == bound.targets == ("a", "b")
     with refused("names=.'a',.: give one for each of the 2 features, or none"):
         MaskedModel(lambda inputs: inputs.sum((1, 2)), x, 0 * x, names=("a",))
-
-
-def test_what_keeps_a_sum_from_being_prepared_is_its_own():
-    adder = Adder(ROOT / "data/tiny/adder")
-    good, bad, other = adder.prepare([Sum.parse("1 + 2"), Sum("20 + 1", 20, "+", 1), Sum.parse("3 - 2")])
-    assert isinstance(bad, Failure)
-    assert isinstance(bad.error, KeyError)
-    assert (good[WHOLE].players, other[WHOLE].players) == (("1", "+", "2"), ("3", "-", "2"))

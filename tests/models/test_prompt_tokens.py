@@ -123,47 +123,30 @@ def test_words_of_the_template_play_where_they_stand_in_the_prompt(kind, chat):
 
 @each_tokenizer
 @chat_or_not
-def test_line_breaks_are_no_players(kind, chat):
-    prompt = tokenize_prompt(tokenizer_of(kind), "the food\n\nwas good", chat)
-    assert "".join(prompt.labels) == "thefoodwasgood"
-    assert len(prompt.positions) < prompt.positions[-1] - prompt.positions[0] + 1
-
-
-@each_tokenizer
-@chat_or_not
-@pytest.mark.parametrize("typed", ["<end_of_turn>", "<bos>", "<pad>", "<unk>"])
-def test_special_tokens_typed_by_the_user_are_no_players(kind, chat, typed):
+@pytest.mark.parametrize("between", ["\n\n", " <end_of_turn> ", " <bos> ", " <pad> ", " <unk> "])
+def test_line_breaks_and_special_tokens_that_are_typed_are_no_players(kind, chat, between):
     tokenizer = tokenizer_of(kind)
-    prompt = tokenize_prompt(tokenizer, f"the food {typed} was good", chat)
-    assert tokenizer.convert_tokens_to_ids(typed) in prompt.ids[prompt.positions[0] : prompt.positions[-1]]
+    prompt = tokenize_prompt(tokenizer, f"the food{between}was good", chat)
+    played = [prompt.ids[place] for place in prompt.positions]
+    assert prompt.labels == tuple(tokenizer.decode([token]).strip() for token in played)
     assert "".join(prompt.labels) == "thefoodwasgood"
+    within = prompt.ids[prompt.positions[0] : prompt.positions[-1]]
+    assert len(played) < len(within) + 1
+    assert between.isspace() or tokenizer.convert_tokens_to_ids(between.strip()) in within
 
 
-def test_turn_end_that_the_user_types_is_not_the_one_of_the_template():
-    tokenizer = tokenizer_of(chat_template="{{ messages[0]['content'] }} <start_of_turn>")
-    prompt = tokenize_prompt(tokenizer, "the food <end_of_turn> was good", chat=True)
-    assert prompt.turn_end == VOCABULARY["<start_of_turn>"]
-
-
-@chat_or_not
-def test_unknown_words_are_no_players(chat):
-    prompt = tokenize_prompt(build_tokenizer(), "the quokka was good", chat)
+def test_unknown_words_are_no_players():
+    prompt = tokenize_prompt(build_tokenizer(), "the quokka was good", True)
     assert prompt.labels == ("the", "was", "good")
     assert VOCABULARY["<unk>"] in prompt.ids
 
 
 @each_tokenizer
-@pytest.mark.parametrize("text", ["the food was good", "  the food was good", "\n the food was good \n\n"])
-def test_white_space_around_the_prompt_changes_nothing_where_the_template_trims(kind, text):
-    tokenizer = tokenizer_of(kind)
-    assert tokenize_prompt(tokenizer, text, True) == tokenize_prompt(tokenizer, "the food was good", True)
-
-
-@each_tokenizer
-@pytest.mark.parametrize("text", ["  the food was good", "the food was good \n", "\n\nthe food was good\n\n"])
-def test_white_space_around_the_prompt_does_not_play_where_the_template_keeps_it(kind, text):
-    prompt = tokenize_prompt(tokenizer_of(kind, UNTRIMMED), text, chat=True)
-    assert "".join(prompt.labels) == "thefoodwasgood"
+@pytest.mark.parametrize("text", ["  the food was good", "\n\nthe food was good \n"])
+def test_white_space_around_the_prompt_does_not_play_whether_the_template_trims_it_or_not(kind, text):
+    trimming, keeping = (tokenizer_of(kind, template) for template in (CHAT_TEMPLATE, UNTRIMMED))
+    assert tokenize_prompt(trimming, text, True) == tokenize_prompt(trimming, "the food was good", True)
+    assert "".join(tokenize_prompt(keeping, text, True).labels) == "thefoodwasgood"
 
 
 @pytest.mark.parametrize("text", ["0 1", "1 0 1", "0 0"])
@@ -193,10 +176,11 @@ def test_template_settings_reach_the_template():
         ("{{ messages[0]['content'] }}", None),
         ("{{ messages[0]['content'] }} was good", None),
         ("<start_of_turn>{{ messages[0]['content'] }} : <end_of_turn>", None),
+        ("{{ messages[0]['content'] }} <start_of_turn>", "<start_of_turn>"),
     ],
 )
 def test_turn_end_is_the_special_token_right_behind_the_prompt(template, expected):
-    turn_end = tokenize_prompt(tokenizer_of(chat_template=template), "the food", chat=True).turn_end
+    turn_end = tokenize_prompt(tokenizer_of(chat_template=template), "the <end_of_turn> food", chat=True).turn_end
     assert turn_end == (VOCABULARY[expected] if expected else None)
 
 
@@ -215,16 +199,6 @@ def test_bytes_of_a_letter_that_is_no_token_play_each(kind):
     prompt = tokenize_prompt(tokenizer_of(kind), "the food é", chat=False)
     assert prompt.labels[-2:] == ("�", "�")
     assert len(prompt.positions) == len(set(prompt.positions))
-
-
-@each_tokenizer
-@chat_or_not
-def test_labels_are_the_text_of_their_tokens(kind, chat):
-    tokenizer = tokenizer_of(kind)
-    prompt = tokenize_prompt(tokenizer, "the soup and the room", chat)
-    played = [prompt.ids[place] for place in prompt.positions]
-    assert prompt.labels == tuple(tokenizer.decode([token]).strip() for token in played)
-    assert "".join(prompt.labels) == "thesoupandtheroom"
 
 
 def test_a_chat_without_template_is_refused():
@@ -269,11 +243,8 @@ def test_absent_token_with_id_0_is_one():
     assert absent_token_id(bare(), "one") == 0
 
 
-def test_absent_token_that_the_tokenizer_does_not_have_is_refused():
+def test_absent_token_that_the_tokenizer_lacks_is_refused():
     with refused(r"model\.absent_token='quokka' is no token"):
         absent_token_id(bare(unk_token="<unk>"), "quokka")
-
-
-def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
     with refused(r"name a token by model\.absent_token"):
         absent_token_id(bare())

@@ -1,4 +1,4 @@
-"""A model's revision changes with every file that it is loaded from."""
+"""A model's revision is of all files that it is loaded from, or the hub's commit."""
 
 import json
 import shutil
@@ -6,123 +6,44 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
 
-from metagame.models.adder import Adder
-from metagame.models.clip import CLIP
-from metagame.models.flux import Denoising, Flux
-from metagame.models.language_model import LanguageModel
+from metagame.digests import folder_digest
 from metagame.models.open_clip import OpenCLIP
-from metagame.models.siglip2 import SigLIP2
-from tests.tiny import flux, language
-from tests.tiny.jobs import ROOT
-from tests.tiny.vision_language import build, save
+from tests.tiny.checkpoints import LOADERS, MAKERS, cached, edit_weights, save_open_clip, without_network
+from tests.tiny.vision_language import build, picture
 
 COMMIT, OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567", 40 * "e"
 
 
-def save_open_clip(folder):
-    save("open_clip", folder)
-    shutil.rmtree(folder / "transformers")
-
-
-MAKERS = {
-    "clip": lambda folder: save("clip", folder),
-    "siglip2": lambda folder: save("siglip2", folder),
-    "gemma3": lambda folder: language.save(language.build_net(), folder),
-    "flux": flux.save,
-    "open_clip": save_open_clip,
-    "adder": lambda folder: shutil.copytree(ROOT / "data/tiny/adder", folder, dirs_exist_ok=True),
-}
-LOADERS = {
-    "clip": lambda folder: CLIP.load(folder, device="cpu"),
-    "siglip2": lambda folder: SigLIP2.load(folder, device="cpu"),
-    "gemma3": lambda folder: LanguageModel.load(folder, device="cpu", chat=True),
-    "flux": lambda folder: Flux.load(folder, None, Denoising(flux.SIDE), flux.TEXT_LENGTH, device="cpu"),
-    "open_clip": lambda folder: OpenCLIP.load(f"local-dir:{folder}", device="cpu"),
-    "adder": Adder,
-}
-FILES = {
-    "clip": ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"],
-    "siglip2": ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"],
-    "gemma3": ["config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"],
-    "flux": [
-        *("model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "vae/config.json"),
-        *("text_encoder_2/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer_2/tokenizer.json"),
-        *("transformer/diffusion_pytorch_model.safetensors", "text_encoder_2/model.safetensors"),
-    ],
-    "open_clip": ["open_clip_config.json", "tokenizer.json", "open_clip_model.safetensors"],
-    "adder": ["model.safetensors"],
-}
-MORE = ["vocab.json", "merges.txt", "tokenizer.model", "pytorch_model.bin", "added_tokens.json"]
-"""Files that such folders may have too."""
-each_kind = pytest.mark.parametrize("kind", MAKERS)
-
-
-def change(path):
-    """Give a file other content that can be read, or make it."""
-    if path.suffix == ".safetensors":
-        weights = load_file(path)
-        name = max(weights, key=lambda name: weights[name].numel())
-        save_file(weights | {name: 2 * weights[name]}, path, metadata={"format": "pt"})
-    else:
-        path.write_text((path.read_text() if path.is_file() else "{}") + "\n")
-
-
-@each_kind
-def test_revision_changes_with_each_file(kind, tmp_path):
+@pytest.mark.parametrize("kind", MAKERS)
+def test_revision_of_a_folder_is_the_hash_of_all_its_files(kind, tmp_path):
     MAKERS[kind](tmp_path)
-    revisions = [LOADERS[kind](str(tmp_path)).revision]
-    assert LOADERS[kind](str(tmp_path)).revision == revisions[0]
-    for name in FILES[kind]:
-        assert (tmp_path / name).is_file()
-        change(tmp_path / name)
-        revisions.append(LOADERS[kind](str(tmp_path)).revision)
-    assert len(set(revisions)) == len(revisions)
+    assert LOADERS[kind](str(tmp_path)).revision == folder_digest(tmp_path)
 
 
-@each_kind
-def test_revision_changes_with_files_that_are_added_and_not_with_what_is_written_about_them(kind, tmp_path):
-    MAKERS[kind](tmp_path)
-    place = tmp_path / "tokenizer_2" if kind == "flux" else tmp_path
-    before = LOADERS[kind](str(tmp_path)).revision
-    for name in ("README.md", "LICENSE.txt", ".gitattributes"):
-        change(place / name)
-    assert LOADERS[kind](str(tmp_path)).revision == before
-    revisions = {before}
-    for count, name in enumerate(MORE, start=2):
-        change(place / name)
-        revisions.add(LOADERS[kind](str(tmp_path)).revision)
-        assert len(revisions) == count
+@pytest.mark.parametrize("name", [COMMIT, COMMIT[:-1], COMMIT.upper(), f"{COMMIT}0"])
+def test_revision_of_a_flux_in_a_folder_named_by_a_commit_is_the_commit(name, tmp_path):
+    folder = MAKERS["flux"](tmp_path / name)
+    assert LOADERS["flux"](str(folder)).revision == (COMMIT if name == COMMIT else folder_digest(folder))
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty cache of the hub, which cannot be reached."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
+    without_network(monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
-def cached(hub, make, commit, name="org/model"):
-    """The folder of a commit in the cache."""
-    repository = hub / f"models--{name.replace('/', '--')}"
-    folder = repository / "snapshots" / commit
-    folder.mkdir(parents=True)
-    make(folder)
-    (repository / "refs").mkdir(exist_ok=True)
-    (repository / "refs" / "main").write_text(commit)
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3", "flux"])
 def test_revision_of_a_model_of_the_hub_is_its_commit(kind, hub):
-    for commit in (COMMIT, OTHER_COMMIT):
-        cached(hub, MAKERS[kind], commit)
-        assert LOADERS[kind]("org/model").revision == commit
+    cached(hub, MAKERS[kind], COMMIT)
+    assert LOADERS[kind]("org/model").revision == COMMIT
+    cached(hub, MAKERS[kind], OTHER_COMMIT)
+    assert LOADERS[kind]("org/model", "main").revision == OTHER_COMMIT
+    assert LOADERS[kind]("org/model", COMMIT).revision == COMMIT
 
 
 def name_tokenizer(folder, name):
@@ -144,27 +65,25 @@ def test_revision_of_an_open_clip_of_the_hub_is_its_commit_and_that_of_its_token
     assert found == [f"{one}/{other}" for one in (COMMIT, OTHER_COMMIT) for other in (COMMIT, OTHER_COMMIT)]
 
 
-@pytest.fixture
-def architectures(tmp_path):
-    """Two names of the same architecture, and its weights."""
+def test_revision_of_weights_in_a_file_changes_with_the_file_and_the_architecture(tmp_path):
+    one, other = "small-of-revisions", "same-of-revisions"
     save_open_clip(tmp_path)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
     del config["text_cfg"]["hf_tokenizer_name"]
     (tmp_path / "configs").mkdir()
-    for name in ("small-of-revisions", "same-of-revisions"):
+    for name in (one, other):
         (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "configs")
-    return "small-of-revisions", "same-of-revisions", tmp_path / "open_clip_model.safetensors"
-
-
-def test_revision_of_weights_in_a_file_changes_with_the_file_and_the_architecture(architectures):
-    one, other, weights = architectures
-    first, again, second = (OpenCLIP.load(name, str(weights), device="cpu").revision for name in (one, one, other))
-    assert first == again != second
-    moved = Path(shutil.copy(weights, weights.parent / "elsewhere.safetensors"))
-    assert OpenCLIP.load(one, str(moved), device="cpu").revision == first
-    change(weights)
-    assert OpenCLIP.load(one, str(weights), device="cpu").revision != first
+    weights = tmp_path / "open_clip_model.safetensors"
+    moved = Path(shutil.copy(weights, tmp_path / "elsewhere.safetensors"))
+    loaded = OpenCLIP.load(one, str(weights), device="cpu")
+    again, second = (OpenCLIP.load(name, str(moved), device="cpu") for name in (one, other))
+    assert loaded.revision == again.revision != second.revision
+    edit_weights(weights, lambda each: each["logit_scale"].mul_(2))
+    assert OpenCLIP.load(one, str(weights), device="cpu").revision != loaded.revision
+    pixels = loaded.process(picture())[None]
+    own = build("open_clip", torch.float32).model.net.encode_image(pixels).detach()
+    assert torch.allclose(loaded.encode_images(pixels), own, rtol=0, atol=1e-6)
 
 
 def test_revision_of_weights_that_open_clip_names_is_their_name_and_its_version(monkeypatch):

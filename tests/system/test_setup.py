@@ -116,35 +116,34 @@ def test_it_says_what_it_needs_and_does_nothing_the_second_time(machine):
     assert machine.asked() == []
 
 
-@pytest.mark.parametrize("version", [(3, 6, 15), (3, 10, 13), (3, 11, 3), (3, 14, 0)])
-def test_an_unfit_python_is_refused(machine, version):
-    name = ".".join(map(str, version))
-    outcome = machine.set_up(before=f"sys.version, sys.version_info = '{name} (main)', {version}")
-    assert is_refusal(outcome)
-    assert outcome[2].startswith(f"python3 is {name} and must be 3.11 (from 3.11.4 on), 3.12 or 3.13: ")
-    assert not machine.venv.exists()
-
-
-@pytest.mark.parametrize("version", [(3, 11, 4), (3, 12, 0), (3, 13, 5)])
-def test_the_others_are_not(machine, version):
-    assert machine.set_up(before=f"sys.version_info = {version}")[0] == 0
+def test_an_unfit_python_is_refused_and_the_others_are_not(machine):
+    for version in [(3, 6, 15), (3, 10, 13), (3, 11, 3), (3, 14, 0)]:
+        name = ".".join(map(str, version))
+        outcome = machine.set_up(before=f"sys.version, sys.version_info = '{name} (main)', {version}")
+        assert is_refusal(outcome)
+        assert outcome[2].startswith(f"python3 is {name} and must be 3.11 (from 3.11.4 on), 3.12 or 3.13: ")
+        assert not machine.venv.exists()
+    for version in [(3, 11, 4), (3, 12, 0), (3, 13, 5)]:
+        machine.installed.unlink(missing_ok=True)
+        assert machine.set_up(before=f"sys.version_info = {version}")[0] == 0
 
 
 def test_an_old_python_can_read_the_script_that_refuses_it():
     ast.parse((ROOT / "scripts" / "setup_environment.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
-def test_debians_python_without_venv_is_refused(machine):
-    outcome = machine.set_up(before="sys.modules['ensurepip'] = None")
+@pytest.mark.parametrize(
+    ("told", "sentences"),
+    [
+        ({"before": "sys.modules['ensurepip'] = None"}, ["apt install python3-venv"]),
+        ({"free": 1.5}, ["has 1.5 GB: make room", "`git clone . /DISK/metagame && "]),
+    ],
+    ids=["Debian's Python without venv", "a small disk"],
+)
+def test_what_is_missing_is_said_in_a_sentence(machine, told, sentences):
+    outcome = machine.set_up(**told)
     assert is_refusal(outcome)
-    assert "apt install python3-venv" in outcome[2]
-
-
-def test_a_small_disk_is_refused(machine):
-    outcome = machine.set_up(free=1.5)
-    assert is_refusal(outcome)
-    assert "has 1.5 GB: make room" in outcome[2]
-    assert "`git clone . /DISK/metagame && " in outcome[2]
+    assert all(sentence in outcome[2] for sentence in sentences)
     assert not machine.venv.exists()
 
 
@@ -170,8 +169,10 @@ def test_what_earlier_set_ups_fill_counts(tmp_path, monkeypatch):
         setup_environment.check_disk()
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("reason", ["No space left on device (os error 28)", "[Errno 122] Disk quota exceeded: 'x'"])
+FULL = ("No space left on device (os error 28)", "[Errno 122] Disk quota exceeded: 'x'")
+
+
+@pytest.mark.parametrize(("step", "reason"), list(zip(STEPS, (*FULL, FULL[0]), strict=True)))
 def test_a_disk_that_fills_is_told_and_the_next_set_up_finishes(machine, step, reason):
     outcome = machine.set_up(AT=step, FAIL=reason)
     assert is_refusal(outcome)
@@ -180,13 +181,6 @@ def test_a_disk_that_fills_is_told_and_the_next_set_up_finishes(machine, step, r
     assert not machine.installed.exists()
     assert machine.set_up()[0] == 0
     assert machine.installed.exists()
-
-
-def test_another_failure_is_passed_on(machine):
-    code, _, errors = machine.set_up(AT="requirements.lock", FAIL="no network")
-    assert code != 0
-    assert errors.startswith("error: no network\n`")
-    assert errors.endswith("requirements.lock` failed: mend what it says above and run `make setup` again.\n")
 
 
 def test_a_killed_set_up_is_run_again(machine):
@@ -223,7 +217,7 @@ def test_a_stopped_set_up_has_no_traceback(machine):
     assert not machine.installed.exists()
 
 
-def test_a_whole_environment_is_brought_up_to_date_by_another_lock(machine):
+def test_another_lock_brings_a_whole_environment_up_to_date_and_one_whose_update_was_cut_is_made_anew(machine):
     machine.set_up()
     machine.asked()
     (machine.venv / "kept").touch()
@@ -233,13 +227,12 @@ def test_a_whole_environment_is_brought_up_to_date_by_another_lock(machine):
     assert [line for line in machine.asked() if STEPS[0] in line] == []
     assert (machine.venv / "kept").exists()
     assert subprocess.run(["make", "--question", "setup"], cwd=machine.folder).returncode == 0
-
-
-def test_an_environment_whose_update_was_cut_is_made_anew(machine):
-    machine.set_up()
     time.sleep(0.01)
     (machine.folder / "requirements.lock").touch()
-    assert machine.set_up(AT="requirements.lock", FAIL="no network")[0] != 0
+    code, _, errors = machine.set_up(AT="requirements.lock", FAIL="no network")
+    assert code != 0
+    assert errors.startswith("error: no network\n`")
+    assert errors.endswith("requirements.lock` failed: mend what it says above and run `make setup` again.\n")
     machine.asked()
     assert machine.set_up()[0] == 0
     assert STEPS[0] in machine.asked()[0]

@@ -1,3 +1,5 @@
+"""The page of results: what it holds, and what a browser shows of it."""
+
 from __future__ import annotations
 
 import base64
@@ -5,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,65 +20,53 @@ from metagame.errors import UserError
 from metagame.jobs.run import run_job
 from metagame.report.experiment import write_report
 from metagame.report.results import read_job
-from metagame.report.table import Column, Table, write_table
+from metagame.report.table import write_table
 from metagame.viewer.pack import LARGEST_WEBP, figure_uri, pack, picture_uri
 from metagame.viewer.write import write_page
 from tests.conftest import unchecked
 from tests.tiny.jobs import ROOT, shipped_configs
 from tests.tiny.pages import Chromium, needs_chromium, sentence_config
+from tests.tiny.reports import TABLE
 
 pytestmark = pytest.mark.slow
 
 HOSTILE = "</script><b>bold</b> <img src=x onerror=alert(1)> &amp; '\" {{ 7 * 7 }}"
-TABLE = Table(
-    title="sentences: what is known <of> them",
-    scale="tiny",
-    columns=[
-        Column("method", "method", "text"),
-        Column("score", "score", "mean"),
-        Column("phi", "phi", "expression"),
-        Column("right", "right", "flag"),
-    ],
-    rows=[
-        {"method": "ours", "score": {"mean": 0.5, "two_se": 0.125, "n": 4}, "phi": "x1*x2", "right": True},
-        {"method": "other", "score": None, "phi": None, "right": False},
-    ],
-    published=[{"score": 0.75}, {}],
-    n_samples=4,
-    claims=[{"claim": f"claim {holds}", "holds": holds} for holds in (True, False, None)],
-    notes=["short", HOSTILE],
-)
+RESULTS = replace(TABLE, title="what is known <of> them", notes=["short", HOSTILE])
+STUBS = {
+    "first": {"attribution": [1.0, -2.0, 0.5, 0.0]},
+    "arrow": {"entries": [[1, 2, -2.5]]},
+    "many": {"entries": [[0, 1, 4.0], [1, 0, -8.0], [2, 1, 1.0], [1, 1, 3.0], [2, 0, 0.5]]},
+    "strange": {"values": [[0.0, 1.5], [-2.0, 3.0], [4.0, 5.0]], "targets": ["u", "v", "w"]},
+    "broken": {"error": f"no memory {HOSTILE}"},
+}
 REAL = {
     "addition": ["model=adder", "benchmark=addition", "attribution=sv,meta_sv"],
     "pointing": ["model=clip_vitb16", "benchmark=pointing_game", "attribution=grad_eclip,meta_grad_eclip"],
     "captions": ["model=clip_vitb16", "benchmark=illustration", "attribution=meta_grad_eclip_pairs"],
     "painted": [
-        "model=flux_schnell",
-        "benchmark=concepts",
-        "attribution.variants.meta_concept_attention.method.directional=true",
-        "attribution=concept_maps",
+        "model=flux_schnell", "benchmark=concepts", "attribution.method.directional=true",
+        "attribution=meta_concept_attention",
     ],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory):
-    """A scale's folder with an experiment of stub jobs, whose arrays are known."""
+    """A scale's folder with an experiment of stub jobs, whose arrays are known, and its page."""
     folder = tmp_path_factory.mktemp("stub") / "tiny"
-    output = folder / "sentences"
-    methods = {
-        "first": {"attribution": [1.0, -2.0, 0.5, 0.0]},
-        "arrow": {"entries": [[1, 2, -2.5]]},
-        "many": {"entries": [[0, 1, 4.0], [1, 0, -8.0], [2, 1, 1.0], [1, 1, 3.0], [2, 0, 0.5]]},
-        "strange": {"values": [[0.0, 1.5], [-2.0, 3.0], [4.0, 5.0]], "targets": ["u", "v", "w"]},
-        "broken": {"error": f"no memory {HOSTILE}"},
-    }
-    for name, method in methods.items():
-        run_job(sentence_config(output, name, **method))
-    write_table(TABLE, output)
+    for name, method in STUBS.items():
+        run_job(sentence_config(folder / "sentences", name, **method))
+    write_table(RESULTS, folder / "sentences")
     for name, text in (("one", "a b c d"), ("two", "x y z w")):  # one id, two samples
         run_job(sentence_config(folder / "twins", name, texts=[text], entries=[[0, 1, 1.0]]))
+    write_page(folder, known=["sentences", "figure2", "table1"])
     return folder
+
+
+@pytest.fixture
+def copied(stub, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(stub, tmp_path / "copy" / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +76,9 @@ def real(tmp_path_factory):
     configs = {}
     with shipped_configs():
         for name, (*parts, methods) in REAL.items():
-            configs[name] = [
-                compose("config", overrides=[*parts, f"attribution={each}", "limit=2", f"output_dir={folder / name}"])
-                for each in methods.removeprefix("attribution=").split(",")
-            ]
+            parts += ["limit=2", f"output_dir={folder / name}"]
+            chosen = [f"attribution={each}" for each in methods.removeprefix("attribution=").split(",")]
+            configs[name] = [compose("config", overrides=[*parts, each]) for each in chosen]
             for cfg in configs[name]:
                 run_job(cfg)
             write_report(configs[name])
@@ -122,18 +111,16 @@ def open_page(browser):
         page.close()
 
 
-def explanation_of(cfg, question=WHOLE, variant=""):
+def explanation_of(cfg, question=WHOLE):
     """Of a job's first sample."""
-    result = next(each for each in read_job(cfg) if each.variant.name == variant)
+    (result,) = read_job(cfg)
     return result.explanations(result.done[0])[question]
 
 
 def entries(page, panel):
     """The matrix that a panel shows."""
-    cells = page.evaluate(
-        f"[...document.querySelectorAll('[data-panel={panel}] .matrix [data-row]')]"
-        ".map(({dataset}) => [+dataset.row, +dataset.column, +dataset.value])"
-    )
+    data = "[+node.dataset.row, +node.dataset.column, +node.dataset.value]"
+    cells = page.each(f"[data-panel={panel}] .matrix [data-row]", data)
     matrix = np.full([max(cell[axis] for cell in cells) + 1 for axis in (0, 1)], np.nan)
     for row, column, value in cells:
         matrix[row, column] = value
@@ -141,20 +128,18 @@ def entries(page, panel):
 
 
 def arrows(page, panel):
-    return page.evaluate(
-        f"[...document.querySelectorAll('[data-panel={panel}] .pair')].map((pair) => [+pair.dataset.player,"
-        " +pair.dataset.target, +pair.dataset.value, !!pair.querySelector('.line').getAttribute('stroke-dasharray')])"
-    )
+    """Player, target, value and whether it is dashed, of each arrow."""
+    data = "+node.dataset.player, +node.dataset.target, +node.dataset.value"
+    dashed = "!!node.querySelector('.line').getAttribute('stroke-dasharray')"
+    return sorted(page.each(f"[data-panel={panel}] .pair", f"[{data}, {dashed}]"))
 
 
 def point_at(page, panel, row, column, grid=(8, 8)):
     """Move the pointer over a patch of a large map; what both panels then say."""
-    down, right = (row + 0.5) / grid[0], (column + 0.5) / grid[1]
-    x, y = page.evaluate(
-        f"(() => {{ const canvas = document.querySelector('[data-panel={panel}] .large canvas');"
-        " canvas.scrollIntoView({block: 'center'}); const box = canvas.getBoundingClientRect();"
-        f" return [box.x + box.width * {right}, box.y + box.height * {down}]; }})()"
-    )
+    large = f"[data-panel={panel}] .large canvas"
+    page.each(large, "node.scrollIntoView({block: 'center'})")
+    left, right, top, bottom = page.box(large)
+    x, y = left + (right - left) * (column + 0.5) / grid[1], top + (bottom - top) * (row + 0.5) / grid[0]
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     return page.texts(".large .readout")
 
@@ -172,7 +157,7 @@ def as_shown(value):
 @pytest.mark.parametrize("width", [1280, 800])
 def test_every_view_of_real_jobs_is_drawn_without_an_error_and_within_the_window(real, open_page, width):
     page = open_page(real[0], width=width)
-    shown = page.evaluate("[...document.querySelectorAll('#experiment option')].map((option) => option.value)")
+    shown = page.each("#experiment option", "node.value")
     assert set(shown) == set(REAL)
     for experiment in shown:
         page.choose("experiment", experiment)
@@ -184,9 +169,8 @@ def test_every_view_of_real_jobs_is_drawn_without_an_error_and_within_the_window
 @needs_chromium
 def test_another_sample_question_word_or_method_is_another_picture(real, open_page):
     page = open_page(real[0], "#experiment=pointing")
-    seen = [page.pixels("[data-panel=b] .large canvas")]
-    samples = page.evaluate("[...document.querySelectorAll('#sample option')].map((option) => option.value)")
-    for control, value in (("item", "one"), ("question", "2"), ("sample", samples[1]), ("b", "Grad-ECLIP")):
+    seen, sample = [page.pixels("[data-panel=b] .large canvas")], page.each("#sample option", "node.value")[1]
+    for control, value in (("item", "one"), ("question", "2"), ("sample", sample), ("b", "Grad-ECLIP")):
         page.choose(control, value)
         seen.append(page.pixels("[data-panel=b] .large canvas"))
     assert len(set(seen)) == 5
@@ -206,115 +190,15 @@ def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real
 
 
 @needs_chromium
-def test_an_adders_matrix_and_first_order_bars_are_those_of_its_arrays(real, open_page):
-    folder, configs = real
-    explanation = explanation_of(configs["addition"][1])
-    page = open_page(folder, "#experiment=addition")
-    bars = page.evaluate("[...document.querySelectorAll('[data-panel=b] .value')].map(({dataset}) => +dataset.value)")
-    assert np.allclose(entries(page, "b"), explanation.meta.values, rtol=1e-6, atol=1e-6)
-    assert np.allclose(bars, explanation.attribution, rtol=1e-6)
-
-
-@needs_chromium
-def test_influence_of_concepts_is_the_mean_over_patches_or_that_of_the_chosen_one(real, open_page):
-    folder, configs = real
-    explanation = explanation_of(configs["painted"][0], "all players", "meta_concept_attention")
-    n, (rows, side) = len(explanation.players), explanation.grid
-    directional = explanation.meta.values.reshape(n, rows * side, n).transpose(0, 2, 1)
-    page = open_page(folder, "#experiment=painted&question=all+players&b=Meta-ConceptAttention")
-    tolerance = float(np.abs(directional).max()) / 32767
-    assert np.allclose(entries(page, "b"), directional.mean(2), rtol=0, atol=tolerance)
-    page.evaluate("document.querySelector('[data-panel=b] .large canvas').focus()")
-    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):  # the first step is to column 2
-        page.press(key)
-    page.settle()
-    patch = number(page.texts("[data-panel=b] .influence h4")[0].replace("row ", ": ").split(",")[0]) - 1
-    column = int(re.search(r"column (\d+)", page.texts("[data-panel=b] .influence h4")[0])[1]) - 1
-    chosen = int(patch) * side + column
-    assert chosen > 0
-    assert np.allclose(entries(page, "b"), directional[:, :, chosen], rtol=0, atol=tolerance)
-
-
-@needs_chromium
 def test_pairs_of_words_have_maps_of_their_own(real, open_page):
     folder, configs = real
     pairs = explanation_of(configs["captions"][0], "caption").meta.values
     page = open_page(folder, "#experiment=captions&question=caption")
-    names = page.texts("[data-panel=a] .map span")
-    chosen = next(name for name in names if " + " in name)
+    chosen = next(name for name in page.texts("[data-panel=a] .map span") if " + " in name)
     page.choose("item", chosen)
     said = point_at(page, "a", 1, 1)
     assert said[0].startswith(chosen)
     assert number(said[0]) == as_shown(pairs[9, 0, 1])
-
-
-@needs_chromium
-def test_one_entry_is_one_arrow_from_its_player_to_its_target(stub, open_page):
-    write_page(stub)
-    page = open_page(stub, "#experiment=sentences&sample=s0&a=first&b=arrow")
-    assert arrows(page, "b") == [[2, 1, -2.5, True]]
-    assert arrows(page, "a") == []
-    box = {
-        name: page.evaluate(
-            f"(() => {{ const box = document.querySelector(`[data-panel=b] {selector}`).getBoundingClientRect();"
-            " return [box.left, box.right, box.top, box.bottom]; })()"
-        )
-        for name, selector in {
-            "head": ".head", "line": ".line", "player": "[data-token='2']", "target": "[data-token='1']",
-        }.items()
-    }  # fmt: skip
-    assert box["target"][0] < box["head"][0] < box["head"][1] < box["target"][1]
-    assert box["head"][2] >= box["target"][3] - 1  # it comes from below: the target is the earlier token
-    assert box["player"][0] < box["line"][1] < box["player"][1]
-    assert "c → b: −2.50" in page.texts("[data-panel=b] .pairs li")
-
-
-@needs_chromium
-def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_it(stub, open_page):
-    write_page(stub)
-    page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
-    assert sorted(arrows(page, "b")) == sorted(
-        [[1, 0, 4.0, False], [0, 1, -8.0, True], [1, 2, 1.0, False], [0, 2, 0.5, False]]
-    )
-    page.choose("pairs", 2)
-    assert sorted(pair[:2] for pair in arrows(page, "b")) == [[0, 1], [1, 0]]
-    page.choose("pairs", 9)
-    page.evaluate("document.querySelector('[data-panel=b] [data-token=\"2\"]').focus()")
-    page.press("Enter")
-    assert sorted(pair[:2] for pair in arrows(page, "b")) == [[0, 2], [1, 2]]
-
-
-@needs_chromium
-def test_two_methods_share_a_scale_unless_each_is_to_have_its_own(stub, open_page):
-    write_page(stub)
-    page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
-    limits = "[...document.querySelectorAll('.panel')].map((panel) => +panel.querySelector('.legend').dataset.limit)"
-    shared = page.evaluate(limits)
-    page.evaluate("document.getElementById('scale-own').click()")
-    own = page.evaluate(limits)
-    assert shared[0] == shared[1]
-    assert own[0] < own[1]
-    assert "scale=own" in page.evaluate("location.hash")
-
-
-@needs_chromium
-def test_the_address_of_a_page_leads_back_to_the_same_view(stub, open_page):
-    write_page(stub)
-    page = open_page(stub)
-    page.choose("sample", "s1")
-    page.choose("a", "many")
-    page.choose("b", "arrow")
-    again = open_page(stub, page.evaluate("location.hash"))
-    assert again.evaluate("document.getElementById('panels').innerHTML") == page.evaluate(
-        "document.getElementById('panels').innerHTML"
-    )
-
-
-@needs_chromium
-def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_name(stub, open_page):
-    write_page(stub)
-    page = open_page(stub, "#experiment=sentences&sample=s1&a=many&b=strange")
-    assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
 
 
 @needs_chromium
@@ -326,79 +210,148 @@ def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
     write_page(folder)
     page = open_page(folder, "#experiment=wide&item=b")
     assert page.texts("[data-panel=a] .map span") == ["a", "b", "all words"]
-    said = point_at(page, "a", 1, 2, grid=(2, 3))
-    assert said[0] == "b, row 2, column 3: +11.0"
+    assert point_at(page, "a", 1, 2, grid=(2, 3))[0] == "b, row 2, column 3: +11.0"
+
+
+@needs_chromium
+def test_an_adders_matrix_and_first_order_bars_are_those_of_its_arrays(real, open_page):
+    folder, configs = real
+    explanation = explanation_of(configs["addition"][1])
+    page = open_page(folder, "#experiment=addition")
+    assert np.allclose(entries(page, "b"), explanation.meta.values, rtol=1e-6, atol=1e-6)
+    bars = page.each("[data-panel=b] .value", "+node.dataset.value")
+    assert np.allclose(bars, explanation.attribution, rtol=1e-6)
+
+
+@needs_chromium
+def test_influence_of_concepts_is_the_mean_over_patches_or_that_of_the_chosen_one(real, open_page):
+    folder, configs = real
+    explanation = explanation_of(configs["painted"][0], "all players")
+    n, (rows, side) = len(explanation.players), explanation.grid
+    directional = explanation.meta.values.reshape(n, rows * side, n).transpose(0, 2, 1)
+    page = open_page(folder, "#experiment=painted&question=all+players&b=Meta-ConceptAttention")
+    tolerance = float(np.abs(directional).max()) / 32767
+    assert np.allclose(entries(page, "b"), directional.mean(2), rtol=0, atol=tolerance)
+    page.evaluate("document.querySelector('[data-panel=b] .large canvas').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "Enter"):  # the first step is to column 2
+        page.press(key)
+    page.settle()
+    heading = page.texts("[data-panel=b] .influence h4")[0]
+    row, column = (int(place) - 1 for place in re.search(r"row (\d+), column (\d+)", heading).groups())
+    assert row * side + column > 0
+    assert np.allclose(entries(page, "b"), directional[:, :, row * side + column], rtol=0, atol=tolerance)
+
+
+@needs_chromium
+def test_one_entry_is_one_arrow_from_its_player_to_its_target(stub, open_page):
+    page = open_page(stub, "#experiment=sentences&sample=s0&a=first&b=arrow")
+    assert (arrows(page, "a"), arrows(page, "b")) == ([], [[2, 1, -2.5, True]])
+    head, line, player, target = (
+        page.box(f"[data-panel=b] {part}") for part in (".head", ".line", "[data-token='2']", "[data-token='1']")
+    )
+    assert target[0] < head[0] < head[1] < target[1]
+    assert head[2] >= target[3] - 1  # it comes from below: the target is the earlier token
+    assert player[0] < line[1] < player[1]
+    assert "c → b: −2.50" in page.texts("[data-panel=b] .pairs li")
+
+
+@needs_chromium
+def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_it(stub, open_page):
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
+    assert arrows(page, "b") == [[0, 1, -8.0, True], [0, 2, 0.5, False], [1, 0, 4.0, False], [1, 2, 1.0, False]]
+    page.choose("pairs", 2)
+    assert [pair[:2] for pair in arrows(page, "b")] == [[0, 1], [1, 0]]
+    page.choose("pairs", 9)
+    page.evaluate("document.querySelector('[data-panel=b] [data-token=\"2\"]').focus()")
+    page.press("Enter")
+    assert [pair[:2] for pair in arrows(page, "b")] == [[0, 2], [1, 2]]
+
+
+@needs_chromium
+def test_two_methods_share_a_scale_unless_each_is_to_have_its_own(stub, open_page):
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
+    limits = ".panel", "+node.querySelector('.legend').dataset.limit"
+    shared = page.each(*limits)
+    page.evaluate("document.getElementById('scale-own').click()")
+    own = page.each(*limits)
+    assert shared[0] == shared[1]
+    assert own[0] < own[1]
+    assert "scale=own" in page.evaluate("location.hash")
+
+
+@needs_chromium
+def test_the_address_of_a_page_leads_back_to_the_same_view(stub, open_page):
+    page = open_page(stub)
+    for control, value in {"sample": "s1", "a": "many", "b": "arrow"}.items():
+        page.choose(control, value)
+    again = open_page(stub, page.evaluate("location.hash"))
+    assert again.each("#panels", "node.innerHTML") == page.each("#panels", "node.innerHTML")
+
+
+@needs_chromium
+def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_name(stub, open_page):
+    page = open_page(stub, "#experiment=sentences&sample=s1&a=many&b=strange")
+    assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
 
 
 @needs_chromium
 def test_a_sample_that_failed_says_why(stub, open_page):
-    write_page(stub)
     page = open_page(stub, "#experiment=sentences&sample=s1&a=broken")
     assert HOSTILE in page.texts("[data-panel=a] .error")[0]
 
 
 @needs_chromium
 def test_what_two_jobs_mean_by_one_id_is_not_mixed(stub, open_page):
-    write_page(stub)
-    page = open_page(stub, "#experiment=twins")
-    samples = page.evaluate("[...document.querySelectorAll('#sample option')].map((option) => option.value)")
-    texts = []
-    for sample in samples:
+    page, texts = open_page(stub, "#experiment=twins"), []
+    for sample in page.each("#sample option", "node.value"):
         page.choose("sample", sample)
-        texts.append(page.texts("#subject")[0])
-    assert sum("x y z w" in text for text in texts) == 1
-    assert sum("a b c d" in text for text in texts) == 1
-    page.choose("sample", next(s for s, text in zip(samples, texts, strict=True) if "x y z w" in text))
-    assert len(page.texts("#a option")) == 1
+        texts += page.texts("#subject")
+        assert len(page.texts("#a option")) == 1
+    assert [[words in text for text in texts] for words in ("a b c d", "x y z w")] == [[True, False], [False, True]]
 
 
 @needs_chromium
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(real, open_page):
     page = open_page(real[0], "#experiment=painted")
-    controls = "[...document.querySelectorAll('#controls select, #controls input')]"
-    assert page.evaluate(f"{controls}.length") > 5
-    assert page.evaluate(f"{controls}.every((each) => each.labels.length === 1 && each.tabIndex === 0)")
+    found = page.each("#controls select, #controls input", "node.labels.length === 1 && node.tabIndex === 0")
+    assert len(found) > 5
+    assert all(found)
 
 
 @needs_chromium
 def test_texts_of_results_stay_texts(tmp_path, open_page):
     folder = tmp_path / "tiny"
-    cfg = sentence_config(folder / "x", "m", texts=[HOSTILE], label="<i>m</i>", entries=[[0, 1, 1.0]])
-    run_job(cfg)
-    write_table(TABLE, folder / "x")
+    run_job(sentence_config(folder / "x", "m", texts=[HOSTILE], label="<i>m</i>", entries=[[0, 1, 1.0]]))
+    write_table(RESULTS, folder / "x")
     write_page(folder)
     page = open_page(folder)
     assert HOSTILE in page.texts("#subject")[0]
     assert page.texts("#a option") == ["<i>m</i>"]
     assert HOSTILE in page.texts("details li")
     assert page.evaluate("document.querySelectorAll('b, #panels i, img[src=x]').length") == 0
-    assert page.texts("#results-x h2") == ["x: sentences: what is known <of> them"]
+    assert page.texts("#results-x h2") == ["x: what is known <of> them"]
 
 
 @needs_chromium
 def test_a_table_has_published_values_claims_and_notes_beside_its_cells(stub, open_page):
-    write_page(stub, known=["sentences", "figure2", "table1"])
     page = open_page(stub)
     assert [" ".join(text.split()) for text in page.texts("tbody td")] == [
-        "ours", "0.500 ± 0.125 0.750", "x1*x2", "yes", "other", "–", "–", "no",
+        "SV", "x1*x2**2/2 I/2", "0.250 0.200", "0.500 ± 0.125 0.400", "yes",
+        "IG", "–", "–", "–", "no", "GI", "–", "–", "–", "–",
     ]  # fmt: skip
-    assert page.texts("td .published[title]") == ["0.750"]
+    assert page.texts("td .published[title]") == ["I/2", "0.200", "0.400"]
     assert page.texts(".badge") == ["✓ holds", "✗ does not hold", "? not decided"]
     assert page.texts(".missing code") == ["make table1", "make figure2"]
 
 
 @needs_chromium
 def test_without_its_picture_a_sample_is_shown_with_the_reason(tmp_path, open_page):
-    image = tmp_path / "two.png"
+    image, folder = tmp_path / "two.png", tmp_path / "tiny"
     shutil.copy(ROOT / "data/tiny/images/two_six.png", image)
-    folder = tmp_path / "tiny"
+    parts = ["model=clip_vitb16", "benchmark=illustration", "attribution=meta_grad_eclip"]
+    parts += [f"benchmark.image={image}", "benchmark.caption='two six'", f"output_dir={folder / 'own'}"]
     with shipped_configs():
-        cfg = compose(
-            "config",
-            overrides=["model=clip_vitb16", "benchmark=illustration", "attribution=meta_grad_eclip",
-                       f"benchmark.image={image}", "benchmark.caption='two six'", f"output_dir={folder / 'own'}"],
-        )  # fmt: skip
-        run_job(cfg)
+        run_job(compose("config", overrides=parts))
         image.unlink()
         write_page(folder)
     page = open_page(folder)
@@ -407,32 +360,53 @@ def test_without_its_picture_a_sample_is_shown_with_the_reason(tmp_path, open_pa
 
 
 @needs_chromium
-def test_a_file_of_arrays_that_is_broken_is_told_and_the_others_are_shown(stub, tmp_path, open_page):
-    folder = shutil.copytree(stub, tmp_path / "tiny")
-    for path in folder.glob("sentences/jobs/*many*/arrays/*.npz"):
+def test_files_that_are_broken_are_told_and_the_others_are_shown(copied, open_page):
+    for path in copied.glob("sentences/jobs/*many*/arrays/*.npz"):
         content = path.read_bytes()
         path.write_bytes(content[:60] + bytes(40) + content[100:])
-    for path in folder.glob("sentences/jobs/*first*/arrays/*.npz"):
+    for path in copied.glob("sentences/jobs/*first*/arrays/*.npz"):
         path.write_bytes(path.read_bytes()[:40])
-    (next(folder.glob("sentences/jobs/*strange*")) / "records.jsonl").write_text("{}\n")
-    (folder / "sentences" / "figure.png").write_bytes(b"no picture")
-    write_page(folder)
-    page = open_page(folder, "#experiment=sentences&sample=s1&a=many&b=arrow")
+    (next(copied.glob("sentences/jobs/*strange*")) / "records.jsonl").write_text("{}\n")
+    (copied / "sentences" / "figure.png").write_bytes(b"no picture")
+    table = copied / "sentences" / "table.json"
+    table.write_text(table.read_text()[:100])
+    write_page(copied)
+    page = open_page(copied, "#experiment=sentences&sample=s1&a=many&b=arrow")
     told = " ".join(page.texts(".error"))
     assert "cannot be read" in page.texts("[data-panel=a] .error")[0]
     assert "first of Reader: 2 of 2 samples are missing: run the experiment again." in told
-    assert "is no record" in told
-    assert "figure.png" in told
+    assert all(reason in told for reason in ("is no record", "figure.png", "is no table"))
     assert page.texts("[data-panel=b] .matrix")
 
 
-def test_equal_results_are_equal_bytes_wherever_they_lie(stub, tmp_path):
-    moved = shutil.copytree(stub, tmp_path / "elsewhere" / "tiny")
-    assert write_page(stub).read_bytes() == write_page(moved).read_bytes() == write_page(moved).read_bytes()
+@pytest.mark.parametrize("odd", [np.ones((2, 2)), np.ones(9)])
+def test_arrays_of_another_shape_than_their_names_make_are_told(copied, odd):
+    file = next(copied.glob("sentences/jobs/*-many-*/arrays/*.npz"))
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    np.savez(file, **{**arrays, "values": odd})
+    with unchecked():
+        page = write_page(copied).read_text(encoding="utf-8")
+    assert page.count("players, targets and grid make") == 1
+
+
+def test_results_of_an_earlier_version_are_named_in_one_sentence(copied):
+    shutil.rmtree(copied / "sentences" / "samples")
+    page = write_page(copied).read_text(encoding="utf-8")
+    told = "sentences holds results of an earlier version, which are not read: run the experiment again."
+    assert page.count(told) == 1
+    assert "claim True" in page
+    assert '"experiment":"twins"' in page
+
+
+def test_equal_results_are_equal_bytes_wherever_they_lie_and_whatever_jobs_are_shared(copied, tmp_path):
+    moved = shutil.copytree(copied, tmp_path / "elsewhere" / "tiny")
+    (moved / "jobs" / "reader-many-sentences-0").mkdir(parents=True)
+    assert write_page(copied).read_bytes() == write_page(moved).read_bytes() == write_page(moved).read_bytes()
 
 
 def test_a_page_names_no_address_and_lets_only_its_own_script_run(stub):
-    text = write_page(stub).read_text(encoding="utf-8")
+    text = (stub / "report" / "index.html").read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     assert "unsafe" not in policy
@@ -440,18 +414,53 @@ def test_a_page_names_no_address_and_lets_only_its_own_script_run(stub):
     assert str(stub.parent) not in text
 
 
-def groups(folder, **settings):
-    """What the browser of samples is given."""
+def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_nothing(copied, tmp_path, caplog):
+    (copied / "report" / "index.html").unlink()
+    with pytest.raises(SystemExit, match="0"):
+        main(["report", "--outputs", str(copied.parent), "--samples", "1", "--page-only"])
+    assert (copied / "report" / "index.html").exists()
+    caplog.clear()
+    with pytest.raises(SystemExit, match="1"):
+        main(["report", "--outputs", str(tmp_path), "--page-only"])
+    assert caplog.messages == [f"{tmp_path / 'tiny'} has no results: run an experiment first, such as 'make table1'."]
+    with pytest.raises(UserError, match="--samples 0: give a positive number"):
+        write_page(copied, n_samples=0)
+
+
+def samples_of(folder, **settings):
+    """What the browser of samples is given, by group."""
     text = write_page(folder, **settings).read_text(encoding="utf-8")
-    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["groups"]
+    groups = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["groups"]
+    return [group["samples"] for group in groups]
 
 
-def test_only_the_first_samples_are_embedded(stub):
-    def ids(n_samples):
-        return [sample["id"] for group in groups(stub, n_samples=n_samples) for sample in group["samples"]]
+@pytest.mark.parametrize(("n_samples", "ids"), [(1, ["s0", "s0", "s0"]), (2, ["s0", "s1", "s0", "s0"])])
+def test_only_the_first_samples_are_embedded(copied, n_samples, ids):
+    assert [sample["id"] for group in samples_of(copied, n_samples=n_samples) for sample in group] == ids
 
-    assert ids(1) == ["s0", "s0", "s0"]
-    assert ids(2) == ["s0", "s1", "s0", "s0"]
+
+def test_jobs_that_are_shown_together_are_told_apart_by_what_differs(tmp_path):
+    folder = tmp_path / "tiny"
+    for benchmark, text, value in (("sentences", "a b", 1.0), ("sentences", "a b", 2.0), ("words", "a", 1.0)):
+        cfg = sentence_config(folder / "two", "m", texts=[text], label="M", entries=[[0, 0, value]])
+        cfg.benchmark.name = benchmark
+        run_job(cfg)
+    assert [[method["label"] for method in samples[0]["methods"]] for samples in samples_of(folder)] == [
+        ["M (method.entries=[[0, 0, 1.0]])", "M (method.entries=[[0, 0, 2.0]])"], ["M"],
+    ]  # fmt: skip
+
+
+def test_variants_of_a_job_are_methods_of_one_sample_also_where_one_fails(tmp_path):
+    folder = tmp_path / "tiny"
+    cfg = sentence_config(folder / "both", "both", texts=["a b"])
+    methods = {"good": {"entries": [[0, 1, 1.0]]}, "bad": {"error": "no memory"}}
+    variants = {name: sentence_config(folder, name, **method).attribution for name, method in methods.items()}
+    cfg.attribution = {**cfg.attribution, "method": None, "variants": variants}
+    run_job(cfg)
+    ((sample,),) = samples_of(folder)
+    assert [(method["label"], bool(method["views"]), method["error"]) for method in sample["methods"]] == [
+        ("bad", False, "This sample failed: no memory"), ("good", True, None),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "kind", "tolerance"), [(50, "float32", 1e-7), (5000, "int16", 1 / 32767)])
@@ -468,109 +477,35 @@ def test_an_array_with_nan_is_refused():
         pack(np.array([1.0, np.nan]))
 
 
+def embedded(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
 def test_a_small_picture_is_embedded_without_loss():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
-    content = base64.b64decode(picture_uri(image).partition(",")[2])
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(image))
-
-
-def test_a_table_that_is_cut_off_is_told(stub, tmp_path):
-    folder = shutil.copytree(stub, tmp_path / "tiny")
-    text = json.dumps(asdict(TABLE))
-    (folder / "sentences" / "table.json").write_text(text[:100])
-    assert "is no table" in write_page(folder).read_text(encoding="utf-8")
-
-
-def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_nothing(stub, tmp_path, caplog):
-    with pytest.raises(SystemExit, match="0"):
-        main(["report", "--outputs", str(stub.parent), "--samples", "1", "--page-only"])
-    assert (stub / "report" / "index.html").exists()
-    caplog.clear()
-    with pytest.raises(SystemExit, match="1"):
-        main(["report", "--outputs", str(tmp_path), "--page-only"])
-    assert caplog.messages == [f"{tmp_path / 'tiny'} has no results: run an experiment first, such as 'make table1'."]
-
-
-def test_no_samples_are_refused(stub):
-    with pytest.raises(UserError, match="--samples 0: give a positive number"):
-        write_page(stub, n_samples=0)
+    assert np.array_equal(np.asarray(embedded(picture_uri(image))), np.asarray(image))
 
 
 def test_a_figure_that_is_too_wide_for_its_format_is_made_smaller():
     drawn = io.BytesIO()
     Image.new("RGB", (LARGEST_WEBP + 1000, 40)).save(drawn, "PNG")
-    stored = figure_uri(drawn.getvalue()).partition(",")[2]
-    assert Image.open(io.BytesIO(base64.b64decode(stored))).width == LARGEST_WEBP
+    assert embedded(figure_uri(drawn.getvalue())).width == LARGEST_WEBP
 
 
-@pytest.mark.parametrize("odd", [np.ones((2, 2)), np.ones(9)])
-def test_arrays_of_another_shape_than_their_names_make_are_told_and_the_others_are_shown(stub, tmp_path, odd):
-    folder = shutil.copytree(stub, tmp_path / "tiny")
-    file = next(folder.glob("sentences/jobs/*-many-*/arrays/*.npz"))
-    with np.load(file) as stored:
-        arrays = dict(stored)
-    np.savez(file, **{**arrays, "values": odd})
-    with unchecked():
-        page = write_page(folder).read_text(encoding="utf-8")
-    assert page.count("players, targets and grid make") == 1
-
-
-def test_results_of_an_earlier_version_are_named_in_one_sentence(stub, tmp_path):
-    folder = shutil.copytree(stub, tmp_path / "tiny")
-    shutil.rmtree(folder / "sentences" / "samples")
-    page = write_page(folder).read_text(encoding="utf-8")
-    told = "sentences holds results of an earlier version, which are not read: run the experiment again."
-    assert page.count(told) == 1
-    assert "claim True" in page
-    assert '"experiment":"twins"' in page
-
-
-def test_the_jobs_that_experiments_share_are_no_experiment(stub, tmp_path):
-    folder = shutil.copytree(stub, tmp_path / "tiny")
-    (folder / "jobs" / "reader-many-sentences-0").mkdir(parents=True)
-    assert write_page(folder).read_bytes() == write_page(stub).read_bytes()
-
-
-def test_jobs_that_are_shown_together_are_told_apart_by_what_differs(tmp_path):
-    folder = tmp_path / "tiny"
-    for benchmark, texts in (("sentences", ["a b"]), ("words", ["a"])):
-        for value in (1.0, 2.0)[: len(texts[0])]:
-            cfg = sentence_config(folder / "two", "m", texts=texts, label="M", entries=[[0, 0, value]])
-            cfg.benchmark.name = benchmark
-            run_job(cfg)
-    assert [[method["label"] for method in group["samples"][0]["methods"]] for group in groups(folder)] == [
-        ["M (method.entries=[[0, 0, 1.0]])", "M (method.entries=[[0, 0, 2.0]])"], ["M"],
-    ]  # fmt: skip
-
-
-def test_variants_of_a_job_are_methods_of_one_sample_also_where_one_fails(tmp_path):
-    folder = tmp_path / "tiny"
-    cfg = sentence_config(folder / "both", "both", texts=["a b"])
-    good, bad = (sentence_config(folder, name, **method).attribution for name, method in VARIANTS.items())
-    cfg.attribution = {**cfg.attribution, "method": None, "variants": {"good": good, "bad": bad}}
-    run_job(cfg)
-    ((sample,),) = [group["samples"] for group in groups(folder)]
-    assert [(method["label"], bool(method["views"]), method["error"]) for method in sample["methods"]] == [
-        ("bad", False, "This sample failed: no memory"), ("good", True, None),
-    ]  # fmt: skip
-
-
-VARIANTS = {"good": {"entries": [[0, 1, 1.0]]}, "bad": {"error": "no memory"}}
-
-GUESSES = {
-    "a metagame from the name of its config": r'removeprefix\("meta_"\)',
-    "a metagame from a label": r'startswith\("Meta-"\)',
-    "a method from its class": "_target_",
-    "a setting from a label": r"\bre\.\w+\(.*label",
-    "a kind from names of arrays": r"\bin arrays\b",
-    "a kind from a shape": r"\.shape ==",
-    "a kind from what happens to be there": r"\b(has|get)attr\(",
-}
-"""What reports and the page must not tell from what, and the code that would; kinds are declared."""
-
-
-@pytest.mark.parametrize(("guess", "code"), GUESSES.items())
-def test_nothing_is_guessed_from_names_or_shapes(guess, code):
+@pytest.mark.parametrize(
+    ("guess", "code"),
+    {
+        "a metagame from the name of its config": r'removeprefix\("meta_"\)',
+        "a metagame from a label": r'startswith\("Meta-"\)',
+        "a method from its class": "_target_",
+        "a setting from a label": r"\bre\.\w+\(.*label",
+        "a kind from names of arrays": r"\bin arrays\b",
+        "a kind from a shape": r"\.shape ==",
+        "a kind from what happens to be there": r"\b(has|get)attr\(",
+    }.items(),
+)
+def test_reports_and_the_page_guess_nothing_from_names_or_shapes(guess, code):
+    """Kinds are declared: the code that would guess them is nowhere."""
     rooms = [ROOT / "src" / "metagame" / room for room in ("report", "viewer")]
     lines = [(path.name, line) for room in rooms for path in room.rglob("*.py") for line in path.open(encoding="utf-8")]
     assert lines

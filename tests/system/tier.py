@@ -40,6 +40,7 @@ class Part:
 
 PARTS = {
     "slurm": Part(("slurm",), (*RUNS, "configs/hydra")),
+    "commands": Part(("commands",), (*RUNS, "src/metagame/report", "src/metagame/models", "configs")),
     "faults": Part(("faults",), (*RUNS, "src/metagame/report/table.py", "src/metagame/report/experiment.py")),
     "tracking": Part(("tracking",), (*RUNS, "src/metagame/tracking", "configs/tracker")),
     "downloads": Part(("fetch",), ("src/metagame/fetch", "configs")),

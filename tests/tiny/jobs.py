@@ -170,6 +170,14 @@ def run_together(cfg: DictConfig, barrier) -> None:
     run_job(cfg)
 
 
+def run_on_terminal(cfg: DictConfig, terminal: str) -> None:
+    """A process's work: the job, whose standard error is this terminal."""
+    os.environ.clear()
+    os.environ.update(terminal_free_environment(TERM="xterm-256color", COLUMNS="100"))
+    os.dup2(os.open(terminal, os.O_RDWR), 2)
+    run_job(cfg)
+
+
 def terminal_free_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what makes rich believe in a terminal."""
     return {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "TTY_COMPATIBLE")} | extra

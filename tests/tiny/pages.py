@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -211,9 +210,7 @@ class Page:
             self.call(f"{domain}.enable")
         self.resize(width, height)
         self.call("Page.navigate", url=url)
-        self.evaluate(
-            "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
-        )
+        self.evaluate(LOADED)
         self.settle()
 
     def call(self, method, **params):
@@ -248,10 +245,18 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
+    def each(self, selector, expression):
+        """A JavaScript expression of each ``node`` that the selector finds."""
+        return self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map((node) => {expression})")
+
     def texts(self, selector):
-        return self.evaluate(
-            f"[...document.querySelectorAll({json.dumps(selector)})].map((node) => node.textContent)"
-        )  # fmt: skip
+        return self.each(selector, "node.textContent")
+
+    def box(self, selector):
+        """Left, right, top and bottom of the first node."""
+        sides = "[rect.left, rect.right, rect.top, rect.bottom]"
+        (box,) = self.each(selector, f"((rect) => {sides})(node.getBoundingClientRect())")[:1]
+        return box
 
     def pixels(self, selector):
         return self.evaluate(f"document.querySelector({json.dumps(selector)}).toDataURL()")
@@ -271,17 +276,6 @@ class Page:
     def _events(self):
         self.evaluate("0")  # what happened before is told before the answer
         return [event for event in self.browser.events if event.get("sessionId") == self.session]
-
-    def screenshot(self, path, selector=None):
-        clip = {}
-        if selector:
-            box = self.evaluate(
-                f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
-                " return {x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height, scale: 1}; })()"
-            )
-            clip = {"clip": box, "captureBeyondViewport": True}
-        data = self.call("Page.captureScreenshot", format="png", **clip)["data"]
-        path.write_bytes(base64.b64decode(data))
 
     def close(self):
         self.browser.call("Target.closeTarget", targetId=self.target)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.contracts import Explanation
@@ -13,6 +14,50 @@ from metagame.jobs.records import Record, RecordStore, pack
 from metagame.jobs.spec import job_folder, job_identity, variants
 from metagame.meta import MetaAttributions
 from metagame.report.results import JobResult
+from metagame.report.table import Column, Table
+
+CONCEPT_METHODS = {
+    "concept_attention": {
+        "name": "concept_attention", "label": "ConceptAttention", "base": "concept_attention",
+        "method": {"mean_first": False},
+    },
+    "mean_first": {
+        "name": "concept_mean_first", "label": "ConceptAttention, mean first", "base": "concept_mean_first",
+        "method": {"mean_first": True},
+    },
+    "meta_concept_attention": {
+        "name": "meta_concept_attention", "label": "ConceptAttention", "base": "concept_attention", "meta": True,
+        "method": {"mean_first": True},
+    },
+    "meta_per_layer": {
+        "name": "meta_per_layer", "label": "ConceptAttention, each layer", "base": "concept_attention", "meta": True,
+        "method": {"mean_first": False},
+    },
+}  # fmt: skip
+"""The shipped configs of ConceptAttention and its metagame, in either order of softmax and mean over layers."""
+
+TABLE = Table(
+    title="A table",
+    scale="tiny",
+    columns=[
+        Column("method", "method", "text"),
+        Column("phi_1", "phi_1", "expression"),
+        Column("effect", "a→b", "number"),
+        Column("accuracy", "accuracy", "mean"),
+        Column("matches", "matches", "flag"),
+    ],
+    rows=[
+        {"method": "SV", "phi_1": "x1*x2**2/2", "effect": 0.25}
+        | {"accuracy": {"mean": 0.5, "two_se": 0.125, "n": 16}, "matches": True},
+        {"method": "IG", "phi_1": None, "effect": None, "accuracy": None, "matches": False},
+        {"method": "GI"},
+    ],
+    published=[{"phi_1": "I/2", "effect": 0.2, "accuracy": 0.4}, {}, {}],
+    n_samples=16,
+    claims=[{"claim": f"claim {holds}", "holds": holds} for holds in (True, False, None)],
+    notes=["a→b: influence of a on b."],
+)
+"""With a column of each type, and cells that are not known."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +124,16 @@ def only(results: Sequence[JobResult]) -> JobResult:
     """The variant of a job that has one."""
     (result,) = results
     return result
+
+
+def column_keys(table: Table) -> list[str]:
+    return [column.key for column in table.columns]
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure, once it is laid out: what cannot be drawn raises."""
+    figure.draw_without_rendering()
+    return figure
 
 
 def tokens_explained(players: Sequence[str], attribution=None, values=None) -> Explanation:

@@ -1,0 +1,171 @@
+"""Whatever keeps a checkpoint from being loaded is said in one sentence, whichever adapter is to load it."""
+
+import re
+from functools import partial
+
+import pytest
+import requests
+import torch
+from huggingface_hub.errors import GatedRepoError
+from transformers import BertConfig, Gemma3ForCausalLM, Siglip2Config
+
+from metagame.models.clip import CLIP
+from metagame.models.language_model import LanguageModel
+from metagame.models.open_clip import OpenCLIP
+from metagame.models.pretrained import load_pretrained
+from metagame.models.siglip2 import SigLIP2
+from scripts.train_language import build_tokenizer
+from tests.tiny import language
+from tests.tiny.checkpoints import LOADERS, MAKERS, edit_weights, without_network
+from tests.tiny.jobs import ROOT
+from tests.tiny.vision_language import refused, save
+
+load_language_model = partial(LanguageModel.load, device="cpu")
+of_transformers = pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3"])
+of_the_hub = pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3", "flux"])
+
+
+@of_the_hub
+@pytest.mark.parametrize("name", ["nobody/nothing", "/nowhere/to/be/found", "./no_such_folder"])
+def test_checkpoint_that_is_nowhere_is_told_with_how_to_get_it(kind, name, monkeypatch):
+    without_network(monkeypatch)
+    advice = "HF_HUB_OFFLINE is set.*'hf download nobody/nothing --revision v1'" if name == "nobody/nothing" else ""
+    with refused(rf"model\.checkpoint='{name}' is no folder here.*{advice}"):
+        LOADERS[kind](name, "v1")
+
+
+def gated(*args, **settings):
+    raise OSError("You are trying to access a gated repo.\nMake sure to request access.") from GatedRepoError(
+        "401 Client Error", response=requests.Response()
+    )
+
+
+@of_the_hub
+def test_gated_checkpoint_names_its_page(kind, monkeypatch):
+    monkeypatch.setattr("metagame.models.pretrained.AutoConfig.from_pretrained", gated)
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.model_info", gated)
+    with refused(r"model\.checkpoint='org/gated' is gated: .*https://huggingface\.co/org/gated, then log in"):
+        LOADERS[kind]("org/gated")
+
+
+@of_transformers
+def test_folder_whose_files_are_missing_or_broken_is_named(kind, tmp_path):
+    def load():
+        with refused(rf"model\.checkpoint='{tmp_path}' cannot be loaded from that folder \(.+\): save the model there"):
+            LOADERS[kind](str(tmp_path))
+
+    load()
+    MAKERS[kind](tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    load()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).unlink()
+    load()
+
+
+@of_transformers
+def test_checkpoint_that_lacks_a_weight_is_refused(kind, tmp_path):
+    lost = {"gemma3": "model.norm.weight"}.get(kind, "vision_model.encoder.layers.0.layer_norm1.weight")
+    MAKERS[kind](tmp_path)
+    edit_weights(tmp_path / "model.safetensors", lambda weights: weights.pop(lost))
+    with refused(rf"lacks 1 of its weights, such as {re.escape(lost)}: fetch or save it again"):
+        LOADERS[kind](str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("load", "make", "name"),
+    [
+        (CLIP.load, partial(save, "siglip2"), "siglip"),
+        (SigLIP2.load, partial(save, "clip"), "clip"),
+        (CLIP.load, BertConfig().save_pretrained, "bert"),
+        (SigLIP2.load, Siglip2Config().save_pretrained, "siglip2"),
+        (partial(LanguageModel.load, chat=False), partial(save, "clip"), "clip"),
+    ],
+    ids=["siglip as clip", "clip as siglip", "bert", "naflex", "clip as a language model"],
+)
+def test_checkpoint_of_another_architecture_is_refused(load, make, name, tmp_path):
+    make(tmp_path)
+    with refused(rf"model\.checkpoint='.*' is of architecture '{name}': this adapter is for .*; choose the model"):
+        load(str(tmp_path), device="cpu")
+
+
+def test_a_loader_that_breaks_otherwise_is_reported_with_its_reason():
+    def load(*args, **settings):
+        raise KeyError("weights\nmore")
+
+    with refused(r"model\.checkpoint='org/name' cannot be loaded \(KeyError: .*\)"):
+        load_pretrained(load, "org/name", None)
+
+
+def test_revision_is_passed_on_to_the_hub_and_not_to_a_folder(tmp_path):
+    seen = []
+
+    def load(checkpoint, **settings):
+        seen.append(settings)
+
+    load_pretrained(load, "org/name", "main", dtype=1)
+    load_pretrained(load, str(tmp_path), "main", dtype=1)
+    assert seen == [{"revision": "main", "dtype": 1}, {"local_files_only": True, "dtype": 1}]
+
+
+@pytest.mark.parametrize("dtype", ["nonsense", "nn", "float16", None])
+def test_type_of_weights_that_is_none_is_refused(dtype):
+    with refused(rf"model\.dtype={dtype!r}: give one of float32, bfloat16, float64"):
+        load_language_model(str(ROOT / "data/tiny/gemma3"), dtype=dtype, chat=False)
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory):
+    return str(language.save(language.build_net(), tmp_path_factory.mktemp("gemma3")))
+
+
+def test_weights_that_do_not_fit_the_device_are_refused(gemma3, monkeypatch):
+    def move(net, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Gemma3ForCausalLM, "to", move)
+    with refused("does not fit the memory of cpu: choose a smaller model"):
+        load_language_model(gemma3, chat=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"chat": True, "max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"chat": True, "tokens_per_batch": -1}, "tokens_per_batch=-1"),
+        ({"chat": True, "absent_token": "nothing"}, "absent_token='nothing'"),
+        ({"chat": "maybe"}, "chat='maybe'"),
+        ({"chat": True, "template_settings": [1]}, r"template_settings=\[1\]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_of_a_language_model_are_checked_before_its_weights_are_read(settings, reason, gemma3, monkeypatch):
+    monkeypatch.setattr(Gemma3ForCausalLM, "from_pretrained", None)
+    with refused(rf"model\.{reason}"):
+        load_language_model(gemma3, **settings)
+
+
+def test_a_template_is_asked_for_before_the_weights_are_read(tmp_path, monkeypatch):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    language.save(language.build_net(), tmp_path, tokenizer)
+    monkeypatch.setattr(Gemma3ForCausalLM, "from_pretrained", None)
+    with refused(r"set model\.chat=false"):
+        load_language_model(str(tmp_path), chat=True)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pretrained"),
+    [
+        ("ViT-of-nobody", None),
+        ("ViT-B-16", "nobody"),
+        ("local-dir:/nowhere", None),
+        ("hf-hub:nobody/nothing", None),
+    ],
+)
+def test_open_clip_names_that_are_unknown_are_refused(architecture, pretrained, monkeypatch):
+    without_network(monkeypatch)
+    with refused(r"model\.architecture=.* cannot be loaded .*open_clip\.list_pretrained\(\)"):
+        OpenCLIP.load(architecture, pretrained, device="cpu")

@@ -1,0 +1,68 @@
+"""A small checkpoint of each kind of model, by the name of its kind: how it is saved and loaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from metagame.models.adder import Adder
+from metagame.models.clip import CLIP
+from metagame.models.flux import Denoising, Flux
+from metagame.models.language_model import LanguageModel
+from metagame.models.open_clip import OpenCLIP
+from metagame.models.siglip2 import SigLIP2
+from tests.tiny import flux, language
+from tests.tiny.downloads import go_offline
+from tests.tiny.jobs import ROOT
+from tests.tiny.vision_language import save
+
+
+def save_open_clip(folder: Path) -> None:
+    save("open_clip", folder)
+    shutil.rmtree(folder / "transformers")
+
+
+MAKERS = {
+    "clip": lambda folder: save("clip", folder),
+    "siglip2": lambda folder: save("siglip2", folder),
+    "gemma3": lambda folder: language.save(language.build_net(), folder),
+    "flux": flux.save,
+    "open_clip": save_open_clip,
+    "adder": lambda folder: shutil.copytree(ROOT / "data/tiny/adder", folder, dirs_exist_ok=True),
+}
+LOADERS = {
+    "clip": lambda folder, revision=None: CLIP.load(folder, revision, device="cpu"),
+    "siglip2": lambda folder, revision=None: SigLIP2.load(folder, revision, device="cpu"),
+    "gemma3": lambda folder, revision=None: LanguageModel.load(folder, revision, device="cpu", chat=True),
+    "flux": lambda folder, revision=None: Flux.load(
+        folder, revision, Denoising(flux.SIDE), flux.TEXT_LENGTH, device="cpu"
+    ),
+    "open_clip": lambda folder: OpenCLIP.load(f"local-dir:{folder}", device="cpu"),
+    "adder": Adder,
+}
+
+
+def without_network(monkeypatch) -> None:
+    """Let nobody ask the hub, as its users say that."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    go_offline(monkeypatch)
+
+
+def cached(hub: Path, make, commit: str, name: str = "org/model") -> Path:
+    """The folder of a commit, its branch main, in a cache of the hub; ``make`` fills it."""
+    repository = hub / f"models--{name.replace('/', '--')}"
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True)
+    make(folder)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    return folder
+
+
+def edit_weights(path: Path, edit) -> None:
+    """Rewrite a file of weights as ``edit`` leaves them."""
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path, metadata={"format": "pt"})
