@@ -181,6 +181,8 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             return {}
         try:
             if isinstance(sample, PaintedImage):
+                if self.pipeline.transformer.dtype == torch.float64:  # CLIP's causal mask cannot hold its least number
+                    raise UserError("a picture cannot be painted in float64: give model.dtype=float32.")
                 self._check_length(sample.prompt)
                 self._tell_pooled_part(sample.prompt)
                 return self._paint(sample, questions)
