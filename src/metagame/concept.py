@@ -242,12 +242,12 @@ def _exponential_terms(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
 
     n_points = 200 + int(12 * log_ratio)
     terms, check = scaled_terms(n_points), scaled_terms(4 * n_points)
-    kept = scipy.linalg.qr(terms, mode="r", pivoting=True)[1]
+    q, r, kept = scipy.linalg.qr(terms, mode="economic", pivoting=True)
+    ones = q.sum(0)  # q.T @ 1, what the terms are to add up to
 
     def fit(n_terms: int) -> tuple[np.ndarray, float]:
-        chosen = kept[:n_terms]
-        c = np.linalg.lstsq(terms[:, chosen], np.ones(n_points), rcond=None)[0]
-        return c, float(np.abs(check[:, chosen] @ c - 1).max())
+        c = scipy.linalg.solve_triangular(r[:n_terms, :n_terms], ones[:n_terms])
+        return c, float(np.abs(check[:, kept[:n_terms]] @ c - 1).max())
 
     low, high = 1, len(rates)
     while low < high:

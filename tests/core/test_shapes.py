@@ -16,7 +16,7 @@ import sympy
 import torch
 
 import metagame
-from metagame import concept, contracts, games, indices, meta
+from metagame import concept, contracts, games, images, indices, meta
 from metagame.attributions import (
     attnlrp,
     concept_attention,
@@ -137,7 +137,11 @@ CASES = {
     ),
     regression: ("values", lambda _: regression.fit_exogenous(a_coalition_sample(), an(4))),
     shapiq_bridge: ("coalitions", lambda _: shapiq_bridge.with_bounds(an(3, kind=bool))),
-    trees: ("values", lambda _: trees._boost_targets(None, a_coalition_sample(), an(4), False, 1)),
+    trees: (
+        "values",
+        lambda _: trees._boost_targets(None, a_coalition_sample(), an(4), False, 1, trees.banzhaf_leaf_weight),
+    ),
+    images: ("values", lambda _: images._of_8_bits(np.zeros((2, 2, 2), np.uint16), "a picture")),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
     fixlip: ("masks", lambda _: fixlip._with_ends(an(4, kind=bool))),

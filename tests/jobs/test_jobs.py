@@ -105,6 +105,7 @@ REFUSED = {
     "shard -1": ({"shards": 3, "shard": -1}, "shard=-1: give a whole number from 0 to 2"),
     "shard of one": ({"shard": 1}, "shard=1: give a whole number from 0 to 0, as shards=1"),
     "another key": ({"limt": 1}, "limt: a job has no such setting"),
+    "a key of an attribution": ({"attribution__idnex": "ksv"}, "attribution.idnex: a job has no such setting"),
     "a key of a variant": (
         {"attribution__variants": {"one": {"mta": True}}}, "attribution.variants.one.mta: a job has no such setting",
     ),
