@@ -45,7 +45,10 @@ PARTS = {
     "tracking": Part(("tracking",), (*RUNS, "src/metagame/tracking", "configs/tracker")),
     "downloads": Part(("fetch",), ("src/metagame/fetch", "configs")),
     "browser": Part(("viewer",), ("src/metagame/viewer", "src/metagame/report/results.py")),
-    "wheel": Part(("wheel", "setup"), ("setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs")),
+    "wheel": Part(
+        ("wheel", "setup"),
+        ("README.md", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),
+    ),
     "fuzz": Part(("config_fuzz",), ("src/metagame/jobs", "configs")),
     "training": Part(
         ("train_language", "train_vision_language", "train_diffusion", "read_digits", "make_digit_scenes"),

@@ -30,7 +30,9 @@ ROLES = {(False, False): FIRST, (False, True): MEAN_FIRST, (True, True): META, (
 BASES = ("concept_attention", "concept_mean_first")
 """Base names of these, see :class:`metagame.jobs.spec.AttributionKeys`."""
 BENCHMARKS = {"voc": "VOC", "coco": "COCO", "imagenet_seg": "ImageNet-Seg"}
-LIKE_FOR_LIKE = "beyond the paper: higher {metric} than the mean over layers before one softmax, on the same logits"
+LIKE_FOR_LIKE = (
+    "beyond the paper: a higher {metric} in every cell than the mean over layers before one softmax, on the same logits"
+)
 METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
 ABLATION_TITLES = {
     BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",

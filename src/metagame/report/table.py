@@ -84,12 +84,13 @@ def claim_text(claim: Mapping[str, Any]) -> str:
 
 def markdown(table: Table) -> str:
     """Heading, table with published values in brackets, claims and notes."""
+    frame = _frame(table, _markdown_cell).rename(columns=_cell_text)
     lines = [
-        f"# {table.title}",
+        f"# {_one_line(table.title)}",
         "",
         _caption(table),
         "",
-        _frame(table, plain).to_markdown(index=False, disable_numparse=True),
+        frame.to_markdown(index=False, disable_numparse=True),
         "",
     ]
     lines += [f"- {_HOLDS[claim['holds']]}: {claim_text(claim)}" for claim in table.claims]
@@ -157,6 +158,15 @@ def plain(column: Column, value: Any) -> str:
     return str(value)
 
 
+def _markdown_cell(column: Column, value: Any) -> str:
+    return _cell_text(plain(column, value))
+
+
+def _cell_text(text: str) -> str:
+    """Within a row of Markdown: a pipe would end the cell, and a line break the table."""
+    return _one_line(text).replace("|", "\\|")
+
+
 def _three_digits(value: float) -> str:
     return f"{round(value, 3) + 0.0:.3f}"
 
@@ -197,7 +207,7 @@ def _tex(column: Column, value: Any) -> str:
         from metagame.models.polynomial import parse_expression
 
         return f"${sympy.latex(parse_expression(value))}$"
-    text = plain(column, value).translate(_TEX)
+    text = _one_line(plain(column, value)).translate(_TEX)
     return re.sub(r"(?:phi|φ)\\_((?:\w|\\_)+)", _phi, text)
 
 
