@@ -51,6 +51,11 @@ esac
 STEPS = ("pip install --quiet uv", "requirements.lock", "--no-deps -e")
 
 
+def heed_ctrl_c():
+    """Also where the tests run in the background of a shell, which has its jobs ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Machine:
     """A clone, in which `make setup` can be run."""
 
@@ -71,7 +76,14 @@ class Machine:
         told |= {"PATH": path, "UV_CACHE_DIR": str(self.folder / "cache"), "FREE": str(free), "BEFORE": before}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         command = ["make", "--no-print-directory", "setup"]
-        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **told}, start_new_session=True, **pipes)
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**os.environ, **told},
+            start_new_session=True,
+            preexec_fn=heed_ctrl_c,
+            **pipes,
+        )
 
     def set_up(self, **told):
         """The exit code, and what the set-up said without what make adds."""
