@@ -146,7 +146,7 @@ def _with_narrow_gaps(
     """The same game where the logits of a patch, and log B, lie further apart than matters."""
     ordered, order = torch.cat([logits, rest[None]]).sort(0)
     gaps = ordered.diff(dim=0)
-    wide = (gaps > LARGEST_GAP).any(0)
+    wide = ((gaps > LARGEST_GAP) & ~ordered[:-1].isneginf()).any(0)  # without background log B is -inf
     if not wide.any():
         return logits, rest
     steps = torch.cat([torch.zeros_like(rest[None]), gaps.clamp(max=LARGEST_GAP)]).cumsum(0)

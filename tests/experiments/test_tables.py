@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
 from tests.experiments.running import experiments, run_experiment
-from tests.tiny.jobs import shipped_configs
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    gc.collect()
-    gc.freeze()  # each job looks for garbage: let it search its own only
-    with shipped_configs():
-        yield tmp_path_factory.mktemp("outputs")
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize("experiment", [*experiments("table"), *experiments("pair")])

@@ -619,3 +619,20 @@ def test_weights_in_half_precision_are_refused():
     built = build("clip", torch.float32)
     with refused("half precision"):
         CLIP(built.net.half(), None, built.model.tokenizer, "given")
+
+
+class ScaledMaskCLIP(MaskCLIP):
+    """A method of one's own, with an argument."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def vectors(self, bound):
+        return self.factor * super().vectors(bound)
+
+
+def test_maps_that_are_kept_with_an_image_are_of_one_method_with_its_arguments():
+    bound = build("clip").bound(words=SCENARIOS["4"])
+    one, two = (ScaledMaskCLIP(factor).explain(bound).attribution for factor in (1.0, 2.0))
+    assert one.any()
+    assert close(two, 2 * one)

@@ -26,15 +26,14 @@ class WeightedChannels(FirstOrder[ImageText]):
     endogenous = False
 
     def game(self, bound: ImageText) -> AttributionGame:
-        key = (type(self), *vars(self).values())
-        embedding, leaf, features = bound.image.keep(key, lambda: self.channels(bound))
+        embedding, leaf, features = bound.image.keep(self, lambda: self.channels(bound))
 
         def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
             seeds = texts[:, None]
             (gradients,) = torch.autograd.grad(embedding, leaf, seeds, is_grads_batched=True, retain_graph=True)
             return (gradients[:, 0].mean(1) @ features.T).clamp(min=0)
 
-        return AttributionGame(lambda coalitions: bound.maps(key, coalitions, attribute), bound.n_players)
+        return AttributionGame(lambda coalitions: bound.maps(self, coalitions, attribute), bound.n_players)
 
     @abstractmethod
     def channels(self, bound: ImageText) -> Channels:

@@ -23,12 +23,12 @@ class PatchVectors(FirstOrder[ImageText]):
     endogenous = False
 
     def game(self, bound: ImageText) -> AttributionGame:
-        vectors = bound.image.keep(type(self), lambda: self.vectors(bound))
+        vectors = bound.image.keep(self, lambda: self.vectors(bound))
 
         def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
             return texts @ vectors.T
 
-        return AttributionGame(lambda coalitions: bound.maps(type(self), coalitions, attribute), bound.n_players)
+        return AttributionGame(lambda coalitions: bound.maps(self, coalitions, attribute), bound.n_players)
 
     @abstractmethod
     def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:

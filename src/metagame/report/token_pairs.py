@@ -194,7 +194,7 @@ def _draw_matrix(axes: Axes, shown: Shown, scale: ScalarMappable) -> None:
     if len(shown.tokens) <= MOST_PRINTED:
         for (row, column), value in np.ndenumerate(shown.matrix):
             color = "white" if abs(value) > 0.6 * highest else "0.2"
-            text = f"{value:.2f}".replace("-", "−")
+            text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # no minus before a zero
             axes.text(column, row, text, ha="center", va="center", fontsize=5.5, color=color)
 
 

@@ -1,0 +1,18 @@
+"""The folder in which the experiments of a file run, while the shipped configs can be composed."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from tests.tiny.jobs import shipped_configs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    gc.collect()
+    gc.freeze()  # each job looks for garbage: let it search its own only
+    with shipped_configs():
+        yield tmp_path_factory.mktemp("outputs")
+    gc.unfreeze()
