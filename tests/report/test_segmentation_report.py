@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, Cell
+from metagame.report.experiment import write_report
 from metagame.report.published import published
+from metagame.report.reproduction import segmentation_reproduction
 from metagame.report.results import tell_apart
 from metagame.report.segmentation import (
     ABLATION_TITLES,
@@ -23,6 +25,7 @@ from metagame.report.segmentation import (
     role,
     segmentation_table,
 )
+from metagame.report.table import read_table
 from tests.conftest import close
 from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, made_up, only, stub_config
 
@@ -288,7 +291,8 @@ def test_the_claims_say_as_much_as_the_published_values_bear():
 def test_the_claims_are_answered_from_the_cells_at_hand(tmp_path, shares, answers):
     table = segmentation_table(job(tmp_path, meta_is(**shares), players=tuple(shares)), "tiny")
     assert holds(table) == answers
-    assert [claim["claim"] for claim in table.claims] == list(FIGURE13["claims"].values())[: len(answers)]
+    texts = [each["claim"] for each in FIGURE13["claims"].values()]
+    assert [claim["claim"] for claim in table.claims] == texts[: len(answers)]
 
 
 @pytest.mark.parametrize("worse", [("n20", "multi"), ("n20 prompt", "single")])
@@ -534,3 +538,39 @@ def test_the_metagame_is_compared_like_for_like_with_the_mean_first_on_the_same_
     assert "single" in alike[0]["difference"]
     shown = [text.get_text() for text in ablations_figure(results).legends[0].texts]
     assert shown == [LABELS[FIRST], LABELS[MEAN_FIRST], LABELS[META]]
+
+
+def test_the_reproduction_check_sets_every_metric_of_every_cell_beside_the_published_one(tmp_path):
+    check = segmentation_reproduction(job(tmp_path, players=("n20", "n0")))
+    labels = ("ConceptAttention", "Meta-ConceptAttention")
+    assert [block.name for block in check.blocks] == [
+        f"{b} of VOC {a}" for a, b in product(("single", "multi"), labels)
+    ]
+    for block, track in zip(check.blocks, ("single", "single", "multi", "multi"), strict=True):
+        method = META if block.variant.meta else FIRST
+        cells = [FIGURE13["cells"]["voc"][place][method][track] for place in ("n20", "n0")]
+        assert [each.theirs for each in block.comparisons] == [*cells[0], *cells[1]]
+        places = [(each.place, each.column) for each in block.comparisons]
+        assert places == list(product(("n20", "n0"), ("Acc", "mIoU", "mAP")))
+    limited = segmentation_reproduction(job(tmp_path / "limited", limit=2))
+    assert {block.verdict() for block in limited.blocks} == {
+        "not counted: limit=2, the published numbers are of all images"
+    }
+    assert drawn(check.figure())
+
+
+def test_at_paper_scale_the_check_stands_in_a_folder_of_its_own_and_its_verdict_in_the_notes(tmp_path, monkeypatch):
+    report = {
+        "table": {"_target_": "metagame.report.segmentation.segmentation_table"},
+        "reproduction": {"_target_": "metagame.report.reproduction.segmentation_reproduction"},
+    }
+    results = job(tmp_path / "table3", scale__name="paper", report=report)
+    monkeypatch.setattr("metagame.report.experiment.read_job", lambda cfg, name: results)
+    write_report([results[0].config], ["job"])
+    (note,) = [note for note in read_table(tmp_path / "table3").notes if note.startswith("Reproduction check: ")]
+    assert note.endswith("4 of 4 published blocks are compared. See table3-reproduction.")
+    found = {path.name for path in (tmp_path / "table3-reproduction").iterdir()}
+    assert found >= {"table.json", "table.md", "figure.png", "comparisons.csv"}
+    monkeypatch.setattr("metagame.report.reproduction.Reproduction.figure", lambda self: 1 / 0)
+    write_report([results[0].config], ["job"])
+    assert any("could not be made (ZeroDivisionError" in note for note in read_table(tmp_path / "table3").notes)

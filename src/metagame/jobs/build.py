@@ -169,7 +169,7 @@ def build_part(node: DictConfig) -> Any:
 
 def check_report(cfg: DictConfig) -> None:
     """Build what is called after all work, which a misspelt argument would stop only then."""
-    for node in filter(None, (cfg.report.table, cfg.report.get("figure"))):
+    for node in filter(None, (cfg.report.get(part) for part in ("table", "figure", "reproduction"))):
         build_part(OmegaConf.create(plain(node) | {"_partial_": True}))
 
 

@@ -9,6 +9,7 @@ from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
+import pandas as pd
 from hydra.utils import instantiate
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -58,6 +59,12 @@ def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = No
     table.notes.extend(f"{label} could not start: {reason}" for label, reason in refused.items())
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
+    if settings.scale.name == "paper" and settings.report.get("reproduction") is not None:
+        try:
+            table.notes.append(_write_reproduction(settings, results, folder))
+        except Exception as error:  # whatever a check meets costs no more than itself
+            table.notes.append(f"The reproduction check could not be made ({type(error).__name__}: {error}).")
+            log.exception("the reproduction check of %s could not be made", settings.name)
     _announce_replacement(folder, jobs)
     write_table(table, folder)
     _keep_jobs(folder, jobs)
@@ -83,6 +90,18 @@ def _write_figure(settings: DictConfig, results: list[JobResult], folder: Path) 
         raise UserError(
             f"the figure of {settings.name} could not be drawn ({reason}); its table is written."
         ) from error
+
+
+def _write_reproduction(settings: DictConfig, results: list[JobResult], folder: Path) -> str:
+    """Write, beside the experiment's folder, how far its numbers are the published ones; return the verdict."""
+    check = instantiate(settings.report.reproduction, _partial_=True)(results)
+    folder = folder.with_name(f"{folder.name}-reproduction")
+    write_table(check.table(settings.name, settings.scale.name), folder)
+    with replace_atomically(folder / "comparisons.csv") as path:
+        pd.DataFrame(check.comparisons()).to_csv(path, index=False)
+    if (figure := check.figure()) is not None:
+        save_figure(figure, folder)
+    return f"{check.verdict} See {folder.name}."
 
 
 def _announce_replacement(folder: Path, jobs: Mapping[str, DictConfig]) -> None:

@@ -15,7 +15,7 @@ from metagame.digests import digest
 from metagame.jobs.build import build_part
 from metagame.report.groups import grouped, stacked
 from metagame.report.maps import TOP, draw_edges, edge_scale, on_grid
-from metagame.report.published import published
+from metagame.report.published import Row, published, published_means
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import Difference, clustered_cell, decide
 from metagame.report.table import Column, Table
@@ -28,11 +28,12 @@ OBJECTS = tuple(f"objects_{m}" for m in SCENARIOS)
 SIGLIPS = ("siglip2_vitl16", "siglip2_vitb32")
 METACLIPS = ("metaclip2_vith14", "metaclip2_vith14_378")
 """The models that claims are about, by the names of their configs."""
+PROTOCOL = {"start_layer": "last", "heads": "one", "product": "of_means"}
+"""Arguments of the methods with which the published numbers were made."""
 
 
 def pointing_game_table(results: list[JobResult], scale: str) -> Table:
     """Rows are model x method; cells the mean recognition with 1 to 4 objects, over games and images."""
-    known = published("table2")
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
     columns += [Column(key, f"{m} object{'s' * (m > 1)}", "mean") for m, key in zip(SCENARIOS, OBJECTS, strict=True)]
     columns += [Column("n", "images", "text")]
@@ -41,9 +42,9 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
         scale=scale,
         columns=columns,
         rows=[_row(result) for result in results],
-        published=[_published_row(result, known["rows"]) for result in results],
+        published=[_published_row(result) for result in results],
         n_samples=max(len(result.done) for result in results),
-        claims=_claims(results, known["claims"]),
+        claims=_claims(results),
         notes=[
             "Recognition: share of the attribution that lies, positive, on the quadrant of its word or, negative, off"
             " it; mean ± 2 standard errors. Image k serves several games, so errors are clustered by it, within games."
@@ -60,19 +61,20 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
 def _row(result: JobResult) -> dict:
     row = {"model": result.model, "method": result.label, "n": str(len(result.done))}
     for key in OBJECTS:
-        row[key] = clustered_cell(_scores(result, [key]))
+        row[key] = clustered_cell(scene_scores(result, [key]))
     return row
 
 
-def _published_row(result: JobResult, rows: list[dict]) -> dict:
+def _published_row(result: JobResult) -> dict:
+    return dict(zip(OBJECTS, published_means().get(published_name(result), []), strict=False))
+
+
+def published_name(result: JobResult) -> Row | None:
+    """The row of the published tables that a job reproduces; None where an argument of its method is another one."""
     method = result.variant.node.method
-    if method.get("start_layer", "last") != "last" or method.get("heads", "one") != "one":
-        return {}
-    kind = result.config.model.name, result.variant.base, result.variant.meta
-    for row in rows:
-        if (row["model"], row["attribution"], row["meta"]) == kind:
-            return dict(zip(OBJECTS, row["objects"], strict=True))
-    return {}
+    if any(method.get(name, value) != value for name, value in PROTOCOL.items()):
+        return None
+    return result.config.model.name, result.variant.base, result.variant.meta
 
 
 def _zero_notes(results: list[JobResult]) -> list[str]:
@@ -98,7 +100,7 @@ def _arguments(result: JobResult) -> str:
     return digest(result.method_identity["method"])
 
 
-def _claims(results: list[JobResult], texts: dict[str, str]) -> list[dict]:
+def _claims(results: list[JobResult]) -> list[dict]:
     """The paper's claims about the models at hand, decided by paired differences of this run."""
     games = list(grouped([result for result in results if result.done], _game).values())
     found = {
@@ -115,7 +117,8 @@ def _claims(results: list[JobResult], texts: dict[str, str]) -> list[dict]:
             for game in metaclips
             for pair in product(_metagames(game, "generic_attention"), _metagames(game, "grad_eclip"))
         ]
-    return [decide(texts[name], differences) for name, differences in found.items()]
+    claims = published("pointing_game")["claims"]
+    return [decide(**claims[name], differences=differences) for name, differences in found.items()]
 
 
 def _metagames(game: Sequence[JobResult], base: str) -> list[JobResult]:
@@ -124,13 +127,13 @@ def _metagames(game: Sequence[JobResult], base: str) -> list[JobResult]:
 
 def _difference(result: JobResult, rival: JobResult, keys: Sequence[str] = OBJECTS) -> Difference:
     """Of the mean recognition over some scenarios, on the samples that both have scores of."""
-    ours, theirs = _scores(result, keys), _scores(rival, keys)
+    ours, theirs = scene_scores(result, keys), scene_scores(rival, keys)
     values = {place: ours[place] - theirs[place] for place in ours if place in theirs}
     where = "" if tuple(keys) == OBJECTS else f", {' '.join(reversed(keys[0].split('_')))}"
     return Difference(f"{result.label} - {rival.label}, {result.model}{where}", clustered_cell(values))
 
 
-def _scores(result: JobResult, keys: Sequence[str]) -> dict[tuple[str, str], float]:
+def scene_scores(result: JobResult, keys: Sequence[str]) -> dict[tuple[str, str], float]:
     """The mean over some scenarios of each sample that has a score in all, by game and image."""
     found = {}
     for record in result.done:

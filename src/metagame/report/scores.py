@@ -56,7 +56,7 @@ def rounded_mean_cell(values: list[float]) -> dict[str, float | int | None] | No
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in mean_cell(values).items()}
 
 
-def clustered_cell(values: Mapping[tuple[str, str], float]) -> dict[str, float | int | None] | None:
+def clustered_cell(values: Mapping[tuple[str, str], float]) -> dict[str, Any] | None:
     """A cell of type ``mean`` of scores that are not independent; None of no values.
 
     Scores of a cluster, such as one image in several games, may go up and down together; strata, such as the games, are
@@ -114,11 +114,18 @@ class Difference:
         return self.cell["mean"] / self.cell["two_se"] if self.cell["two_se"] else float(np.sign(self.cell["mean"]))
 
 
-def decide(claim: str, differences: Sequence[Difference]) -> dict[str, Any]:
-    """A claim that all differences are positive, with the one that stands most against it."""
+def decide(claim: str, differences: Sequence[Difference], published: str | None = None) -> dict[str, Any]:
+    """A claim that all differences are positive, with the one that stands most against it.
+
+    Args:
+        claim: in words.
+        differences: of the run at hand.
+        published: what the published numbers answer, in words; None where there are none.
+    """
     holds = all_hold([difference.holds for difference in differences])
     least = min(differences, key=lambda each: each.margin, default=None)
-    return {"claim": claim, "holds": holds, "difference": None if least is None else least.text}
+    difference = None if least is None else least.text
+    return {"claim": claim, "holds": holds, "difference": difference, "published": published}
 
 
 def is_positive(differences: list[float]) -> bool | None:

@@ -94,7 +94,7 @@ class Score:
 
 def segmentation_table(results: list[JobResult], scale: str) -> Table:
     """A row for each benchmark, track, cell and method."""
-    scores, names = list(_scores(_told_apart(results))), _setting_names(results)
+    scores, names = segmentation_scores(results), setting_names(results)
     several_models = _several_models(results)
     several_cells = len({score.cell for score in scores}) > 1
     columns = [Column("benchmark", "benchmark", "text"), Column("track", "track", "text")]
@@ -125,8 +125,13 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
     )
 
 
+def segmentation_scores(results: Sequence[JobResult]) -> list[Score]:
+    """The scores of every benchmark, track, cell and method that have an image; labels are told apart."""
+    return list(_scores(_told_apart(results)))
+
+
 def _scores(results: Sequence[JobResult]) -> Iterator[Score]:
-    """Every combination that has an image, in the order of jobs, tracks, cells and methods."""
+    """In the order of jobs, tracks, cells and methods."""
     for variants in grouped(results, lambda result: result.folder).values():
         benchmark = variants[0].config.benchmark
         cells = [Cell(size, ablation) for size in benchmark.players for ablation in benchmark.ablations]
@@ -155,7 +160,7 @@ def _told_apart(results: Sequence[JobResult]) -> list[JobResult]:
     return [replace(result, label=labels[result.folder, result.variant.name]) for result in results]
 
 
-def _setting_names(results: Sequence[JobResult]) -> dict[str, str]:
+def setting_names(results: Sequence[JobResult]) -> dict[str, str]:
     """The benchmark of each setting, with what tells it from others of the same benchmark and model."""
     names = {}
     for group in _groups(results):
@@ -166,8 +171,8 @@ def _setting_names(results: Sequence[JobResult]) -> dict[str, str]:
 
 
 def _full_names(results: Sequence[JobResult]) -> dict[str, str]:
-    """As :func:`_setting_names`, with the model where there are several."""
-    several, names = _several_models(results), _setting_names(results)
+    """As :func:`setting_names`, with the model where there are several."""
+    several, names = _several_models(results), setting_names(results)
     models = {result.setting: result.model for result in results}
     return {setting: f"{name}, {models[setting]}," if several else name for setting, name in names.items()}
 
@@ -218,12 +223,13 @@ def _count_wins(scores: Sequence[Score]) -> list[str]:
 
 def _claims(scores: Sequence[Score]) -> list[dict[str, Any]]:
     """The paper's claims about the cells at hand, and the same against the rival that has the same logits."""
-    texts, pairs = published("figure13")["claims"], _rivals(scores)
+    paper, pairs = published("figure13")["claims"], _rivals(scores)
     alone = [pair for pair in pairs if pair[0].cell.players == "n0"]
     crowded = [pair for pair in pairs if pair[0].cell.players != "n0"]
-    claims = [decide(texts["acc"], _differences(pairs, "acc")), decide(texts["miou"], _differences(crowded, "miou"))]
+    differences = {"acc": _differences(pairs, "acc"), "miou": _differences(crowded, "miou")}
     if alone:
-        claims.append(decide(texts["map"], _differences([(first, meta) for meta, first in alone], "map")))
+        differences["map"] = _differences([(first, meta) for meta, first in alone], "map")
+    claims = [decide(**paper[name], differences=each) for name, each in differences.items()]
     alike = _pairs(scores, META, MEAN_FIRST)
     for name, title in METRICS.items() if alike else ():
         claims.append(decide(LIKE_FOR_LIKE.format(metric=title), _differences(alike, name)))
@@ -289,7 +295,7 @@ def ablations_figure(results: list[JobResult]) -> Figure | None:
 
     Published curves are drawn faintly at paper scale. None where no image has a score of either method.
     """
-    scores = [score for score in _scores(_told_apart(results)) if score.role in (FIRST, MEAN_FIRST, META)]
+    scores = [score for score in segmentation_scores(results) if score.role in (FIRST, MEAN_FIRST, META)]
     if not scores:
         return None
     styles = _styles(scores)

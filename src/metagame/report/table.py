@@ -45,7 +45,7 @@ class Table:
         rows: one mapping a row, column key to cell; a cell that is absent or None is not known.
         published: the published counterpart of each row, same keys; {} where none is known.
         claims: what the paper says in words, each ``{"claim": text, "holds": true | false | None}``, with
-            the ``difference`` that stands most against it.
+            the ``difference`` that stands most against it, and what the ``published`` numbers answer, where known.
         n_samples: samples behind the table.
         notes: footnotes: definitions, what was left out and what failed.
         version: of this format.
@@ -78,8 +78,10 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 
 def claim_text(claim: Mapping[str, Any]) -> str:
-    """A claim, and the difference that stands most against it."""
-    return claim["claim"] + (f" ({claim['difference']})" if claim.get("difference") else "")
+    """A claim, the difference that stands most against it, and what the published numbers answer."""
+    difference = f" ({claim['difference']})" if claim.get("difference") else ""
+    published = f" [published numbers: {claim['published']}]" if claim.get("published") else ""
+    return claim["claim"] + difference + published
 
 
 def markdown(table: Table) -> str:
@@ -130,13 +132,18 @@ def _frame(table: Table, render: Callable[[Column, Any], str]) -> pd.DataFrame:
         text = render(column, ours.get(column.key))
         if column.type in ("text", "flag") or published.get(column.key) is None:
             return text
-        return f"{text} ({render(column, published[column.key])})"
+        return f"{text} ({render(column, without_errors(published[column.key]))})"
 
     rows = [
         [cell(column, ours, theirs) for column in table.columns]
         for ours, theirs in zip(table.rows, table.published, strict=True)
     ]
     return pd.DataFrame(rows, columns=[column.label for column in table.columns])
+
+
+def without_errors(value: Any) -> Any:
+    """Of a cell of type ``mean`` its mean: published values stand in brackets, without their errors."""
+    return value["mean"] if isinstance(value, dict) else value
 
 
 def plain(column: Column, value: Any) -> str:
@@ -183,7 +190,7 @@ def _csv(table: Table) -> str:
             data[column.key] = cells
         published = [row.get(column.key) for row in table.published]
         if column.type not in ("text", "flag") and any(value is not None for value in published):
-            data[f"{column.key}_published"] = [v["mean"] if isinstance(v, dict) else v for v in published]
+            data[f"{column.key}_published"] = [without_errors(value) for value in published]
     return pd.DataFrame(data).to_csv(index=False)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metagame.errors import RecordError, UserError
-from metagame.report.table import Column, Table, claim_text, plain, read_table
+from metagame.report.table import Column, Table, claim_text, plain, read_table, without_errors
 from metagame.viewer.errors import error_text
 from metagame.viewer.pack import figure_uri
 
@@ -102,5 +102,5 @@ def _rows(table: Table) -> list[list[Cell]]:
 
 
 def _cell(column: Column, ours: object, theirs: object, *, compared: bool) -> Cell:
-    published = "" if theirs is None else plain(column, theirs).strip("`")
+    published = "" if theirs is None else plain(column, without_errors(theirs)).strip("`")
     return Cell(plain(column, ours).strip("`"), published if compared else None, column.type)
