@@ -14,7 +14,6 @@ from transformers import T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from metagame import UserError
-from metagame.models.concept_stream import ConceptSet, concept_logits
 from metagame.models.concepts import PaintedImage, concept_pieces, concept_token, load_t5_tokenizer
 from metagame.models.flux import ConceptPlan, Denoising, Flux
 from tests.reference import concept_stream as reference
@@ -99,16 +98,27 @@ def arguments(flux, latents, prompt):
     return given if when.guidance is None else given | {"guidance": torch.tensor([when.guidance])}
 
 
+def stretched(image, when):
+    """The pixels of the square that an image is stretched to."""
+    if when.resample != "torch_nearest":
+        return np.asarray(image.resize((when.side, when.side), Image.Resampling[when.resample.upper()]))
+    rows, columns = ([i * length // when.side for i in range(when.side)] for length in image.size[::-1])
+    return np.asarray(image)[rows][:, columns]
+
+
 @torch.no_grad()
 def latents_of(flux, image):
     """x_t from its definition."""
     when, vae = flux.denoising, flux.pipeline.vae
-    stretched = image.resize((when.side, when.side), Image.Resampling[when.resample.upper()])
-    pixels = torch.tensor(np.array(stretched) / 255 * 2 - 1, dtype=torch.float32).permute(2, 0, 1)[None]
-    x = (vae.encode(pixels).latent_dist.mean - vae.config.shift_factor) * vae.config.scaling_factor
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(when.seed))
+    pixels = torch.tensor(stretched(image, when) / 255 * 2 - 1, dtype=vae.dtype).permute(2, 0, 1)[None]
+    posterior, generator = vae.encode(pixels).latent_dist, torch.Generator().manual_seed(when.seed)
+    dtype = {"device": flux.pipeline.transformer.dtype, "cpu": torch.float32}[when.noise]
+    noise = torch.randn(posterior.mean.shape, generator=generator, dtype=dtype)
+    x = posterior.mean
+    if when.posterior == "sample":
+        x = x + posterior.std * torch.randn(x.shape, generator=generator, dtype=vae.dtype)
     t = 1 - when.step / when.n_steps
-    return (1 - t) * x + t * noise
+    return (1 - t) * (x - vae.config.shift_factor) * vae.config.scaling_factor + t * noise
 
 
 def same(found, expected, tolerance=1e-5):
@@ -131,8 +141,8 @@ def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "checkpoint")
 
 
-def load(folder, revision=None, **settings):
-    return Flux.load(str(folder), revision, Denoising(SIDE), TEXT_LENGTH, **{"device": "cpu"} | settings)
+def load(folder, revision=None, noise="device", **settings):
+    return Flux.load(str(folder), revision, Denoising(SIDE, noise=noise), TEXT_LENGTH, **{"device": "cpu"} | settings)
 
 
 @each_attention
@@ -165,8 +175,9 @@ def test_every_question_is_answered_in_its_order_about_all_its_concepts_on_a_gri
         assert (answer.players, answer.background) == (question.players, question.background)
         assert answer.targets == question.players + question.background
         assert answer.grid == (4, 4)
-        assert answer.player_logits.shape == (question.n_layers, len(question.players), PATCHES)
-        assert answer.background_logits.shape == (question.n_layers, len(question.background), PATCHES)
+        n_layers = question.n_layers * (1 if kind is Photo else 4)  # of four steps
+        assert answer.player_logits.shape == (n_layers, len(question.players), PATCHES)
+        assert answer.background_logits.shape == (n_layers, len(question.background), PATCHES)
         assert answer.player_logits.dtype == answer.background_logits.dtype == torch.float32
         assert not answer.player_logits.requires_grad
         assert (answer.picture is None) == (kind is Photo)
@@ -227,22 +238,26 @@ def test_samples_that_cannot_be_prepared_do_not_spoil_the_others():
     assert same(painting, flux.bind(painted()))
 
 
+@pytest.mark.parametrize(("posterior", "noise"), [("sample", "device"), ("mean", "cpu"), ("sample", "cpu")])
 @pytest.mark.parametrize(("step", "seed"), [(0, 5), (1, 0), (3, 5)])
-def test_noise_is_mixed_in_as_the_schedule_says(step, seed):
-    flux, image = build(step=step, seed=seed), picture(0, 40)
+def test_noise_is_mixed_in_as_the_schedule_says(step, seed, posterior, noise):
+    flux, image = build(step=step, seed=seed, posterior=posterior, noise=noise), picture(0, 40)
     assert flux.denoising.noise_share == 1 - step / 4
     with torch.no_grad():
         found = flux.noisy_latents(image)
+    assert found.dtype == torch.float32
     assert found.shape == (1, LATENT_CHANNELS, SIDE // 2, SIDE // 2)
     assert near(found, latents_of(flux, image), 1e-6)
 
 
-@pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "Nearest"])
+@pytest.mark.parametrize(
+    "resample", ["torch_nearest", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "Nearest"]
+)
 def test_images_are_stretched_to_a_square_of_values_from_minus_one_to_one(resample):
     for size in ((40, 24), (9, 30)):
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-        found = Denoising(SIDE, resample=resample).pixels(image)
-        expected = np.asarray(image.resize((SIDE, SIDE), getattr(Image.Resampling, resample.upper())), np.float64)
+        when = Denoising(SIDE, resample=resample)
+        found, expected = when.pixels(image), stretched(image, when)
         assert found.shape == (1, 3, SIDE, SIDE)
         assert found.dtype == torch.float32
         assert near(found[0].permute(1, 2, 0), expected / 255 * 2 - 1, 1e-6)
@@ -262,18 +277,25 @@ def test_inputs_at_the_first_step_are_those_of_a_pipeline_that_begins_to_paint(g
     assert given["pooled_projections"].any()
 
 
-@pytest.mark.parametrize("step", [0, 2])
-def test_a_painting_is_watched_at_its_step(step):
-    flux = build(step=step)
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize(("step", "all_steps", "steps"), [(0, False, [0]), (2, False, [2]), (2, True, range(4))])
+@each_guidance
+def test_a_painting_is_watched_at_its_step_or_at_all(guidance, step, all_steps, steps, pooled):
+    flux = build(guidance=guidance, step=step, all_steps=all_steps, pooled_concepts=pooled)
     with recorded(flux.pipeline.transformer) as passes:
         found = flux.bind(painted())
-    assert len(passes) == 4
-    assert near(passes[step]["timestep"], [1 - step / 4], 1e-6)
-    concepts = encoded(flux, PLAYERS + BACKGROUND)
-    sets = [ConceptSet(concepts, cross_attention) for cross_attention in (True, False)]
-    for name, expected in zip(BOTH, concept_logits(flux.pipeline.transformer, passes[step], sets, 2), strict=True):
-        assert near(found[name].player_logits, expected[:, : len(PLAYERS)], 1e-5)
-        assert near(found[name].background_logits, expected[:, len(PLAYERS) :], 1e-5)
+    assert [float(each["timestep"]) for each in passes] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert all(each["pooled_projections"].any() for each in passes)
+    encodings, transformer = encoded(flux, PLAYERS + BACKGROUND), flux.pipeline.transformer
+    passes = [{name: value for name, value in each.items() if value is not None} for each in passes]
+    for name, question in BOTH.items():
+        layers = [
+            reference.concept_logits(transformer, passes[each], encodings, question.cross_attention, pooled)[-2:]
+            for each in steps
+        ]
+        expected = torch.cat(layers)
+        assert near(found[name].player_logits, expected[:, : len(PLAYERS)], FLOAT32_TOLERANCE)
+        assert near(found[name].background_logits, expected[:, len(PLAYERS) :], FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize(("n_steps", "guidance"), [(3, None), (1, 3.5)])
@@ -354,7 +376,9 @@ def test_what_clip_does_not_read_of_a_prompt_is_told(caplog):
         ({"step": 4}, "step=4: give one of 0 to 3"),
         ({"step": -1}, "step=-1: give one of 0 to 3"),
         ({"n_steps": 28, "step": 28}, "step=28: give one of 0 to 27"),
-        ({"resample": "nonsense"}, "resample='nonsense': give one of nearest, box, bilinear"),
+        ({"resample": "nonsense"}, "resample='nonsense': give one of torch_nearest, nearest, box, bilinear"),
+        ({"posterior": "Mean"}, "posterior='Mean': give one of sample, mean"),
+        ({"noise": "gpu"}, "noise='gpu': give one of device, cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -405,6 +429,13 @@ def test_other_errors_are_not_hidden(kind):
     assert count_hooks(flux.pipeline) == 0
 
 
+def test_noise_that_no_gpu_draws_is_told(folder, caplog):
+    load(folder, noise="cpu")
+    assert caplog.messages == []
+    load(folder)
+    assert caplog.messages == ["Noise is drawn on cpu; the published numbers are of a GPU's (model.denoising.noise)."]
+
+
 @each_kind
 def test_a_pipeline_of_a_folder_is_the_one_that_was_saved(kind, folder):
     flux = load(folder)
@@ -415,10 +446,11 @@ def test_a_pipeline_of_a_folder_is_the_one_that_was_saved(kind, folder):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float64", FLOAT32_TOLERANCE)])
 def test_logits_are_in_single_precision_and_close_whatever_the_type_of_the_weights(dtype, tolerance, folder):
-    flux = load(folder, dtype=dtype)
-    assert {getattr(flux.pipeline, part).dtype for part in WEIGHTS} == {getattr(torch, dtype)}
+    flux = load(folder, dtype=dtype, noise="cpu")
+    types = {part: getattr(flux.pipeline, part).dtype for part in WEIGHTS}
+    assert types == dict.fromkeys(WEIGHTS, getattr(torch, dtype)) | {"vae": torch.float32}
     answers = flux.bind(Photo(BOTH))
-    assert same(answers, build().bind(Photo(BOTH)), tolerance)
+    assert same(answers, build(noise="cpu").bind(Photo(BOTH)), tolerance)
     if dtype == "bfloat16":  # CLIP's causal mask overflows in float64
         answers |= flux.bind(painted({"painting": ask()}))
         assert answers["painting"].picture.dtype == np.uint8
@@ -441,6 +473,7 @@ def test_a_guidance_reaches_the_model_in_every_type(tmp_path):
     ("settings", "reason"),
     [
         ({"dtype": "float16"}, r"dtype='float16': give one of float32, bfloat16, float64"),
+        ({"vae_dtype": "half"}, r"vae_dtype='half': give one of float32, bfloat16, float64"),
         ({"offload": True}, "offload=true is for a GPU: leave it out on the CPU"),
         ({"offload": True, "device": "cpu:0"}, "offload=true is for a GPU: leave it out on the CPU"),
         ({"text_encoder_bits": 3}, "text_encoder_bits=3: give 8, 4 or null"),

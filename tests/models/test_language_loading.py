@@ -120,7 +120,7 @@ def test_gemma_with_a_vision_tower_keeps_the_ends_of_its_answers(tmp_path):
     net.generation_config = GenerationConfig(eos_token_id=[VOCABULARY[END], end])
     save(net, tmp_path)
     model = load(tmp_path, max_new_tokens=8)
-    assert model.generate(model.tokenize(TEXT)) == whole[: whole.index(end)]
+    assert model.generate(model.tokenize(TEXT)) == whole[: whole.index(end) + 1]
 
 
 @pytest.mark.parametrize("method", METHODS[1:], ids=lambda method: type(method).__name__)

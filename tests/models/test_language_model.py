@@ -250,18 +250,28 @@ def said_as_the_turn_ends(net, tokenizer, end):
         said_as_the_turn_ends,
     ],
 )
-def test_answer_stops_before_a_token_that_ends_it_and_is_refused_where_it_is_the_first(declare):
+def test_answer_stops_at_a_token_that_ends_it_which_is_a_step_only_if_it_is_asked_for(declare):
     net, tokenizer = build_net(), build_tokenizer()
     whole = greedy(net, adapter(net).tokenize(TEXT).ids, 8)
     place = next(place for place, token in enumerate(whole) if token != whole[0])
     declare(net, tokenizer, whole[place])
     for most in (8, place + 1):  # place + 1: its end is the last token that it may have
+        without = adapter(net, tokenizer, max_new_tokens=most, end_token=False)
+        assert without.generate(without.tokenize(TEXT)) == whole[:place]
         model = adapter(net, tokenizer, max_new_tokens=most)
-        assert model.generate(model.tokenize(TEXT)) == whole[:place]
+        answer = model.generate(model.tokenize(TEXT))
+        assert answer[:-1] == whole[:place]
+        bound = model.bind(Asked())[WHOLE]
+        assert near(bound.values(EVERYTHING), [own_mean_logit(net, model, answer)], FLOAT32_TOLERANCE)
     net, tokenizer = build_net(), build_tokenizer()
     declare(net, tokenizer, whole[0])
-    with refused(f"the model's answer to '{TEXT}' is empty, it ended at once"):
-        adapter(net, tokenizer).bind(Asked())
+    with refused(f"the model's answer to '{TEXT}' is empty, it ended at once.*set model.end_token=true"):
+        adapter(net, tokenizer, end_token=False).bind(Asked())
+    model = adapter(net, tokenizer)
+    answer = model.generate(model.tokenize(TEXT))
+    assert len(answer) == 1
+    found = model.bind(Asked())[WHOLE].values(EVERYTHING)
+    assert near(found, [own_mean_logit(net, model, answer)], FLOAT32_TOLERANCE)
 
 
 def test_raw_answer_does_not_stop_where_a_turn_would_end():

@@ -137,6 +137,7 @@ def test_weights_that_do_not_fit_the_device_are_refused(gemma3, monkeypatch):
         ({"chat": True, "tokens_per_batch": -1}, "tokens_per_batch=-1"),
         ({"chat": True, "absent_token": "nothing"}, "absent_token='nothing'"),
         ({"chat": "maybe"}, "chat='maybe'"),
+        ({"chat": True, "end_token": 1}, "end_token=1"),
         ({"chat": True, "template_settings": [1]}, r"template_settings=\[1\]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

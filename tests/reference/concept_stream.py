@@ -15,25 +15,38 @@ TIME_WIDTH = 256
 
 
 def concept_logits(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Any], encodings: Tensor, cross_attention: bool
+    transformer: FluxTransformer2DModel,
+    inputs: dict[str, Any],
+    encodings: Tensor,
+    cross_attention: bool,
+    pooled: bool = True,
 ) -> Tensor:
     """<o_image_p, o_concept> in every block, ``(L, n, P)``."""
-    return torch.stack([layer.logits for layer in forward(transformer, inputs, encodings, cross_attention)])
+    return torch.stack([layer.logits for layer in forward(transformer, inputs, encodings, cross_attention, pooled)])
 
 
 def forward(
-    transformer: FluxTransformer2DModel, inputs: dict[str, Any], encodings: Tensor, cross_attention: bool
+    transformer: FluxTransformer2DModel,
+    inputs: dict[str, Any],
+    encodings: Tensor,
+    cross_attention: bool,
+    pooled: bool = True,
 ) -> list[SimpleNamespace]:
-    """The image, text and concepts behind each double-stream block, and the logits in it, all in float64."""
+    """The image, text and concepts behind each double-stream block, and the logits in it, all in float64.
+
+    The pooled text vector modulates the concepts only if they are ``pooled``.
+    """
     with torch.no_grad():
         image = _linear(transformer.x_embedder, inputs["hidden_states"][0].double())
         text = _linear(transformer.context_embedder, inputs["encoder_hidden_states"][0].double())
         concepts = _linear(transformer.context_embedder, encodings.double())
         condition = _silu(_condition(transformer, inputs))
+        blank = inputs | {"pooled_projections": torch.zeros_like(inputs["pooled_projections"])}
+        of_concepts = condition if pooled else _silu(_condition(transformer, blank))
         rotations = torch.stack([_rotation(transformer, place) for place in inputs["img_ids"].double()])
         layers = []
         for block in transformer.transformer_blocks:
-            layers.append(_block(block, image, text, concepts, condition, rotations, cross_attention))
+            layers.append(_block(block, image, text, concepts, condition, of_concepts, rotations, cross_attention))
             image, text, concepts = layers[-1].image, layers[-1].text, layers[-1].concepts
         return layers
 
@@ -44,12 +57,14 @@ def _block(
     text: Tensor,
     concepts: Tensor,
     condition: Tensor,
+    condition_of_concepts: Tensor,
     rotations: Tensor,
     cross_attention: bool,
 ) -> SimpleNamespace:
     attention = block.attn
     of_image = _modulation(block.norm1, condition)
     of_text = _modulation(block.norm1_context, condition)
+    of_concepts = _modulation(block.norm1_context, condition_of_concepts)
     image_queries, image_keys, image_values = _projected(
         _modulated(image, of_image.shift, of_image.scale),
         (attention.to_q, attention.to_k, attention.to_v), (attention.norm_q, attention.norm_k), attention.heads,
@@ -62,11 +77,11 @@ def _block(
     )
     (text_queries, text_keys, text_values), (queries, own_keys, own_values) = (
         _projected(
-            _modulated(stream, of_text.shift, of_text.scale),
+            _modulated(stream, modulation.shift, modulation.scale),
             (attention.add_q_proj, attention.add_k_proj, attention.add_v_proj),
             (attention.norm_added_q, attention.norm_added_k), attention.heads,
         )
-        for stream in (text, concepts)
+        for stream, modulation in ((text, of_text), (concepts, of_concepts))
     )  # fmt: skip
     keys, values = torch.cat([text_keys, image_keys], 1), torch.cat([text_values, image_values], 1)
     image_outputs, text_outputs = _attend(image_queries, keys, values), _attend(text_queries, keys, values)
@@ -78,7 +93,7 @@ def _block(
     return SimpleNamespace(
         image=_behind(image, image_outputs, of_image, attention.to_out[0], block.ff),
         text=_behind(text, text_outputs, of_text, attention.to_add_out, block.ff_context),
-        concepts=_behind(concepts, outputs, of_text, attention.to_add_out, block.ff_context),
+        concepts=_behind(concepts, outputs, of_concepts, attention.to_add_out, block.ff_context),
         logits=torch.stack([torch.stack([(o_image * o).sum() for o_image in image_outputs]) for o in outputs]),
     )
 

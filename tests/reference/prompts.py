@@ -35,16 +35,13 @@ def first_order_entries(first) -> dict:
 
 
 def ranks(pairs, tokens, entries) -> tuple[list, list]:
-    """The best rank of each pair over its matches and both directions, and the pairs that match nothing."""
+    """The better rank of both directions, at each match of each pair, and the pairs that match nothing."""
     found, unmatched = [], []
     for one, other in pairs:
-        candidates = []
-        for a in places(one, tokens):
-            for b in places(other, tokens):
-                if a != b:
-                    candidates += [rank(entries, (a, b)), rank(entries, (b, a))]
+        matches = [(a, b) for a in places(one, tokens) for b in places(other, tokens) if a != b]
+        candidates = [min(rank(entries, (a, b)), rank(entries, (b, a))) for a, b in matches]
         if candidates:
-            found.append(min(candidates))
+            found.append(candidates)
         else:
             unmatched.append((one, other))
     return found, unmatched
@@ -59,14 +56,14 @@ def rank(entries, place) -> int:
 
 
 def most_pairs(share: int, n: int) -> int:
-    """K; exact fractions, halves to the even number."""
-    return max(1, round(Fraction(share, 100) * n * (n - 1)))
+    """K; exact fractions, halves to the even number; none at 0."""
+    return 0 if share == 0 else max(1, round(Fraction(share, 100) * n * (n - 1)))
 
 
 def recall(found, share: int, n: int) -> float | None:
     if not found:
         return None
-    return sum(1 for each in found if each <= most_pairs(share, n)) / len(found)
+    return sum(1 for each in found if min(each) <= most_pairs(share, n)) / len(found)
 
 
 def deletion_and_insertion(value, matrix) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hydra import compose
 
-from metagame.benchmarks.prompts import SHARES
+from metagame.benchmarks.prompts import SHARES, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.jobs.run import run_job
 from metagame.report.labels import told_apart
@@ -24,7 +24,7 @@ FAMILIES = {"leave_one_out": "removal", "random_pairs": "random"}
 TOKENS = ("a", "b", "c")
 
 
-def job(folder, attribution, values, explained=None, model="gemma", **changes):
+def job(folder, attribution, values, explained=None, model="gemma", match="metagame", **changes):
     """A job with records of the given scores, and explanations."""
     base = attribution.removeprefix("meta_")
     cfg = stub_config(
@@ -32,7 +32,7 @@ def job(folder, attribution, values, explained=None, model="gemma", **changes):
         model={"name": "gemma", "label": model.title(), "checkpoint": model},
         attribution={"name": attribution, "label": base.upper(), "family": FAMILIES.get(base, "lrp"), "base": base}
         | {"meta": attribution != base},
-        benchmark={"name": "prompts"},
+        benchmark={"name": "prompts", "match": match},
         **changes,
     )
     explanations = [{}] * len(values) if explained is None else [{WHOLE: each} for each in explained]
@@ -77,6 +77,41 @@ def test_recall_is_the_mean_over_the_prompts_that_have_pairs_with_its_error(jobs
     assert "s1: x + y" in " ".join(table.notes)  # a pair that was not found
     none = recall_table([job(tmp_path, "cp_lrp", [recalled(None)])], "paper")
     assert (none.rows[0]["recall_5"], none.claims[0]["holds"]) == (None, None)
+
+
+RANKED = {"attnlrp": [[1, 9], [2]], "meta_attnlrp": [[6, 3], [9]], "cp_lrp": [[9, 1], [1]]}
+"""The ranks of two pairs at their matches; of four tokens there are 12 directed pairs, K is 2 at 15 percent."""
+
+
+def ranked(folder, *methods, **settings):
+    """Recall at 15 percent of these methods on one prompt, each ranked as ``RANKED`` says, and the table's notes."""
+    results = []
+    for method in methods:
+        scores = recalls_of_ranks([min(each) for each in RANKED[method]], 4)
+        made = recalled(0.0, "abcd") | scores | {"match_ranks": RANKED[method]}
+        results.append(job(folder, method, [made], **settings))
+    table = recall_table(results, "paper")
+    curves = {line.get_label(): line.get_ydata()[-1] for line in recall_figure(results).axes[0].lines}
+    found = [row["recall_15"]["mean"] for row in table.rows]
+    assert list(curves.values()) == found
+    return found, " ".join(table.notes)
+
+
+def test_pairs_in_several_places_are_ranked_where_the_metagame_ranks_them_best(tmp_path):
+    found, notes = ranked(tmp_path, "attnlrp", "meta_attnlrp", "cp_lrp")
+    assert found == [0.5, 0.0, 1.0]  # ranks 9 and 2, 3 and 9, 1 and 1
+    assert "where the metagame beside it ranks it best: ATTNLRP, Meta-ATTNLRP, CP_LRP." in notes
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "recalls"),
+    [(RANKED, {"match": "own"}, [1.0, 0.0, 1.0]), (("attnlrp", "cp_lrp"), {}, [1.0, 1.0])],
+    ids=["asked for", "no metagame"],
+)
+def test_otherwise_each_method_ranks_pairs_where_it_ranks_them_best(methods, settings, recalls, tmp_path):
+    found, notes = ranked(tmp_path, *methods, **settings)
+    assert found == recalls
+    assert "where the method itself ranks it best: ATTNLRP" in notes
 
 
 def test_first_order_methods_are_correlated_with_leave_one_out(jobs):

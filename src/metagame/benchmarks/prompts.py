@@ -22,6 +22,7 @@ DRAWS_PER_PROMPT = 100
 """Reviews to look at for each prompt, at most."""
 SHARES = tuple(range(16))
 """Percentages of the n(n-1) directed pairs among which a pair is to be found."""
+MATCHES = ("metagame", "own")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,31 @@ class PromptBenchmark(Benchmark[AnnotatedPrompt, InputT]):
 
 
 class Prompts(PromptBenchmark[AnsweredPrompt]):
-    """The scores are Recall@K of the prompts' pairs, and what a figure shows beside the map."""
+    """The scores are Recall@K of the prompts' pairs, and what a figure shows beside the map.
+
+    Args:
+        prompts, ids, prompt, pairs: as for :class:`PromptBenchmark`.
+        match: where tables rank a pair that occurs in several places: ``metagame``, all methods at the place where the
+            metagame beside them ranks it best, as in the paper's code (its text does not say), or ``own``, each method
+            where it ranks the pair best. Scores are of ``own``; see :func:`metagame.report.recall.at_matches`.
+
+    Raises:
+        UserError: as the base class does, or ``match`` is neither.
+    """
+
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids", "match"})
+
+    def __init__(
+        self,
+        prompts: Sequence[AnnotatedPrompt],
+        ids: Sequence[str] | None = None,
+        prompt: str | None = None,
+        pairs: Sequence[Sequence[str]] | None = None,
+        match: str = MATCHES[0],
+    ) -> None:
+        super().__init__(prompts, ids, prompt, pairs)
+        if match not in MATCHES:
+            raise UserError(f"benchmark.match={match!r}: give one of {', '.join(MATCHES)}.")
 
     def score(
         self,
@@ -146,13 +171,21 @@ class Prompts(PromptBenchmark[AnsweredPrompt]):
     ) -> dict[str, Score]:
         bound = inputs[WHOLE]
         n = len(bound.players)
-        ranks, unmatched = pair_ranks(sample.pairs, bound.players, pair_matrix(explanations[WHOLE]))
+        at_matches, unmatched = pair_ranks(sample.pairs, bound.players, pair_matrix(explanations[WHOLE]))
+        ranks = [min(each) for each in at_matches]
         scores: dict[str, Score] = {
-            f"recall_{share}": float(np.mean([rank <= most_pairs(share, n) for rank in ranks])) if ranks else None
-            for share in SHARES
-        }
-        scores |= {"n_players": n, "ranks": ranks, "unmatched": [" + ".join(pair) for pair in unmatched]}
+            **recalls_of_ranks(ranks, n), "n_players": n, "ranks": ranks, "match_ranks": at_matches,
+        }  # fmt: skip
+        scores["unmatched"] = [" + ".join(pair) for pair in unmatched]
         return scores | {"text": sample.text, "tokens": list(bound.players), "answer": bound.answer}
+
+
+def recalls_of_ranks(ranks: Sequence[int], n: int) -> dict[str, float | None]:
+    """Recall at each of :data:`SHARES`: the share of pairs whose rank is at most K; None without pairs."""
+    return {
+        f"recall_{share}": float(np.mean([rank <= most_pairs(share, n) for rank in ranks])) if ranks else None
+        for share in SHARES
+    }
 
 
 def sources(prompts: Sequence[AnnotatedPrompt]) -> Sequence[Path]:
@@ -205,17 +238,18 @@ def pair_matrix(explanation: Explanation) -> Float[np.ndarray, "n n"]:
 
 
 def most_pairs(share: int, n: int) -> int:
-    """K, of n players: ``share`` percent of the directed pairs, at least one."""
-    return max(1, round(share * n * (n - 1) / 100))
+    """K, of n players: ``share`` percent of the directed pairs, at least one unless ``share`` is 0."""
+    return max(1, round(share * n * (n - 1) / 100)) if share else 0
 
 
 def pair_ranks(
     pairs: Sequence[tuple[str, str]], tokens: Sequence[str], matrix: Float[np.ndarray, "n n"]
-) -> tuple[list[int], list[tuple[str, str]]]:
-    """The rank of each pair among all directed ones by size of the entry, and the pairs that are not in the prompt.
+) -> tuple[list[list[int]], list[tuple[str, str]]]:
+    """The ranks of each pair among all directed ones by size of the entry, and the pairs that are not in the prompt.
 
-    A rank is 1 + the number of off-diagonal entries that are strictly larger; the better direction counts, and the best
-    match where a string occurs more than once. A string of several tokens is represented by the first.
+    A rank is 1 + the number of off-diagonal entries that are strictly larger; the better direction counts. There is one
+    for each match, of which there are several where a string occurs more than once. A string of several tokens is
+    represented by the first.
     """
     size = np.abs(matrix)
     others = np.sort(size[~np.eye(len(size), dtype=bool)])
@@ -225,8 +259,8 @@ def pair_ranks(
         if not places:
             unmatched.append(pair)
             continue
-        best = max(max(size[a, b], size[b, a]) for a, b in places)
-        ranks.append(int(1 + len(others) - np.searchsorted(others, best, side="right")))
+        entries = [max(size[a, b], size[b, a]) for a, b in places]
+        ranks.append((1 + len(others) - np.searchsorted(others, entries, side="right")).tolist())
     return ranks, unmatched
 
 

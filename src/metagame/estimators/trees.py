@@ -43,8 +43,8 @@ def trees(
     values are those of the trees alone. Order 2: SII of the trees plus shapiq's KernelSHAP-IQ on the residuals. No
     standard error, unless all coalitions are played.
 
-    Differs from the paper: it fits trees per step and target on 32(n-1) coalitions of their own and leaves the
-    residuals.
+    Differs from the paper's code, which fits XGBoost to each generation step and target, on 32(n-1) coalitions of their
+    own without weights, leaves the residuals, and has a row of 0 for a target whose values are all equal.
 
     ``n_threads`` targets are fitted side by side at order 1; None: as many as there are cores.
 

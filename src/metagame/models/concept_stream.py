@@ -43,6 +43,8 @@ def concept_logits(
 ) -> list[Float[Tensor, "L _ P"]]:
     """Logits of each set's concepts, from one forward pass that ends behind the last double-stream block.
 
+    Differs from the paper's code, where products, softmax and mean over layers are in bfloat16, too.
+
     Args:
         transformer: of a FLUX pipeline.
         inputs: of the transformer's ``forward``, of one image.
@@ -63,11 +65,12 @@ def concept_logits(
 
 @contextmanager
 def watched_concepts(
-    transformer: FluxTransformer2DModel, sets: Sequence[ConceptSet], n_layers: int
+    transformer: FluxTransformer2DModel, sets: Sequence[ConceptSet], n_layers: int, pooled: bool = True
 ) -> Generator[list[list[Float[Tensor, "L _ P"]]]]:
     """Within: each forward pass of the transformer adds what :func:`concept_logits` returns to the yielded list.
 
-    So a picture's concepts can be watched while a pipeline paints it.
+    So a picture's concepts can be watched while a pipeline paints it. Unless ``pooled``, they are modulated as if the
+    pooled text vector were zero; image and text never are.
     """
     blocks = list(transformer.transformer_blocks)
     if not 1 <= n_layers <= len(blocks):
@@ -77,16 +80,22 @@ def watched_concepts(
         raise UserError("the transformer holds fused projections: call unfuse_qkv_projections() first.")
     passes: list[list[Tensor]] = []
     streams: list[_Stream] = []
+    blank: list[Tensor] = []  # what modulates concepts in place of the pass's own condition
+
+    def keep_blank(module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        blank[:] = [module.forward(*inputs[:-1], torch.zeros_like(inputs[-1]))]
 
     def follow(block: FluxTransformerBlock, seen: _Seen, condition: Tensor, asked: bool) -> None:
         if block is blocks[0]:  # a new pass; not before, since only now an offloaded transformer is on its device
             streams[:] = [_Stream(each, transformer.context_embedder(each.encodings[None])) for each in sets]
         for stream in streams:
-            stream.advance(block, seen, condition, asked)
+            stream.advance(block, seen, condition if pooled else blank[0], asked)
         if block is blocks[-1]:
             passes.append([torch.cat(stream.logits) for stream in streams])
 
     with ExitStack() as stack:
+        if not pooled:
+            stack.callback(transformer.time_text_embed.register_forward_hook(keep_blank).remove)
         for place, block in enumerate(blocks):
             _watch(block, follow, place >= len(blocks) - n_layers, stack)
         yield passes

@@ -19,7 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pixel_unshuffle
+from torch.nn.functional import interpolate, pixel_unshuffle
 from transformers import BitsAndBytesConfig, CLIPTextModel, T5EncoderModel
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils import logging as transformers_logging
@@ -35,6 +35,8 @@ PARTS = {
     "transformer": FluxTransformer2DModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel,
     "text_encoder_2": T5EncoderModel,
 }  # fmt: skip
+TORCH_NEAREST = "torch_nearest"
+POSTERIORS, NOISES = ("sample", "mean"), ("device", "cpu")
 MEMORY_ADVICE = "set model.offload=true, or model.text_encoder_bits=8"
 
 log = logging.getLogger(__name__)
@@ -44,36 +46,53 @@ log = logging.getLogger(__name__)
 class Denoising:
     """The point of the diffusion at which concepts are asked: x_t = (1 - t) x + t noise, with t = 1 - step / n_steps.
 
-    Of a picture that the model paints, x_t is what it has after ``step`` steps; FLUX.1-dev's schedule is shifted, its t
-    another.
+    Of a picture that the model paints, x_t is what it has after ``step`` steps, or after each; FLUX.1-dev's schedule is
+    shifted, its t another. The defaults are those of the paper's code, of which its text does not say ``resample``,
+    ``posterior`` and ``noise``.
 
-    Differs from the paper: in a painting the pooled text vector is the prompt's, not zero, for the concepts too;
-    without it the model would paint something else.
+    Differs from the paper's text: the pooled text vector is zero for the concepts alone where the model paints; image
+    and text have the prompt's, without which it would paint something else.
 
     Attributes:
         side: of the square that images are stretched to, in pixels.
         n_steps: of the schedule.
-        step: how many of them are behind; a picture that the model paints is watched in this one, counted from 0.
+        step: how many of them are behind.
         seed: of the noise.
-        resample: how images are stretched, a name of :class:`PIL.Image.Resampling`.
+        resample: how images are stretched: ``torch_nearest``, pixel i from floor(i scale), or a name of
+            :class:`PIL.Image.Resampling`, of which ``nearest`` takes it from floor((i + 1/2) scale).
+        posterior: what x is of the autoencoder's distribution: its ``sample`` or its ``mean``.
+        noise: who draws it for images that are given, and the sample: the ``device`` in the transformer's type, whose
+            numbers depend on the device, or the ``cpu`` in float32.
         guidance: for models that take one (FLUX.1-dev).
+        all_steps: whether a picture that the model paints is watched in all steps, each a layer of its own, or in
+            ``step`` alone, counted from 0.
+        pooled_concepts: whether the pooled text vector of such a picture's prompt modulates the concepts, too.
     """
 
     side: int
     n_steps: int = 4
     step: int = 2
     seed: int = 0
-    resample: str = "nearest"
+    resample: str = TORCH_NEAREST
+    posterior: str = POSTERIORS[0]
+    noise: str = NOISES[0]
     guidance: float | None = None
+    all_steps: bool = True
+    pooled_concepts: bool = False
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.n_steps < 1:
             raise UserError(f"model.denoising.side={self.side}, n_steps={self.n_steps}: give positive numbers.")
         if not 0 <= self.step < self.n_steps:
             raise UserError(f"model.denoising.step={self.step}: give one of 0 to {self.n_steps - 1}.")
-        if self.resample.upper() not in Image.Resampling.__members__:
-            names = ", ".join(name.lower() for name in Image.Resampling.__members__)
-            raise UserError(f"model.denoising.resample={self.resample!r}: give one of {names}.")
+        resamples = (TORCH_NEAREST, *map(str.lower, Image.Resampling.__members__))
+        for name, given, chosen, choices in (
+            ("resample", self.resample, self.resample.lower(), resamples),
+            ("posterior", self.posterior, self.posterior, POSTERIORS),
+            ("noise", self.noise, self.noise, NOISES),
+        ):
+            if chosen not in choices:
+                raise UserError(f"model.denoising.{name}={given!r}: give one of {', '.join(choices)}.")
 
     @property
     def noise_share(self) -> float:
@@ -81,8 +100,11 @@ class Denoising:
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 {self.side} {self.side}"]:
         """The stretched image, from -1 to 1."""
-        stretched = image.convert("RGB").resize((self.side, self.side), Image.Resampling[self.resample.upper()])
-        return torch.from_numpy(np.array(stretched)).permute(2, 0, 1)[None] / 127.5 - 1
+        image, square = image.convert("RGB"), (self.side, self.side)
+        if self.resample.lower() != TORCH_NEAREST:
+            image = image.resize(square, Image.Resampling[self.resample.upper()])
+        # of what Pillow has stretched, the nearest pixels are all
+        return interpolate(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1, square, mode="nearest")
 
 
 class Flux(Model[ConceptSample, ConceptLogits]):
@@ -124,6 +146,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         text_length: int,
         device: str | None = None,
         dtype: str = "float32",
+        vae_dtype: str = "float32",
         offload: bool = False,
         text_encoder_bits: int | None = None,
     ) -> Self:
@@ -136,6 +159,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             text_length: as of the class.
             device: None: the GPU where there is one.
             dtype: of weights and activations; logits are float32.
+            vae_dtype: of the autoencoder's.
             offload: each part of the pipeline is on the device only while it computes.
             text_encoder_bits: 8 or 4, to hold the T5 encoder quantized, by bitsandbytes.
 
@@ -143,6 +167,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             UserError: the pipeline is absent, gated or broken, or does not fit the device.
         """
         check_dtype(dtype)
+        check_dtype(vae_dtype, "vae_dtype")
         device = settle_device(device)
         if offload and torch.device(device).type == "cpu":
             raise UserError("model.offload=true is for a GPU: leave it out on the CPU.")
@@ -153,13 +178,16 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         with _without_progress_bars(), without_conversion_note():
             for name, part in PARTS.items():
                 bits = text_encoder_bits if name == "text_encoder_2" else None
-                settings[name] = _load_part(part, folder, name, settings["torch_dtype"], bits)
+                own = getattr(torch, vae_dtype if name == "vae" else dtype)
+                settings[name] = _load_part(part, folder, name, own, bits)
             pipeline = load_pretrained(FluxPipeline.from_pretrained, folder, None, **settings)
         pipeline.set_progress_bar_config(disable=True)
         if offload:
             pipeline.enable_model_cpu_offload(device=device)
         else:
             pipeline = moved(pipeline, device, checkpoint, MEMORY_ADVICE)
+        if denoising.noise == "device" and torch.device(device).type != "cuda":
+            log.warning("Noise is drawn on %s; the published numbers are of a GPU's (model.denoising.noise).", device)
         return cls(pipeline, _revision(Path(folder)), device, denoising, text_length)
 
     def prepare(self, samples: Sequence[ConceptSample]) -> list[Mapping[str, ConceptLogits] | Failure]:
@@ -203,12 +231,13 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         answers = {}
         for group, plan, concepts, prompt in zip(groups, plans, sets, prompts, strict=True):
             logits = concept_logits(self.pipeline.transformer, self.inputs(latents, prompt), concepts, plan.n_layers)
-            answers |= plan.answers(group, logits)
+            answers |= plan.answers(group, [logits])
         return {name: answers[name] for name in questions}
 
     def _paint(self, sample: PaintedImage, questions: Mapping[str, ConceptQuestion]) -> dict[str, ConceptLogits]:
         when, plan = self.denoising, ConceptPlan.of(questions)
-        with watched_concepts(self.pipeline.transformer, plan.sets(self.concept), plan.n_layers) as passes:
+        watched = self.pipeline.transformer, plan.sets(self.concept), plan.n_layers, when.pooled_concepts
+        with _decoding_in_own_type(self.pipeline.vae), watched_concepts(*watched) as passes:
             image = self.pipeline(
                 prompt=sample.prompt,
                 height=when.side,
@@ -218,20 +247,20 @@ class Flux(Model[ConceptSample, ConceptLogits]):
                 max_sequence_length=self.text_length,
                 generator=torch.Generator().manual_seed(sample.seed),
             ).images[0]
-        return plan.answers(questions, passes[when.step], np.asarray(image))
+        seen = passes if when.all_steps else passes[when.step : when.step + 1]
+        return plan.answers(questions, seen, np.asarray(image))
 
     def noisy_latents(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:
-        """x_t of the image, with noise drawn from the seed.
-
-        Differs from the paper: x is the mean of the autoencoder's distribution (the paper does not say).
-        """
-        vae = self.pipeline.vae
-        pixels = self.denoising.pixels(image).to(self.device, vae.dtype)
-        latents = vae.encode(pixels).latent_dist.mean.float()
-        latents = (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.denoising.seed))
-        t = self.denoising.noise_share
-        return (1 - t) * latents + t * noise.to(self.device)
+        """x_t of the image; the seed's first numbers are its noise, the next those of the sample that x is."""
+        vae, when = self.pipeline.vae, self.denoising
+        posterior = vae.encode(when.pixels(image).to(self.device, vae.dtype)).latent_dist
+        on_device = when.noise == "device"
+        generator = torch.Generator(self.device if on_device else "cpu").manual_seed(when.seed)
+        dtype = self.pipeline.transformer.dtype if on_device else torch.float32
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=generator.device, dtype=dtype)
+        latents = posterior.sample(generator) if when.posterior == "sample" else posterior.mean
+        latents = (latents.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        return (1 - when.noise_share) * latents + when.noise_share * noise.to(self.device, torch.float32)
 
     def inputs(self, latents: Float[Tensor, "1 c h w"], prompt: Float[Tensor, "1 T e"]) -> dict[str, Any]:
         """Arguments of the transformer's forward pass; ``prompt`` is encoded, the pooled text vector zero."""
@@ -321,18 +350,15 @@ class ConceptPlan:
     def answers(
         self,
         questions: Mapping[str, ConceptQuestion],
-        logits: Sequence[Float[Tensor, "L _ P"]],
+        passes: Sequence[Sequence[Float[Tensor, "L _ P"]]],
         picture: np.ndarray | None = None,
     ) -> dict[str, ConceptLogits]:
-        """What :func:`concept_logits` found for the sets, as each question asks it."""
+        """What passes such as that of :func:`concept_logits` found for the sets, as each question asks it."""
         found = {}
         for name, question in questions.items():
-            if question.cross_attention:
-                concepts = _names(question)
-                answer = logits[self.joint.index(concepts)]
-            else:
-                concepts, answer = self.decoupled, logits[-1]
-            asked = answer[-question.n_layers :]
+            concepts = _names(question) if question.cross_attention else self.decoupled
+            place = self.joint.index(concepts) if question.cross_attention else -1
+            asked = torch.cat([logits[place][-question.n_layers :] for logits in passes])
             players, background = (
                 asked[:, [concepts.index(each) for each in names]] for names in (question.players, question.background)
             )
@@ -387,6 +413,16 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
             f"model.text_encoder_bits={bits} needs bitsandbytes: install it with 'pip install bitsandbytes'."
         )
     return BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=dtype)
+
+
+@contextmanager
+def _decoding_in_own_type(vae: AutoencoderKL) -> Generator[None]:
+    """Within: the decoder takes latents of any type, since a pipeline gives it those of the transformer's."""
+    handle = vae.decoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(vae.dtype), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

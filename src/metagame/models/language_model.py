@@ -87,6 +87,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         chat: whether prompts are put in the tokenizer's chat template.
         template_settings: what the template is given beside the prompt.
         max_new_tokens: the most tokens of an answer.
+        end_token: whether the token that ends an answer is a generation step, whose logit counts in the mean, as in
+            the paper's code (the text does not say); an answer that ends at once then has one step.
         tokens_per_batch: tokens in a forward and backward pass; shrinks by itself where memory does not suffice.
         absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
 
@@ -106,10 +108,11 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         chat: bool,
         template_settings: Mapping[str, Any] | None = None,
         max_new_tokens: int = 100,
+        end_token: bool = True,
         tokens_per_batch: int = 8192,
         absent_token: str | None = None,
     ) -> None:
-        _check_settings(tokenizer, chat, template_settings, max_new_tokens, tokens_per_batch, absent_token)
+        _check_settings(tokenizer, chat, template_settings, max_new_tokens, end_token, tokens_per_batch, absent_token)
         self.net = text_part(net).eval().requires_grad_(False)
         # configs of other architectures than Gemma do not declare it
         if getattr(self.net.config, "final_logit_softcapping", None) is not None:
@@ -123,6 +126,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         self.chat = chat
         self.template_settings = template_settings
         self.max_new_tokens = max_new_tokens
+        self.end_token = end_token
         self.batches = TokenBatches(tokens_per_batch)
         self.absent_id = absent_token_id(tokenizer, absent_token)
 
@@ -138,6 +142,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         chat: bool,
         template_settings: Mapping[str, Any] | None = None,
         max_new_tokens: int = 100,
+        end_token: bool = True,
         tokens_per_batch: int = 8192,
         absent_token: str | None = None,
     ) -> Self:
@@ -152,6 +157,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             chat: this and what follows as for the class.
             template_settings: likewise.
             max_new_tokens: likewise.
+            end_token: likewise.
             tokens_per_batch: likewise.
             absent_token: likewise.
 
@@ -161,7 +167,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         # the weights take minutes: whatever else is off is told before them
         find_class(CLASSES, checkpoint, revision)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision)
-        _check_settings(tokenizer, chat, template_settings, max_new_tokens, tokens_per_batch, absent_token)
+        _check_settings(tokenizer, chat, template_settings, max_new_tokens, end_token, tokens_per_batch, absent_token)
         net = load_model(CLASSES, checkpoint, revision, device, attention, dtype)
         return cls(
             net,
@@ -170,6 +176,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             chat=chat,
             template_settings=template_settings,
             max_new_tokens=max_new_tokens,
+            end_token=end_token,
             tokens_per_batch=tokens_per_batch,
             absent_token=absent_token,
         )
@@ -188,7 +195,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         if not answer:
             raise UserError(
                 f"the model's answer to {sample.text!r} is empty, it ended at once: there is nothing to explain; ask"
-                " differently, or check model.chat."
+                " differently, check model.chat, or set model.end_token=true."
             )
         return {WHOLE: self.bind_answer(prompt, answer)}
 
@@ -198,7 +205,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
 
     @torch.no_grad()
     def generate(self, prompt: PromptTokens) -> tuple[int, ...]:
-        """The tokens of the greedy answer, without the one that ends it."""
+        """The tokens of the greedy answer; the one that ends it only if it is a step."""
         context = self.net.config.max_position_embeddings
         if len(prompt.ids) + self.max_new_tokens > context:
             raise UserError(
@@ -225,7 +232,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         finally:
             self.net.generation_config = recommended
         answer = found[0, len(prompt.ids) :].tolist()
-        return tuple(answer[:-1] if answer[-1] in ends else answer)
+        return tuple(answer[:-1] if answer[-1] in ends and not self.end_token else answer)
 
     def bind_answer(self, prompt: PromptTokens, answer: tuple[int, ...]) -> AnsweredPrompt:
         """The prompt as a masked model over the input embeddings of its players, ``(n, d)``, in float32 or better."""
@@ -262,14 +269,16 @@ def _check_settings(
     chat: bool,
     template_settings: Mapping[str, Any] | None,
     max_new_tokens: int,
+    end_token: bool,
     tokens_per_batch: int,
     absent_token: str | None,
 ) -> None:
     """Raise UserError where a setting is off, or does not fit the tokenizer."""
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UserError(f"model.max_new_tokens={max_new_tokens!r}: give a positive whole number of tokens.")
-    if not isinstance(chat, bool):
-        raise UserError(f"model.chat={chat!r}: give true or false.")
+    for name, value in (("chat", chat), ("end_token", end_token)):
+        if not isinstance(value, bool):
+            raise UserError(f"model.{name}={value!r}: give true or false.")
     if template_settings is not None and not isinstance(template_settings, Mapping):
         raise UserError(f"model.template_settings={template_settings!r}: give a mapping, such as {{key: value}}.")
     TokenBatches(tokens_per_batch)

@@ -138,14 +138,14 @@ def load_model(
     return moved(net, settle_device(device), checkpoint)
 
 
-def check_dtype(dtype: str) -> None:
-    """Refuse a type of weights that is none of :data:`DTYPES`.
+def check_dtype(dtype: str, name: str = "dtype") -> None:
+    """Refuse a type of weights that is none of :data:`DTYPES`; ``name`` is its argument's.
 
     Raises:
         UserError: it is none of them.
     """
     if dtype not in DTYPES:
-        raise UserError(f"model.dtype={dtype!r}: give one of {', '.join(DTYPES)}.")
+        raise UserError(f"model.{name}={dtype!r}: give one of {', '.join(DTYPES)}.")
 
 
 def moved(net: Any, device: str, checkpoint: str, advice: str = "choose a smaller model or a larger device") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -11,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from metagame.benchmarks.prompts import SHARES
+from metagame.benchmarks.prompts import MATCHES, SHARES, recalls_of_ranks
 from metagame.contracts import WHOLE
+from metagame.jobs.records import Record
 from metagame.report.groups import by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes
@@ -31,6 +33,7 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
     columns += [Column(f"recall_{share}", f"recall, K = {share} %", "mean") for share in SHOWN]
     columns += [Column("mean", "mean, 1 to 15 %", "mean"), Column("loo", "rank correlation with LOO", "mean")]
     columns += [Column("n", "prompts", "text")]
+    results = at_matches(results)
     return Table(
         title=f"{results[0].config.name}: recall of annotated pairs of tokens",
         scale=scale,
@@ -44,10 +47,59 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
             " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))).",
             "Rank correlation: Spearman's, of first-order attributions with leave-one-out's on the same prompt.",
             DECIDED,
+            *_match_notes(results),
             *_annotation_notes(results, scale),
             *failure_notes(results),
         ],
     )
+
+
+def at_matches(results: Sequence[JobResult]) -> list[JobResult]:
+    """The results, each pair ranked where ``match`` of :class:`metagame.benchmarks.prompts.Prompts` says.
+
+    A pair of a prompt that no metagame has done stays where the method itself ranks it best.
+    """
+    return [_at_matches_of(result, _metagame_beside(result, results)) for result in results]
+
+
+def _metagame_beside(result: JobResult, results: Sequence[JobResult]) -> JobResult | None:
+    """The metagame at whose matches a method is ranked: its own one if there is one."""
+    if result.config.benchmark.get("match") != MATCHES[0]:
+        return None
+    beside = [other for other in results if other.variant.meta and other.setting == result.setting]
+    return next((other for other in beside if other.variant.base == result.variant.base), (beside or [None])[0])
+
+
+def _at_matches_of(result: JobResult, metagame: JobResult | None) -> JobResult:
+    if metagame is None or metagame is result:
+        return result
+    known = {record.sample: record.scores.get("match_ranks", []) for record in metagame.done}
+    return replace(result, records=[_at_best_of(record, known.get(record.sample, [])) for record in result.records])
+
+
+def _at_best_of(record: Record, others: Sequence[Sequence[int]]) -> Record:
+    """The record with each pair ranked at the match where another method has the best of its ranks."""
+    if not others or record.status != "done":
+        return record
+    pairs = zip(record.scores["match_ranks"], others, strict=True)
+    ranks = [own[int(np.argmin(theirs))] for own, theirs in pairs]
+    return replace(record, scores={**record.scores, **recalls_of_ranks(ranks, record.scores["n_players"])})
+
+
+def _match_notes(results: Sequence[JobResult]) -> list[str]:
+    """Where pairs that occur in several places are ranked, if there are such."""
+    several = [
+        result
+        for result in results
+        if any(len(matches) > 1 for record in result.done for matches in record.scores.get("match_ranks", ()))
+    ]
+    ruled = [result for result in several if _metagame_beside(result, results) is not None]
+    where = [
+        ("where the metagame beside it ranks it best", ruled),
+        ("where the method itself ranks it best", [result for result in several if result not in ruled]),
+    ]
+    labels = {text: ", ".join(dict.fromkeys(result.label for result in own)) for text, own in where if own}
+    return [f"A pair that occurs in several places is ranked {text}: {names}." for text, names in labels.items()]
 
 
 def recalls(result: JobResult, share: int) -> list[float]:
@@ -127,6 +179,7 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
 
 def recall_figure(results: list[JobResult]) -> Figure | None:
     """A panel for each model (Figure 10), and for each seed and benchmark; None where no prompt has pairs."""
+    results = at_matches(results)
     groups = [group for group in by_setting(results) if any(map(_has_curve, group.results))]
     if not groups:
         return None

@@ -16,7 +16,7 @@ from metagame.contracts import WHOLE, Explanation
 from metagame.report.groups import Group, by_setting, stacked
 from metagame.report.labels import told_apart
 from metagame.report.maps import heat_scale
-from metagame.report.recall import curve_styles, draw_recall
+from metagame.report.recall import at_matches, curve_styles, draw_recall
 from metagame.report.results import JobResult
 
 TOP = 10
@@ -99,6 +99,7 @@ def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -
         results: of the jobs.
         prompts: ids of those to show; the first ones where none of them was asked.
     """
+    results = at_matches(results)
     jobs = [
         ShownJob(group, result, shown_prompts(result, prompts) or shown_prompts(result)[: len(prompts)])
         for group, result in _with_matrix(results)
