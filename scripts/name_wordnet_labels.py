@@ -2,9 +2,11 @@
 
     python -m scripts.name_wordnet_labels --wordnet dict/data.noun [--root data/imagenet_seg] [--levels 2]
 
-Needs data.noun of WordNet 3.0 and gtsegs_ijcv.mat in the root; writes names.json beside it. An id gets the first of its
-synset's lemmas that is one token; where there is none, its hypernyms' are tried, up to --levels above. The paper does
-not say how it names the ids (3,535 images, 53 names); edit names.json where you know better.
+Needs data.noun of WordNet 3.0 and gtsegs_ijcv.mat in the root; writes names.json beside it. The published numbers use
+the names in imagenet_class_map.json (3,535 images, 53 names of one token), which the folder
+experiments/imagenet_segmentation/data of https://github.com/helblazer811/ConceptAttention has. If it lies in the root,
+an id gets the name that it gives the first lemma of the id's synset. Without it, an id gets the first of its synset's
+lemmas that is one token; where there is none, its hypernyms' are tried, up to --levels above.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from metagame.benchmarks.imagenet_seg import image_ids, wordnet_id
+from metagame.benchmarks.masks import read_annotations
 from metagame.errors import UserError
 from metagame.models.concepts import concept_token, load_t5_tokenizer
 
+CLASS_MAP = "imagenet_class_map.json"
 BACKGROUND = ("background", "floor", "grass", "tree", "sky")
 """Concepts of the benchmark that are never classes."""
 
@@ -77,12 +81,59 @@ def find_name(key: str, synsets: Mapping[str, Synset], tokenizer: PreTrainedToke
     return None
 
 
+def read_class_map(path: Path) -> dict[str, str]:
+    """The names of lemmas such as ``tabby``, in ``categories`` of the file or alone.
+
+    Raises:
+        UserError: the file is broken or maps other things.
+    """
+    content = read_annotations(path, ())
+    names = content.get("categories", content) if isinstance(content, dict) else content
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{path} does not map lemmas of WordNet to names: get it again.")
+    return names
+
+
+def mapped_name(key: str, synsets: Mapping[str, Synset], class_map: Mapping[str, str]) -> str:
+    """The name that the class map has for the first lemma of a synset.
+
+    Raises:
+        UserError: it has none, or WordNet does not have the synset.
+    """
+    if key not in synsets:
+        raise UserError(f"{key} of gtsegs_ijcv.mat is no noun of this data.noun: give that of WordNet 3.0.")
+    lemma = synsets[key].lemmas[0]
+    if lemma not in class_map:
+        raise UserError(
+            f"{CLASS_MAP} has no {lemma!r}, the class {key} of gtsegs_ijcv.mat: get it again, or remove it to take"
+            " names from WordNet."
+        )
+    return class_map[lemma]
+
+
 def _is_one_token(lemma: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
         concept_token(tokenizer, lemma)
     except UserError:
         return False
     return True
+
+
+def choose_names(keys: Sequence[str], arguments: argparse.Namespace) -> dict[str, str]:
+    """Names by id, those of the class map where there is one; says where they are from.
+
+    Raises:
+        UserError: a file is missing or broken, or the class map lacks a class.
+    """
+    synsets, path = read_synsets(arguments.wordnet), arguments.root / CLASS_MAP
+    if path.exists():
+        class_map = read_class_map(path)
+        print(f"Names are those of {path}, as in the published numbers.")
+        return {key: mapped_name(key, synsets, class_map) for key in keys if key}
+    tokenizer = load_t5_tokenizer(arguments.tokenizer, None)
+    print(f"{path} is not there: names are from WordNet, other than those of the published numbers (see --help).")
+    found = {key: find_name(key, synsets, tokenizer, arguments.levels) for key in keys}
+    return {key: name for key, name in found.items() if name is not None}
 
 
 def main() -> None:
@@ -94,12 +145,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         ids = [wordnet_id(each) for each in image_ids(arguments.root / "gtsegs_ijcv.mat")]
-        synsets = read_synsets(arguments.wordnet)
-        tokenizer = load_t5_tokenizer(arguments.tokenizer, None)
+        names = choose_names(sorted(set(ids)), arguments)
     except UserError as error:
         sys.exit(str(error))
-    found = {key: find_name(key, synsets, tokenizer, arguments.levels) for key in sorted(set(ids))}
-    names = {key: name for key, name in found.items() if name is not None}
     path = arguments.root / "names.json"
     path.write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
     n_images = sum(key in names for key in ids)

@@ -15,7 +15,7 @@ NAMES = sorted(path.stem for path in (ROOT / "configs/benchmark").glob("[!_]*.ya
 WITHOUT_FILES = {"addition", "concepts", "pair_deletion", "pointing_game", "prompts", "separation"}
 """Benchmarks whose samples are texts, are painted by the model, or are made of scikit-learn's digits."""
 RUNTIME = {
-    "prompts": {"ids"}, "pair_deletion": {"ids"}, "voc": {"expected", "all_players"},
+    "prompts": {"ids", "match"}, "pair_deletion": {"ids"}, "voc": {"expected", "all_players"},
     "coco": {"expected", "all_players"}, "imagenet_seg": {"expected", "all_players"},
 }  # fmt: skip
 TEXTS = {

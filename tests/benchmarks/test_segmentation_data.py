@@ -61,6 +61,7 @@ class Kind:
     scenes: tuple[np.ndarray, ...] = SCENES
     names: tuple[str, ...] = (*NAMES, *STRANGE)
     has_unlabelled: bool = False
+    original_ids: tuple[str, ...] = ()
 
     def truth(self, labels):
         return labels if self.has_unlabelled else np.where(labels == UNLABELLED, OTHER, labels)
@@ -71,14 +72,14 @@ class Kind:
 
 
 PLACES = range(len(SCENES))
-COCO_IDS = tuple(map(coco_id, PLACES))
+COCO_IDS, COCO_NUMBERS = tuple(map(coco_id, PLACES)), tuple(str(139 + place) for place in PLACES)
 SINGLE_IDS = tuple(imagenet_seg_id(number, NAMES[labels.max()]) for number, labels in enumerate(SINGLE_SCENES))
 KINDS = {
     "voc": Kind(
         write_voc, lambda root: VOC(root, NAMES), tuple(map(voc_id, PLACES)), names=NAMES, has_unlabelled=True
     ),
-    "panoptic": Kind(write_panoptic, COCOPanoptic, COCO_IDS, has_unlabelled=True),
-    "instances": Kind(write_instances, COCOInstances, COCO_IDS),
+    "panoptic": Kind(write_panoptic, COCOPanoptic, COCO_IDS, has_unlabelled=True, original_ids=COCO_NUMBERS),
+    "instances": Kind(write_instances, COCOInstances, COCO_IDS, original_ids=COCO_NUMBERS),
     "imagenet_seg": Kind(write_imagenet_seg, ImageNetSeg, SINGLE_IDS, SINGLE_SCENES),
 }  # fmt: skip
 VOC_MASK, VOC_IMAGE, VOC_LIST = (
@@ -107,6 +108,7 @@ def test_every_dataset_gives_its_images_in_order_and_the_right_way_round(written
     name, kind, root = written
     images = kind.read(str(root)).images()
     assert tuple(labelled.id for labelled in images) == kind.ids
+    assert tuple(labelled.original_id for labelled in images) == (kind.original_ids or kind.ids)
     assert len(set(kind.ids)) == len(kind.scenes)
     for labelled, labels in zip(images, kind.scenes, strict=True):
         found, expected = labelled.image(), pixels(*labels.shape)
@@ -204,6 +206,12 @@ def test_segments_of_one_class_are_one_class_crowds_too(tmp_path):
     (labelled,) = panoptic(tmp_path, segments, kinds).images()
     assert np.array_equal(labelled.mask(NAMES), np.array([UNLABELLED, DOG, DOG, OTHER, OTHER])[segments])
     assert labelled.classes == {"dog", "zebra"}
+
+
+@pytest.mark.parametrize(("write", "data"), [(write_panoptic, COCOPanoptic), (write_instances, COCOInstances)])
+def test_distractors_of_coco_are_drawn_by_the_integer_id_in_the_order_of_categories(tmp_path, write, data):
+    benchmark = Segmentation(data(str(write(tmp_path))), words_tokenizer(), BACKGROUND, players=["d4"], side=8)
+    assert benchmark.samples()[0].questions()["d4"].players == ("car", "table", "bus", "cow", "dog")
 
 
 def test_stuff_is_no_class_even_with_the_name_of_one_and_the_suffix_of_a_thing_is_no_part_of_its_name(tmp_path):

@@ -108,7 +108,7 @@ MULTI = {
     ),
     "classes without a pixel": (
         {0: table([0.9, 0.9], [0.9, 0.1]), 1: table([0.1, 0.1], [0.1, 0.9]), 2: everywhere(0.0)}, [], [[0, 0], [0, 0]],
-        counts(3, 4, {"0": 3, "1": 0}, {"0": 4, "1": 1}, {"0": 1.0}),
+        counts(3, 4, {"0": 3, "1": 0}, {"0": 4, "1": 1}, {}),
     ),
     "a class without a map": (
         {0: everywhere(1.0)}, [everywhere(0.0)], [[0, 0], [7, 7]],
@@ -151,9 +151,16 @@ def multi_images(draw):
     return maps, background, draw(arrays(np.int16, (side, side), elements=labels, fill=st.nothing()))
 
 
-@given(image=multi_images())
-def test_multi_counts_match_the_pixel_by_pixel_twin(image):
-    assert same_counts(multi_scores(*image), twin.multi(*image))
+@given(image=multi_images(), full=st.booleans())
+def test_multi_counts_match_the_pixel_by_pixel_twin(image, full):
+    assert same_counts(multi_scores(*image, full), twin.multi(*image, full))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_class_that_fills_all_labelled_pixels_has_a_precision_only_if_it_is_asked_for(full):
+    truth = np.array([[0, 0], [X, 0]])
+    found = multi_scores({0: table([0.1, 0.9], [0.2, 0.3]), 1: everywhere(0.0)}, [], truth, full)
+    assert found["ap"] == ({"0": 1.0} if full else {})
 
 
 @given(image=multi_images(), single=single_images())

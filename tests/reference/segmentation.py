@@ -55,8 +55,11 @@ def single(heat, own, labelled) -> dict:
     return {"correct": correct, "pixels": pixels, "intersection": intersection, "union": union, "ap": ap}
 
 
-def multi(maps, background, truth) -> dict:
-    """Counts of the largest of all maps; ``maps`` by class index, ``truth`` class indices, OTHER or UNLABELLED."""
+def multi(maps, background, truth, full_classes=False) -> dict:
+    """Counts of the largest of all maps; ``maps`` by class index, ``truth`` class indices, OTHER or UNLABELLED.
+
+    A class that fills all labelled pixels has an AP only with ``full_classes``.
+    """
     correct, pixels = 0, 0
     classes = sorted({*maps, *(int(label) for row in truth for label in row if label >= 0)})
     intersection, union = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0)
@@ -87,7 +90,11 @@ def multi(maps, background, truth) -> dict:
         "pixels": pixels,
         "intersection": {str(each): intersection[each] for each in kept},
         "union": {str(each): union[each] for each in kept},
-        "ap": {str(each): average_precision(*both) for each, both in ranking.items() if any(both[0])},
+        "ap": {
+            str(each): average_precision(*both)
+            for each, both in ranking.items()
+            if any(both[0]) and (full_classes or not all(both[0]))
+        },
     }
 
 

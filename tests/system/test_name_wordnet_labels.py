@@ -14,6 +14,7 @@ from metagame.models.concepts import load_t5_tokenizer
 from scripts import name_wordnet_labels as script
 from scripts.name_wordnet_labels import Synset, find_name, read_synsets
 from scripts.train_diffusion import build_tokenizers
+from tests.conftest import unchecked
 
 LICENCE = """\
   1 This software and database is being provided to you, the LICENSEE, by
@@ -178,10 +179,62 @@ def test_the_command_line_writes_the_names_that_the_benchmark_reads(
         written.append((root / "names.json").read_text(encoding="utf-8"))
     assert json.loads(written[0]) == names
     assert written[0] == written[1]
-    assert capsys.readouterr().out == f"{root / 'names.json'}: {told}\n" * 2
+    fallback = f"{root / 'imagenet_class_map.json'} is not there: names are from WordNet, other than those of the"
+    assert [line[: len(fallback)] for line in capsys.readouterr().out.splitlines()][::2] == [fallback] * 2
     images = ImageNetSeg(str(root)).images()
     expected = [(image_id, names[image_id[:9]]) for image_id in IDS if image_id[:9] in names]
     assert [(image.id, image.name) for image in images] == expected
+
+
+CLASS_MAP = {"dog": "pet", "canine": "pet", "North Sea": "sea animal", "object": "thing", "five": "number"}
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda names: {"categories": names}, lambda names: names], ids=["categories", "alone"]
+)
+def test_names_of_a_class_map_come_before_those_of_wordnet(wordnet, root, monkeypatch, capsys, wrap, tmp_path):
+    drop_image_of_no_synset(root)
+    (root / "imagenet_class_map.json").write_text(json.dumps(wrap(CLASS_MAP)))
+    name_labels(monkeypatch, wordnet, root, tmp_path)  # and without a tokenizer
+    names = {DOG: "pet", CANINE: "pet", NORTH_SEA: "sea animal", OBJECT: "thing"}
+    assert json.loads((root / "names.json").read_text()) == names
+    origin, told = capsys.readouterr().out.splitlines()
+    assert origin == f"Names are those of {root / 'imagenet_class_map.json'}, as in the published numbers."
+    assert told == f"{root / 'names.json'}: 6 of 7 images have one of 3 names."
+    assert ImageNetSeg(str(root)).names == ("thing", "pet", "sea animal")
+
+
+def drop_image_of_no_synset(root):
+    """Let the one with an id that WordNet does not have be another dog."""
+    with h5py.File(root / "gtsegs_ijcv.mat", "r+") as file:
+        file["value/id"][3, 0] = file["value/id"][0, 0]
+
+
+LACKING = {
+    "a class": (
+        json.dumps({"categories": {"object": "thing", "dog": "pet"}}),
+        "imagenet_class_map.json has no 'canine', the class n02083346 of gtsegs_ijcv.mat: get it again, or remove it",
+    ),
+    "a synset": (None, "n99999999 of gtsegs_ijcv.mat is no noun of this data.noun: give that of WordNet 3.0."),
+    "names": (json.dumps({"categories": {"dog": 3}}), "does not map lemmas of WordNet to names: get it again."),
+    "all": (json.dumps(["dog"]), "does not map lemmas of WordNet to names: get it again."),
+    "its end": ('{"categories": {"dog"', "imagenet_class_map.json is no JSON, or cut off: get it again."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_a_class_map_that_lacks_something_is_told_in_one_sentence(wordnet, root, monkeypatch, tmp_path, case):
+    content, sentence = LACKING[case]
+    if content is None:
+        content = json.dumps(CLASS_MAP)
+    else:
+        drop_image_of_no_synset(root)
+    (root / "imagenet_class_map.json").write_text(content)
+    with unchecked(), pytest.raises(SystemExit) as error:
+        name_labels(monkeypatch, wordnet, root, tmp_path)
+    assert sentence in error.value.code
+    assert "\n" not in error.value.code
+    assert not (root / "names.json").exists()
 
 
 def spoil_images(root):

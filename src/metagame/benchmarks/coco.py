@@ -34,6 +34,7 @@ class PanopticImage:
 
     Attributes:
         id: its file's name without extension.
+        original_id: the integer that the annotations know it by.
         path: of the image.
         mask_path: of the PNG of segment ids.
         annotations: file that says what the segments are.
@@ -43,6 +44,7 @@ class PanopticImage:
     """
 
     id: str
+    original_id: str
     path: Path
     mask_path: Path
     annotations: Path
@@ -117,6 +119,7 @@ class COCOPanoptic:
         kinds = {each["id"]: each["category_id"] for each in segments if each["id"] not in crowds}
         return PanopticImage(
             Path(file_name).stem,
+            str(annotation["image_id"]),
             self.folder / file_name,
             self.masks / annotation["file_name"],
             self.annotations,
@@ -132,6 +135,7 @@ class InstanceImage:
 
     Attributes:
         id: its file's name without extension.
+        original_id: the integer that the annotations know it by.
         path: of the image.
         annotations: file of the instances.
         coco: of pycocotools, which turns instances into masks.
@@ -142,6 +146,7 @@ class InstanceImage:
     """
 
     id: str
+    original_id: str
     path: Path
     annotations: Path
     coco: COCO
@@ -220,4 +225,5 @@ class COCOInstances:
         size = (image["height"], image["width"])
         instances = tuple(self.coco.imgToAnns[key])
         path = self.folder / name
-        return InstanceImage(path.stem, path, self.annotations, self.coco, instances, things, size, self.crowds)
+        about = self.annotations, self.coco, instances, things, size, self.crowds
+        return InstanceImage(path.stem, str(key), path, *about)

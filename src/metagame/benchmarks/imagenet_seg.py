@@ -37,6 +37,10 @@ class ImageNetSegImage:
     name: str
 
     @property
+    def original_id(self) -> str:
+        return self.id
+
+    @property
     def classes(self) -> frozenset[str]:
         return frozenset({self.name})
 
@@ -67,7 +71,8 @@ class ImageNetSeg:
 
     Args:
         root: holds ``gtsegs_ijcv.mat``, and ``names.json``, which maps WordNet ids such as ``n02084071`` to names;
-            several ids may share one. ``python -m scripts.name_wordnet_labels`` makes it.
+            several ids may share one. ``python -m scripts.name_wordnet_labels`` makes it, of the names of the paper's
+            code where ``imagenet_class_map.json`` is there, too (its text does not say which they are).
 
     Raises:
         UserError: a file is missing, broken or of another kind.

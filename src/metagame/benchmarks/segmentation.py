@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TRACKS = ("single", "multi")
 CHANNELS = ("present", "players")
+FULL_CLASSES = ("skipped", "counted")
 BASELINE = "baseline"
 ABLATIONS = (BASELINE, "decoupled", "last_layers", "prompt")
 """The columns of Figure 13: concepts that do not attend to each other, fewer layers, present classes in the prompt."""
@@ -33,9 +34,16 @@ LEFT_OUT = "left out"
 
 
 class LabelledImage(Protocol):
-    """An image whose pixels have classes; ``id`` is unique in its dataset."""
+    """An image whose pixels have classes.
+
+    ``id`` is unique in its dataset; ``original_id`` is what the dataset's own files have, of COCO an integer.
+    """
 
     id: str
+
+    @property
+    def original_id(self) -> str:
+        return self.id
 
     @property
     def classes(self) -> frozenset[str]:
@@ -143,6 +151,8 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         tracks: ``single``: images with one class; ``multi``: all.
         channels: which classes' maps compete in ``multi``: those ``present`` in the image, as the paper's code has it,
             or all ``players``, as its text says.
+        full_classes: the AP in ``multi`` of a class that fills all labelled pixels of an image: ``skipped``, as the
+            paper's code has it (its text does not say), or ``counted``, as 1.
         expected: how many ``images`` there are in all, and how many with a ``single`` class; a difference is told.
         n_maps: of how many images, the first ones, maps are kept.
         all_players: sizes for experiments to choose ``players`` from; none of these is asked here.
@@ -165,6 +175,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         side: int = 224,
         tracks: Sequence[str] = TRACKS,
         channels: str = "present",
+        full_classes: str = FULL_CLASSES[0],
         expected: Mapping[str, int] | None = None,
         n_maps: int = 0,
         all_players: Sequence[str] = (),
@@ -172,6 +183,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         _check_choices("ablations", ablations, ABLATIONS)
         _check_choices("tracks", tracks, TRACKS)
         _check_choices("channels", [channels], CHANNELS)
+        _check_choices("full_classes", [full_classes], FULL_CLASSES)
         self.data = data
         self.tokenizer_folder = tokenizer.name_or_path
         self.vocabulary = one_token_names(data.names, tokenizer)
@@ -189,6 +201,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         self.side = side
         self.tracks = tuple(tracks)
         self.channels = channels
+        self.full_classes = full_classes
         self.expected = dict(expected or {})
         self.n_maps = n_maps
 
@@ -236,7 +249,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         present = self.present(labelled)
         asked = {}
         for cell in self.cells:
-            players = self._players(cell.players, present, labelled.id)
+            players = self._players(cell.players, present, labelled.original_id)
             if players is not None:
                 question = ConceptQuestion(players, self.background, self.n_layers)
                 asked[cell.name] = self._ablated(question, cell.ablation, present)
@@ -253,18 +266,17 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         return question
 
     def _players(self, size: str, present: tuple[str, ...], image_id: str) -> tuple[str, ...] | None:
-        """Present classes, then distractors, in an order that the image's id alone decides.
+        """Present classes, then distractors, which Python's generator draws by the image's id as in the paper's code.
 
         None where there are more present classes than players, or fewer absent ones than distractors.
         """
-        seed = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big")
         absent = [name for name in self.vocabulary if name not in present]
-        distractors = np.random.default_rng(seed).permutation(absent).tolist()
         total = size[0] == "n" and size != "n0"
         n_distractors = int(size[1:]) - len(present) if total else int(size[1:])
         if not 0 <= n_distractors <= len(absent):
             return None
-        return (*present, *distractors[:n_distractors])
+        distractors = Random(f"distractor-{image_id}").sample(absent, n_distractors)  # noqa: S311
+        return (*present, *distractors)
 
     def score(
         self, sample: SegmentedImage, inputs: Mapping[str, ConceptLogits], explanations: Mapping[str, Explanation]
@@ -298,7 +310,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         if "multi" in self.tracks:
             rivals = present if self.channels == "present" else players
             by_class = {self.vocabulary.index(name): heat[players.index(name)] for name in rivals}
-            scores["multi"] = multi_scores(by_class, list(background), truth)
+            scores["multi"] = multi_scores(by_class, list(background), truth, self.full_classes == "counted")
         return scores
 
     def _enlarged(self, explanation: Explanation) -> Float[np.ndarray, "c s s"]:

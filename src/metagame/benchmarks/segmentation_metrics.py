@@ -54,6 +54,7 @@ def multi_scores(
     maps: Mapping[int, Float[np.ndarray, "s s"]],
     background: Sequence[Float[np.ndarray, "s s"]],
     truth: Int[np.ndarray, "s s"],
+    full_classes: bool = False,
 ) -> dict[str, int | dict[str, list[int] | float]]:
     """The largest of all maps at each pixel against the pixel's class (SPEC's *multi* track).
 
@@ -61,6 +62,7 @@ def multi_scores(
         maps: of classes, by index in the vocabulary; an earlier one wins a tie.
         background: of the concepts that stand for no class; a class wins a tie.
         truth: class indices, :data:`OTHER` and :data:`UNLABELLED`.
+        full_classes: whether a class that fills all labelled pixels has an average precision, which is 1.
 
     Returns:
         ``correct`` of the ``pixels`` whose truth is a class; by class ``intersection`` and ``union`` over the labelled
@@ -81,7 +83,7 @@ def multi_scores(
         "ap": {
             str(each): float(average_precision_score(truth == each, values))
             for each, values in zip(maps, heat[: len(maps)], strict=True)
-            if (truth == each).any()
+            if (truth == each).any() and (full_classes or not (truth == each).all())
         },
     }
 

@@ -33,6 +33,10 @@ class VOCImage:
     root: Path
     names: Mapping[int, str]
 
+    @property
+    def original_id(self) -> str:
+        return self.id
+
     @cached_property
     def classes(self) -> frozenset[str]:
         names = list(self.names.values())

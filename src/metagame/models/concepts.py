@@ -74,6 +74,8 @@ class PaintedImage(ConceptSample):
 class ConceptLogits:
     """Logits of concepts at the patches of an image, in several layers: what concept methods explain.
 
+    Of an image that the model painted, layers of several steps of it lie behind each other.
+
     The targets are all concepts at all patches. It is a :class:`metagame.contracts.BoundInput`.
 
     Attributes:

@@ -21,10 +21,18 @@ from metagame.errors import UserError
 from metagame.jobs.build import build_part
 from metagame.report.groups import Group, by_setting, share_samples, stacked
 from metagame.report.maps import draw_map, heat_scale, on_grid
-from metagame.report.results import JobResult, failure_notes
+from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.segmentation import FIRST, role
 from metagame.report.table import Column, Table
 
+STEP_NOTES = {
+    True: "Pictures that the model paints are watched in all steps, as in the paper's code.",
+    False: "Pictures that the model paints are watched in one step; in the paper's code in all.",
+}
+POOLED_NOTES = {
+    True: "The pooled text of a painting's prompt modulates the concepts, too; in the paper's code it does not.",
+    False: "The pooled text of a painting's prompt does not modulate the concepts, as in the paper's code.",
+}
 Map = Float[np.ndarray, "rows columns"]
 
 
@@ -151,6 +159,8 @@ def concepts_table(results: list[JobResult], scale: str) -> Table:
             *([] if several else [f"Model: {results[0].model}."]),
             "Maps are from 0 to 1; j → i is the influence of concept j on the map of i, at most 0, and of a concept on"
             " itself its map without rivals.",
+            *setting_notes(results, "model.denoising.all_steps", STEP_NOTES),
+            *setting_notes(results, "model.denoising.pooled_concepts", POOLED_NOTES),
             *failure_notes(results),
         ],
     )

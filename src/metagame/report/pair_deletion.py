@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from metagame.report.groups import by_setting
-from metagame.report.results import JobResult, failure_notes
+from metagame.report.recall import END_TOKEN_NOTES
+from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
 from metagame.report.table import Column, Table
 
@@ -33,6 +34,7 @@ def pair_deletion_table(results: list[JobResult], scale: str) -> Table:
             " over prompts. The area between the curves is insertion - deletion: higher is better.",
             "Gain: the area between the curves less that of random pairs, prompt by prompt.",
             "Pairs are ranked by the size of their larger direction, those of first-order methods by |R_a + R_b|.",
+            *setting_notes(results, "model.end_token", END_TOKEN_NOTES),
             DECIDED,
             *_comparison_notes(results),
             *failure_notes(results),

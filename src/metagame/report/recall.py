@@ -17,13 +17,17 @@ from metagame.contracts import WHOLE
 from metagame.jobs.records import Record
 from metagame.report.groups import by_setting
 from metagame.report.maps import COLORS
-from metagame.report.results import JobResult, failure_notes
+from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
 from metagame.report.table import Column, Table
 
 STYLES = ("-", "--", "-.", ":")
 SHOWN = (1, 5, 10, 15)
 """Percentages with a column of their own."""
+END_TOKEN_NOTES = {
+    True: "The token that ends an answer is a generation step, too, as in the paper's code.",
+    False: "The token that ends an answer is no generation step; in the paper's code it is (model.end_token=true).",
+}
 CLAIM = "Meta-AttnLRP recalls more of the annotated pairs than sums of AttnLRP (mean over K = 1 to 15 %)"
 
 
@@ -47,6 +51,7 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
             " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))).",
             "Rank correlation: Spearman's, of first-order attributions with leave-one-out's on the same prompt.",
             DECIDED,
+            *setting_notes(results, "model.end_token", END_TOKEN_NOTES),
             *_match_notes(results),
             *_annotation_notes(results, scale),
             *failure_notes(results),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -204,6 +204,19 @@ def _flat(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def setting_notes(results: Sequence[JobResult], key: str, texts: Mapping[Any, str]) -> list[str]:
+    """What a table says of the value that its jobs have of a setting; nothing where they differ or have none.
+
+    Args:
+        results: of the jobs.
+        key: of the setting in a job's config, such as ``model.end_token``.
+        texts: by value; of other values nothing is said.
+    """
+    values = {OmegaConf.select(result.config, key) for result in results}
+    value = values.pop() if len(values) == 1 else None
+    return [] if value is None or value not in texts else [texts[value]]
 
 
 def failure_notes(results: Sequence[JobResult]) -> list[str]:

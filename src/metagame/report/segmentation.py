@@ -19,7 +19,7 @@ from metagame.report.groups import Group, by_setting, grouped
 from metagame.report.jackknife import JackknifeRatio
 from metagame.report.maps import COLORS
 from metagame.report.published import published
-from metagame.report.results import JobResult, failure_notes
+from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import Difference, decide
 from metagame.report.table import DASH, Column, Table
 
@@ -37,6 +37,18 @@ METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
 ABLATION_TITLES = {
     BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",
 }  # fmt: skip
+FULL_CLASS_NOTES = {
+    "skipped": "A class that fills all labelled pixels of an image has no AP there, as in the paper's code.",
+    "counted": "A class that fills all labelled pixels of an image has an AP of 1 there; the paper's code skips it.",
+}
+RESAMPLE_NOTES = {
+    "torch_nearest": "Images are stretched by torch's nearest neighbour, as in the paper's code.",
+    "nearest": "Images are stretched by Pillow's nearest neighbour; the paper's code takes torch's.",
+}
+POSTERIOR_NOTES = {
+    "sample": "Latents are samples of the autoencoder's distribution, as in the paper's code.",
+    "mean": "Latents are means of the autoencoder's distribution; the paper's code samples them.",
+}
 TINY_NOTE = (
     "Published values are of FLUX.1-schnell; the tiny model was trained on scenes of handwritten digits and need not"
     " agree with them."
@@ -117,6 +129,9 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
             " leaving out one image at a time.",
             *(f"Players: {cell}." for cell in dict.fromkeys(score.cell.name for score in scores) if not several_cells),
             *_count_wins(scores),
+            *setting_notes(results, "benchmark.full_classes", FULL_CLASS_NOTES),
+            *setting_notes(results, "model.denoising.resample", RESAMPLE_NOTES),
+            *setting_notes(results, "model.denoising.posterior", POSTERIOR_NOTES),
             *_swap_notes(scores, _full_names(results)),
             *([TINY_NOTE] if scale == "tiny" and any(score.published() for score in scores) else []),
             *_count_notes(results),
