@@ -77,7 +77,7 @@ class BoundInput(Protocol):
 
     @property
     def picture(self) -> UInt8[np.ndarray, "H W 3"] | None:
-        """The image, where the model made it."""
+        """The image, where the model made it, or cut or stretched that of the sample."""
         return None
 
 

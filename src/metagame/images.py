@@ -79,6 +79,22 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
+def bilinear_square(image: Image.Image, side: int) -> Image.Image:
+    """The same as torchvision's Resize and CenterCrop make it: bilinear, and with their rounding."""
+    short = min(image.size)
+    width, height = (side * length // short for length in image.size)
+    left, top = (round((length - side) / 2) for length in (width, height))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return image.crop((left, top, left + side, top + side))
+
+
+def through_jpeg(image: Image.Image, quality: int = 75) -> Image.Image:
+    """The RGB image that is read again where this one was saved as JPEG."""
+    file = BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
 def composite(images: Sequence[Image.Image], side: int) -> Image.Image:
     """Up to four RGB images as squares of ``side`` pixels in a 2x2 grid, in reading order; empty cells are black."""
     canvas = Image.new("RGB", (2 * side, 2 * side))

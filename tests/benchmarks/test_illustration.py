@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose
 from PIL import Image
 
@@ -18,14 +19,15 @@ from metagame.jobs.fingerprint import files_digest
 from metagame.jobs.records import RecordStore, unpack
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder
-from metagame.models.vision_language import Sample
+from metagame.models.vision_language import RetokenizedPlayers, Sample, TokenPlayers
 from tests.conftest import close, unchecked
 from tests.tiny.jobs import shipped_configs
+from tests.tiny.vision_language import build, prepare_one
 
 
-def illustration(image, caption, parts=(), side=448, more=()):
+def illustration(image, caption, parts=(), side=448, more=(), absent="dropped"):
     """The benchmark with one example, and ``more``."""
-    return Illustration([{"image": image, "caption": caption, "parts": parts}, *more], side=side)
+    return Illustration([{"image": image, "caption": caption, "parts": parts}, *more], side=side, absent=absent)
 
 
 def id_of(image, caption):
@@ -45,6 +47,9 @@ class Words:
 
     def encode(self, text):
         return tuple(number for number, _, _ in self.split(text))
+
+    def decode(self, ids):
+        return " ".join(map(chr, ids))
 
     @staticmethod
     def _pieces(word):
@@ -153,6 +158,36 @@ def test_an_absent_token_is_dropped_and_special_tokens_stay(picture):
     players = only(illustration(picture, "black cat")).texts(Words())[CAPTION]
     assert players.dropped([False, True]).ids == (1, ord("c"), 2)
     assert players.dropped([False, False]).ids == (1, 2)
+
+
+def test_a_side_or_a_kind_of_absence_that_there_is_not_is_refused(picture):
+    with pytest.raises(UserError, match=r"benchmark\.side=1: give two pixels or more, or null"):
+        illustration(picture, "a dog", side=1)
+    with pytest.raises(UserError, match=r"benchmark\.absent='masked': give 'retokenized' or 'dropped'"):
+        illustration(picture, "a dog", absent="masked")
+
+
+@pytest.mark.parametrize(("absent", "kind"), [("dropped", TokenPlayers), ("retokenized", RetokenizedPlayers)])
+def test_the_way_of_absence_is_that_of_the_caption_and_its_parts(wide_picture, absent, kind):
+    texts = only(illustration(wide_picture, "a dog", ["dog"], absent=absent)).texts(Words())
+    assert {type(each) for each in texts.values()} == {kind}
+
+
+def test_an_image_that_is_not_cut_first_goes_to_the_processor_whole_and_is_kept_as_the_model_sees_it(
+    wide_picture, picture
+):
+    sample = only(illustration(wide_picture, "one two", side=None))
+    assert sample.image().size == (90, 40)
+    model = build("clip", torch.float32).model
+    bound = prepare_one(model, sample)[CAPTION]
+    assert torch.equal(bound.image.pixels, model.process(sample.image()))
+    seen = np.asarray(square(sample.image(), 32), float)
+    assert bound.picture.shape == (32, 32, 3)
+    assert np.abs(bound.picture - seen).max() <= 1
+    assert prepare_one(model, only(illustration(picture, "one two", side=None)))[CAPTION].picture is None
+    stretching = build("siglip2", torch.float32).model
+    stretched = sample.image().resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(prepare_one(stretching, sample)[CAPTION].picture - np.asarray(stretched, float)).max() <= 1
 
 
 @pytest.mark.parametrize(

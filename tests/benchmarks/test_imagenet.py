@@ -308,24 +308,24 @@ def grids(out):
 def test_the_script_writes_the_grids_of_all_games_in_reading_order_as_scenes_of_the_game(tmp_path, protocol):
     out = tmp_path / "out"
     assert prepare(str(class_folders(tmp_path / "imagenet")), out, 2) == []
-    assert grids(out) == [f"{game}/0{k}.png" for game in GAMES for k in range(2)]
+    assert grids(out) == [f"jpeg/{game}/0{k}.png" for game in GAMES for k in range(2)]
     for (game, labels), k in product(zip(GAMES, ((3, 0, 1, 2), (0, 1, 2, 4)), strict=True), range(2)):
-        with Image.open(out / game / f"{k:02d}.png") as grid:
+        with Image.open(out / "jpeg" / game / f"{k:02d}.png") as grid:
             assert (grid.format, grid.mode, grid.size) == ("PNG", "RGB", (448, 448))
-            assert corners(grid) == pytest.approx([number_of(label, k) % 256 for label in labels], abs=2)
-            scene = PreparedScenes(str(out)).image(game, labels, k)
+            assert corners(grid) == pytest.approx([number_of(label, k) % 256 for label in labels], abs=4)
+            scene = PreparedScenes(str(out), "jpeg").image(game, labels, k)
             assert np.array_equal(np.asarray(scene), np.asarray(grid))
 
 
 def test_the_script_keeps_the_grids_that_there_are(tmp_path, protocol):
     out, root = tmp_path / "out", str(class_folders(tmp_path / "imagenet"))
     prepare(root, out, 1)
-    kept = out / GAMES[0] / "00.png"
+    kept = out / "jpeg" / GAMES[0] / "00.png"
     kept.write_bytes(b"mine")
-    (out / GAMES[1] / "00.png").unlink()
+    (out / "jpeg" / GAMES[1] / "00.png").unlink()
     assert prepare(root, out, 1) == []
     assert kept.read_bytes() == b"mine"
-    assert grids(out) == [f"{game}/00.png" for game in GAMES]
+    assert grids(out) == [f"jpeg/{game}/00.png" for game in GAMES]
 
 
 def command(monkeypatch, *arguments):
@@ -339,10 +339,11 @@ def test_the_script_ends_with_what_it_could_not_make_and_makes_the_others(tmp_pa
     broken.write_bytes(b"no image")
     with pytest.raises(SystemExit, match=f"^a-b-c-d/0: image {broken} cannot be decoded.*[.]$"):
         command(monkeypatch, "--imagenet", root, "--out", out, "--images", 2)
-    assert grids(out) == ["a-b-c-d/01.png", "b-c-d-e/00.png", "b-c-d-e/01.png"]
+    assert grids(out) == [f"jpeg/{grid}.png" for grid in ("a-b-c-d/01", "b-c-d-e/00", "b-c-d-e/01")]
     broken.write_bytes(jpeg(number_of(3, 0)))
     command(monkeypatch, "--imagenet", root, "--out", out, "--images", 2)
-    assert len(grids(out)) == 4
+    command(monkeypatch, "--imagenet", root, "--out", out, "--images", 1, "--encoding", "lossless")
+    assert len(grids(out)) == 4 + 2
 
 
 def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_path, protocol):
@@ -357,8 +358,9 @@ def test_the_script_says_in_a_sentence_that_the_folder_is_not_imagenet(tmp_path,
 
 def test_a_scene_or_folder_of_scenes_that_was_not_made_is_refused_with_the_command_that_makes_it(tmp_path):
     script = r"make .* with .python -m scripts\.prepare_pointing_game"
+    (tmp_path / "jpeg").mkdir()
     with pytest.raises(UserError, match=rf"a-b-c-d/07\.png is missing: {script}"):
-        PreparedScenes(str(tmp_path)).image("a-b-c-d", (0, 1, 2, 3), 7)
+        PreparedScenes(str(tmp_path), "jpeg").image("a-b-c-d", (0, 1, 2, 3), 7)
     root = str(tmp_path / "absent")
-    with pytest.raises(UserError, match=f"does not exist: {script} --imagenet FOLDER --out {root}"):
-        PreparedScenes(root)
+    with pytest.raises(UserError, match=f"does not exist: {script} --imagenet FOLDER --out {root} --encoding lossless"):
+        PreparedScenes(root, "lossless")

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
+from torchvision import transforms
 
 from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.pointing_game import (
@@ -30,6 +31,7 @@ from metagame.contracts import WHOLE, Failure
 from metagame.errors import UserError
 from metagame.estimators.exact import MAX_PLAYERS
 from metagame.experiments import finish, run_one
+from metagame.images import bilinear_square
 from metagame.jobs.records import Record, RecordStore, pack, unpack
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import is_left_out, job_folder, variants
@@ -58,6 +60,7 @@ GAMES_OF = {
     "paper": OmegaConf.load(BENCHMARK / "pointing_game.yaml").games,
 }
 CLAIMS = {name: each["claim"] for name, each in published("pointing_game")["claims"].items()}
+CLIP, METACLIP, LARGE, SMALL = "clip_vitb16", "metaclip2_vith14", "siglip2_vitl16", "siglip2_vitb32"
 NUMBERS = st.one_of(st.just(0.0), st.floats(-10, 10))
 NONZERO = st.floats(-10, 10).filter(lambda value: abs(value) > 0.01)
 
@@ -126,8 +129,8 @@ class Filed(Digits):
         return [Path(f"{label}-{k}.png")]
 
 
-def game(games=GAMES, n_images=2, n_games=None, images=None):
-    return PointingGame(ComposedScenes(images or Digits(), 32), CLASSES, games, n_images, n_games)
+def game(games=GAMES, n_images=2, n_games=None, images=None, played=None):
+    return PointingGame(ComposedScenes(images or Digits(), 32), CLASSES, games, n_images, n_games, played)
 
 
 def test_the_classes_are_those_of_the_paper_and_digits():
@@ -151,6 +154,9 @@ def test_samples_are_games_by_images():
     assert all(isinstance(sample, Sample) for sample in samples)
     assert [sample.id for sample in game(n_games=1).samples()] == [f"{GAMES[0]}/0", f"{GAMES[0]}/1"]
     assert len(game(n_games=7).samples()) == 4
+    assert [sample.id for sample in game(played=GAMES[1:]).samples()] == [f"{GAMES[1]}/0", f"{GAMES[1]}/1"]
+    with pytest.raises(UserError, match=r"benchmark\.played has 'a-b-c-d', which is none of benchmark\.games"):
+        game(played=["a-b-c-d"])
 
 
 def test_the_image_of_a_sample_is_image_k_of_each_class_in_reading_order():
@@ -162,8 +168,35 @@ def test_the_image_of_a_sample_is_image_k_of_each_class_in_reading_order():
         assert np.array_equal(np.asarray(cell), np.asarray(expected))
 
 
+@dataclass(frozen=True)
+class Noise(Images):
+    """Pictures of noise, of other sides for each class."""
+
+    def image(self, label, k):
+        height, width = ((40, 90), (91, 41), (63, 64), (32, 32))[label]
+        return Image.fromarray(np.random.default_rng([label, k]).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_grids_of_jpegs_are_those_that_torchvision_and_files_make(tmp_path):
+    found = ComposedScenes(Noise(), 24, "jpeg").image("a-b-c-d", range(4), 1)
+    expected = twin.grid_of_jpegs([Noise().image(label, 1) for label in range(4)], 24, tmp_path)
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    lossless = ComposedScenes(Noise(), 24, "lossless").image("a-b-c-d", range(4), 1)
+    assert np.abs(np.asarray(lossless).astype(int) - np.asarray(found)).mean() > 10
+    with pytest.raises(UserError, match="encoding='png': give 'jpeg' or 'lossless'"):
+        ComposedScenes(Noise(), 24, "png")
+
+
+@given(st.integers(2, 300), st.integers(2, 300), st.integers(1, 40))
+def test_a_bilinear_square_is_torchvisions(width, height, side):
+    image = Noise().image(0, 0).resize((width, height))
+    expected = transforms.CenterCrop(side)(transforms.Resize(side)(image))
+    assert np.array_equal(np.asarray(bilinear_square(image, side)), np.asarray(expected))
+
+
 def prepared_samples(folder):
-    return PointingGame(PreparedScenes(str(folder)), CLASSES, GAMES, 2).samples()
+    (folder / "jpeg").mkdir()
+    return PointingGame(PreparedScenes(str(folder), "jpeg"), CLASSES, GAMES, 2).samples()
 
 
 def test_the_files_of_a_sample_are_those_of_its_four_images_or_its_prepared_grid(tmp_path):
@@ -171,7 +204,7 @@ def test_the_files_of_a_sample_are_those_of_its_four_images_or_its_prepared_grid
     assert list(composed.files()) == [Path(f"{label}-1.png") for label in (4, 3, 2, 1)]
     assert list(game().samples()[3].files()) == list(game().files()) == []
     found = [list(sample.files()) for sample in prepared_samples(tmp_path)]
-    assert found == [[tmp_path / name / f"{k:02d}.png"] for name in GAMES for k in range(2)]
+    assert found == [[tmp_path / "jpeg" / name / f"{k:02d}.png"] for name in GAMES for k in range(2)]
 
 
 @unchecked()
@@ -193,15 +226,29 @@ def test_a_game_that_is_not_four_different_known_words_is_refused(name):
         game([GAMES[0], name])
 
 
+OF_METACLIP = ["plane-balloon-jeep-pizza", "church-jeep-lemon-fish", "lemon-pizza-fish-balloon"]
+
+
 @pytest.mark.parametrize(
-    ("scale", "method", "n_games", "n_images"),
-    [("tiny", "grad_eclip", None, 50), ("tiny", "fixlip", 3, 10), ("paper", "fixlip", 3, 50)],
+    ("scale", "model", "method", "n_games", "played", "n_images"),
+    [
+        ("tiny", CLIP, "grad_eclip", None, None, 50),
+        ("tiny", CLIP, "fixlip", 3, None, 10),
+        ("tiny", METACLIP, "fixlip", 3, None, 10),
+        ("paper", METACLIP, "grad_eclip", None, None, 50),
+        ("paper", METACLIP, "fixlip", None, OF_METACLIP, 50),
+        *(("paper", model, "fixlip", None, None, 50) for model in (CLIP, LARGE, SMALL)),
+    ],
 )
-def test_the_shipped_game_has_50_images_of_ten_games_and_fewer_for_fixlip(scale, method, n_games, n_images):
+def test_the_shipped_game_has_50_images_of_ten_games_and_fewer_for_fixlip(
+    scale, model, method, n_games, played, n_images
+):
     with shipped_configs():
-        parts = ["model=clip_vitb16", "benchmark=pointing_game", f"scale={scale}", f"attribution={method}"]
-        cfg = compose("config", overrides=parts)
-    assert (cfg.benchmark.n_games, cfg.benchmark.n_images) == (n_games, n_images)
+        parts = [f"model={model}", "benchmark=pointing_game", f"scale={scale}", f"attribution={method}"]
+        game = compose("config", overrides=parts).benchmark
+    assert (game.n_games, game.played, game.n_images) == (n_games, played, n_images)
+    assert set(played or ()) <= set(GAMES_OF["paper"])
+    assert game.scenes.encoding == {"tiny": "lossless", "paper": "jpeg"}[scale]
 
 
 def test_the_maps_of_words_are_the_meta_attributions_or_one_first_order_map_for_all():
@@ -225,7 +272,6 @@ def test_the_scores_are_the_recognition_of_each_scenario():
         assert close(scores[f"objects_{m}"], twin.recognition(maps[str(m)], 4))
 
 
-CLIP, METACLIP, LARGE, SMALL = "clip_vitb16", "metaclip2_vith14", "siglip2_vitl16", "siglip2_vitb32"
 LABELS = {CLIP: "CLIP", METACLIP: "MetaCLIP-2", LARGE: "SigLIP-2 (L/16)", SMALL: "SigLIP-2 (B/32)"}
 
 
@@ -303,6 +349,7 @@ PUBLISHED = {
     "of Table 4": ([0.876, 0.884, 0.883, 0.864], result("meta_mask_siglip", model=LARGE)),
     "of a method without it": (None, result("meta_fixlip")),
     "of other arguments": (None, result("mask_clip", heads="native")),
+    "of another setting": (None, result("generic_attention", product="mean_of")),
 }
 
 
@@ -312,6 +359,19 @@ def test_published_values_stand_beside_the_rows_they_belong_to(case):
     (row,) = pointing_game_table([job], "paper").published
     means = {key: without_errors(cell) for key, cell in row.items()}
     assert means == ({} if values is None else pytest.approx(dict(zip(OBJECTS, values, strict=True)), abs=5.1e-4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "This run has the same."),
+        ({"heads": "one", "product": "of_means"}, "This run has the same."),
+        ({"heads": "native", "product": "mean_of"}, "This run has heads=native, product=mean_of."),
+    ],
+)
+def test_the_table_says_with_which_settings_published_values_were_made_and_which_this_run_has(changes, said):
+    notes = pointing_game_table([result(), result(**changes)], "paper").notes
+    assert [note for note in notes if note.startswith("Published values were made with heads=one") and said in note]
 
 
 @pytest.mark.parametrize(("scale", "said"), [("tiny", True), ("paper", False)])
@@ -394,6 +454,7 @@ def meta_mask(*scores):
     return result("meta_mask_clip", scores)
 
 
+FEWER = {"n_games": 3, "n_images": 10, "played": ["a-b-c-d"]}
 ON_METACLIP = [meta_eclip(0.6), fixlip(0.5), fixlip(0.5, model=METACLIP)]
 FIXLIP = {
     "the first metagame is best": (True, [meta_eclip(0.6), meta_mask(0.1), fixlip(0.5), result("grad_eclip", [0.9])]),
@@ -402,7 +463,7 @@ FIXLIP = {
     "equal": (None, [meta_eclip(0.5), meta_mask(0.1), fixlip(0.5)]),
     "two jobs of it": (True, [meta_eclip(0.6), fixlip(0.5, budget=1), fixlip(0.4, budget=2)]),
     "one of two jobs is better": (False, [meta_eclip(0.6), fixlip(0.7, budget=1), fixlip(0.4, budget=2)]),
-    "it plays fewer games": (True, [meta_eclip(0.6), fixlip(0.5, played={"n_games": 3, "n_images": 10})]),
+    "it plays fewer games": (True, [meta_eclip(0.6), fixlip(0.5, played=FEWER)]),
     "better on its image": (True, [meta_eclip(0.9, 0.1, 0.1, 0.1), fixlip(0.5)]),
     "worse on its image": (False, [meta_eclip(0.1, 0.9, 0.9, 0.9), fixlip(0.5)]),
     "better on its two images": (True, [meta_eclip(0.9, 0.8, 0, 0), fixlip(0.5, 0.5)]),
@@ -764,12 +825,13 @@ def test_a_job_that_was_stopped_and_goes_on_ends_as_if_it_had_not_been(played, t
 @pytest.mark.slow
 def test_a_grid_that_cannot_be_decoded_fails_alone_and_the_table_names_it(played, tmp_path):
     game_name = SAMPLES[0].split("/")[0]
-    folder = tmp_path / "grids" / game_name
+    folder = tmp_path / "grids" / "lossless" / game_name
     folder.mkdir(parents=True)
     for k in (0, 2):
         ComposedScenes(Digits(), 32).image(game_name, (0, 1, 3, 6), k).save(folder / f"{k:02d}.png")
     (folder / "01.png").write_bytes((folder / "00.png").read_bytes()[:200])
-    cfg, outcome = play(tmp_path, "benchmark/scenes=paper", f"benchmark.scenes.root={tmp_path / 'grids'}")
+    scenes = [f"benchmark.scenes.root={tmp_path / 'grids'}", "benchmark.scenes.encoding=lossless"]
+    cfg, outcome = play(tmp_path, "benchmark/scenes=paper", *scenes)
     error = f"image {folder / '01.png'} cannot be decoded: replace the file."
     assert (outcome.n_done, outcome.errors) == (2, (error,))
     assert statuses(cfg) == dict(zip(SAMPLES, ("done", "failed", "done"), strict=True))

@@ -170,7 +170,8 @@ def test_values_of_a_scale_can_be_overridden(chosen, override):
 
 def test_nodes_of_one_scale_can_be_chosen_at_another():
     scenes = compose("config", overrides=["benchmark=pointing_game", "benchmark/scenes=paper"]).benchmark.scenes
-    assert scenes == {"_target_": "metagame.benchmarks.pointing_game.PreparedScenes", "root": "data/pointing_game"}
+    target = "metagame.benchmarks.pointing_game.PreparedScenes"
+    assert scenes == {"_target_": target, "root": "data/pointing_game", "encoding": "jpeg"}
 
 
 # Names

@@ -23,7 +23,7 @@ from metagame.models.encoder_views import ClassTokenView
 from metagame.models.open_clip import OpenCLIP, adapt_tokenizer
 from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.siglip2 import SigLIP2
-from metagame.models.vision_language import ImageText, Text, TokenPlayers, WordPlayers
+from metagame.models.vision_language import ImageText, RetokenizedPlayers, Text, TokenPlayers, WordPlayers
 from scripts.train_vision_language import END, PAD, START, VOCABULARY
 from tests.conftest import close
 from tests.reference import indices as reference_indices
@@ -53,6 +53,7 @@ FAMILY_OF = {
     "attention": "clip",
     "attention-0": "open_clip",
     "attention-1": "metaclip2",
+    "attention-0-mean_of": "clip",
     "mask_clip": "metaclip2",
     "grad_eclip-one": "open_clip",
     "grad_eclip-native": "clip",
@@ -431,8 +432,38 @@ def test_words_of_several_tokens_are_masked_as_a_whole(byte_pairs):
     assert ("".join(caption.labels[:-1]), caption.labels[-1]) == tuple(words)
 
 
+def test_what_is_left_of_a_caption_is_dropped_to_its_tokens_or_read_as_a_text_and_tokenized_anew(byte_pairs):
+    """The slow twin: the tokens' texts put together by hand."""
+    tokenizer = adapt_tokenizer(byte_pairs, 77)
+    (start, _, _), (hydr, _, _), (ant, _, _), (ate, _, _), (end, _, _) = tokenizer.split("hydrant ate")
+    expected = {"": (), "hydr": (hydr,), "ant": (ant,), "ate": (ate,), "hydrant": (hydr, ant), "ant ate": (ant, ate)}
+    expected |= {"hydrate": (hydr, ate), "hydrant ate": (hydr, ant, ate)}
+    dropped, anew = (players(tokenizer, "hydrant ate") for players in (TokenPlayers, RetokenizedPlayers))
+    for text, ids in expected.items():
+        present = [token in ids for token in (hydr, ant, ate)]
+        assert dropped.dropped(present).ids == (start, *ids, end)
+        assert anew.dropped(present) == Text(tokenizer.encode(text), (True,) * len(tokenizer.encode(text)))
+        assert anew.masked(present) == dropped.masked(present)
+    assert len(tokenizer.encode("hydrate")) == 3
+
+
+@each_tokenizer
+def test_a_caption_of_words_is_the_same_text_dropped_or_tokenized_anew(family):
+    tokenizer = small_tokenizer(family)
+    dropped, anew = (players(tokenizer, "One hydrant two") for players in (TokenPlayers, RetokenizedPlayers))
+    assert all(dropped.dropped(present) == anew.dropped(present) for present in all_coalitions(3).tolist())
+
+
 class SharingTokenizer:
     """Makes one token of the words "one two"."""
+
+    context, pad_id = 8, 0
+
+    def encode(self, text):
+        return tuple(number for number, _, _ in self.split(text))
+
+    def decode(self, ids):
+        return ""
 
     def split(self, text):
         return [(0, False, piece) for piece in text.replace("one two", "onetwo").split()]
@@ -508,11 +539,12 @@ def test_start_layer_that_the_encoder_lacks_is_refused(family, start):
 @pytest.mark.parametrize(
     ("method", "setting", "value"),
     [(GenericAttention, "start_layer", value) for value in (-1, "first", "0", "")]
-    + [(GradECLIP, "heads", value) for value in ("two", 1, None)],
+    + [(GenericAttention, "product", value) for value in ("means", 1, None)]
+    + [(method, "heads", value) for method in (GradECLIP, GradESigLIP, MaskSigLIP) for value in ("two", 1, None)],
 )
 def test_setting_that_a_method_does_not_have_is_refused(method, setting, value):
     with refused(f"{setting}={value!r}: give '"):
-        method(value)
+        method(**{setting: value})
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torchvision import transforms
+
+
+def grid_of_jpegs(images: Sequence[Image.Image], side: int, folder: Path) -> Image.Image:
+    """Each image resized and cropped by torchvision and saved as JPEG, a grid of these files saved as JPEG, too."""
+    prepare = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side)])
+    grid = Image.new("RGB", (2 * side, 2 * side))
+    for place, image in enumerate(images):
+        prepare(image).save(folder / f"{place}.jpg", quality=75)
+        with Image.open(folder / f"{place}.jpg") as read:
+            grid.paste(read, (place % 2 * side, place // 2 * side))
+    grid.save(folder / "grid.jpg", quality=75)
+    with Image.open(folder / "grid.jpg") as read:
+        return read.convert("RGB")
+
 
 def recognition(maps, side: int) -> float | None:
     """``maps[p][t]`` is the map of word t at patch p of a grid of ``side`` rows in reading order."""

@@ -58,8 +58,8 @@ def finish(layer: nn.Module, x: Tensor, o: Tensor) -> Tensor:
     return x + layer.mlp(layer.layer_norm2(x))
 
 
-def encode(model: nn.Module, pixels: Tensor) -> Pass:
-    """All layers of the image encoder; attention weights are part of the graph."""
+def encode(model: nn.Module, pixels: Tensor, heads: str = "native") -> Pass:
+    """All layers of the image encoder, the last with ``heads``; attention weights are part of the graph."""
     vision = model.vision_model
     x = vision.embeddings(pixels[None])[0]
     if has_class_token(model):
@@ -68,7 +68,8 @@ def encode(model: nn.Module, pixels: Tensor) -> Pass:
     inputs, weights = [], []
     for layer in vision.encoder.layers:
         inputs.append(x)
-        of_layer, o = attend(*projections(layer, x), layer.self_attn.num_heads)
+        one = heads == "one" and layer is vision.encoder.layers[-1]
+        of_layer, o = attend(*projections(layer, x), 1 if one else layer.self_attn.num_heads)
         weights.append(of_layer)
         x = finish(layer, x, o)
     return Pass(inputs, weights, x)
@@ -111,31 +112,37 @@ def mean(tensors: Sequence[Tensor]) -> Tensor:
     return sum(tensors) / len(tensors)
 
 
-def attention(model: nn.Module, pixels: Tensor, ids: Sequence[int], start_layer: int | str = "last") -> np.ndarray:
-    """R <- R + (mean_h(dz/dA) * mean_h(A))+ R from R = I, z the logit; row [CLS]."""
+def attention(
+    model: nn.Module, pixels: Tensor, ids: Sequence[int], start_layer: int | str = "last", product: str = "of_means"
+) -> np.ndarray:
+    """R <- R + (mean_h(dz/dA) * mean_h(A))+ R, or R + mean_h((dz/dA * A)+) R, from R = I, z the logit; row [CLS]."""
     run = encode(model, pixels)
     logit = model.logit_scale.exp() * cosine(project(model, run.output[0]), text_embedding(model, ids))
-    return _relevance(run, logit, start_layer)[0, 1:].detach().numpy()
+    return _relevance(run, logit, start_layer, product)[0, 1:].detach().numpy()
 
 
 def attention_siglip(
-    model: nn.Module, pixels: Tensor, ids: Sequence[int], start_layer: int | str = "last"
+    model: nn.Module, pixels: Tensor, ids: Sequence[int], start_layer: int | str = "last", product: str = "of_means"
 ) -> np.ndarray:
     """The same R, then mean_h((dz/dA_map * A_map)+) R with A_map of the pooling head."""
     run = encode(model, pixels)
     map_weights, embedding = pool(model, model.vision_model.post_layernorm(run.output))
     logit = model.logit_scale.exp().squeeze() * cosine(embedding, text_embedding(model, ids))
-    relevance = _relevance(run, logit, start_layer)
+    relevance = _relevance(run, logit, start_layer, product)
     gradients = torch.autograd.grad(logit, map_weights, retain_graph=True)
     a_map = mean([(g * a).relu() for g, a in zip(gradients, map_weights, strict=True)])
     return (a_map @ relevance)[0].detach().numpy()
 
 
-def _relevance(run: Pass, logit: Tensor, start_layer: int | str) -> Tensor:
+def _relevance(run: Pass, logit: Tensor, start_layer: int | str, product: str) -> Tensor:
     relevance = torch.eye(len(run.output), dtype=run.output.dtype)
     for weights in run.weights[-1:] if start_layer == "last" else run.weights[start_layer:]:
         gradients = torch.autograd.grad(logit, weights, retain_graph=True)
-        relevance = relevance + (mean(gradients) * mean(weights)).relu() @ relevance
+        if product == "of_means":
+            update = (mean(gradients) * mean(weights)).relu()
+        else:
+            update = mean([(g * a).relu() for g, a in zip(gradients, weights, strict=True)])
+        relevance = relevance + update @ relevance
     return relevance
 
 
@@ -151,13 +158,13 @@ def mask_clip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarra
     return np.array(values)
 
 
-def mask_siglip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarray:
+def mask_siglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str = "one") -> np.ndarray:
     """cos(u_p + MLP(LN(u_p)), text), u_p = W_o (W_v z_p + b_v) + b_o of the pooling head."""
     head, text = model.vision_model.head, text_embedding(model, ids)
     w_v, b_v = head.attention.in_proj_weight.chunk(3)[2], head.attention.in_proj_bias.chunk(3)[2]
     w_o, b_o = head.attention.out_proj.weight, head.attention.out_proj.bias
     values = []
-    for z_p in model.vision_model.post_layernorm(encode(model, pixels).output):
+    for z_p in model.vision_model.post_layernorm(encode(model, pixels, heads).output):
         u = w_o @ (w_v @ z_p + b_v) + b_o
         values.append(cosine(u + head.mlp(head.layernorm(u)), text).item())
     return np.array(values)
@@ -176,9 +183,9 @@ def grad_eclip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str 
     return _weighted_channels(g, v[1:], weights)
 
 
-def grad_esiglip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarray:
+def grad_esiglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str = "one") -> np.ndarray:
     """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1]."""
-    run, layer = encode(model, pixels), model.vision_model.encoder.layers[-1]
+    run, layer = encode(model, pixels, heads), model.vision_model.encoder.layers[-1]
     z = model.vision_model.post_layernorm(run.output).detach().requires_grad_()
     score = cosine(pool(model, z)[1], text_embedding(model, ids))
     (gradients,) = torch.autograd.grad(score, z)

@@ -37,7 +37,7 @@ def pictures(tmp_path):
     return [str(path) for path in paths]
 
 
-def job(folder, kind, pictures, captions=CAPTIONS, done=None, failed=(), fill=None, **changes):
+def job(folder, kind, pictures, captions=CAPTIONS, done=None, failed=(), fill=None, picture=None, **changes):
     """A job of one kind with random maps, or maps that are ``fill`` everywhere."""
     rng = np.random.default_rng(len(kind))
     examples = [
@@ -69,7 +69,8 @@ def job(folder, kind, pictures, captions=CAPTIONS, done=None, failed=(), fill=No
     for place in range(len(examples)) if done is None else done:
         example = examples[place]
         questions = {CAPTION: example["caption"]} | {f"{PART}{part}": part for part in example["parts"]}
-        made[ids[place]] = Made({}, {question: explained(text) for question, text in questions.items()})
+        shown = {} if picture is None else dict.fromkeys(questions, picture)
+        made[ids[place]] = Made({}, {question: explained(text) for question, text in questions.items()}, shown)
     return only(made_up(cfg, made, failed=[ids[place] for place in failed]))
 
 
@@ -84,10 +85,14 @@ def strongest(pairs):
     return sorted(found, key=lambda pair: -np.abs(pairs[:, pair[0], pair[1]]).sum())[:MOST_PAIRS]
 
 
+def axes_of(figure):
+    """The axes that show a picture; the colour bars do not."""
+    return [axes for part in figure.subfigs for axes in axes_of(part)] or [axes for axes in figure.axes if axes.images]
+
+
 def panels(figure):
-    """Titles of the axes that show a picture; the colour bars do not."""
-    nested = [title for part in figure.subfigs for title in panels(part)]
-    return nested or [axes.get_title() for axes in figure.axes if axes.images]
+    """Titles of the axes that show a picture."""
+    return [axes.get_title() for axes in axes_of(figure)]
 
 
 def headings(figure):
@@ -125,6 +130,16 @@ def test_the_figure_has_panels_of_parts_tokens_and_the_strongest_pairs(jobs):
     assert headings(figure) == [f"“{caption}” (Model)" for caption in CAPTIONS]
     lines = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.lines]
     assert lines == [caption.split() for caption in CAPTIONS]
+
+
+def test_the_picture_that_the_model_was_given_is_drawn_where_it_is_not_the_samples_own(pictures, tmp_path):
+    """And the table says what became of absent tokens, and how images were cut."""
+    blue = np.full((16, 16, 3), (0, 0, 255), np.uint8)
+    figure = drawn(illustration_figure([job(tmp_path, "meta", pictures, [CAT], picture=blue, benchmark__side=None)]))
+    shown = [axes.images[0].get_array() for part in figure.subfigs for axes in axes_of(part) if axes.lines]
+    assert [each.shape[:2] for each in shown] == [(16, 16)]
+    notes = illustration_table([job(tmp_path, "meta", pictures, [CAT], benchmark__absent="dropped")], "tiny").notes
+    assert notes[1].endswith("where it names huge-378. This run has absent=dropped, side=32.")
 
 
 def test_two_pictures_with_one_caption_have_their_own_maps_and_names_in_the_table(pictures, tmp_path):

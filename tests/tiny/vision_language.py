@@ -71,10 +71,12 @@ class Method:
     twin: Callable[[nn.Module, Tensor, Sequence[int]], np.ndarray]
 
 
+MEAN_OF = {"start_layer": 0, "product": "mean_of"}
 CLASS_TOKEN_METHODS = (
     Method("attention", GenericAttention, reference.attention),
     Method("attention-0", partial(GenericAttention, 0), partial(reference.attention, start_layer=0)),
     Method("attention-1", partial(GenericAttention, 1), partial(reference.attention, start_layer=1)),
+    Method("attention-0-mean_of", partial(GenericAttention, 0, "mean_of"), partial(reference.attention, **MEAN_OF)),
     Method("mask_clip", MaskCLIP, reference.mask_clip),
     Method("grad_eclip-one", GradECLIP, reference.grad_eclip),
     Method("grad_eclip-native", partial(GradECLIP, "native"), partial(reference.grad_eclip, heads="native")),
@@ -83,8 +85,13 @@ PROBE_METHODS = (
     Method("attention", GenericAttention, reference.attention_siglip),
     Method("attention-0", partial(GenericAttention, 0), partial(reference.attention_siglip, start_layer=0)),
     Method("attention-1", partial(GenericAttention, 1), partial(reference.attention_siglip, start_layer=1)),
-    Method("mask_siglip", MaskSigLIP, reference.mask_siglip),
-    Method("grad_esiglip", GradESigLIP, reference.grad_esiglip),
+    Method(
+        "attention-0-mean_of", partial(GenericAttention, 0, "mean_of"), partial(reference.attention_siglip, **MEAN_OF)
+    ),
+    Method("mask_siglip-native", partial(MaskSigLIP, "native"), partial(reference.mask_siglip, heads="native")),
+    Method("grad_esiglip-native", partial(GradESigLIP, "native"), partial(reference.grad_esiglip, heads="native")),
+    Method("mask_siglip-one", MaskSigLIP, reference.mask_siglip),
+    Method("grad_esiglip-one", GradESigLIP, reference.grad_esiglip),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,23 +33,31 @@ class GenericAttention(FirstOrder[ImageText]):
     """R <- R + (mean_h(dz/dA) * mean_h(A))+ R from R = I, z the logit; the map is R's row of [CLS], without [CLS].
 
     A SigLIP has no [CLS]: its map is A_map R with A_map = mean_h((dz/dA * A)+) of the pooling head. Not negative, in
-    units of the logit. Source: Chefer et al. (2021, Eqs. 5-6); paper App. C.3 for SigLIP-2.
+    units of the logit. Source: paper App. C.3; the update is that of the published numbers.
+
+    Differs from the paper's text: it cites Chefer et al. (2021, Eqs. 5-6), whose update is R + mean_h((dz/dA * A)+) R,
+    ``product="mean_of"``.
 
     Args:
         start_layer: the first block that takes part, 0 to the number of blocks - 1; ``last`` as in the paper.
+        product: ``of_means``: the product of both means over heads, rectified; ``mean_of``: the mean of each head's
+            rectified product. The pooling head of a SigLIP has the latter in either case.
     """
 
     input_type = ImageText
     endogenous = False
 
-    def __init__(self, start_layer: int | str = "last") -> None:
+    def __init__(self, start_layer: int | str = "last", product: str = "of_means") -> None:
         if start_layer != "last" and (type(start_layer) is not int or start_layer < 0):
             raise UserError(f"start_layer={start_layer!r}: give 'last' or the number of a block, from 0.")
+        if product not in UPDATES:
+            raise UserError(f"product={product!r}: give 'of_means' or 'mean_of'.")
         self.start_layer = start_layer
+        self.product = product
 
     def game(self, bound: ImageText) -> AttributionGame:
-        view, name = bound.model.encoder_view, ("attention", self.start_layer)
-        trace = bound.image.keep(name, lambda: self._trace(view, bound.image))
+        view, path = bound.model.encoder_view, ("attention", self.start_layer)
+        trace, name = bound.image.keep(path, lambda: self._trace(view, bound.image)), (*path, self.product)
 
         def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
             seeds = texts * bound.model.logit_scale
@@ -56,7 +65,7 @@ class GenericAttention(FirstOrder[ImageText]):
                 trace.embedding, trace.weights, seeds[:, None], is_grads_batched=True, retain_graph=True
             )
             with torch.no_grad():
-                return relevance(view, trace.weights, gradients)
+                return relevance(view, trace.weights, gradients, UPDATES[self.product])
 
         return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)
 
@@ -87,16 +96,26 @@ def run_from(view: EncoderView, x: Float[Tensor, "1 T D"], start: int) -> Trace:
     return Trace([*weights, attention], normalize(embedding, dim=-1))
 
 
-def relevance(view: EncoderView, weights: list[Tensor], gradients: tuple[Tensor, ...]) -> Float[Tensor, "k P"]:
+def of_means(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k Q T"]:
+    """(mean_h(dz/dA) * mean_h(A))+ of each seed."""
+    return (gradients.mean(2) * weights.mean(1)).clamp(min=0)[:, 0]
+
+
+def mean_of(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k Q T"]:
+    """mean_h((dz/dA * A)+) of each seed."""
+    return (gradients * weights).clamp(min=0).mean(2)[:, 0]
+
+
+UPDATES = {"of_means": of_means, "mean_of": mean_of}
+
+
+def relevance(
+    view: EncoderView, weights: list[Tensor], gradients: tuple[Tensor, ...], update: Callable[[Tensor, Tensor], Tensor]
+) -> Float[Tensor, "k P"]:
     """The map of each of k seeds from attention weights ``(1, h, ., T)`` and their gradients ``(k, 1, h, ., T)``."""
     r = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
     for a, g in zip(weights[:-1], gradients[:-1], strict=True):
-        r = r + _update(a, g) @ r
+        r = r + update(a, g) @ r
     if isinstance(view, ProbeView):  # rectified before the mean over heads, and without a residual
-        return ((gradients[-1] * weights[-1]).clamp(min=0).mean(2)[:, 0] @ r)[:, 0]
-    return (r[..., :1, :] + _update(weights[-1], gradients[-1]) @ r)[:, 0, 1:]
-
-
-def _update(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k Q T"]:
-    """(mean_h(dz/dA) * mean_h(A))+ of each seed."""
-    return (gradients.mean(2) * weights.mean(1)).clamp(min=0)[:, 0]
+        return (mean_of(weights[-1], gradients[-1]) @ r)[:, 0]
+    return (r[..., :1, :] + update(weights[-1], gradients[-1]) @ r)[:, 0, 1:]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.encoder_views import ClassTokenView, ProbeView, attend, cosine
+from metagame.models.encoder_views import ClassTokenView, ProbeView, attend, check_heads, cosine, last_block
 from metagame.models.vision_language import ImageText
 
 Channels = tuple[Tensor, Tensor, Tensor]
@@ -20,10 +20,20 @@ Channels = tuple[Tensor, Tensor, Tensor]
 
 
 class WeightedChannels(FirstOrder[ImageText]):
-    """The path to the embedding once for an image, then one batched backward pass for all coalitions."""
+    """The path to the embedding once for an image, then one batched backward pass for all coalitions.
+
+    Differs from the paper's text: it does not say that the last block of the image encoder has a single head. The code
+    behind the published numbers, as that of Zhao et al. (2024), evaluates it so, and the score changes with it.
+
+    Args:
+        heads: ``one``: the attention of the last block has a single head over the full width; ``native``: the model's.
+    """
 
     input_type = ImageText
     endogenous = False
+
+    def __init__(self, heads: str = "one") -> None:
+        self.heads = check_heads(heads)
 
     def game(self, bound: ImageText) -> AttributionGame:
         embedding, leaf, features = bound.image.keep(self, lambda: self.channels(bound))
@@ -43,27 +53,19 @@ class WeightedChannels(FirstOrder[ImageText]):
 class GradECLIP(WeightedChannels):
     """(sum_d g_d v_pd lambda_p)+, with g = dcos/do at [CLS] and lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1].
 
-    All of the last block, o its attention output before W_o. Not negative. Source: Zhao et al. (2024).
-
-    Args:
-        heads: ``one``: the last attention is evaluated with a single head over the full width, as the original code
-            does (the score changes with it); ``native``: with the model's heads.
+    All of the last block, o its attention output before W_o. Not negative. Source: Zhao et al. (2024); ``heads`` and
+    where it differs from the paper's text: :class:`WeightedChannels`.
     """
-
-    def __init__(self, heads: str = "one") -> None:
-        if heads not in ("one", "native"):
-            raise UserError(f"heads={heads!r}: give 'one' or 'native'.")
-        self.heads = heads
 
     @torch.enable_grad()
     def channels(self, bound: ImageText) -> Channels:
         view = bound.model.encoder_view
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
-        block = view.blocks[-1]
+        block = last_block(view, self.heads)
         x = bound.image.block_input(-1)
         q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
-        o = attend(q, k, v, 1 if self.heads == "one" else block.n_heads)[1].detach().requires_grad_()
+        o = attend(q, k, v, block.n_heads)[1].detach().requires_grad_()
         embedding = normalize(view.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
         weight = min_max(cosine(block.output(q), block.output(k))[0, 1:])
         return embedding, o, v[0, 1:] * weight[:, None]
@@ -72,7 +74,8 @@ class GradECLIP(WeightedChannels):
 class GradESigLIP(WeightedChannels):
     """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1].
 
-    z is the normed output of the encoder, q, k, W_o are of its last block. Not negative. Source: paper App. C.3.
+    z is the normed output of the encoder, q, k, W_o are of its last block. Not negative. Source: paper App. C.3;
+    ``heads`` and where it differs from the paper's text: :class:`WeightedChannels`.
     """
 
     @torch.enable_grad()
@@ -80,7 +83,7 @@ class GradESigLIP(WeightedChannels):
         view = bound.model.encoder_view
         if not isinstance(view, ProbeView):
             raise UserError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
-        block = view.blocks[-1]
+        block = last_block(view, self.heads)
         x = bound.image.block_input(-1)
         z = view.norm(block.forward(x)[1]).detach().requires_grad_()
         embedding = normalize(view.head.forward(z)[1], dim=-1)

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.encoder_views import ClassTokenView, ProbeView, cosine
+from metagame.models.encoder_views import ClassTokenView, ProbeView, check_heads, cosine, last_block
 from metagame.models.vision_language import ImageText
 
 
@@ -59,13 +59,22 @@ class MaskSigLIP(PatchVectors):
     """cos(u_p + MLP(LN(u_p)), text) with u_p = W_o (W_v z_p + b_v) + b_o of the pooling head, from -1 to 1.
 
     z is the normed output of the encoder. Source: paper App. C.3.
+
+    Differs from the paper's text: it does not say that the last block of the encoder has a single head, with which the
+    code behind the published numbers evaluates it.
+
+    Args:
+        heads: ``one``: the attention of the last block has a single head over the full width; ``native``: the model's.
     """
+
+    def __init__(self, heads: str = "one") -> None:
+        self.heads = check_heads(heads)
 
     @torch.no_grad()
     def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
         view = bound.model.encoder_view
         if not isinstance(view, ProbeView):
             raise UserError("attribution=mask_siglip needs a pooling head: for a CLIP choose attribution=mask_clip.")
-        _, x = view.blocks[-1].forward(bound.image.block_input(-1))
+        _, x = last_block(view, self.heads).forward(bound.image.block_input(-1))
         head = view.head
         return normalize(head.finish(head.output(head.values(view.norm(x)))), dim=-1)[0]

@@ -13,10 +13,12 @@ from metagame.contracts import Benchmark, Explanation, Score
 from metagame.digests import file_digest
 from metagame.errors import UserError
 from metagame.images import read_image, square
-from metagame.models.vision_language import ImageText, Sample, Tokenizer, TokenPlayers
+from metagame.models.vision_language import ImageText, RetokenizedPlayers, Sample, Tokenizer, TokenPlayers
 
 CAPTION, PART = "caption", "part: "
 """Names of the questions about an image: its caption, and before the text of a part."""
+ABSENT = {"retokenized": RetokenizedPlayers, "dropped": TokenPlayers}
+"""What becomes of a caption without some tokens: the text of the others is tokenized anew, or they stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,16 @@ class CaptionedImage(Sample):
         caption: of the image.
         path: of the image.
         parts: texts made of some of the caption's tokens.
-        side: of the square that the image is cut to, in pixels.
+        side: of the square that the image is cut to, in pixels; None: the model's processor gets the whole image.
+        absent: of the ways of :data:`ABSENT`.
     """
 
     id: str
     caption: str
     path: str
     parts: tuple[str, ...]
-    side: int
+    side: int | None
+    absent: str
 
     def files(self) -> Sequence[Path]:
         return (Path(self.path),)
@@ -46,22 +50,31 @@ class CaptionedImage(Sample):
 
     def image(self) -> Image.Image:
         """The picture, turned as its camera says; ImageNet's, by contrast, stay as they are stored."""
-        return square(ImageOps.exif_transpose(read_image(Path(self.path), self.path)), self.side)
+        image = ImageOps.exif_transpose(read_image(Path(self.path), self.path))
+        return image if self.side is None else square(image, self.side)
 
     def texts(self, tokenizer: Tokenizer) -> dict[str, TokenPlayers]:
-        return {CAPTION: TokenPlayers(tokenizer, self.caption)} | {
-            f"{PART}{part}": TokenPlayers(tokenizer, part) for part in self.parts
-        }
+        texts = {CAPTION: self.caption} | {f"{PART}{part}": part for part in self.parts}
+        return {name: ABSENT[self.absent](tokenizer, text) for name, text in texts.items()}
 
 
 class Illustration(Benchmark[CaptionedImage, ImageText]):
     """Samples are captioned images without scores: their maps are shown.
 
+    Differs from the paper's text: it names another model for Figures 2, 8 and 9 (huge-378) than the code behind them,
+    and says neither what becomes of a caption without some tokens nor how an image is cut. The published figures have
+    ``absent="retokenized"`` and ``side=None``.
+
     Args:
         examples: each with ``image``, the path of a file; ``caption``, whose tokens are players; and ``parts``, texts
             of some of the caption's words to show the first-order map of.
         image, caption, parts: one's own, in place of all examples; what is None is as in the first of them.
-        side: of the square that images are cut to.
+        side: of the square that images are cut to, in pixels; None: the model's processor gets them whole.
+        absent: ``retokenized``: the text of the tokens that are present is tokenized anew; ``dropped``: the tokens stay
+            as they are.
+
+    Raises:
+        UserError: an example, the side or ``absent`` is none of these.
     """
 
     text_arguments: ClassVar[frozenset[str]] = frozenset({"caption", "image"})
@@ -72,12 +85,17 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
         image: str | None = None,
         caption: str | None = None,
         parts: Sequence[str] | None = None,
-        side: int = 448,
+        side: int | None = None,
+        absent: str = "retokenized",
     ) -> None:
+        if side is not None and side < 2:
+            raise UserError(f"benchmark.side={side}: give two pixels or more, or null.")
+        if absent not in ABSENT:
+            raise UserError(f"benchmark.absent={absent!r}: give 'retokenized' or 'dropped'.")
         own: dict[str, Any] = {"image": image, "caption": caption, "parts": parts}
         if any(value is not None for value in own.values()):
             examples = [{**examples[0], **{key: value for key, value in own.items() if value is not None}}]
-        self._samples = [captioned_image(side=side, **example) for example in examples]
+        self._samples = [captioned_image(side=side, absent=absent, **example) for example in examples]
         if len({sample.id for sample in self._samples}) < len(self._samples):
             raise UserError("benchmark.examples: two have the same image and caption: change one.")
 
@@ -90,7 +108,9 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
         return {}
 
 
-def captioned_image(image: str, caption: str, side: int, parts: Sequence[str] = ()) -> CaptionedImage:
+def captioned_image(
+    image: str, caption: str, side: int | None, absent: str, parts: Sequence[str] = ()
+) -> CaptionedImage:
     """A sample; parts that have other words than the caption are left out.
 
     Raises:
@@ -104,4 +124,4 @@ def captioned_image(image: str, caption: str, side: int, parts: Sequence[str] = 
     fitting = [part for part in dict.fromkeys(parts) if part.strip() and set(part.lower().split()) <= words]
     path = Path(str(image))
     content = file_digest(path)[:8] if path.is_file() else "missing"
-    return CaptionedImage(f"{path.name} ({content}): {caption}", caption, str(path), tuple(fitting), side)
+    return CaptionedImage(f"{path.name} ({content}): {caption}", caption, str(path), tuple(fitting), side, absent)

@@ -13,10 +13,11 @@ from PIL import Image
 
 from metagame.contracts import Benchmark, Explanation
 from metagame.errors import UserError
-from metagame.images import composite, grid_side, read_image
+from metagame.images import bilinear_square, composite, grid_side, read_image, through_jpeg
 from metagame.models.vision_language import ImageText, Sample, Tokenizer, WordPlayers
 
 SCENARIOS = (1, 2, 3, 4)
+ENCODINGS = ("jpeg", "lossless")
 
 
 class Images(Protocol):
@@ -47,34 +48,53 @@ class Scenes(Protocol):
 class ComposedScenes(Scenes):
     """Grids made when they are needed.
 
+    Differs from the paper's text: it does not say how images become grids. The published numbers are of ``jpeg``.
+
     Attributes:
         images: images by class.
         side: of a quadrant in pixels; images are resized by their short side and cropped to it.
+        encoding: ``jpeg``: resized bilinearly, then the image of each class, and the grid again, saved as JPEG of
+            quality 75 and read again; ``lossless``: resized bicubically.
+
+    Raises:
+        UserError: the encoding is neither.
     """
 
     images: Images
     side: int
+    encoding: str = "lossless"
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise UserError(f"benchmark.scenes.encoding={self.encoding!r}: give 'jpeg' or 'lossless'.")
 
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
-        return composite([self.images.image(label, k) for label in labels], self.side)
+        images = [self.images.image(label, k) for label in labels]
+        if self.encoding == "lossless":
+            return composite(images, self.side)
+        return through_jpeg(composite([through_jpeg(bilinear_square(each, self.side)) for each in images], self.side))
 
     def files(self, game: str, labels: Sequence[int], k: int) -> Sequence[Path]:
         return [path for label in labels for path in self.images.files(label, k)]
 
 
 class PreparedScenes(Scenes):
-    """Grids made once, as files ``root/GAME/kk.png``.
+    """Grids made once, as files ``root/ENCODING/GAME/kk.png``.
+
+    Args:
+        root: the folder of the grids.
+        encoding: as of :class:`ComposedScenes`; ``jpeg`` for the published numbers.
 
     Raises:
         UserError: there is no such folder.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = Path(root)
-        if not self.root.is_dir():
+    def __init__(self, root: str, encoding: str) -> None:
+        self.folder = Path(root) / encoding
+        if not self.folder.is_dir():
             raise UserError(
-                f"benchmark.scenes.root={root!r} does not exist: make the grids with 'python -m"
-                f" scripts.prepare_pointing_game --imagenet FOLDER --out {root}'."
+                f"folder {self.folder} of benchmark.scenes does not exist: make the grids with 'python -m"
+                f" scripts.prepare_pointing_game --imagenet FOLDER --out {root} --encoding {encoding}'."
             )
 
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
@@ -84,7 +104,7 @@ class PreparedScenes(Scenes):
         return read_image(path, str(path))
 
     def files(self, game: str, labels: Sequence[int], k: int) -> Sequence[Path]:
-        return (self.root / game / f"{k:02d}.png",)
+        return (self.folder / game / f"{k:02d}.png",)
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,7 @@ class PointingGame(Benchmark[Scene, ImageText]):
         games: four words each, joined by ``-``, in reading order of the grid.
         n_images: images of each game.
         n_games: play the first ones only; None: all.
+        played: play these only; None: all.
     """
 
     def __init__(
@@ -144,12 +165,17 @@ class PointingGame(Benchmark[Scene, ImageText]):
         games: Sequence[str],
         n_images: int,
         n_games: int | None = None,
+        played: Sequence[str] | None = None,
     ) -> None:
         if n_images < 1 or (n_games is not None and n_games < 1):
             raise UserError(f"benchmark.n_images={n_images}, benchmark.n_games={n_games}: give positive numbers.")
         self.scenes = scenes
         self.n_images = n_images
-        self.games = {game: _labels(game, classes) for game in list(games)[:n_games]}
+        unknown = sorted(set(played or ()) - set(games))
+        if unknown:
+            raise UserError(f"benchmark.played has {unknown[0]!r}, which is none of benchmark.games: correct its name.")
+        chosen = [game for game in games if played is None or game in played]
+        self.games = {game: _labels(game, classes) for game in chosen[:n_games]}
 
     def samples(self) -> list[Scene]:
         return [

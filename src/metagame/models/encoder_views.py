@@ -7,13 +7,15 @@ A block maps x to ``finish(x, o)`` with o the attention output before its output
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
+
+from metagame.errors import UserError
 
 Map = Callable[[Tensor], Tensor]
 ForeignModule = Any
@@ -110,6 +112,24 @@ class ProbeView:
 
 
 EncoderView = ClassTokenView | ProbeView
+HEADS = ("one", "native")
+
+
+def check_heads(heads: str) -> str:
+    """``heads``, as :func:`last_block` takes it.
+
+    Raises:
+        UserError: it is neither ``one`` nor ``native``.
+    """
+    if heads not in HEADS:
+        raise UserError(f"heads={heads!r}: give 'one' or 'native'.")
+    return heads
+
+
+def last_block(view: EncoderView, heads: str) -> Block:
+    """The last block; ``one``: its attention has a single head over the full width (softmax(q k^T / sqrt(D)))."""
+    block = view.blocks[-1]
+    return replace(block, n_heads=1) if heads == "one" else block
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

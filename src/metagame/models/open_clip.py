@@ -150,6 +150,9 @@ class SimpleTokenizer:
     def _encode(self, text: str) -> tuple[int, ...]:
         return (self.tokenizer.sot_token_id, *self.tokenizer.encode(text), self.tokenizer.eot_token_id)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids).strip()
+
     def split(self, text: str) -> list[tuple[int, bool, str]]:
         special = set(self.tokenizer.all_special_ids)
         return [(token, token in special, self.tokenizer.decode([token]).strip()) for token in self.encode(text)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -227,6 +227,9 @@ class PretrainedTokenizer:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(self.clean(text), verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids))
 
     def split(self, text: str) -> list[tuple[int, bool, str]]:
         # of the tokenizer's template, so that a word that is unknown to it is no special token

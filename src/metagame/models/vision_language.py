@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -42,7 +42,8 @@ class Text:
 class Tokenizer(Protocol):
     """What turns a text into ids, with special tokens.
 
-    ``encode`` gives ids; ``split`` the ids with, for each, whether it is a special token, and its piece of the text.
+    ``encode`` gives ids; ``split`` the ids with, for each, whether it is a special token, and its piece of the text;
+    ``decode`` the text of ids without special tokens.
     """
 
     @property
@@ -55,6 +56,8 @@ class Tokenizer(Protocol):
     def encode(self) -> Callable[[str], tuple[int, ...]]: ...
 
     def split(self, text: str) -> list[tuple[int, bool, str]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class Players(ABC):
@@ -99,6 +102,7 @@ class TokenPlayers(Players):
     """The tokens of a caption, without special ones, which always stay."""
 
     def __init__(self, tokenizer: Tokenizer, caption: str) -> None:
+        self.tokenizer = tokenizer
         self._pieces = tokenizer.split(caption)
         self.labels = tuple(piece for _, special, piece in self._pieces if not special)
         if not self.labels:
@@ -113,6 +117,19 @@ class TokenPlayers(Players):
         here = iter(present)
         attended = tuple(special or next(here) for _, special, _ in self._pieces)
         return Text(tuple(i for i, _, _ in self._pieces), attended)
+
+
+class RetokenizedPlayers(TokenPlayers):
+    """The tokens of a caption; what is left of it without some is read as a text, and tokenized anew.
+
+    Where "hydr" is absent from "dog", "hydr", "ant", the text may be "dogant", in other tokens than "dog", "ant".
+    """
+
+    def dropped(self, present: Sequence[bool]) -> Text:
+        here = iter(present)
+        kept = [token for token, special, _ in self._pieces if not special and next(here)]
+        ids = self.tokenizer.encode(self.tokenizer.decode(kept))
+        return Text(ids, (True,) * len(ids))
 
 
 @runtime_checkable
@@ -134,11 +151,13 @@ class ImageText(BoundInput):
         model: the encoder.
         image: encoded when first needed, with its batch, and shared by all texts about it.
         pieces: of the text, which play.
+        picture: the image as the model is given it, where that is not the whole square image.
     """
 
     model: VisionLanguage
     image: EncodedImage
     pieces: Players
+    picture: UInt8[np.ndarray, "H W 3"] | None = None
 
     @property
     def players(self) -> tuple[str, ...]:
@@ -220,10 +239,11 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A sample's image as the model takes it, and the texts about it."""
+    """A sample's image as the model takes it, the texts about it, and the picture of :class:`ImageText`."""
 
     pixels: Float[Tensor, "3 H W"]
     texts: Mapping[str, Players]
+    picture: UInt8[np.ndarray, "H W 3"] | None
 
 
 class VisionLanguage(Model[Sample, ImageText], ABC):
@@ -304,8 +324,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         batch = ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype))
         rows = iter(range(len(pixels)))
         return [
-            each if isinstance(each, Failure) else self._bind(EncodedImage(batch, next(rows)), each.texts)
-            for each in opened
+            each if isinstance(each, Failure) else self._bind(EncodedImage(batch, next(rows)), each) for each in opened
         ]
 
     def _open(self, sample: Sample) -> _Opened | Failure:
@@ -313,12 +332,20 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             texts = sample.texts(self.tokenizer)
             for each in texts.values():
                 self._check_length(each.dropped([True] * len(each.labels)))
-            return _Opened(self.process(to_rgb(sample.image(), sample.id)), texts)
+            image = to_rgb(sample.image(), sample.id)
+            pixels = self.process(image)
+            return _Opened(pixels, texts, None if image.width == image.height else self._picture(pixels))
         except Exception as error:
             return Failure(error)
 
-    def _bind(self, image: EncodedImage, texts: Mapping[str, Players]) -> dict[str, ImageText]:
-        return {name: ImageText(self, image, each) for name, each in texts.items()}
+    def _bind(self, image: EncodedImage, opened: _Opened) -> dict[str, ImageText]:
+        return {name: ImageText(self, image, each, opened.picture) for name, each in opened.texts.items()}
+
+    def _picture(self, pixels: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
+        """What the processor cut an image to, before it brought each channel to the model's range."""
+        black, white = (self.process(Image.new("RGB", (64, 64), color)) for color in ("black", "white"))
+        share = ((pixels - black) / (white - black)).clamp(0, 1)
+        return (255 * share).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     @torch.no_grad()
     def block_input(self, pixels: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B T D"]:

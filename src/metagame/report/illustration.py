@@ -13,9 +13,9 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from metagame.benchmarks.illustration import CAPTION, PART, CaptionedImage
-from metagame.contracts import Explanation
 from metagame.digests import digest
 from metagame.jobs.build import build_part
+from metagame.jobs.records import Record
 from metagame.report.groups import by_setting, grouped, share_samples
 from metagame.report.labels import told_apart
 from metagame.report.maps import draw_edges, draw_map, edge_scale, heat_scale, on_grid
@@ -35,6 +35,7 @@ class Illustrated:
     Attributes:
         sample: its id.
         captioned: the sample; None where its image is gone or another one.
+        picture: the image as the model was given it, where that is not the sample's own.
         model: what tables call it.
         setting: what sets the jobs apart from others of the model that have the sample too; empty where nothing does.
         tokens: of the caption.
@@ -52,6 +53,7 @@ class Illustrated:
     parts: list[tuple[str, Map]] = field(default_factory=list)
     single: Float[np.ndarray, "rows columns n"] | None = None
     pairs: Float[np.ndarray, "rows columns n n"] | None = None
+    picture: Image.Image | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -126,9 +128,18 @@ def illustration_table(results: list[JobResult], scale: str) -> Table:
         notes=[
             f"{f'Model: {models[0]}. ' if len(models) == 1 else ''}Units of the method's map. Of pairs, the"
             f" {MOST_PAIRS} with the largest sum of sizes.",
+            "The published figures were made with absent=retokenized and side=null, of which the paper's text says"
+            f" nothing, on MetaCLIP-2 huge-quickgelu, where it names huge-378. This run has {_settings(results)}.",
             *failure_notes(results),
         ],
     )
+
+
+def _settings(results: Sequence[JobResult]) -> str:
+    """How the images were cut, and what became of a caption without some tokens."""
+    nodes = [result.config.benchmark for result in results]
+    found = {f"absent={node.get('absent')}, side={node.get('side') or 'null'}" for node in nodes}
+    return " and ".join(sorted(found))
 
 
 def illustration_figure(results: list[JobResult]) -> Figure | None:
@@ -147,7 +158,7 @@ def illustration_figure(results: list[JobResult]) -> Figure | None:
     captioned = [each.captioned for each in shown if each.captioned is not None]
     several_methods = _several_methods(shown)
     for part, each, own, height in zip(parts, shown, captioned, heights, strict=True):
-        _draw(part, own.image(), each, (height, columns))
+        _draw(part, each.picture or own.image(), each, (height, columns))
         names = [each.model, each.setting, each.method if several_methods else ""]
         part.suptitle(f"“{each.caption}” ({', '.join(filter(None, names))})", fontsize=11)
     return figure
@@ -201,19 +212,21 @@ def _illustrated(results: Sequence[JobResult]) -> Iterator[Illustrated]:
         for name in group.done_ids:
             for own in _blocks(group.results):
                 shown = Illustrated(name, known.get(name), group.model, group.difference if several else "")
-                for result, explanations in _explanations(own, name):
-                    shown = _with(shown, result, explanations)
+                for result, record in _records(own, name):
+                    shown = _with(shown, result, record)
                 if shown.labels:
                     yield shown
 
 
-def _explanations(results: Sequence[JobResult], sample: str) -> Iterator[tuple[JobResult, dict[str, Explanation]]]:
+def _records(results: Sequence[JobResult], sample: str) -> Iterator[tuple[JobResult, Record]]:
     for result in results:
-        yield from ((result, result.explanations(record)) for record in result.done if record.sample == sample)
+        yield from ((result, record) for record in result.done if record.sample == sample)
 
 
-def _with(shown: Illustrated, result: JobResult, explanations: dict[str, Explanation]) -> Illustrated:
+def _with(shown: Illustrated, result: JobResult, record: Record) -> Illustrated:
     """What is shown, and what one more job says: first-order maps, those of tokens, or those of pairs."""
+    explanations, picture = result.explanations(record), result.pictures(record).get(CAPTION)
+    shown = shown if picture is None else replace(shown, picture=Image.fromarray(picture))
     whole = explanations[CAPTION]
     if whole.meta is None:
         parts = () if shown.captioned is None else shown.captioned.parts

@@ -30,6 +30,10 @@ METACLIPS = ("metaclip2_vith14", "metaclip2_vith14_378")
 """The models that claims are about, by the names of their configs."""
 PROTOCOL = {"start_layer": "last", "heads": "one", "product": "of_means"}
 """Arguments of the methods with which the published numbers were made."""
+PUBLISHED_NOTE = (
+    "Published values were made with heads=one, product=of_means and encoding=jpeg; the paper's text does not say the"
+    " first and the last, and cites product=mean_of. "
+)
 
 
 def pointing_game_table(results: list[JobResult], scale: str) -> Table:
@@ -51,6 +55,7 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
             " Any map that is not negative has 0.25 where it is asked for four words.",
             "Claims compare means over the four columns, unless they speak of each, sample by sample; with FIxLIP, on"
             " its images. They are decided beyond two standard errors; in brackets what stands most against them.",
+            PUBLISHED_NOTE + _other_settings(results),
             *([TINY_NOTE] if scale == "tiny" else []),
             *_zero_notes(results),
             *failure_notes(results),
@@ -77,6 +82,16 @@ def published_name(result: JobResult) -> Row | None:
     return result.config.model.name, result.variant.base, result.variant.meta
 
 
+def _other_settings(results: list[JobResult]) -> str:
+    """Which of this run's settings are not those of the published values."""
+    found = set()
+    for result in results:
+        method, scenes = result.variant.node.method, result.config.benchmark.get("scenes", {})
+        wanted = [(method, key, value) for key, value in PROTOCOL.items()] + [(scenes, "encoding", "jpeg")]
+        found |= {f"{key}={node[key]}" for node, key, value in wanted if node.get(key, value) != value}
+    return f"This run has {', '.join(sorted(found))}." if found else "This run has the same."
+
+
 def _zero_notes(results: list[JobResult]) -> list[str]:
     """A footnote for each job with maps that have no score, being zero everywhere."""
     notes = []
@@ -90,7 +105,7 @@ def _zero_notes(results: list[JobResult]) -> list[str]:
 
 def _game(result: JobResult) -> str:
     """The same for jobs that are compared: of one model, scenes, seed and scale; FIxLIP plays fewer of the games."""
-    sizes = ("n_games", "n_images")
+    sizes = ("n_games", "n_images", "played")
     benchmark = {key: value for key, value in result.identity["benchmark"].items() if key not in sizes}
     return digest(result.circumstances | {"benchmark": benchmark})
 
