@@ -54,6 +54,10 @@ PARTS = {
         ("train_language", "train_vision_language", "train_diffusion", "read_digits", "make_digit_scenes"),
         ("scripts", "src/metagame/benchmarks", "src/metagame/models"),
     ),
+    "paper_encoders": Part(
+        ("paper_encoders",),
+        (*RUNS, "src/metagame/models", "src/metagame/attributions", "src/metagame/benchmarks", "configs"),
+    ),
     "preparation": Part(("name_wordnet_labels", "bench", "bench_diffusion"), ("scripts", "src/metagame/benchmarks")),
     "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "--jobs=2", "demo", "report")),
 }  # fmt: skip
