@@ -447,6 +447,17 @@ def test_what_is_left_of_a_caption_is_dropped_to_its_tokens_or_read_as_a_text_an
     assert len(tokenizer.encode("hydrate")) == 3
 
 
+def test_a_caption_whose_tokens_are_no_text_cannot_be_tokenized_anew(byte_pairs):
+    tokenizer = adapt_tokenizer(byte_pairs, 77)
+    assert len(TokenPlayers(tokenizer, "a \N{SNOWMAN WITHOUT SNOW}\N{MAHJONG TILE EAST WIND}").labels) > 3
+    for caption in ("a \N{SNOWMAN WITHOUT SNOW}\N{MAHJONG TILE EAST WIND}", "a \N{MAHJONG TILE EAST WIND}"):
+        with refused("caption 'a .*' is not one that its tokens can be read as: choose absent=dropped"):
+            RetokenizedPlayers(tokenizer, caption)
+    with refused("caption 'one' is not one that its tokens"):
+        RetokenizedPlayers(SharingTokenizer(), "one")
+    assert RetokenizedPlayers(tokenizer, "Two dogs , it's a \N{SLICE OF PIZZA}?").dropped([False] * 8).ids
+
+
 @each_tokenizer
 def test_a_caption_of_words_is_the_same_text_dropped_or_tokenized_anew(family):
     tokenizer = small_tokenizer(family)

@@ -350,8 +350,9 @@ NEEDED = {
     ("table3",): [Repository(SCHNELL)],
     ("model=flux_dev", "benchmark=coco"): [Repository(DEV), Repository(SCHNELL, files="tokenizer_2/*")],
     ("table1", "figure1"): [],
-    (): [Repository(name) for name in sorted([META_CLIP, META_CLIP_378, CLIP_B, FIRST, SECOND, SCHNELL, *GEMMAS])],
+    (): [Repository(name) for name in sorted([META_CLIP, CLIP_B, FIRST, SECOND, SCHNELL, *GEMMAS])],
     ("figure3", "model=gemma3_4b_it", "model.revision=v1"): [Repository("google/gemma-3-4b-it", "v1")],
+    ("figure2", "model=metaclip2_vith14_378"): [Repository(META_CLIP_378)],
     ("model=open_clip",): [Repository(OPEN_CLIP, files="open_clip_*model.*")],
 }
 

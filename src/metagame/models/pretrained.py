@@ -229,7 +229,7 @@ class PretrainedTokenizer:
         return tuple(self.tokenizer(self.clean(text), verbose=False)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids))
+        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def split(self, text: str) -> list[tuple[int, bool, str]]:
         # of the tokenizer's template, so that a word that is unknown to it is no special token

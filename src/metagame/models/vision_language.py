@@ -123,7 +123,17 @@ class RetokenizedPlayers(TokenPlayers):
     """The tokens of a caption; what is left of it without some is read as a text, and tokenized anew.
 
     Where "hydr" is absent from "dog", "hydr", "ant", the text may be "dogant", in other tokens than "dog", "ant".
+
+    Raises:
+        UserError: the caption is not put together again from its tokens, or one of them is a part of a letter.
     """
+
+    def __init__(self, tokenizer: Tokenizer, caption: str) -> None:
+        super().__init__(tokenizer, caption)
+        whole = [True] * len(self.labels)
+        parts = any("\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token]) for token, _, _ in self._pieces)
+        if parts or self.dropped(whole) != super().dropped(whole):
+            raise UserError(f"caption {caption!r} is not one that its tokens can be read as: choose absent=dropped.")
 
     def dropped(self, present: Sequence[bool]) -> Text:
         here = iter(present)
