@@ -59,6 +59,13 @@ PARTS = {
         (*RUNS, "src/metagame/models", "src/metagame/attributions", "src/metagame/benchmarks", "configs"),
     ),
     "preparation": Part(("name_wordnet_labels", "bench", "bench_diffusion"), ("scripts", "src/metagame/benchmarks")),
+    "paper_generative": Part(
+        ("paper_generative",),
+        (
+            *RUNS, "src/metagame/models", "src/metagame/attributions", "src/metagame/benchmarks",
+            "src/metagame/report", "configs",
+        ),
+    ),
     "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "--jobs=2", "demo", "report")),
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,13 +45,13 @@ AXES = (4, 6, 6)
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 
 
-def build_t5_tokenizer() -> T5TokenizerFast:
+def build_t5_tokenizer(words: Sequence[str] = WORDS, length: int = TEXT_LENGTH) -> T5TokenizerFast:
     """A tokenizer of words, some of which come in pieces, that puts an end token behind a text."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in WORDS), "boat", "s"]
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in words), "boat", "s"]
     core = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
     core.pre_tokenizer = Metaspace()
     core.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return T5TokenizerFast(tokenizer_object=core, model_max_length=TEXT_LENGTH, extra_ids=0)
+    return T5TokenizerFast(tokenizer_object=core, model_max_length=length, extra_ids=0)
 
 
 def build_transformer(guidance: bool = False, seed: int = 0, **config: Any) -> FluxTransformer2DModel:

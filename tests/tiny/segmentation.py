@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -189,8 +189,8 @@ THINGS = {name: 3 * place + 1 for place, name in enumerate((*NAMES, *STRANGE))}
 STUFF = {"grass-merged": 193, "sky-other-merged": 187, "banner": 92, "wall-brick": 171, "floor-stuff": 190}
 
 
-def coco_categories(*, stuff: bool) -> list[dict]:
-    things = [{"supercategory": "object", "isthing": 1, "id": key, "name": name} for name, key in THINGS.items()]
+def coco_categories(*, stuff: bool, things: Mapping[str, int] = THINGS) -> list[dict]:
+    things = [{"supercategory": "object", "isthing": 1, "id": key, "name": name} for name, key in things.items()]
     others = [{"supercategory": "ground", "isthing": 0, "id": key, "name": name} for name, key in STUFF.items()]
     # the instance annotations know no stuff, and no word for it
     return things + others if stuff else [{k: v for k, v in each.items() if k != "isthing"} for each in things]
@@ -221,8 +221,16 @@ def write_segments(path: Path, segments: np.ndarray) -> None:
 SEGMENT_IDS = (7, 300, 70_000, 3_226_956, 16_777_215, 65_536, 256, 255)
 
 
-def write_panoptic(root: Path, scenes: Sequence[np.ndarray] = SCENES, split: str = "val2017") -> Path:
-    """A class has a segment in the upper and one in the lower half; OTHER is stuff, UNLABELLED void."""
+def write_panoptic(
+    root: Path,
+    scenes: Sequence[np.ndarray] = SCENES,
+    split: str = "val2017",
+    things: Mapping[str, int] = THINGS,
+) -> Path:
+    """A class has a segment in the upper and one in the lower half; OTHER is stuff, UNLABELLED void.
+
+    Labels are places among the ``things``, which have their ids.
+    """
     annotations = []
     for number, labels in enumerate(scenes):
         halves = np.arange(labels.shape[0])[:, None] < labels.shape[0] // 2
@@ -230,7 +238,7 @@ def write_panoptic(root: Path, scenes: Sequence[np.ndarray] = SCENES, split: str
             (each, (labels == each) & half) for each in np.unique(labels[labels >= 0]) for half in (halves, ~halves)
         ]
         stuff = list(STUFF.values())[number % len(STUFF)]
-        kinds = [(THINGS[NAMES[each]], part) for each, part in parts] + [(stuff, labels == OTHER)]
+        kinds = [(list(things.values())[each], part) for each, part in parts] + [(stuff, labels == OTHER)]
         segments, info = np.zeros(labels.shape, int), []
         for key, (category, part) in zip(SEGMENT_IDS, kinds, strict=False):
             segments[part] = key
@@ -248,7 +256,7 @@ def write_panoptic(root: Path, scenes: Sequence[np.ndarray] = SCENES, split: str
         save_jpeg(root / split / f"{coco_id(number)}.jpg", labels.shape)
     content = {
         "info": {"year": 2017}, "licenses": [], "images": coco_images(scenes), "annotations": annotations,
-        "categories": coco_categories(stuff=True),
+        "categories": coco_categories(stuff=True, things=things),
     }  # fmt: skip
     write_json(root / "annotations" / f"panoptic_{split}.json", content)
     return root
@@ -301,11 +309,16 @@ def write_instances(
     return root
 
 
-WORDNET = {f"n{2_084_071 + place:08d}": name for place, name in enumerate((*NAMES, *STRANGE))}
+def wordnet(names: Sequence[str]) -> dict[str, str]:
+    """Ids for names."""
+    return {f"n{2_084_071 + place:08d}": name for place, name in enumerate(names)}
 
 
-def imagenet_seg_id(number: int, name: str) -> str:
-    key = next(key for key, each in WORDNET.items() if each == name)
+WORDNET = wordnet((*NAMES, *STRANGE))
+
+
+def imagenet_seg_id(number: int, name: str, labels: Mapping[str, str] = WORDNET) -> str:
+    key = next(key for key, each in labels.items() if each == name)
     return f"{key}_{1005 + number}"
 
 
@@ -341,18 +354,20 @@ def write_matlab(path: Path, fields: dict[str, list]) -> None:
         file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(512))
 
 
-def write_imagenet_seg(root: Path, scenes: Sequence[np.ndarray] = SINGLE_SCENES) -> Path:
-    """Images of one class; every pixel is labelled."""
-    names = [NAMES[labels.max()] for labels in scenes]
+def write_imagenet_seg(
+    root: Path, scenes: Sequence[np.ndarray] = SINGLE_SCENES, known: Sequence[str] = (*NAMES, *STRANGE)
+) -> Path:
+    """Images of one class of the ``known``; every pixel is labelled."""
+    names = [known[labels.max()] for labels in scenes]
     write_matlab(
         root / "gtsegs_ijcv.mat",
         {
             "img": [pixels(*labels.shape) for labels in scenes],
             "gt": [[labels >= 0] for labels in scenes],
-            "id": [imagenet_seg_id(number, name) for number, name in enumerate(names)],
+            "id": [imagenet_seg_id(number, name, wordnet(known)) for number, name in enumerate(names)],
         },
     )
-    write_json(root / "names.json", WORDNET)
+    write_json(root / "names.json", wordnet(known))
     return root
 
 

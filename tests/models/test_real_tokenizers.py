@@ -1,0 +1,62 @@
+"""FLUX.1's T5 tokenizer and Gemma 3's as their makers distribute them, where you have them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from metagame.benchmarks.prompts import annotated_prompts, pair_ranks
+from metagame.benchmarks.segmentation import one_token_names
+from metagame.models.concepts import load_t5_tokenizer
+from metagame.models.prompt_tokens import absent_token_id, special_ids, tokenize_prompt
+from tests.tiny.real_checkpoints import BACKGROUND, COCO, COCO_OF_ONE_TOKEN, VOC
+
+FOLDER = os.environ.get("METAGAME_REAL_TOKENIZERS")
+pytestmark = pytest.mark.skipif(
+    FOLDER is None, reason="METAGAME_REAL_TOKENIZERS names no folder with flux/tokenizer_2 and gemma3"
+)
+
+
+@pytest.fixture(scope="module")
+def t5():
+    return load_t5_tokenizer(str(Path(FOLDER, "flux")), None)
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    return AutoTokenizer.from_pretrained(Path(FOLDER, "gemma3"))
+
+
+def test_53_of_80_things_of_coco_are_one_token_of_t5(t5):
+    assert (len(COCO), len(COCO_OF_ONE_TOKEN)) == (80, 53)
+    assert one_token_names(COCO, t5) == COCO_OF_ONE_TOKEN
+
+
+def test_names_of_voc_background_concepts_and_those_of_figure_4_are_one_token_before_the_end_token(t5):
+    names = (*VOC, *BACKGROUND, "street")  # car is of VOC
+    assert (len(VOC), len(BACKGROUND)) == (20, 5)
+    assert one_token_names(names, t5) == names
+    for name in names:
+        (token, end) = t5(name)["input_ids"]
+        assert (token != t5.unk_token_id, end) == (True, t5.eos_token_id)
+
+
+def test_gemma_has_no_mask_token_so_that_the_unknown_one_is_absent(gemma):
+    assert gemma.mask_token is None
+    assert absent_token_id(gemma) == gemma.convert_tokens_to_ids("<unk>") == 3
+    assert {gemma.convert_tokens_to_ids(name) for name in ("<bos>", "<eos>", "<end_of_turn>")} <= special_ids(gemma)
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["alone", "in the chat template"])
+def test_tokens_of_the_papers_prompts_match_their_pairs_but_for_one_within_a_token(gemma, chat):
+    unmatched = {}
+    for prompt in annotated_prompts():
+        tokens = tokenize_prompt(gemma, prompt.text, chat)
+        _, lost = pair_ranks(prompt.pairs, tokens.labels, np.zeros((len(tokens.labels),) * 2))
+        unmatched |= {prompt.id: lost} if lost else {}
+        assert tokens.turn_end == (gemma.convert_tokens_to_ids("<end_of_turn>") if chat else None)
+    assert unmatched == {"broken_promise": [("water", "proof")]}
