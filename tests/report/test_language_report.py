@@ -13,7 +13,6 @@ from metagame.report.labels import told_apart
 from metagame.report.pair_deletion import pair_deletion_table
 from metagame.report.recall import recall_figure, recall_table
 from metagame.report.results import read_job, tell_apart
-from metagame.report.scores import is_positive
 from metagame.report.token_pairs import Shown, shown_prompts, tokens_and_recall_figure, tokens_figure
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
@@ -139,6 +138,24 @@ def test_the_claim_compares_the_metagame_with_sums_of_every_model(jobs, tmp_path
         for name, recall in (("attnlrp", 1.0), ("meta_attnlrp", 0.0))
     ]
     assert recall_table([*jobs, *worse], "tiny").claims[0]["holds"] is False
+
+
+def at_distance(percentiles, **scores):
+    return recalled(0.5) | {"percentiles": percentiles} | scores
+
+
+def test_percentiles_at_equal_distance_decide_what_recall_cannot(tmp_path):
+    good, bad = [[0.9, None], [0.8, 0.9], [1.0]], [[0.5, None], [0.3, 0.4], [0.6]]
+    meta = job(tmp_path, "meta_attnlrp", [at_distance(each, chance=0.16, apart=None) for each in good])
+    first = job(tmp_path, "attnlrp", [at_distance(each, chance=0.09, apart=0.25) for each in bad])
+    table = recall_table([meta, first], "paper")
+    rows = {row["method"]: row for row in table.rows}
+    assert rows["Meta-ATTNLRP"]["percentile"]["mean"] == pytest.approx((0.9 + 0.85 + 1.0) / 3, abs=1e-6)
+    assert (rows["Meta-ATTNLRP"]["chance"]["mean"], rows["ATTNLRP"]["chance"]["mean"]) == (0.16, 0.09)
+    assert (rows["Meta-ATTNLRP"]["apart"], rows["ATTNLRP"]["apart"]["mean"]) == (None, 0.25)
+    assert [claim["holds"] for claim in table.claims] == [None, True, True]
+    assert table.claims[1]["claim"].endswith("above AttnLRP")
+    assert table.claims[1]["difference"].startswith("Meta-ATTNLRP - ATTNLRP, Gemma: +0.433")
 
 
 def curves_of(figure):
@@ -286,14 +303,6 @@ def test_pair_deletion_of_two_seeds_is_compared_seed_by_seed(tmp_path):
     notes = [note for note in table.notes if "less sums" in note]
     assert [note.split(":")[0] for note in notes] == ["Gemma (seed=0)", "Gemma (seed=1)"]
     assert ["area +1.000" in notes[0], "area +3.000" in notes[1]] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("differences", "holds"),
-    [([1.0, 1.1], True), ([-1.0, -1.1], False), ([1.0, -0.5], None), ([2.0], None), ([], None), ([0.0, 0.0], None)],
-)
-def test_a_difference_within_two_standard_errors_is_not_decided(differences, holds):
-    assert is_positive(differences) is holds
 
 
 def test_the_metagame_of_the_small_model_finds_the_pairs_that_the_grammar_made(tmp_path):

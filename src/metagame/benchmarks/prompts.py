@@ -12,6 +12,14 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
+from metagame.benchmarks.distance_matched import (
+    chance_of_recall,
+    closest_places,
+    pair_scores,
+    percentile,
+    same_distance_recall,
+    unordered_rank,
+)
 from metagame.benchmarks.reviews import Review, reviews
 from metagame.contracts import WHOLE, Benchmark, Explanation, InputT, Score
 from metagame.errors import UserError
@@ -169,15 +177,56 @@ class Prompts(PromptBenchmark[AnsweredPrompt]):
         inputs: Mapping[str, AnsweredPrompt],
         explanations: Mapping[str, Explanation],
     ) -> dict[str, Score]:
-        bound = inputs[WHOLE]
-        n = len(bound.players)
-        at_matches, unmatched = pair_ranks(sample.pairs, bound.players, pair_matrix(explanations[WHOLE]))
+        bound, explanation = inputs[WHOLE], explanations[WHOLE]
+        n, matrix = len(bound.players), pair_matrix(explanation)
+        at_matches, unmatched = pair_ranks(sample.pairs, bound.players, matrix)
         ranks = [min(each) for each in at_matches]
         scores: dict[str, Score] = {
             **recalls_of_ranks(ranks, n), "n_players": n, "ranks": ranks, "match_ranks": at_matches,
         }  # fmt: skip
+        scores |= distance_matched(sample.pairs, bound.players, matrix, symmetric=_is_symmetric(explanation))
         scores["unmatched"] = [" + ".join(pair) for pair in unmatched]
         return scores | {"text": sample.text, "tokens": list(bound.players), "answer": bound.answer}
+
+
+def distance_matched(
+    pairs: Sequence[tuple[str, str]], tokens: Sequence[str], matrix: Float[np.ndarray, "n n"], *, symmetric: bool
+) -> dict[str, Score]:
+    """What recall leaves open: how much of it is closeness, and how much chance.
+
+    ``distances`` and ``percentiles`` of the pairs, see :func:`metagame.benchmarks.distance_matched.percentile`; as
+    means over K = 1 to 15 % ``unordered`` (recall among unordered pairs), ``same_distance`` (that of pairs which nobody
+    annotated, at the same distances), ``apart`` (the recall of pairs that are no neighbours) and ``chance``.
+    """
+    n, size = len(tokens), pair_scores(matrix)
+    known = [closest_places(*(string_places(string, tokens) for string in pair)) for pair in pairs]
+    places = [place for place in known if place is not None]
+    directed = [share for share in SHARES if share > 0]
+    unordered = [max(1, round(share * n * (n - 1) / 200)) for share in directed]
+    ranks = [unordered_rank(size, place) for place in places]
+    control = [same_distance_recall(size, places, most) for most in unordered]
+    found, _ = pair_ranks([pair for pair, place in zip(pairs, known, strict=True) if _is_apart(place)], tokens, matrix)
+    apart = recalls_of_ranks([min(each) for each in found], n)
+    return {
+        "distances": [abs(a - b) for a, b in places],
+        "percentiles": [percentile(size, place) for place in places],
+        "unordered": float(np.mean([[rank <= most for rank in ranks] for most in unordered])) if ranks else None,
+        "same_distance": _mean([each for each in control if each is not None]),
+        "apart": _mean([each for share in directed if (each := apart[f"recall_{share}"]) is not None]),
+        "chance": _mean([chance_of_recall(n, most_pairs(share, n), symmetric) for share in directed]),
+    }
+
+
+def _is_symmetric(explanation: Explanation) -> bool:
+    return explanation.meta is None or not explanation.meta.directed
+
+
+def _is_apart(place: tuple[int, int] | None) -> bool:
+    return place is not None and abs(place[0] - place[1]) > 1
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def recalls_of_ranks(ranks: Sequence[int], n: int) -> dict[str, float | None]:

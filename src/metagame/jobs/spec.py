@@ -26,6 +26,7 @@ FAMILIES = {
     "attention": "attention weights, or logits of attention",
     "gradient": "gradients of the output",
     "lrp": "gradients by the rules of layer-wise relevance propagation",
+    "position": "places in the text, without a model",
     "removal": "what the output loses without a player",
     "shapley": "Shapley values and other indices of games whose players are removed",
     "similarity": "how similar a patch's own features are to the text",

@@ -7,7 +7,7 @@ from typing import Any
 from metagame.report.groups import by_setting
 from metagame.report.recall import END_TOKEN_NOTES
 from metagame.report.results import JobResult, failure_notes, setting_notes
-from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
+from metagame.report.scores import DECIDED, Difference, decide, mean_cell, rounded_mean_cell
 from metagame.report.table import Column, Table
 
 CURVES = {"insertion": "below insertion", "deletion": "below deletion", "area": "between the curves"}
@@ -27,7 +27,7 @@ def pair_deletion_table(results: list[JobResult], scale: str) -> Table:
         rows=[_row(result, results) for result in results],
         published=[{} for _ in results],
         n_samples=max(len(result.done) for result in results),
-        claims=[{"claim": CLAIM, "holds": _meta_beats_sums(results)}],
+        claims=[decide(CLAIM, [_gain(*pair) for pair in _comparisons(results)])],
         notes=[
             "Mean logit of the answer's tokens, over the share of prompt tokens that were put (insertion, higher is"
             " better) or taken (deletion, lower is better) with the strongest pairs first; mean ± 2 standard errors"
@@ -77,8 +77,9 @@ def _comparisons(results: list[JobResult]) -> list[tuple[JobResult, JobResult]]:
     ]
 
 
-def _meta_beats_sums(results: list[JobResult]) -> bool | None:
-    return all_hold([is_positive(_differences(meta, first, "area")) for meta, first in _comparisons(results)])
+def _gain(meta: JobResult, first: JobResult) -> Difference:
+    cell = rounded_mean_cell(_differences(meta, first, "area"))
+    return Difference(f"{meta.label} - {first.label}, {meta.model}", cell)
 
 
 def _comparison_notes(results: list[JobResult]) -> list[str]:

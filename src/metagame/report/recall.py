@@ -18,7 +18,7 @@ from metagame.jobs.records import Record
 from metagame.report.groups import by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes, setting_notes
-from metagame.report.scores import DECIDED, all_hold, is_positive, mean_cell, rounded_mean_cell
+from metagame.report.scores import DECIDED, Difference, decide, mean_cell, rounded_mean_cell
 from metagame.report.table import Column, Table
 
 STYLES = ("-", "--", "-.", ":")
@@ -29,13 +29,26 @@ END_TOKEN_NOTES = {
     False: "The token that ends an answer is no generation step; in the paper's code it is (model.end_token=true).",
 }
 CLAIM = "Meta-AttnLRP recalls more of the annotated pairs than sums of AttnLRP (mean over K = 1 to 15 %)"
+MATCHED_CLAIM = "beyond the paper: among pairs of the same distance, Meta-AttnLRP ranks annotated pairs above {rival}"
+MEANING_CLAIM = (
+    "beyond the paper: Meta-AttnLRP finds meaning, not adjacency: annotated pairs are in the upper half of the"
+)
+MEANING_CLAIM += " pairs of the same distance"
+RIVALS = {"attnlrp": "AttnLRP", "cp_lrp": "CP-LRP", "leave_one_out": "leave-one-out"}
+MEASURES = {
+    "percentile": "percentile at equal distance", "mean": "recall, mean of K = 1 to 15 %",
+    "chance": "recall by chance", "unordered": "recall, unordered",
+    "same_distance": "recall, same-distance control", "apart": "recall, non-neighbours",
+}  # fmt: skip
+"""Columns before those of single K."""
 
 
 def recall_table(results: list[JobResult], scale: str) -> Table:
     """Rows are model x method; cells the mean recall over prompts, and how far a method agrees with leave-one-out."""
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
+    columns += [Column(name, label, "mean") for name, label in MEASURES.items()]
     columns += [Column(f"recall_{share}", f"recall, K = {share} %", "mean") for share in SHOWN]
-    columns += [Column("mean", "mean, 1 to 15 %", "mean"), Column("loo", "rank correlation with LOO", "mean")]
+    columns += [Column("loo", "rank correlation with LOO", "mean")]
     columns += [Column("n", "prompts", "text")]
     results = at_matches(results)
     return Table(
@@ -45,10 +58,17 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
         rows=[_row(result, results) for result in results],
         published=[{} for _ in results],
         n_samples=max(len(result.done) for result in results),
-        claims=[{"claim": CLAIM, "holds": _meta_recalls_more(results)}],
+        claims=_claims(results),
         notes=[
+            "Percentile at equal distance: the share of a prompt's pairs of the same distance that score less than an"
+            " annotated one, 0.5 by chance; it tells what a method knows beside closeness. Pairs score max(|M_ij|,"
+            " |M_ji|), or |R_i + R_j|.",
             "Recall: share of a prompt's pairs among the K largest of the n(n-1) directed entries by size, first-order"
             " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))).",
+            "Recall has other chance levels for other methods: of a matrix the better of two directions counts, of a"
+            " first-order method each pair fills two places. Unordered: among the n(n-1)/2 pairs. Same-distance"
+            " control: recall of pairs that nobody annotated, at the distances of the annotated ones. Non-neighbours:"
+            " recall of pairs that are two tokens apart or more.",
             "Rank correlation: Spearman's, of first-order attributions with leave-one-out's on the same prompt.",
             DECIDED,
             *setting_notes(results, "model.end_token", END_TOKEN_NOTES),
@@ -119,11 +139,21 @@ def _row(result: JobResult, results: list[JobResult]) -> dict[str, Any]:
         "method": result.label,
         "n": str(len(result.done)),
     }
+    row |= {name: rounded_mean_cell(list(_measure(result, name).values())) for name in MEASURES}
     row |= {f"recall_{share}": rounded_mean_cell(recalls(result, share)) for share in SHOWN}
-    return row | {
-        "mean": rounded_mean_cell(list(_mean_recalls(result).values())),
-        "loo": rounded_mean_cell(_correlations(result, results)),
-    }
+    return row | {"loo": rounded_mean_cell(_correlations(result, results))}
+
+
+def _measure(result: JobResult, name: str) -> dict[str, float]:
+    """One of :data:`MEASURES` of each prompt that has it."""
+    if name == "mean":
+        return _mean_recalls(result)
+    if name == "percentile":
+        known = {record.sample: record.scores.get("percentiles", []) for record in result.done}
+        found = {sample: [each for each in values if each is not None] for sample, values in known.items()}
+        return {sample: float(np.mean(values)) for sample, values in found.items() if values}
+    known = {record.sample: record.scores.get(name) for record in result.done}
+    return {sample: value for sample, value in known.items() if value is not None}
 
 
 def _mean_recalls(result: JobResult) -> dict[str, float]:
@@ -153,15 +183,33 @@ def _correlations(result: JobResult, results: list[JobResult]) -> list[float]:
     return found
 
 
-def _meta_recalls_more(results: list[JobResult]) -> bool | None:
-    """Whether it does, on the prompts that both have, in every pair of jobs that differ in nothing else."""
-    answers = []
-    for meta in (result for result in results if result.uses("attnlrp", meta=True)):
-        for first in (result for result in results if result.uses("attnlrp") and result.setting == meta.setting):
-            known = _mean_recalls(first)
-            gains = [value - known[sample] for sample, value in _mean_recalls(meta).items() if sample in known]
-            answers += [is_positive(gains)] if gains else []
-    return all_hold(answers)
+def _claims(results: Sequence[JobResult]) -> list[dict[str, Any]]:
+    """The paper's claim, and those at equal distance, by differences on the prompts that both have."""
+    metas = [result for result in results if result.uses("attnlrp", meta=True)]
+    beside = {
+        base: [
+            (meta, other) for meta in metas for other in results if other.uses(base) and other.setting == meta.setting
+        ]
+        for base in RIVALS
+    }
+    claims = [decide(CLAIM, [_gain(*pair, "mean") for pair in beside["attnlrp"]])]
+    for base, rival in RIVALS.items():
+        if beside[base]:
+            differences = [_gain(*pair, "percentile") for pair in beside[base]]
+            claims.append(decide(MATCHED_CLAIM.format(rival=rival), differences))
+    over_half = [_over_half(meta) for meta in metas]
+    return [*claims, decide(MEANING_CLAIM, over_half)] if over_half else claims
+
+
+def _gain(meta: JobResult, other: JobResult, name: str) -> Difference:
+    ours, theirs = _measure(meta, name), _measure(other, name)
+    gains = [value - theirs[sample] for sample, value in ours.items() if sample in theirs]
+    return Difference(f"{meta.label} - {other.label}, {meta.model}", rounded_mean_cell(gains))
+
+
+def _over_half(meta: JobResult) -> Difference:
+    gains = [value - 0.5 for value in _measure(meta, "percentile").values()]
+    return Difference(f"{meta.label} - 0.5, {meta.model}", rounded_mean_cell(gains))
 
 
 def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:

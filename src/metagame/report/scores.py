@@ -128,15 +128,6 @@ def decide(claim: str, differences: Sequence[Difference], published: str | None 
     return {"claim": claim, "holds": holds, "difference": difference, "published": published}
 
 
-def is_positive(differences: list[float]) -> bool | None:
-    """Whether a mean difference is above 0, or below, by more than two standard errors; None: not decided."""
-    if not differences:
-        return None
-    cell = mean_cell(differences)
-    mean, two_se = cell["mean"], cell["two_se"]
-    return None if mean is None or two_se is None or abs(mean) <= two_se else mean > 0
-
-
 def all_hold(answers: list[bool | None]) -> bool | None:
     """Whether all hold; None where none is false and one is not known, or there is none."""
     if False in answers:

@@ -1,0 +1,87 @@
+"""Measures of annotated pairs at equal distance against loops, by chance, and of closeness itself."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metagame.attributions.proximity import Proximity
+from metagame.benchmarks.distance_matched import (
+    chance_of_recall,
+    closest_places,
+    pair_scores,
+    percentile,
+    same_distance_recall,
+    unordered_rank,
+)
+from metagame.benchmarks.prompts import distance_matched, most_pairs
+from metagame.models.masked import MaskedModel
+from tests.reference import distance_matched as twin
+
+TOKENS = tuple("abcdefghij")
+
+
+@st.composite
+def cases(draw):
+    """A matrix with ties, and up to three pairs of it."""
+    n = draw(st.integers(2, 8))
+    matrix = draw(arrays(float, (n, n), elements=st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0])))
+    places = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda pair: pair[0] != pair[1])
+    return matrix, draw(st.lists(places, min_size=1, max_size=3)), draw(st.integers(1, n * (n - 1)))
+
+
+@given(cases())
+def test_percentiles_ranks_and_controls_are_those_of_loops(case):
+    matrix, pairs, most = case
+    scores = pair_scores(matrix)
+    for pair in pairs:
+        assert percentile(scores, pair) == pytest.approx(twin.percentile(matrix, *pair))
+        assert unordered_rank(scores, pair) == twin.rank(matrix, *pair)
+    expected = twin.same_distance_recall(matrix, pairs, most)
+    assert same_distance_recall(scores, pairs, most) == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_recall_of_chance_is_that_of_all_orders(symmetric):
+    n = 3
+    for most in range(1, n * (n - 1) + 1):
+        assert chance_of_recall(n, most, symmetric) == pytest.approx(twin.chance(n, most, symmetric))
+
+
+def test_meaningless_scores_have_a_percentile_of_a_half_and_the_recall_of_chance():
+    rng = np.random.default_rng(0)
+    found = [distance_matched([("b", "f")], TOKENS, rng.normal(size=(10, 10)), symmetric=False) for _ in range(400)]
+    for name, expected in (("percentiles", 0.5), ("same_distance", None), ("unordered", None)):
+        values = [each[name][0] if name == "percentiles" else each[name] for each in found]
+        chance = np.mean([max(1, round(share * 90 / 200)) / 45 for share in range(1, 16)])
+        assert np.mean(values) == pytest.approx(expected or chance, abs=4 * np.std(values) / 20)
+    assert found[0]["chance"] == pytest.approx(
+        np.mean([chance_of_recall(10, most_pairs(k, 10), False) for k in range(1, 16)])
+    )
+
+
+def test_closeness_alone_recalls_neighbours_and_knows_nothing_at_equal_distance():
+    bound = MaskedModel.of_function(lambda x: x.sum(-1), np.zeros(10))
+    seeds = [Proximity(seed).explain(bound).meta.values for seed in range(300)]
+    near = [distance_matched([("d", "e")], TOKENS, each, symmetric=True) for each in seeds]
+    assert np.mean([each["percentiles"][0] for each in near]) == pytest.approx(0.5, abs=0.06)
+    assert np.mean([each["unordered"] for each in near]) == pytest.approx(
+        np.mean([each["same_distance"] for each in near]), abs=0.08
+    )
+    assert near[0]["apart"] is None
+    distances = np.abs(np.subtract.outer(np.arange(10), np.arange(10)))
+    for each in seeds[:3]:
+        ordered = distances[np.triu_indices(10, 1)][np.argsort(-each[np.triu_indices(10, 1)])]
+        assert (np.diff(ordered) >= 0).all()
+        assert np.array_equal(each, each.T)
+
+
+def test_the_closest_match_counts_whatever_a_method_says_and_pairs_without_enough_others_have_no_percentile():
+    assert closest_places([0, 7], [3, 9]) == (7, 9)
+    assert closest_places([4], [4]) is None
+    assert closest_places([], [4]) is None
+    tokens = ("x", "a", "q", "b", "a")
+    found = distance_matched([("a", "b"), ("x", "b"), ("x", "zz")], tokens, np.eye(5), symmetric=False)
+    assert found["distances"] == [1, 3]
+    assert found["percentiles"] == [0.5, None]
