@@ -206,9 +206,11 @@ def test_first_order_jobs_alone_have_no_map(jobs):
 
 
 def test_each_job_with_a_map_has_a_part_whose_scale_names_it(jobs, tmp_path):
-    other = job(tmp_path, "random_pairs", [recalled(0.5)], [pairs(2 * np.eye(3))], "other")
-    figure = tokens_figure([jobs[0], other, jobs[1]])
-    assert [label.split(",")[0] for label in scales_of(figure)] == ["Meta-ATTNLRP of Gemma", "RANDOM_PAIRS of Other"]
+    other = job(tmp_path, "meta_cp_lrp", [recalled(0.5)], [pairs(2 * np.eye(3))], "other")
+    random = job(tmp_path, "random_pairs", [recalled(0.5)], [pairs(3 * np.eye(3))])
+    figure = tokens_figure([jobs[0], other, jobs[1], random])
+    assert [label.split(",")[0] for label in scales_of(figure)] == ["Meta-ATTNLRP of Gemma", "Meta-CP_LRP of Other"]
+    assert len(scales_of(tokens_figure([random]))) == 1  # where there is nothing else
     sums = [float(np.abs(axes.images[0].get_array()).sum()) for axes in maps_of(figure)]
     assert sums == [6.0, 6.0, 6.0]  # two prompts of six ones, one of three twos
 

@@ -265,13 +265,16 @@ def curve_styles(results: Sequence[JobResult]) -> dict[str, tuple[str, str]]:
 
 def draw_recall(axes: Axes, results: Sequence[JobResult], styles: dict[str, tuple[str, str]]) -> None:
     """Mean recall over K of each method, with a band of two standard errors over prompts."""
-    for result in filter(_has_curve, results):
+    drawn = list(filter(_has_curve, results))
+    for result in drawn:
         color, style = styles[result.label]
         cells = [mean_cell(recalls(result, share)) for share in SHARES]
         mean = np.array([cell["mean"] for cell in cells])
         spread = np.array([cell["two_se"] or 0.0 for cell in cells])
         axes.plot(SHARES, mean, color=color, linestyle=style, linewidth=2, label=result.label)
-        axes.fill_between(SHARES, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(
+            SHARES, mean - spread, mean + spread, color=color, alpha=min(0.15, 0.5 / len(drawn)), linewidth=0
+        )
     axes.set_xlim(SHARES[0], SHARES[-1])
     axes.set_xticks(SHARES[::5])
     axes.set_ylim(0, 1)

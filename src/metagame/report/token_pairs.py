@@ -24,6 +24,8 @@ MOST_PROMPTS, MOST_JOBS = 6, 4
 MOST_PRINTED = 16
 """Tokens of a matrix whose values are printed in its cells."""
 ANSWER_LINES, ANSWER_WIDTH = 9, 44
+WITHOUT_MODEL = ("position", "random")
+"""Families of methods whose maps say nothing of a model."""
 BAR_HEIGHT = 0.85
 """Inches of the colour scale."""
 
@@ -119,18 +121,19 @@ def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -
         axes.set_ylabel("recall of annotated pairs")
         axes.set_title(f"{job.group.name}: mean over prompts ± 2 SE", fontsize=10)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9)
+            axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return figure
 
 
 def _with_matrix(results: Sequence[JobResult]) -> list[tuple[Group, JobResult]]:
-    """The jobs of methods that have values of directed pairs of tokens."""
-    return [
+    """The jobs of methods that have values of pairs of tokens; those that ask no model where there are no others."""
+    found = [
         (group, result)
         for group in by_setting(results)
         for result in group.results
         if any(_has_matrix(result.explanations(record)[WHOLE]) for record in result.done[:1])
     ]
+    return [each for each in found if each[1].variant.family not in WITHOUT_MODEL] or found
 
 
 def _has_matrix(explanation: Explanation) -> bool:
