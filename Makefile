@@ -1,6 +1,7 @@
 SCALE ?= tiny
 ARGS ?=
 EXPERIMENT ?=
+OF_SCALE = $(if $(filter-out tiny,$(SCALE)),scale=$(SCALE))
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
 TABLES := table1 table2 table3 table4 pair_deletion
@@ -12,7 +13,7 @@ EXPERIMENTS := $(TABLES) $(FIGURES)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
-	@echo "  one of       $(EXPERIMENTS)   (SCALE=tiny or paper; ARGS=more overrides; results in outputs/SCALE/)"
+	@echo "  one of       $(EXPERIMENTS)   (SCALE=tiny, small or paper; ARGS=more overrides; results in outputs/SCALE/)"
 
 setup: .venv/installed  ## make .venv with the locked versions
 
@@ -52,11 +53,11 @@ figures: setup $(FIGURES)  ## every figure at this scale
 report: setup  ## one HTML page of all results at this scale, in outputs/SCALE/report/
 	$(PYTHON) -m metagame.cli report --page-only --scale $(SCALE)
 
-data: setup  ## fetch the data of the paper scale (EXPERIMENT=name: of one)
-	$(PYTHON) -m metagame.cli fetch data $(EXPERIMENT)
+data: setup  ## fetch the data of the paper scale, or with SCALE=small (EXPERIMENT=name: of one)
+	$(PYTHON) -m metagame.cli fetch data $(EXPERIMENT) $(OF_SCALE)
 
-weights: setup  ## fetch the weights of the paper scale (EXPERIMENT=name: of one)
-	$(PYTHON) -m metagame.cli fetch weights $(EXPERIMENT)
+weights: setup  ## fetch the weights of the paper scale, or with SCALE=small (EXPERIMENT=name: of one)
+	$(PYTHON) -m metagame.cli fetch weights $(EXPERIMENT) $(OF_SCALE)
 
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_import

@@ -54,9 +54,10 @@ PAPER_CLASSES = {
 CLASSES = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
 GAMES = ["zero-one-two-three", "four-three-two-one"]
 BENCHMARK = ROOT / "configs/benchmark"
-CLASSES_OF = {scale: OmegaConf.load(BENCHMARK / f"classes/{scale}.yaml") for scale in ("tiny", "paper")}
+CLASSES_OF = {scale: OmegaConf.load(BENCHMARK / f"classes/{scale}.yaml") for scale in ("tiny", "small", "paper")}
 GAMES_OF = {
     "tiny": OmegaConf.load(BENCHMARK / "by_scale/tiny/pointing_game.yaml").games,
+    "small": OmegaConf.load(BENCHMARK / "by_scale/small/pointing_game.yaml").games,
     "paper": OmegaConf.load(BENCHMARK / "pointing_game.yaml").games,
 }
 CLAIMS = {name: each["claim"] for name, each in published("pointing_game")["claims"].items()}
@@ -67,8 +68,8 @@ NONZERO = st.floats(-10, 10).filter(lambda value: abs(value) > 0.01)
 
 @st.composite
 def map_sets(draw, elements=NUMBERS):
-    """Maps ``(P, m)`` of 1 to 4 words on an even grid, and its side."""
-    side, m = draw(st.sampled_from([2, 4, 6])), draw(st.integers(1, 4))
+    """Maps ``(P, m)`` of 1 to 4 words on a square grid, and its side."""
+    side, m = draw(st.sampled_from([2, 3, 4, 6, 7])), draw(st.integers(1, 4))
     return draw(arrays(np.float64, (side * side, m), elements=elements, fill=st.nothing())), side
 
 
@@ -99,7 +100,7 @@ def test_maps_that_point_to_their_objects_have_one_those_that_point_elsewhere_ze
 
 
 @pytest.mark.parametrize(
-    ("n_patches", "reason"), [(49, "a grid of 7 x 7 patches has no quadrants"), (8, "8 patches make no square grid")]
+    ("n_patches", "reason"), [(1, "a single patch has no quadrants"), (8, "8 patches make no square grid")]
 )
 def test_patches_without_quadrants_are_refused(n_patches, reason):
     with pytest.raises(UserError, match=reason):
@@ -114,6 +115,14 @@ class Solid(Images):
 
     def image(self, label, k):
         return Image.new("RGB", (8, 8), "white" if label == self.white else "black")
+
+
+def test_patches_in_the_middle_of_an_odd_grid_count_for_no_quadrant():
+    assert quadrants(49).sum(0).tolist() == [9] * 4
+    maps = np.where(quadrants(49), 1.0, 0.0)
+    assert recognition(maps) == 1
+    maps[3 * 7 + 3] = 1e6
+    assert recognition(maps) == 1
 
 
 def test_quadrants_are_those_of_the_picture_in_reading_order():

@@ -314,7 +314,7 @@ def test_every_source_has_an_address_a_licence_and_places_below_the_data():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/benchmark").glob("[!_]*.yaml")))
 def test_every_path_that_a_benchmark_reads_at_paper_scale_is_provided_or_left_to_you(name):
-    (cfg,) = command.paper_configs([f"benchmark={name}"])
+    (cfg,) = command.asked_configs([f"benchmark={name}"])
     read = OmegaConf.to_container(cfg, resolve=True)["benchmark"]
     given = [f"{path}/" for each in sources([name]) for path in places(each.put)]
     for path in re.findall("'(data/[^']+)'", str(read)):
@@ -359,7 +359,7 @@ NEEDED = {
 
 @pytest.mark.parametrize("asked", NEEDED)
 def test_an_experiment_needs_each_of_its_models_once(asked):
-    assert repositories(command.paper_configs(asked)) == NEEDED[asked]
+    assert repositories(command.asked_configs(asked)) == NEEDED[asked]
 
 
 @pytest.mark.parametrize("case", downloads.WANTED)
@@ -392,7 +392,7 @@ def test_fetched_weights_are_loaded_without_a_network(hub, monkeypatch):
     put_repository(hub, "a/clip", {path.name: path.read_bytes() for path in (ROOT / "data/tiny/clip").iterdir()})
     put_repository(hub, "a/open", {"open_clip_model.safetensors": CONTENT, "open_clip_pytorch_model.bin": CONTENT})
     monkeypatch.setattr("open_clip.get_pretrained_cfg", lambda *names: {"hf_hub": "a/open/"})
-    for each in [Repository("a/clip"), *repositories(command.paper_configs(["model=open_clip"]))]:
+    for each in [Repository("a/clip"), *repositories(command.asked_configs(["model=open_clip"]))]:
         get(each)
     hub.files.clear()
     go_offline(monkeypatch)

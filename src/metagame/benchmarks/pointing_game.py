@@ -215,11 +215,14 @@ def recognition(maps: Float[np.ndarray, "P m"]) -> float | None:
     """Share correct / (correct + wrong), from 0 to 1; None where all maps are zero.
 
     Correct is what is positive in a word's own quadrant and negative outside; wrong is the rest (paper App. D.2).
+    Patches that lie in several quadrants, those in the middle of an odd grid, are left out.
 
     Raises:
         UserError: the patches cannot be divided into four quadrants.
     """
-    own = quadrants(len(maps))[:, : maps.shape[1]]
+    of_quadrant = quadrants(len(maps))
+    inside = of_quadrant.any(1)
+    own, maps = of_quadrant[inside, : maps.shape[1]], maps[inside]
     size = np.abs(maps)
     total = size.sum()
     correct = size[own == (maps > 0)].sum()
@@ -227,14 +230,15 @@ def recognition(maps: Float[np.ndarray, "P m"]) -> float | None:
 
 
 def quadrants(n_patches: int) -> Bool[np.ndarray, "P 4"]:
-    """Whether a patch lies in each quadrant, in reading order.
+    """Whether a patch lies in each quadrant as a whole, in reading order; in none in the middle of an odd grid.
 
     Raises:
-        UserError: the grid of patches is no square with an even side.
+        UserError: the patches are no square grid, or a single one.
     """
     side = grid_side(n_patches)
-    if side % 2:
-        raise UserError(f"a grid of {side} x {side} patches has no quadrants: choose a model with an even grid.")
+    if side < 2:
+        raise UserError("a single patch has no quadrants: choose a model with smaller patches.")
     row, column = np.divmod(np.arange(n_patches), side)
-    quadrant = (row >= side // 2) * 2 + (column >= side // 2)
-    return quadrant[:, None] == np.arange(4)
+    half = side // 2
+    upper, lower, left, right = row < half, row >= side - half, column < half, column >= side - half
+    return np.stack([upper & left, upper & right, lower & left, lower & right], axis=1)

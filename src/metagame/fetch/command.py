@@ -1,4 +1,4 @@
-"""Fetch what the paper scale needs: the data of benchmarks, and the weights of models."""
+"""Fetch what a scale needs, the paper's unless it is told: the data of benchmarks, and the weights of models."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what stopped its last attempt is told in a sentence
     try:
-        configs = list(paper_configs(given.asked))
-        benchmarks = sorted({cfg.benchmark.name for cfg in configs})
+        configs = list(asked_configs(given.asked))
+        benchmarks = sorted({data_name(cfg) for cfg in configs})
         data = sources(benchmarks), DATA, "put a link to a larger disk in its place"
         weights = repositories(configs), Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder on a larger disk"
         parts = {"data": [data], "weights": [weights], "all": [data, weights]}[given.what]
@@ -80,17 +80,27 @@ def _try(name: str, folder: Path, call: Callable[[], Result]) -> list[Result]:
     return []
 
 
-def paper_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
-    """The configs of the jobs asked for, at paper scale; a UserError for an experiment that there is not."""
+def data_name(cfg: DictConfig) -> str:
+    """What the data of a job's benchmark are called in datasets.yaml: those of other scales than the paper's by it."""
+    return cfg.benchmark.name if cfg.scale.name == "paper" else f"{cfg.scale.name}/{cfg.benchmark.name}"
+
+
+def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
+    """The configs of the jobs asked for, at paper scale unless another is given.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
     register()
-    overrides = [each for each in asked if "=" in each and not each.startswith("experiment=")]
-    names = [each.removeprefix("experiment=") for each in asked if each not in overrides]
+    overrides = [each for each in asked if "=" in each and not each.startswith(("experiment=", "scale="))]
+    names = [each.removeprefix("experiment=") for each in asked if "=" not in each or each.startswith("experiment=")]
+    scale = ["scale=paper", *(each for each in asked if each.startswith("scale="))][-1]
     known = sorted(path.stem for path in (configs_folder() / "experiment").glob("*.yaml"))
     if not {*names} <= {*known}:
         raise UserError(f"no experiment is called {', '.join({*names} - {*known})}: give some of {', '.join(known)}.")
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         for name in names or ([""] if overrides else known):
-            chosen = ["scale=paper", *([f"experiment={name}"] if name else [])]
+            chosen = [scale, *([f"experiment={name}"] if name else [])]
             swept = compose("config", chosen, return_hydra_config=True).hydra.sweeper.params
             # no method needs anything of its own
             grid = [f"{key}={value}" for key, value in swept.items() if key not in ("shard", "attribution")]

@@ -20,10 +20,11 @@ from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import Difference, clustered_cell, decide
 from metagame.report.table import Column, Table
 
-TINY_NOTE = (
-    "Published values are of the real models on ImageNet; the tiny ones were trained on handwritten digits and need not"
-    " agree with them."
-)
+SCALE_NOTES = {
+    "tiny": "Published values are of the real models on ImageNet; the tiny ones were trained on handwritten digits and"
+    " need not agree with them.",
+    "small": "Published values are of other photographs, those of ImageNet's classes and games.",
+}
 OBJECTS = tuple(f"objects_{m}" for m in SCENARIOS)
 SIGLIPS = ("siglip2_vitl16", "siglip2_vitb32")
 METACLIPS = ("metaclip2_vith14", "metaclip2_vith14_378")
@@ -56,7 +57,7 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
             "Claims compare means over the four columns, unless they speak of each, sample by sample; with FIxLIP, on"
             " its images. They are decided beyond two standard errors; in brackets what stands most against them.",
             PUBLISHED_NOTE + _other_settings(results),
-            *([TINY_NOTE] if scale == "tiny" else []),
+            *([SCALE_NOTES[scale]] if scale in SCALE_NOTES else []),
             *_zero_notes(results),
             *failure_notes(results),
         ],
