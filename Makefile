@@ -66,6 +66,7 @@ bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_language
 	$(PYTHON) -m scripts.bench_diffusion
 	$(PYTHON) -m scripts.compare_estimators
+	$(PYTHON) -m scripts.compare_fixlip
 
 train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
 	$(PYTHON) scripts/train_adder.py

@@ -21,6 +21,9 @@ from metagame.attributions import (
     attnlrp,
     concept_attention,
     fixlip,
+    fixlip_least_squares,
+    fixlip_masks,
+    fixlip_moments,
     generic_attention,
     grad_eclip,
     gradients,
@@ -112,6 +115,11 @@ def three_dimensional_imagenet_mask(monkeypatch):
     imagenet_seg.ImageNetSegImage.mask(SimpleNamespace(path=Path(), place=0, id="one", name="dog"), ["dog"])
 
 
+def masks_of_other_players(monkeypatch):
+    monkeypatch.setattr(fixlip_masks, "all_of_size", lambda n, size: an(1, n + 1, kind=bool))
+    fixlip_masks.paired_masks(2, 4, seed=0)
+
+
 def three_dimensional_voc_mask(monkeypatch):
     monkeypatch.setattr(voc, "read_labels", lambda *where: an(2, 2, kind=int))
     monkeypatch.setattr(voc, "class_indices", lambda *labels, **settings: an(2, 2, 2, kind=int))
@@ -144,7 +152,13 @@ CASES = {
     images: ("values", lambda _: images._of_8_bits(np.zeros((2, 2, 2), np.uint16), "a picture")),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
-    fixlip: ("masks", lambda _: fixlip._with_ends(an(4, kind=bool))),
+    fixlip: ("masks", lambda _: fixlip.masked_pixels(a_tensor(3, 2, 2), a_tensor(4) > 0)),
+    fixlip_least_squares: (
+        "weights",
+        lambda _: fixlip_least_squares.Coalitions(*(an(2, 2, kind=bool),) * 2, *(an(2, kind=int),) * 2, an(3)),
+    ),
+    fixlip_masks: (RESULT, masks_of_other_players),
+    fixlip_moments: ("matrix", lambda _: fixlip_moments._inverse(an(2, 3))),
     generic_attention: ("embedding", lambda _: generic_attention.Trace([], a_tensor(2, 3))),
     grad_eclip: ("weights", lambda _: grad_eclip.min_max(a_tensor(2, 2))),
     gradients: ("coalitions", lambda _: gradients.GradientInput().game(smooth_model(3)).fn(an(3, kind=bool))),

@@ -8,7 +8,8 @@ from tokenizers.normalizers import Sequence as Normalizers
 from torch.nn.functional import normalize
 
 from metagame import UserError, indices
-from metagame.attributions.fixlip import CrossedCoalitions, FIxLIP
+from metagame.attributions.fixlip import FIxLIP
+from metagame.attributions.fixlip_least_squares import CrossedCoalitions
 from metagame.attributions.generic_attention import GenericAttention
 from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP, min_max
 from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP

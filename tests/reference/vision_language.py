@@ -258,3 +258,58 @@ def weighted_least_squares(values: np.ndarray, n: int, pairs: Sequence[tuple[int
         targets.append(weight * (values[number] - constant - total * inside[-1]))
     free = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]
     return {(): constant} | dict(zip(terms, [*free, total - free.sum()], strict=True))
+
+
+def sampled_sizes(n: int, budget: int) -> list[int]:
+    """The sizes that FIxLIP draws from; of all others it takes every coalition.
+
+    All coalitions of a size are taken where as many or more are expected of the budget that is left for drawing.
+    """
+    left, sizes = budget - 2, list(range(1, n))
+    while True:
+        shares = {size: 1 / (size * (n - size)) for size in sizes}
+        total = sum(shares.values())
+        full = [size for size in sizes if left * shares[size] / total >= comb(n, size) * (1 - 1e-9)]
+        if not full:
+            return sizes
+        sizes = [size for size in sizes if size not in full]
+        left -= sum(comb(n, size) for size in full)
+
+
+def regression_estimate(
+    values: np.ndarray, masks: np.ndarray, n_patches: int, n_pieces: int, interactions: str, ridge: float
+) -> np.ndarray:
+    """``(P, m)``: interactions by weighted least squares on an estimate of every value, from those of some image masks.
+
+    ``values[S + 2**P T]`` is v(S, T). For each mask T of the text, v(S, T) is predicted by ridge regression on the
+    masks at hand, whose residuals stand for all masks of their size.
+    """
+    n = n_patches + n_pieces
+    at_hand = {sum(1 << i for i in range(n_patches) if mask[i]) for mask in masks.tolist()}
+    per_size = [sum(number.bit_count() == size for number in at_hand) for size in range(n_patches + 1)]
+    rows = sorted(at_hand)
+    penalty = np.diag([0.0] * 5 + [ridge**0.5] * (4 * n_patches))
+    estimate = np.empty(1 << n)
+    for text in range(1 << n_pieces):
+        known = np.array([values[number + (text << n_patches)] for number in rows])
+        x = np.array([_patch_features(number, n_patches) for number in rows])
+        targets = np.concatenate([known, np.zeros(len(penalty))])
+        coefficients = np.linalg.lstsq(np.concatenate([x, penalty]), targets, rcond=None)[0]
+        for number in range(1 << n_patches):
+            predicted = _patch_features(number, n_patches) @ coefficients
+            estimate[number + (text << n_patches)] = predicted
+            if number in at_hand:
+                size = number.bit_count()
+                residual = values[number + (text << n_patches)] - predicted
+                estimate[number + (text << n_patches)] += residual * comb(n_patches, size) / per_size[size]
+    cross = [(patch, piece) for patch in range(n_patches) for piece in range(n_patches, n)]
+    found = weighted_least_squares(estimate, n, list(combinations(range(n), 2)) if interactions == "all" else cross)
+    return np.array([[found[patch, piece] for piece in range(n_patches, n)] for patch in range(n_patches)])
+
+
+def _patch_features(number: int, n_patches: int) -> np.ndarray:
+    """Powers 0 to 4 of kappa = 2k/P - 1, then powers 0 to 3 times each patch's deviation from the mean k/P."""
+    size = number.bit_count()
+    kappa = 2 * size / n_patches - 1
+    deviations = [(number >> patch & 1) - size / n_patches for patch in range(n_patches)]
+    return np.array([kappa**d for d in range(5)] + [kappa**d * each for d in range(4) for each in deviations])

@@ -103,12 +103,23 @@ def test_a_run_of_something_else_is_not_a_reproduction():
     assert check.verdict.startswith("Reproduction check: not reproduced: ")
 
 
+def design(name):
+    return {"design": {"_target_": f"metagame.attributions.{name}", "budget": 100}}
+
+
+def test_the_papers_sampler_of_fixlip_is_compared():
+    row = ("clip_vitb16", "fixlip", False)
+    check = pointing_game_reproduction([made(row, method=design("fixlip_least_squares.SampledCoalitions"))])
+    assert [block.verdict() for block in check.blocks] == ["reproduced"]
+
+
 def test_what_cannot_be_compared_is_set_aside_with_its_reason():
-    fixlip = made(("clip_vitb16", "fixlip", False), method={"design": "greg2"})
+    fixlip = made(("clip_vitb16", "fixlip", False), method=design("fixlip_moments.GeneralizedRegression"))
     few = made(("clip_vitb16", "grad_eclip", True), images=8)
     check = pointing_game_reproduction([fixlip, few, made(("clip_vitb16", "mask_clip", True), images=8)])
     assert [block.verdict() for block in check.blocks] == [
-        "not counted: design=greg2, the published numbers have design=paper",
+        "not counted: design=GeneralizedRegression, the published numbers have SampledCoalitions"
+        " (attribution=fixlip_paper)",
         "not counted: the means can be compared of all 500 images only",
         "reproduced",
     ]

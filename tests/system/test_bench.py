@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metagame.benchmarks.prompts import review_prompts
-from scripts import bench_concept, bench_language, bench_vision_language, compare_estimators
+from scripts import bench_concept, bench_language, bench_vision_language, compare_estimators, compare_fixlip
 
 
 @pytest.mark.slow
@@ -62,3 +62,26 @@ def test_estimators_are_compared_with_the_exact_metagame_and_the_paper(monkeypat
     assert result["error_of_the_paper"] == result["errors"]["paper"]
     axes = compare_estimators.curve_figure(result | {"standard_errors": dict.fromkeys(result["errors"], 0.0)}).axes[0]
     assert axes.get_xlabel().startswith("coalitions in all")
+
+
+@pytest.mark.slow
+def test_designs_of_fixlip_are_compared_by_their_image_forwards(tmp_path, monkeypatch):
+    designs = {"paper": (compare_fixlip.paper, (2048,)), "crossed": (compare_fixlip.crossed, (256,))}
+    designs["generalised regression"] = (compare_fixlip.regression, (64, 2048))
+    monkeypatch.setattr(compare_fixlip, "FOLDER", tmp_path)
+    monkeypatch.setattr(compare_fixlip, "DESIGNS", designs)
+    result = compare_fixlip.compare(["siglip2_p16"], n_images=1, n_seeds=1, n_masks=8192)
+    assert result["siglip2_p16: ratio"] > 5
+    assert abs(result["siglip2_p16: bias"]) < 0.02
+    errors = {(each["design"], each["budget"]): each["error"] for each in result["measured"]}
+    assert errors["generalised regression", 2048] < errors["crossed", 256] < errors["paper", 2048]
+    forwards = {(each["design"], each["budget"]): each["forwards"] for each in result["measured"]}
+    assert forwards["paper", 2048] > forwards["generalised regression", 2048] / 2
+    assert forwards["crossed", 256] == 256
+    (kept,) = tmp_path.iterdir()
+    monkeypatch.setattr(compare_fixlip, "encoded", None)
+    assert len(compare_fixlip.load_pool("siglip2_p16", 0, 8192).masks) == 8192
+    assert kept.name.startswith("siglip2_p16_0_8192_")
+    measured = [compare_fixlip.Measured(**each) for each in result["measured"]]
+    above, below = compare_fixlip.draw(measured, ["siglip2_p16"]).axes
+    assert (len(above.lines), below.get_xlabel()) == (3, "distinct image forwards")
