@@ -9,7 +9,7 @@ FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figur
 EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test test-system test-due test-all test-slurm demo figures report data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test test-system test-due test-all test-slurm demo figures report plan data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ data: setup  ## fetch the data of the paper scale, or with SCALE=small (EXPERIME
 
 weights: setup  ## fetch the weights of the paper scale, or with SCALE=small (EXPERIMENT=name: of one)
 	$(PYTHON) -m metagame.cli fetch weights $(EXPERIMENT) $(OF_SCALE)
+
+plan: setup  ## say what an experiment will cost, and what it misses (EXPERIMENT=name SCALE=paper)
+	$(PYTHON) -m metagame.cli plan experiment=$(EXPERIMENT) scale=$(SCALE) $(ARGS)
 
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_import

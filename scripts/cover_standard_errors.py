@@ -1,8 +1,8 @@
 """How often two standard errors of each estimator cover the exact Shapley value, on four kinds of games.
 
-    python -m scripts.cover_standard_errors [--seeds 200]
+    python -m scripts.cover_standard_errors [--seeds 200] [--players 16]
 
-Writes outputs/bench/standard_errors.json and standard_errors.png. 16 players; 0.95 is what a normal error would give.
+Writes outputs/bench/standard_errors.json and standard_errors.png; 0.95 is what a normal error would give.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from matplotlib.figure import Figure
 from metagame import AttributionGame, indices, meta_attributions
 from metagame.games import all_coalitions
 
-N = 16
 BUDGETS = (8, 16, 32, 64)
 """Coalitions for each player."""
 ESTIMATORS = ("permutation", "regression")
 PROMISED = 0.9
 
 
-def games(seed: int = 0) -> dict[str, np.ndarray]:
+def games(n: int, seed: int = 0) -> dict[str, np.ndarray]:
     """All values, ``(2**n, 1)``, by the kind of game."""
     rng = np.random.default_rng(seed)
-    present = all_coalitions(N)
-    subsets = [rng.choice(N, rng.integers(1, 5), replace=False) for _ in range(40)]
-    octets = [rng.choice(N, 8, replace=False) for _ in range(3)]
-    hidden = np.maximum(present @ rng.normal(size=(N, 8)) + rng.normal(size=8), 0)
+    present = all_coalitions(n)
+    subsets = [rng.choice(n, rng.integers(1, 5), replace=False) for _ in range(40)]
+    octets = [rng.choice(n, 8, replace=False) for _ in range(3)]
+    hidden = np.maximum(present @ rng.normal(size=(n, 8)) + rng.normal(size=8), 0)
     kinds = {
         "sparse, degree 4 at most": sum(rng.normal() * present[:, subset].all(1) for subset in subsets),
         "three ANDs of 8": sum(present[:, octet].all(1).astype(float) for octet in octets),
@@ -42,7 +41,7 @@ def games(seed: int = 0) -> dict[str, np.ndarray]:
 
 def coverage(values: np.ndarray, estimator: str, budget: int, n_seeds: int) -> float:
     """The share of players and seeds whose exact value is within two standard errors."""
-    exact = indices.shapley(values, N)[:, 0]
+    exact = indices.shapley(values, len(values).bit_length() - 1)[:, 0]
     covered = []
     for seed in range(n_seeds):
         phi = meta_attributions(AttributionGame.from_values(values), estimator, False, budget, seed)
@@ -70,11 +69,13 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=200)
-    n_seeds = parser.parse_args().seeds
+    parser.add_argument("--players", type=int, default=16, help="all 2^n coalitions are enumerated")
+    given = parser.parse_args()
+    n_seeds, n = given.seeds, given.players
     result = {
         estimator: {
-            kind: [coverage(values, estimator, each * N, n_seeds) for each in BUDGETS]
-            for kind, values in games().items()
+            kind: [coverage(values, estimator, each * n, n_seeds) for each in BUDGETS]
+            for kind, values in games(n).items()
         }
         for estimator in ESTIMATORS
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -155,8 +156,12 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
     ):
         worker = Worker(plan, progress, update_tracker, environment["git_commit"])
         held_elsewhere: dict[str, Task] = {}
-        for batch in batches:
-            held_elsewhere |= worker.work(batch, [key for key in batch if key in missing], wait=False)
+        waiting = [(batch, pending) for batch in batches if (pending := [key for key in batch if key in missing])]
+        for place, (batch, pending) in enumerate(waiting):
+            start = monotonic()
+            held_elsewhere |= worker.work(batch, pending, wait=False)
+            if place == 0 and len(waiting) > 1:
+                _tell_time(title, len(pending), len(missing) - len(pending), monotonic() - start)
         for key, task in held_elsewhere.items():
             worker.work({key: task}, [key], wait=True)
     outcome = _outcome(plan, own)
@@ -166,6 +171,15 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
         outcome.n_done, outcome.n_samples, len(own) - len(missing), outcome.n_failed,
     )  # fmt: skip
     return outcome
+
+
+def _tell_time(title: str, n_done: int, n_left: int, seconds: float) -> None:
+    """Say how long a job will take, at the speed of its first batch."""
+    hours = n_left * seconds / n_done / 3600
+    left = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+    log.info(
+        "%s: %d of %d samples took %.1f s, the others take about %s.", title, n_done, n_done + n_left, seconds, left
+    )
 
 
 def _plan(cfg: DictConfig, job: Job) -> Plan:

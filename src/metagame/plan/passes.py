@@ -1,0 +1,344 @@
+"""How many passes through a model a job needs: coalitions are counted by the estimators and designs that play them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial, singledispatch
+from itertools import product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from omegaconf import DictConfig
+from transformers import AutoConfig, AutoTokenizer
+
+from metagame.attributions.attnlrp import RelevancePropagation
+from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
+from metagame.attributions.fixlip import FIxLIP
+from metagame.attributions.generic_attention import GenericAttention
+from metagame.attributions.grad_eclip import GradECLIP
+from metagame.attributions.gradients import GradientInput, IntegratedGradients
+from metagame.attributions.leave_one_out import LeaveOneOut
+from metagame.attributions.mask_clip import MaskCLIP
+from metagame.attributions.method import FirstOrder, Metagame
+from metagame.attributions.random_pairs import RandomPairs
+from metagame.contracts import Method, Sample
+from metagame.errors import UserError
+from metagame.estimators.configured import ConfiguredEstimator
+from metagame.estimators.estimate import Estimate, Estimator, Rules
+from metagame.games import AttributionGame
+from metagame.meta import meta_attributions
+from metagame.models.concepts import ConceptSample, PaintedImage
+from metagame.models.language_model import Prompt
+from metagame.models.prompt_tokens import PromptTokens, tokenize_prompt
+from metagame.models.vision_language import Sample as ImageAndTexts
+from metagame.models.vision_language import Text, Tokenizer
+
+Passes = Counter[str]
+"""How often something goes through a part of a model, such as ``{"images": 12}``."""
+
+FORWARD, BACKWARD, ANSWER = "forward", "backward", "answers"
+IMAGE, TEXT, TRANSFORMER, PAINTING = "images", "texts", "pictures", "painting steps"
+"""What passes are called: whole sequences through a language model, and the answers that it gives; images and texts
+through their encoder; pictures through the double-stream blocks of FLUX, or through all of it while it paints."""
+
+
+@dataclass
+class Count:
+    """The passes of some samples.
+
+    Attributes:
+        passes: how many.
+        tokens: of language models, in all passes of a kind together.
+        notes: what is an upper bound or an estimate, and why.
+    """
+
+    passes: Passes = field(default_factory=Counter)
+    tokens: Passes = field(default_factory=Counter)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.passes + other.passes, self.tokens + other.tokens, self.notes | other.notes)
+
+
+def count_passes(
+    cfg: DictConfig, methods: Sequence[Method], samples: Sequence[Sample], n_patches: int | None = None
+) -> Count:
+    """The passes of a job; its model is not loaded.
+
+    Args:
+        cfg: of the job.
+        methods: its variants.
+        samples: its samples.
+        n_patches: of the model's images; None: as the config of its checkpoint says, where that is here.
+
+    Raises:
+        UserError: a method, or what it explains, cannot be counted.
+    """
+    prompts = [sample for sample in samples if isinstance(sample, Prompt)]
+    images = [sample for sample in samples if isinstance(sample, ImageAndTexts)]
+    concepts = [sample for sample in samples if isinstance(sample, ConceptSample)]
+    if len(prompts) == len(samples):
+        return _count_prompts(cfg, methods, prompts)
+    if len(images) == len(samples):
+        return _count_images(n_patches or _patches(cfg), methods, images)
+    if len(concepts) == len(samples):
+        return _count_concepts(cfg, methods, concepts)
+    raise UserError(f"model={cfg.model.name} cannot be counted: nothing is known of the passes through it.")
+
+
+# which coalitions a method asks for, of an input with n players
+
+
+@singledispatch
+def coalitions_asked(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
+    """Every coalition that the method's game is asked for, in turn.
+
+    Raises:
+        UserError: nothing is known of this method.
+    """
+    raise UserError(
+        f"{type(method).__name__} cannot be counted: register it with metagame.plan.passes.coalitions_asked."
+    )
+
+
+@coalitions_asked.register
+def _(method: FirstOrder, n: int) -> Bool[np.ndarray, "k n"]:
+    return np.ones((1, n), bool)
+
+
+@coalitions_asked.register
+def _(method: RandomPairs, n: int) -> Bool[np.ndarray, "k n"]:
+    return np.zeros((0, n), bool)
+
+
+@coalitions_asked.register
+def _(method: Metagame, n: int) -> Bool[np.ndarray, "k n"]:
+    estimator = method.estimator.estimator
+    if isinstance(estimator, partial):  # so that equal ones of several jobs are the same
+        estimator = _Settings(estimator.func, tuple(sorted(estimator.keywords.items())))
+    own = replace(method.estimator, estimator=estimator)
+    return _estimator_asks(own, method.method.endogenous, method.order, method.index, n)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """An estimator with keyword arguments, as a value that can be compared."""
+
+    function: Estimator
+    arguments: tuple[tuple[str, Any], ...]
+
+    def __call__(self, game: AttributionGame, rules: Rules) -> Estimate:
+        return self.function(game, rules, **dict(self.arguments))
+
+
+@cache
+def _estimator_asks(
+    settings: ConfiguredEstimator, endogenous: bool, order: int, index: str | None, n: int
+) -> Bool[np.ndarray, "k n"]:
+    """The coalitions that an estimator asks a game of zeros for."""
+    asked: list[np.ndarray] = [np.zeros((0, n), bool)]
+
+    def zeros(coalitions: np.ndarray) -> np.ndarray:
+        asked.append(coalitions)
+        return np.zeros((len(coalitions), n if endogenous else 1))
+
+    meta_attributions(
+        AttributionGame(zeros, n), settings.estimator, endogenous=endogenous, budget=settings.budget,
+        seed=settings.seed, order=order, index=index,
+    )  # fmt: skip
+    return np.concatenate(asked)
+
+
+# what a coalition costs
+
+
+@singledispatch
+def coalition_passes(method: Method, n: int) -> Passes:
+    """Passes of the whole input, for each coalition of n players.
+
+    Raises:
+        UserError: nothing is known of this method.
+    """
+    raise UserError(
+        f"{type(method).__name__} cannot be counted: register it with metagame.plan.passes.coalition_passes."
+    )
+
+
+@coalition_passes.register
+def _(method: Metagame, n: int) -> Passes:
+    return coalition_passes(method.method, n)
+
+
+@coalition_passes.register(RelevancePropagation)
+@coalition_passes.register(GradientInput)
+def _(method: Method, n: int) -> Passes:
+    return Counter({FORWARD: 1, BACKWARD: 1})
+
+
+@coalition_passes.register
+def _(method: IntegratedGradients, n: int) -> Passes:
+    return Counter({FORWARD: method.steps, BACKWARD: method.steps})
+
+
+@coalition_passes.register
+def _(method: LeaveOneOut, n: int) -> Passes:
+    return Counter({FORWARD: n + 1})
+
+
+@coalition_passes.register
+def _(method: RandomPairs, n: int) -> Passes:
+    return Counter()
+
+
+# language models
+
+
+def _count_prompts(cfg: DictConfig, methods: Sequence[Method], prompts: Sequence[Prompt]) -> Count:
+    count = Count()
+    for tokens, length in _sequences(cfg, prompts, count):
+        n = len(tokens.positions)
+        passes = sum((_passes_of(method, n) for method in methods), Counter())
+        count.passes += passes + Counter({ANSWER: 1})
+        count.tokens += Counter({kind: number * length for kind, number in passes.items()})
+        count.tokens[ANSWER] += length
+    if any(isinstance(method, Metagame) and isinstance(method.method, LeaveOneOut) for method in methods):
+        count.notes["leave-one-out inside a metagame shares coalitions: an upper bound"] = None
+    return count
+
+
+def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
+    """What pair deletion adds to its jobs: the curves of deletion and insertion."""
+    count = Count()
+    for tokens, length in _sequences(cfg, prompts, count):
+        count.passes[FORWARD] += 2 * len(tokens.positions)
+        count.tokens[FORWARD] += 2 * len(tokens.positions) * length
+    count.notes["the curves of deletion and insertion have at most one point for each token: an upper bound"] = None
+    return count
+
+
+def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iterator[tuple[PromptTokens, int]]:
+    """The tokens of each prompt, and how many there are with its answer; the count is told what is not exact."""
+    answer, tokenize = cfg.model.max_new_tokens, _prompt_tokenizer(cfg)
+    count.notes[f"answers are counted with model.max_new_tokens={answer} tokens, an upper bound"] = None
+    if tokenize is None:
+        count.notes["tokens are estimated, one for each word and mark: the tokenizer is not here"] = None
+    for prompt in prompts:
+        tokens = _words(prompt.text) if tokenize is None else tokenize(prompt.text)
+        yield tokens, len(tokens.ids) + answer - 1
+
+
+def _passes_of(method: Method, n: int) -> Passes:
+    asked = len(coalitions_asked(method, n))
+    return Counter({kind: asked * number for kind, number in coalition_passes(method, n).items()})
+
+
+def _prompt_tokenizer(cfg: DictConfig) -> Callable[[str], PromptTokens] | None:
+    """The tokenizer of the checkpoint, where it is here."""
+    try:
+        found = AutoTokenizer.from_pretrained(
+            cfg.model.checkpoint, revision=cfg.model.get("revision"), local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    settings = cfg.model.get("template_settings")
+    return lambda text: tokenize_prompt(found, text, cfg.model.chat, settings)
+
+
+def _words(text: str) -> PromptTokens:
+    """A token for each word and mark, with sixteen of a template around them."""
+    pieces = tuple(re.findall(r"\w+|[^\w\s]", text))
+    places = tuple(range(8, 8 + len(pieces)))
+    return PromptTokens(tuple(range(len(pieces) + 16)), places, pieces)
+
+
+# vision-language encoders
+
+
+class WordTokenizer(Tokenizer):
+    """Stands for the tokenizer of an encoder: a token for each word."""
+
+    context = 1 << 30
+    pad_id = -1
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+
+    def _id(self, word: str) -> int:
+        return self._ids.setdefault(word, len(self._ids))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(map(self._id, text.split()))
+
+    def split(self, text: str) -> list[tuple[int, bool, str]]:
+        return [(self._id(word), False, word) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        words = list(self._ids)
+        return " ".join(words[i] for i in ids)
+
+
+def _count_images(n_patches: int | None, methods: Sequence[Method], samples: Sequence[ImageAndTexts]) -> Count:
+    """An image goes through the encoder once, and a text once, for all methods and coalitions."""
+    count, tokenizer, texts = Count(), WordTokenizer(), set[Text]()
+    encoders = [cache(partial(_encoded, method, n_patches)) for method in methods]
+    for sample in samples:
+        encoded_images: dict[bytes, int] = {}
+        for players, encoded in product(sample.texts(tokenizer).values(), encoders):
+            masks, coalitions, is_masked = encoded(len(players.labels))
+            encoded_images |= masks
+            text = players.masked if is_masked else players.dropped
+            texts |= {text(row) for row in coalitions.tolist()}
+        count.passes[IMAGE] += sum(encoded_images.values())
+    count.passes[TEXT] = len(texts)
+    return count
+
+
+def _patches(cfg: DictConfig) -> int | None:
+    """How many patches an image of the model has."""
+    try:
+        config = AutoConfig.from_pretrained(cfg.model.checkpoint, local_files_only=True).vision_config
+    except (OSError, ValueError, AttributeError):
+        return None
+    return (config.image_size // config.patch_size) ** 2
+
+
+def _encoded(method: Method, n_patches: int | None, n: int) -> tuple[dict[bytes, int], np.ndarray, bool]:
+    """What is encoded of an image and a text of n players.
+
+    The sets of masks of the image with their sizes, which other texts may share; the coalitions of the text, and
+    whether absent players are masked in it.
+    """
+    if not isinstance(method, FIxLIP):
+        return {b"whole": 1}, coalitions_asked(method, n), False
+    if n_patches is None:
+        raise UserError("FIxLIP cannot be counted: add the model's number of patches to metagame/plan/models.yaml.")
+    solver = method.solver(n_patches, n)
+    return {solver.image_masks.tobytes(): len(solver.image_masks)}, solver.text_masks, True
+
+
+@coalition_passes.register(GenericAttention)
+@coalition_passes.register(GradECLIP)
+@coalition_passes.register(MaskCLIP)
+def _(method: Method, n: int) -> Passes:
+    return Counter()  # all coalitions share the image's pass, and texts are counted one by one
+
+
+# concepts in FLUX
+
+
+def _count_concepts(cfg: DictConfig, methods: Sequence[Method], samples: Sequence[ConceptSample]) -> Count:
+    """A forward pass for each prompt of an image, whatever the concepts; a painted image takes all steps."""
+    for method in methods:
+        if not isinstance(method, ConceptAttention | MetaConceptAttention):
+            coalitions_asked(method, 1)
+    count = Count()
+    for sample in samples:
+        if isinstance(sample, PaintedImage):
+            count.passes[PAINTING] += cfg.model.denoising.n_steps
+        else:
+            count.passes[TRANSFORMER] += len({question.prompt for question in sample.questions().values()})
+    return count

@@ -1,0 +1,147 @@
+"""The plan of an experiment: its passes are those that a run of it makes, and it says what is missing."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from metagame.jobs.build import Job
+from metagame.models.clip import CLIP
+from metagame.models.language_model import LanguageModel
+from metagame.models.masked import MaskedModel
+from metagame.models.siglip2 import SigLIP2
+from metagame.models.vision_language import VisionLanguage
+from metagame.plan.command import (
+    JobPlan,
+    count_flops,
+    forward_flops,
+    main,
+    model_facts,
+    plan_job,
+    planned_configs,
+    summary,
+)
+from metagame.plan.passes import Count
+
+
+def planned(*overrides):
+    configs = planned_configs(overrides)
+    return configs, [plan_job(cfg, configs) for cfg in configs]
+
+
+def counted_run(cfg, monkeypatch):
+    """What goes through the model while a job explains its samples."""
+    passes, texts = Counter(), set()
+
+    def counting(owner, name, count):
+        original = getattr(owner, name)
+
+        def wrapped(self, *args, **kwargs):
+            count(*args)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    counting(MaskedModel, "outputs", lambda inputs: passes.update(forward=len(inputs)))
+    counting(MaskedModel, "_gradients", lambda inputs: passes.update(backward=len(inputs)))
+    counting(LanguageModel, "generate", lambda prompt: passes.update(answers=1))
+    for model in (CLIP, SigLIP2):
+        counting(model, "encode_images", lambda pixels: passes.update(images=len(pixels)))
+    counting(VisionLanguage, "embed", texts.update)
+    job = Job.build(cfg)
+    if cfg.benchmark.name in ("voc", "concepts"):
+        blocks = job.model.pipeline.transformer.transformer_blocks
+        name = "painting steps" if cfg.benchmark.name == "concepts" else "pictures"
+        blocks[0].register_forward_pre_hook(lambda *_: passes.update({name: 1}))
+    samples = list(job.benchmark.samples()[: cfg.limit])
+    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
+        for variant in job.methods:
+            job.evaluate(variant, sample, inputs, lambda done, total: None)
+    if texts:
+        passes["texts"] = len(texts)
+    monkeypatch.undo()
+    return passes
+
+
+EXACT = {
+    "tokens": "experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out limit=1",
+    "words": "experiment=table2 model=clip_vitb16 attribution=mask_clip,meta_grad_eclip,fixlip limit=3",
+    "words of SigLIP": "experiment=table4 model=siglip2_vitb32 attribution=meta_mask_siglip,fixlip limit=2",
+    "concepts": "experiment=figure13 benchmark=voc limit=3",
+    "painting": "experiment=figure4",
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_the_passes_are_those_of_a_run(case, monkeypatch):
+    configs, plans = planned(*EXACT[case].split(), "scale=tiny")
+    for cfg, plan in zip(configs, plans, strict=True):
+        assert not plan.missing
+        assert plan.count.passes == counted_run(cfg, monkeypatch), plan.label
+
+
+def test_curves_of_pair_deletion_are_an_upper_bound(monkeypatch):
+    (cfg,), (plan,) = planned("experiment=pair_deletion", "attribution=random_pairs", "scale=tiny", "limit=3")
+    passes = counted_run(cfg, monkeypatch)
+    assert passes["forward"] <= plan.count.passes["forward"] <= 2 * passes["forward"]
+    assert any("upper bound" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "passes"),
+    [
+        ("table3", {"pictures": 1449}),
+        ("figure13", {"pictures": 2898}),
+        ("table2", {"images": 500, "texts": 10 + 9 * 10 + 1}),
+    ],
+)
+def test_what_is_not_here_is_named_and_the_passes_counted_all_the_same(experiment, passes):
+    own = {"table2": "attribution=meta_grad_eclip", "table3": "benchmark=voc", "figure13": "benchmark=voc"}[experiment]
+    _, (plan, *_) = planned(f"experiment={experiment}", "scale=paper", own)
+    assert plan.count.passes.keys() == passes.keys()
+    assert plan.count.passes[next(iter(passes))] == next(iter(passes.values()))
+    missing = " ".join(plan.missing)
+    assert all(word in missing for word in ("the weights of", "make weights EXPERIMENT=", "data"))
+
+
+def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(capsys):
+    main(["experiment=figure3", "scale=tiny", "attribution=attnlrp,attention"])
+    output = capsys.readouterr().out
+    assert "cannot be counted" in output
+    assert "1 of 2 jobs" in output or "not known" in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["experiment=figure3", "plan.tflops=fast"], "plan.tflops=fast: give a positive number"),
+        (["experiment=figure3", "plan.tflops=0"], "plan.tflops=0: give a positive number"),
+        (["experiment=figure99"], "figure99"),
+    ],
+)
+def test_bad_input_gets_a_sentence(overrides, said):
+    with pytest.raises(SystemExit, match=said):
+        main(overrides)
+
+
+def test_flops_of_a_transformer_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    width, tokens = 64, 50
+    layer = torch.nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True).eval()
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        layer(torch.zeros(1, tokens, width))
+    ours = forward_flops({"layers": 1, "width": width, "parameters": 12 * width**2}, tokens)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_hours_and_shards_follow_from_the_flops():
+    facts = model_facts()["google/gemma-3-1b-it"]
+    count = Count(Counter(forward=1000), Counter(forward=1000 * 100))
+    flops = count_flops(count, facts)
+    assert flops == pytest.approx(1000 * forward_flops(facts["language"], 100))
+    plan = JobPlan("a job", None, 1, count, 100e12 * 3600 * 40, (), ())  # 40 hours
+    first, slurm = summary([plan], 100.0)
+    assert "40 hours at 100 TFLOPs" in first
+    assert slurm == "On SLURM: shards=15 hydra.launcher.timeout_min=240, by the longest job."
+    assert count_flops(count, {}) is None
