@@ -86,13 +86,13 @@ class Denoising:
         if not 0 <= self.step < self.n_steps:
             raise UserError(f"model.denoising.step={self.step}: give one of 0 to {self.n_steps - 1}.")
         resamples = (TORCH_NEAREST, *map(str.lower, Image.Resampling.__members__))
-        for name, given, chosen, choices in (
-            ("resample", self.resample, self.resample.lower(), resamples),
-            ("posterior", self.posterior, self.posterior, POSTERIORS),
-            ("noise", self.noise, self.noise, NOISES),
+        for name, value, choices in (
+            ("resample", self.resample.lower(), resamples),
+            ("posterior", self.posterior, POSTERIORS),
+            ("noise", self.noise, NOISES),
         ):
-            if chosen not in choices:
-                raise UserError(f"model.denoising.{name}={given!r}: give one of {', '.join(choices)}.")
+            if value not in choices:
+                raise UserError(f"model.denoising.{name}={value!r}: give one of {', '.join(choices)}.")
 
     @property
     def noise_share(self) -> float:
@@ -101,10 +101,13 @@ class Denoising:
     def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 {self.side} {self.side}"]:
         """The stretched image, from -1 to 1."""
         image, square = image.convert("RGB"), (self.side, self.side)
-        if self.resample.lower() != TORCH_NEAREST:
-            image = image.resize(square, Image.Resampling[self.resample.upper()])
-        # of what Pillow has stretched, the nearest pixels are all
-        return interpolate(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1, square, mode="nearest")
+        if self.resample.lower() == TORCH_NEAREST:
+            return interpolate(_values(image), square, mode="nearest")
+        return _values(image.resize(square, Image.Resampling[self.resample.upper()]))
+
+
+def _values(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 class Flux(Model[ConceptSample, ConceptLogits]):
