@@ -64,7 +64,7 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
             " annotated one, 0.5 by chance; it tells what a method knows beside closeness. Pairs score max(|M_ij|,"
             " |M_ji|), or |R_i + R_j|.",
             "Recall: share of a prompt's pairs among the K largest of the n(n-1) directed entries by size, first-order"
-            " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))).",
+            " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))), 0 for p = 0.",
             "Recall has other chance levels for other methods: of a matrix the better of two directions counts, of a"
             " first-order method each pair fills two places. Unordered: among the n(n-1)/2 pairs. Same-distance"
             " control: recall of pairs that nobody annotated, at the distances of the annotated ones. Non-neighbours:"
