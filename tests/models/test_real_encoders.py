@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -19,7 +20,7 @@ from metagame.models.vision_language import RetokenizedPlayers, TokenPlayers
 from scripts.convert_to_open_clip import write
 from tests.conftest import close
 from tests.tiny.real_encoders import CLASSES, LAYOUTS, write_clip_tokenizer
-from tests.tiny.vision_language import picture, prepare_one, scene
+from tests.tiny.vision_language import Scene, picture, prepare_one, scene
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -108,10 +109,10 @@ def test_a_wide_photograph_is_stretched_by_metaclips_processor_and_cropped_by_cl
     for name, keeps_left in (("metaclip2_vith14", True), ("clip_vitb16", False)):
         folder = tmp_path / name
         folder.mkdir()
-        LAYOUTS[name]().save(folder)
-        sample = scene(0)
+        layout = LAYOUTS[name]()
+        replace(layout, text=layout.text | {"vocab_size": 64}).save(folder)  # nothing is asked of the texts
         wide = picture(0, 224).resize((448, 224))
         wide.paste((255, 0, 0), (0, 0, 60, 224))
-        found = CLIP.load(str(folder), device="cpu").prepare([type(sample)("wide", wide)])[0]["text"].picture
+        found = prepare_one(CLIP.load(str(folder), device="cpu"), Scene("wide", wide))["text"].picture
         assert found.shape == (224, 224, 3)
         assert (found[:, :20].mean((0, 1)) > (200, -1, -1)).all() == keeps_left
