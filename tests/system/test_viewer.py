@@ -310,6 +310,55 @@ def test_what_two_jobs_mean_by_one_id_is_not_mixed(stub, open_page):
     assert [[words in text for text in texts] for words in ("a b c d", "x y z w")] == [[True, False], [False, True]]
 
 
+@pytest.fixture(scope="module")
+def shared_ids(tmp_path_factory):
+    """Experiments (and in one of them two benchmarks) whose samples have the same ids, and not all the same texts."""
+    folder = tmp_path_factory.mktemp("shared") / "tiny"
+    groups = {"first": ["a b", "c d e", "f g"], "same": ["x y", "c d e"], "other": ["a b", "p q r"]}
+    for name, texts in groups.items():
+        run_job(sentence_config(folder / name, "m", texts=texts, entries=[[0, 1, 1.0]]))
+    cfg = sentence_config(folder / "same", "m", texts=["x y", "c c c"], entries=[[0, 1, 1.0]])
+    cfg.benchmark.name = "words"
+    run_job(cfg)
+    write_page(folder)
+    return folder
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("control", "value", "sample"),
+    [
+        ("experiment", "same", "s1"), ("experiment", "other", "s0"), ("group", "Reader, words", "s0"),
+        ("sample", "s2", "s2"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_choice_is_kept_in_another_experiment_only_where_the_sample_has_the_same_text(
+    shared_ids, open_page, control, value, sample, by_link
+):
+    first = "same" if control == "group" else "first"
+    page = open_page(shared_ids, f"#experiment={first}&group=Reader,+sentences&sample=s1&token=2")
+    assert page.each(".focused", "node.dataset.token")
+    if by_link:
+        page.evaluate(f"location.hash = '#{control}={value.replace(' ', '+')}'")
+        page.evaluate("new Promise((done) => setTimeout(done, 50))")
+    else:
+        page.choose(control, value)
+    kept = value == "same"
+    assert page.evaluate("document.getElementById('sample').value") == sample
+    assert ("c d e" in page.texts("#subject")[0]) == kept
+    assert bool(page.texts(".focused")) == kept
+
+
+@needs_chromium
+def test_a_link_to_a_sample_leads_there_from_any_other(shared_ids, open_page):
+    page = open_page(shared_ids, "#experiment=first&sample=s1&token=2")
+    page.evaluate("location.hash = '#experiment=other&sample=s1&token=1'")
+    page.evaluate("new Promise((done) => setTimeout(done, 50))")
+    assert "p q r" in page.texts("#subject")[0]
+    assert page.each("[data-panel=a] .focused", "node.dataset.token") == ["1"]
+
+
 @needs_chromium
 def test_every_control_has_a_name_and_can_be_reached_by_keyboard(real, open_page):
     page = open_page(real[0], "#experiment=painted")

@@ -19,16 +19,19 @@ const state = {
   pairs: 10,
   scale: "shared",
 };
+let last = null; // the sample that was shown before
 const controls = document.getElementById("controls"),
   panels = document.getElementById("panels");
 
+/** Set what the fragment gives; the names of that. */
 function readFragment() {
-  const given = new URLSearchParams(location.hash.slice(1));
-  for (const name of Object.keys(state)) {
-    if (!given.has(name)) continue;
+  const given = new URLSearchParams(location.hash.slice(1)),
+    names = Object.keys(state).filter((name) => given.has(name));
+  for (const name of names) {
     const value = given.get(name);
     state[name] = name === "token" || name === "pairs" ? Math.max(0, parseInt(value, 10) || 0) : value;
   }
+  return names;
 }
 
 function writeFragment() {
@@ -40,7 +43,7 @@ function change(some) {
   Object.assign(state, some);
   const focused = document.activeElement?.id,
     token = document.activeElement?.dataset?.token;
-  render();
+  render(Object.keys(some));
   writeFragment();
   const again = focused
     ? document.getElementById(focused)
@@ -60,6 +63,27 @@ const groupName = (group) => `${group.model}, ${group.benchmark}`;
 /** Labels of samples; those that share an id and are not the same are numbered. */
 function sampleNames(samples) {
   return toldApart(samples.map((sample) => sample.id));
+}
+
+/** Whether text and picture agree: another experiment may call another sample by the same id. */
+function isSame(one, other) {
+  const known = one.text !== null || one.picture !== null;
+  return known && ["id", "text", "picture"].every((each) => one[each] === other[each]);
+}
+
+/** Choose the sample: the one before where it is in the group, too. What was chosen in another sample is forgotten. */
+function resolveSample(group, given) {
+  const names = sampleNames(group.samples),
+    moved = last !== null && !group.samples.includes(last);
+  if (moved && !given.includes("sample")) state.sample = names[group.samples.findIndex((each) => isSame(each, last))];
+  state.sample = pick(names, state.sample, (name) => name);
+  const sample = group.samples[names.indexOf(state.sample)];
+  if (last !== null && sample !== last && !isSame(sample, last)) {
+    const chosen = moved ? ["question", "item", "patch", "token"] : ["patch", "token"];
+    for (const name of chosen.filter((each) => !given.includes(each))) state[name] = null;
+  }
+  last = sample;
+  return { names, sample };
 }
 
 /** How many kinds of values a method has of a sample. */
@@ -90,15 +114,13 @@ function questionName(question, methods) {
   return !names || names.length > 40 || question.includes(names) ? question : `${question}: ${names}`;
 }
 
-function resolve() {
+function resolve(given) {
   const experiments = [...new Set(DATA.groups.map((group) => group.experiment))];
   state.experiment = pick(experiments, state.experiment, (name) => name);
   const groups = DATA.groups.filter((group) => group.experiment === state.experiment);
   const group = pick(groups, state.group, groupName);
   state.group = groupName(group);
-  const names = sampleNames(group.samples);
-  state.sample = pick(names, state.sample, (name) => name);
-  const sample = group.samples[names.indexOf(state.sample)];
+  const { names, sample } = resolveSample(group, given);
   const a = pick(sample.methods, state.a, (method) => method.label);
   const b = pick(sample.methods, state.b, (method) => method.label, rivalOf(a, sample.methods));
   const questions = [...new Set(sample.methods.flatMap((method) => method.views.map((view) => view.question)))];
@@ -239,12 +261,13 @@ function drawPanels(sample, shown) {
   panels.replaceChildren(...made);
 }
 
-function render() {
+/** Show what is chosen; `given` are the names of what was chosen just now. */
+function render(given = []) {
   if (!DATA.groups.length) {
     panels.replaceChildren(html("p", {}, "No job has kept arrays of its samples yet."));
     return;
   }
-  const found = resolve();
+  const found = resolve(given);
   drawControls(found);
   drawSubject(found.sample);
   drawPanels(found.sample, found.shown);
@@ -253,8 +276,7 @@ function render() {
 function follow() {
   if (!location.hash.includes("=")) return;
   const before = state.experiment;
-  readFragment();
-  render();
+  render(readFragment());
   if (before !== null) document.getElementById("browser").scrollIntoView();
 }
 
