@@ -47,6 +47,11 @@ def test_every_set_is_a_question_and_all_players_are_the_last():
     }
 
 
+def test_white_space_around_a_concept_is_no_part_of_its_name():
+    around = concepts(sets=[[" car", "dog "], SETS[1]], players=["car ", *PLAYERS[1:]], background=["sky", " grass"])
+    assert only(around).questions() == only(concepts()).questions()
+
+
 def test_the_model_paints_the_prompt_from_the_seed_which_is_that_of_the_paper_by_default():
     benchmark = concepts(seed=7)
     sample = only(benchmark)

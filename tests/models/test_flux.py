@@ -334,12 +334,14 @@ def test_a_painting_depends_on_its_seed_its_prompt_and_the_guidance_alone():
         (ask(("",)), "concept '' is unknown to the T5 tokenizer"),
         (ask(("car", "bus", "car")), "concept 'car' is given twice"),
         (ask(("car", "bus"), ("sky", "bus")), "concept 'bus' is given twice: a concept is one player, or background"),
+        (ask(("car", " car")), r"concepts 'car' and ' car' are the same T5 token \(▁car\), which is one concept"),
+        (ask(("car",), (" car",)), r"concepts 'car' and ' car' are the same T5 token"),
         (ask(()), "a question has no players: give at least one concept"),
         (ask(n_layers=4), "n_layers=4: the model has 3 double-stream blocks"),
         (ask(n_layers=0), "n_layers=0: the model has 3 double-stream blocks"),
         (ask(n_layers=-1), "n_layers=-1: the model has 3 double-stream blocks"),
     ],
-    ids=["two tokens", "two words", "unknown", "empty", "twice", "both", "no players", "layers", "none", "negative"],
+    ids=["two tokens", "two words", "unknown", "empty", "twice", "both", "one token", "one token of both", "no players", "layers", "none", "negative"],
 )
 def test_a_question_that_cannot_be_asked_is_refused_and_spoils_none_after_it(question, reason):
     flux = build()

@@ -194,13 +194,6 @@ def test_a_word_in_pieces_is_as_many_players(kind):
     assert all(label == label.strip() for label in prompt.labels)
 
 
-@pytest.mark.parametrize("kind", ["byte-level", "gemma"])
-def test_bytes_of_a_letter_that_is_no_token_play_each(kind):
-    prompt = tokenize_prompt(tokenizer_of(kind), "the food é", chat=False)
-    assert prompt.labels[-2:] == ("�", "�")
-    assert len(prompt.positions) == len(set(prompt.positions))
-
-
 def test_a_chat_without_template_is_refused():
     with refused(r"model\.chat=true needs a tokenizer with a chat template.*set model\.chat=false"):
         tokenize_prompt(tokenizer_of(chat_template=None), "the food was good", chat=True)

@@ -66,6 +66,7 @@ class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
         seed: int = 31,
         image: str | None = None,
     ) -> None:
+        sets, players, background = [*map(_stripped, sets)], _stripped(players), _stripped(background)
         strange = [name for each in sets for name in each if name not in players]
         if strange:
             raise UserError(f"benchmark.sets has {strange[0]!r}, which is not in benchmark.players: add it there.")
@@ -73,12 +74,9 @@ class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
             raise UserError(
                 "benchmark.sets is empty, or one of them: give the concepts to show, such as [[car, bike]]."
             )
-        named = {", ".join(each): tuple(each) for each in sets} | {ALL: tuple(players)}
+        named = {", ".join(each): each for each in sets} | {ALL: players}
         prompt_seen = prompt if image is not None else ""
-        asked = {
-            name: ConceptQuestion(concepts, tuple(background), n_layers, prompt_seen)
-            for name, concepts in named.items()
-        }
+        asked = {name: ConceptQuestion(concepts, background, n_layers, prompt_seen) for name, concepts in named.items()}
         self._sample: PaintedImage | OwnImage
         if image is None:
             self._sample = PaintedImage(f"{prompt} (seed {seed})", prompt, seed, asked)
@@ -97,3 +95,8 @@ class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
         explanations: Mapping[str, Explanation],
     ) -> dict[str, Score]:
         return {}
+
+
+def _stripped(names: Sequence[str]) -> tuple[str, ...]:
+    """The names without white space around them, which the model does not see."""
+    return tuple(name.strip() for name in names)

@@ -32,6 +32,7 @@ class CaptionedImage(Sample):
         parts: texts made of some of the caption's tokens.
         side: of the square that the image is cut to, in pixels; None: the model's processor gets the whole image.
         absent: of the ways of :data:`ABSENT`.
+        whole_characters: whether tokens that spell a character only together are one player.
     """
 
     id: str
@@ -40,6 +41,7 @@ class CaptionedImage(Sample):
     parts: tuple[str, ...]
     side: int | None
     absent: str
+    whole_characters: bool = True
 
     def files(self) -> Sequence[Path]:
         return (Path(self.path),)
@@ -55,7 +57,8 @@ class CaptionedImage(Sample):
 
     def texts(self, tokenizer: Tokenizer) -> dict[str, TokenPlayers]:
         texts = {CAPTION: self.caption} | {f"{PART}{part}": part for part in self.parts}
-        return {name: ABSENT[self.absent](tokenizer, text) for name, text in texts.items()}
+        players = ABSENT[self.absent]
+        return {name: players(tokenizer, text, whole_characters=self.whole_characters) for name, text in texts.items()}
 
 
 class Illustration(Benchmark[CaptionedImage, ImageText]):
@@ -72,6 +75,7 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
         side: of the square that images are cut to, in pixels; None: the model's processor gets them whole.
         absent: ``retokenized``: the text of the tokens that are present is tokenized anew; ``dropped``: the tokens stay
             as they are.
+        whole_characters: whether tokens that spell a character only together are one player.
 
     Raises:
         UserError: an example, the side or ``absent`` is none of these.
@@ -87,6 +91,7 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
         parts: Sequence[str] | None = None,
         side: int | None = None,
         absent: str = "retokenized",
+        whole_characters: bool = True,
     ) -> None:
         if side is not None and side < 2:
             raise UserError(f"benchmark.side={side}: give two pixels or more, or null.")
@@ -95,7 +100,8 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
         own: dict[str, Any] = {"image": image, "caption": caption, "parts": parts}
         if any(value is not None for value in own.values()):
             examples = [{**examples[0], **{key: value for key, value in own.items() if value is not None}}]
-        self._samples = [captioned_image(side=side, absent=absent, **example) for example in examples]
+        settings: dict[str, Any] = {"side": side, "absent": absent, "whole_characters": whole_characters}
+        self._samples = [captioned_image(**settings, **example) for example in examples]
         if len({sample.id for sample in self._samples}) < len(self._samples):
             raise UserError("benchmark.examples: two have the same image and caption: change one.")
 
@@ -109,7 +115,7 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
 
 
 def captioned_image(
-    image: str, caption: str, side: int | None, absent: str, parts: Sequence[str] = ()
+    image: str, caption: str, side: int | None, absent: str, parts: Sequence[str] = (), *, whole_characters: bool = True
 ) -> CaptionedImage:
     """A sample; parts that have other words than the caption are left out.
 
@@ -124,4 +130,5 @@ def captioned_image(
     fitting = [part for part in dict.fromkeys(parts) if part.strip() and set(part.lower().split()) <= words]
     path = Path(str(image))
     content = file_digest(path)[:8] if path.is_file() else "missing"
-    return CaptionedImage(f"{path.name} ({content}): {caption}", caption, str(path), tuple(fitting), side, absent)
+    name = f"{path.name} ({content}): {caption}"
+    return CaptionedImage(name, caption, str(path), tuple(fitting), side, absent, whole_characters)

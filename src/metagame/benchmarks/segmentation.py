@@ -19,7 +19,13 @@ from metagame.benchmarks.masks import UNLABELLED
 from metagame.benchmarks.segmentation_metrics import multi_scores, resize_nearest, single_scores
 from metagame.contracts import Benchmark, Explanation, Score
 from metagame.errors import UserError
-from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, concept_pieces
+from metagame.models.concepts import (
+    ConceptLogits,
+    ConceptQuestion,
+    ConceptSample,
+    concept_pieces,
+    refuse_one_token_twice,
+)
 
 log = logging.getLogger(__name__)
 
@@ -187,10 +193,11 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         self.data = data
         self.tokenizer_folder = tokenizer.name_or_path
         self.vocabulary = one_token_names(data.names, tokenizer)
-        self.background = tuple(background)
+        self.background = tuple(name.strip() for name in background)
         both = [name for name in self.background if name in self.vocabulary]
         if both:
             raise UserError(f"benchmark.background has {both[0]!r}, which is a class: background is never a player.")
+        refuse_one_token_twice(tokenizer, (*self.vocabulary, *self.background))
         if not players:
             raise UserError("benchmark.players is empty: give sizes such as n20, d10 or n0.")
         for size in players:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -136,3 +136,19 @@ def concept_token(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
             f"concept {name!r} is {len(pieces)} T5 tokens ({', '.join(pieces)}): name it by a word of one token."
         )
     return pieces[0]
+
+
+def refuse_one_token_twice(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> None:
+    """Refuse concepts that are one to the model, such as ``six`` and ``Six`` of a tokenizer without capitals.
+
+    Raises:
+        UserError: two names are the same token, or a name is not one token.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        token = concept_token(tokenizer, name)
+        if first.setdefault(token, name) != name:
+            raise UserError(
+                f"concepts {first[token]!r} and {name!r} are the same T5 token ({token}), which is one concept: leave"
+                " one of them out."
+            )

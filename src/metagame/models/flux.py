@@ -28,7 +28,13 @@ from metagame.contracts import Failure, Model, prepare_each
 from metagame.digests import folder_digest
 from metagame.errors import UserError
 from metagame.models.concept_stream import ConceptSet, concept_logits, watched_concepts
-from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, PaintedImage, concept_token
+from metagame.models.concepts import (
+    ConceptLogits,
+    ConceptQuestion,
+    ConceptSample,
+    PaintedImage,
+    refuse_one_token_twice,
+)
 from metagame.models.pretrained import check_dtype, load_pretrained, moved, settle_device, without_conversion_note
 
 PARTS = {
@@ -207,6 +213,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         questions = dict(sample.questions())
         for question in questions.values():
             _check(question, len(self.pipeline.transformer.transformer_blocks))
+            refuse_one_token_twice(self.pipeline.tokenizer_2, _names(question))
             self._check_length(question.prompt)
         if not questions:
             return {}
@@ -284,12 +291,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         return {name: value.to(self.device) for name, value in inputs.items()}
 
     def _concept(self, name: str) -> Float[Tensor, "1 e"]:
-        """The encoding of a concept's token.
-
-        Raises:
-            UserError: the concept is not one token.
-        """
-        concept_token(self.pipeline.tokenizer_2, name)
+        """The encoding of a concept's token."""
         return self._encode(name)[:, 0]
 
     def _check_length(self, prompt: str) -> None:

@@ -91,6 +91,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             the paper's code (the text does not say); an answer that ends at once then has one step.
         tokens_per_batch: tokens in a forward and backward pass; shrinks by itself where memory does not suffice.
         absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
+        whole_characters: whether tokens that spell a character only together are one player.
 
     Raises:
         UserError: the tokenizer has no token for absent ones, or the head is more than a matrix.
@@ -111,6 +112,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         end_token: bool = True,
         tokens_per_batch: int = 8192,
         absent_token: str | None = None,
+        whole_characters: bool = True,
     ) -> None:
         _check_settings(tokenizer, chat, template_settings, max_new_tokens, end_token, tokens_per_batch, absent_token)
         self.net = text_part(net).eval().requires_grad_(False)
@@ -129,6 +131,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         self.end_token = end_token
         self.batches = TokenBatches(tokens_per_batch)
         self.absent_id = absent_token_id(tokenizer, absent_token)
+        self.whole_characters = whole_characters
 
     @classmethod
     def load(
@@ -145,6 +148,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         end_token: bool = True,
         tokens_per_batch: int = 8192,
         absent_token: str | None = None,
+        whole_characters: bool = True,
     ) -> Self:
         """From a folder, or an id on the Hugging Face hub.
 
@@ -160,6 +164,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             end_token: likewise.
             tokens_per_batch: likewise.
             absent_token: likewise.
+            whole_characters: likewise.
 
         Raises:
             UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
@@ -179,6 +184,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             end_token=end_token,
             tokens_per_batch=tokens_per_batch,
             absent_token=absent_token,
+            whole_characters=whole_characters,
         )
 
     def prepare(self, samples: Sequence[Prompt]) -> list[Mapping[str, AnsweredPrompt] | Failure]:
@@ -201,7 +207,9 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
 
     def tokenize(self, text: str) -> PromptTokens:
         """The tokens of a prompt, and which of them play."""
-        return tokenize_prompt(self.tokenizer, text, self.chat, self.template_settings)
+        return tokenize_prompt(
+            self.tokenizer, text, self.chat, self.template_settings, whole_characters=self.whole_characters
+        )
 
     @torch.no_grad()
     def generate(self, prompt: PromptTokens) -> tuple[int, ...]:
@@ -235,7 +243,10 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         return tuple(answer[:-1] if answer[-1] in ends and not self.end_token else answer)
 
     def bind_answer(self, prompt: PromptTokens, answer: tuple[int, ...]) -> AnsweredPrompt:
-        """The prompt as a masked model over the input embeddings of its players, ``(n, d)``, in float32 or better."""
+        """The prompt as a masked model over the input embeddings of its players, in float32 or better.
+
+        Those are ``(n, d)``, or ``(n, m d)`` where a player has up to m tokens, one behind the other and 0 after them.
+        """
         precise = torch.promote_types(self.net.dtype, torch.float32)
         ids = torch.tensor([*prompt.ids, *answer[:-1]], device=self.device)
         positions = torch.tensor(prompt.positions, device=self.device)
@@ -246,16 +257,25 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         directions = head.weight[list(answer)].to(precise)
         offset = 0.0 if head.bias is None else head.bias[list(answer)].to(precise).mean()
 
-        def mean_logit(inputs: Float[Tensor, "k n d"]) -> Float[Tensor, " k"]:
-            rows = sequence.expand(len(inputs), -1, -1).index_copy(1, positions, inputs.to(sequence.dtype))
+        players = torch.tensor(prompt.players, device=self.device)
+        before = [prompt.players[:at].count(player) for at, player in enumerate(prompt.players)]
+        slots = torch.tensor(before, device=self.device)
+
+        def mean_logit(inputs: Float[Tensor, "k n w"]) -> Float[Tensor, " k"]:
+            tokens = inputs.unflatten(-1, (-1, sequence.shape[-1]))[:, players, slots].to(sequence.dtype)
+            rows = sequence.expand(len(inputs), -1, -1).index_copy(1, positions, tokens)
             hidden = decoder(inputs_embeds=rows, use_cache=False).last_hidden_state[:, len(prompt.ids) - 1 :]
             return (hidden.to(precise) * directions).sum(-1).mean(1) + offset
 
-        x = sequence[positions].to(precise)
+        def of_players(tokens: Float[Tensor, "t d"]) -> Float[Tensor, "n w"]:
+            shape = (len(prompt.labels), max(before) + 1, tokens.shape[-1])
+            rows = torch.zeros(shape, dtype=precise, device=self.device)
+            return rows.index_put((players, slots), tokens.to(precise)).flatten(1)
+
         return AnsweredPrompt(
             mean_logit,
-            x,
-            absent.to(precise).expand_as(x),
+            of_players(sequence[positions]),
+            of_players(absent.expand(len(positions), -1)),
             self.net,
             in_batches=partial(self.batches.map, length=len(ids)),
             batch_size=COALITIONS,

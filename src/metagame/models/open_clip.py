@@ -153,9 +153,9 @@ class SimpleTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids).strip()
 
-    def split(self, text: str) -> list[tuple[int, bool, str]]:
+    def split(self, text: str) -> list[tuple[int, bool]]:
         special = set(self.tokenizer.all_special_ids)
-        return [(token, token in special, self.tokenizer.decode([token]).strip()) for token in self.encode(text)]
+        return [(token, token in special) for token in self.encode(text)]
 
 
 def adapt_tokenizer(tokenizer: open_clip.SimpleTokenizer | HFTokenizer, context: int) -> Tokenizer:

@@ -231,9 +231,7 @@ class PretrainedTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
-    def split(self, text: str) -> list[tuple[int, bool, str]]:
+    def split(self, text: str) -> list[tuple[int, bool]]:
         # of the tokenizer's template, so that a word that is unknown to it is no special token
         encoded = self.tokenizer(self.clean(text), return_special_tokens_mask=True, verbose=False)
-        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
-        pieces = (self.tokenizer.decode([token], clean_up_tokenization_spaces=False).strip() for token in ids)
-        return [(token, bool(flag), piece) for token, flag, piece in zip(ids, special, pieces, strict=True)]
+        return list(zip(encoded["input_ids"], map(bool, encoded["special_tokens_mask"]), strict=True))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from metagame.errors import UserError
+from metagame.models.characters import token_players
 
 
 @dataclass(frozen=True)
@@ -17,30 +19,41 @@ class PromptTokens:
 
     Attributes:
         ids: of all tokens, the template's and special ones included.
-        positions: in ``ids`` of the players: tokens of the prompt that are neither special nor white space.
+        positions: in ``ids`` of what plays: tokens of the prompt that are neither special nor white space.
+        players: which player the token at each position is, or is part of.
         labels: the players' pieces of the text.
         turn_end: the special token that the template puts behind the prompt; None without one.
     """
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
+    players: tuple[int, ...]
     labels: tuple[str, ...]
     turn_end: int | None = None
 
 
 def tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase, text: str, chat: bool, template_settings: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    chat: bool,
+    template_settings: Mapping[str, Any] | None = None,
+    *,
+    whole_characters: bool = True,
 ) -> PromptTokens:
     """The prompt in the tokenizer's chat template, or alone.
 
     Players are found by where they stand: the template is what does not change with the prompt. A word that is unknown
     to the tokenizer is a special token, and as good as absent.
 
+    Differs from the paper's text: tokens that are bytes of one character are one player, unless ``whole_characters`` is
+    False; its prompts have none in Gemma 3's tokens.
+
     Args:
         tokenizer: a fast one, since places in the text are needed.
         text: of the prompt.
         chat: whether to use the chat template, with a generation prompt.
         template_settings: what the template is given beside the prompt.
+        whole_characters: whether tokens that spell a character only together are one player.
 
     Raises:
         UserError: the tokenizer is not fast, has no chat template, or fewer than two players are left.
@@ -54,22 +67,24 @@ def tokenize_prompt(
     encoded = tokenizer(rendered, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     special = special_ids(tokenizer)
-    players = [
-        (position, piece)
-        for position, (token, (left, right)) in enumerate(zip(ids, places, strict=True))
-        if token not in special
-        and max(left, start) < min(right, stop)
-        and (piece := tokenizer.decode([token], clean_up_tokenization_spaces=False).strip())
+    may_play = [
+        token not in special and max(left, start) < min(right, stop)
+        for token, (left, right) in zip(ids, places, strict=True)
     ]
-    if len(players) < 2:
+    owners, labels = token_players(ids, may_play, partial(_decode, tokenizer), whole_characters=whole_characters)
+    if len(labels) < 2:
         raise UserError(
-            f"the prompt {text!r} has {len(players)} players, and a metagame needs two: give more words (those that the"
+            f"the prompt {text!r} has {len(labels)} players, and a metagame needs two: give more words (those that the"
             " tokenizer does not know are none)."
         )
     behind = [token for token, (left, _) in zip(ids, places, strict=True) if chat and left >= stop]
     turn_end = behind[0] if behind and behind[0] in special else None
-    positions, labels = zip(*players, strict=True)
-    return PromptTokens(tuple(ids), positions, labels, turn_end)
+    positions, players = zip(*((at, owner) for at, owner in enumerate(owners) if owner is not None), strict=True)
+    return PromptTokens(tuple(ids), positions, players, labels, turn_end)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -18,6 +18,7 @@ from metagame import contracts
 from metagame.contracts import BoundInput, Failure, Model
 from metagame.errors import UserError
 from metagame.images import to_rgb
+from metagame.models.characters import UNFINISHED, token_players
 from metagame.models.encoder_views import EncoderView
 from metagame.models.layers import ForwardPassEnds
 
@@ -42,8 +43,8 @@ class Text:
 class Tokenizer(Protocol):
     """What turns a text into ids, with special tokens.
 
-    ``encode`` gives ids; ``split`` the ids with, for each, whether it is a special token, and its piece of the text;
-    ``decode`` the text of ids without special tokens.
+    ``encode`` gives ids; ``split`` the ids with, for each, whether it is a special token; ``decode`` the text of ids
+    without special tokens.
     """
 
     @property
@@ -55,7 +56,7 @@ class Tokenizer(Protocol):
     @property
     def encode(self) -> Callable[[str], tuple[int, ...]]: ...
 
-    def split(self, text: str) -> list[tuple[int, bool, str]]: ...
+    def split(self, text: str) -> list[tuple[int, bool]]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -91,20 +92,26 @@ class WordPlayers(Players):
 
     def masked(self, present: Sequence[bool]) -> Text:
         pieces = self.tokenizer.split(" ".join(self.labels))
-        counts = [sum(not special for _, special, _ in self.tokenizer.split(word)) for word in self.labels]
-        if sum(counts) != sum(not special for _, special, _ in pieces):
+        counts = [sum(not special for _, special in self.tokenizer.split(word)) for word in self.labels]
+        if sum(counts) != sum(not special for _, special in pieces):
             raise UserError(f"the words of {' '.join(self.labels)!r} share tokens: masking needs words of their own.")
         here = iter([flag for flag, count in zip(present, counts, strict=True) for _ in range(count)])
-        return Text(tuple(i for i, _, _ in pieces), tuple(special or next(here) for _, special, _ in pieces))
+        return Text(tuple(i for i, _ in pieces), tuple(special or next(here) for _, special in pieces))
 
 
 class TokenPlayers(Players):
-    """The tokens of a caption, without special ones, which always stay."""
+    """The tokens of a caption, without special ones and white space, which always stay.
 
-    def __init__(self, tokenizer: Tokenizer, caption: str) -> None:
+    Differs from the paper's text: tokens that are bytes of one character are one player, unless ``whole_characters`` is
+    False; its captions have none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, caption: str, *, whole_characters: bool = True) -> None:
         self.tokenizer = tokenizer
         self._pieces = tokenizer.split(caption)
-        self.labels = tuple(piece for _, special, piece in self._pieces if not special)
+        ids = [token for token, _ in self._pieces]
+        may_play = [not special for _, special in self._pieces]
+        self._owners, self.labels = token_players(ids, may_play, tokenizer.decode, whole_characters=whole_characters)
         if not self.labels:
             raise UserError(f"caption {caption!r} has no tokens: give at least one word.")
 
@@ -114,9 +121,8 @@ class TokenPlayers(Players):
         return Text(ids, (True,) * len(ids))
 
     def masked(self, present: Sequence[bool]) -> Text:
-        here = iter(present)
-        attended = tuple(special or next(here) for _, special, _ in self._pieces)
-        return Text(tuple(i for i, _, _ in self._pieces), attended)
+        attended = tuple(owner is None or present[owner] for owner in self._owners)
+        return Text(tuple(token for token, _ in self._pieces), attended)
 
 
 class RetokenizedPlayers(TokenPlayers):
@@ -128,16 +134,20 @@ class RetokenizedPlayers(TokenPlayers):
         UserError: the caption is not put together again from its tokens, or one of them is a part of a letter.
     """
 
-    def __init__(self, tokenizer: Tokenizer, caption: str) -> None:
-        super().__init__(tokenizer, caption)
+    def __init__(self, tokenizer: Tokenizer, caption: str, *, whole_characters: bool = True) -> None:
+        super().__init__(tokenizer, caption, whole_characters=whole_characters)
         whole = [True] * len(self.labels)
-        parts = any("\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token]) for token, _, _ in self._pieces)
+        of_players: list[list[int]] = [[] for _ in self.labels]
+        for (token, _), owner in zip(self._pieces, self._owners, strict=True):
+            if owner is not None:
+                of_players[owner].append(token)
+        parts = any(UNFINISHED in tokenizer.decode(ids) for ids in of_players)
         if parts or self.dropped(whole) != super().dropped(whole):
             raise UserError(f"caption {caption!r} is not one that its tokens can be read as: choose absent=dropped.")
 
     def dropped(self, present: Sequence[bool]) -> Text:
-        here = iter(present)
-        kept = [token for token, special, _ in self._pieces if not special and next(here)]
+        pieces = zip(self._pieces, self.masked(present).attended, strict=True)
+        kept = [token for (token, special), here in pieces if here and not special]
         ids = self.tokenizer.encode(self.tokenizer.decode(kept))
         return Text(ids, (True,) * len(ids))
 
