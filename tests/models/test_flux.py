@@ -341,7 +341,20 @@ def test_a_painting_depends_on_its_seed_its_prompt_and_the_guidance_alone():
         (ask(n_layers=0), "n_layers=0: the model has 3 double-stream blocks"),
         (ask(n_layers=-1), "n_layers=-1: the model has 3 double-stream blocks"),
     ],
-    ids=["two tokens", "two words", "unknown", "empty", "twice", "both", "one token", "one token of both", "no players", "layers", "none", "negative"],
+    ids=[
+        "two tokens",
+        "two words",
+        "unknown",
+        "empty",
+        "twice",
+        "both",
+        "one token",
+        "one token of both",
+        "no players",
+        "layers",
+        "none",
+        "negative",
+    ],
 )
 def test_a_question_that_cannot_be_asked_is_refused_and_spoils_none_after_it(question, reason):
     flux = build()

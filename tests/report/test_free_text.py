@@ -7,9 +7,13 @@ import io
 import json
 
 import numpy as np
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
-from metagame.report.experiment import save_figure
+from metagame.report import experiment
+from metagame.report.experiment import free_text, save_figure
 from metagame.report.table import Column, Table, read_table, write_table
 
 PIECES = [*"$_^%#{}\\|,='\"<>&~*`\t\n ", "😀", "漢字", "é", "e\u0301", "عربي", "x" * 200, "phi_1", "word"]
@@ -36,12 +40,49 @@ def test_a_table_of_any_texts_has_a_row_for_each_in_every_format(tmp_path):
     assert [line.rsplit(" & ", 1)[1] for line in tex] == [f"{number} \\\\" for number in range(len(given))]
 
 
-def test_any_text_can_be_drawn(tmp_path):
-    from matplotlib import rc_context
-
-    with rc_context({"text.parse_math": False}):  # as the report of an experiment does
+def test_any_text_can_be_drawn_and_what_no_font_has_is_told_once(tmp_path, caplog, monkeypatch, recwarn):
+    monkeypatch.setattr(experiment, "FALLBACK_FONTS", ())
+    with free_text():
         figure = Figure(figsize=(4, 30))
-        for number, text in enumerate(texts(300, seed=1)):
+        for number, text in enumerate([*texts(300, seed=1), "\ue123"]):
             figure.text(0, number / 300, text.replace("\t", " "), fontsize=3)
         save_figure(figure, tmp_path)
     assert (tmp_path / "figure.png").stat().st_size > 0
+    (line,) = caplog.messages
+    assert "\ue123" in line
+    assert "install one that does, such as Noto Sans CJK" in line
+    assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
+
+
+def save_font(path, family, letters):
+    """A font in which each of the letters is a square."""
+    pen = TTGlyphPen(None)
+    for move, corner in zip(["moveTo", *["lineTo"] * 3], [(0, 0), (0, 800), (800, 800), (800, 0)], strict=True):
+        getattr(pen, move)(corner)
+    pen.closePath()
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(letter): "square" for letter in letters})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular", "psName": "Squares"})
+    builder.setupOS2(sTypoAscender=800)
+    builder.setupPost()
+    builder.save(path)
+
+
+def test_characters_that_matplotlibs_font_lacks_are_drawn_by_one_that_is_installed(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
+    monkeypatch.setattr(experiment, "FALLBACK_FONTS", ("Squares",))
+    save_font(tmp_path / "squares.ttf", "Squares", "漢字")
+    drawn = []
+    for _ in range(2):
+        with free_text():
+            figure = Figure(figsize=(2, 1))
+            figure.text(0.1, 0.4, "dog 漢字")
+            save_figure(figure, tmp_path)
+        drawn.append((tmp_path / "figure.png").read_bytes())
+        fontManager.addfont(tmp_path / "squares.ttf")
+    assert drawn[0] != drawn[1]
+    assert len(caplog.messages) == 1  # before the font was there

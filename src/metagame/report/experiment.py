@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 from hydra.utils import instantiate
-from matplotlib import rc_context
+from matplotlib import font_manager, get_cachedir, rc_context, rcParams
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
@@ -26,6 +29,14 @@ log = logging.getLogger(__name__)
 
 FIGURES = {"figure.png": {"Software": None}, "figure.pdf": {"CreationDate": None}}
 """Files of a figure, with metadata that have no date in them, so that equal runs give equal bytes."""
+
+FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans CJK HK",
+    "Source Han Sans", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "IPAPGothic",
+    "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS", "Unifont",
+)  # fmt: skip
+"""Fonts with Chinese, Japanese and Korean characters, which matplotlib's own lacks: used where they are installed."""
+MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from font")
 
 
 def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = None) -> list[JobResult]:
@@ -76,7 +87,7 @@ def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = No
 
 def _write_figure(settings: DictConfig, results: list[JobResult], folder: Path) -> None:
     try:
-        with rc_context({"text.parse_math": False}):  # texts are those of prompts and captions, dollars included
+        with free_text():
             figure = instantiate(settings.report.figure, _partial_=True)(results)
             if figure is not None:
                 save_figure(figure, folder)
@@ -130,11 +141,29 @@ def _keep_jobs(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
         path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def free_text() -> AbstractContextManager[None]:
+    """Within: a figure's texts may be those of prompts and captions, in any script, dollars included."""
+    installed = set(font_manager.get_font_names())
+    families = [*rcParams["font.family"], *(name for name in FALLBACK_FONTS if name in installed)]
+    return rc_context({"text.parse_math": False, "font.family": families})
+
+
 def save_figure(figure: Figure, folder: Path) -> None:
-    """Write :data:`FIGURES`."""
-    with rc_context({"pdf.fonttype": 42}):
+    """Write :data:`FIGURES`; one line says which characters no font has."""
+    with rc_context({"pdf.fonttype": 42}), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for name, metadata in FIGURES.items():
             drawn = BytesIO()  # not the file: on a full disk matplotlib's PDF writer hides the system's error
             figure.savefig(drawn, dpi=200, metadata=metadata, format=name.rsplit(".")[-1])
             with replace_atomically(folder / name) as path:
                 path.write_bytes(drawn.getvalue())
+    found = [(each, MISSING_GLYPH.match(str(each.message))) for each in caught]
+    lacking = dict.fromkeys(chr(int(glyph[1])) for _, glyph in found if glyph)
+    if lacking:
+        log.warning(
+            "%s has boxes in place of %s, which no font in use has: install one that does, such as Noto Sans CJK"
+            " (fonts-noto-cjk) for Chinese, Japanese and Korean, delete %s/fontlist*.json, and make the figure again.",
+            folder / "figure.png", "".join(lacking), get_cachedir(),
+        )  # fmt: skip
+    for each in (each for each, glyph in found if not glyph):
+        warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
