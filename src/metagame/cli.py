@@ -16,8 +16,10 @@ from types import FrameType
 import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError
 
 from metagame.errors import UserError
 from metagame.extras import needed_by
@@ -115,12 +117,29 @@ def explain_parse_errors(overrides: Sequence[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
         try:
-            parser.parse_override(override)
+            read = parser.parse_override(override)
         except HydraException as error:
             key, value = override.split("=", 1)
             reason = str(error).splitlines()[0].split(" expecting ")[0]
             advice = f'quote the value inside the quotes, "{key}={quoted(value)}".'
             sys.exit(f"Hydra cannot read {override!r} ({reason}): {advice}")
+        if not _is_whole(read.value()):
+            sys.exit(
+                f"{override!r} has '${{', which begins the name of another value, as in ${{name}}: write something"
+                " between the two in a text, such as a space."
+            )
+
+
+def _is_whole(value: object) -> bool:
+    """Whether OmegaConf keeps a text: of what begins as the name of a value it must end as one, and none is escaped."""
+    text = value.text if isinstance(value, QuotedString) else value
+    if not isinstance(text, str) or "${" not in text:
+        return True
+    try:
+        OmegaConf.create([text])
+    except GrammarParseError:
+        return False
+    return "\\${" not in text
 
 
 def quoted(text: str) -> str:

@@ -5,22 +5,52 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from metagame.cli import explain_parse_errors, quoted
 from tests.tiny.jobs import ROOT
+from tests.tiny.texts import texts
 
-PIECES = [*"$_^%#{}\\|,='\"<>&\t ", "😀", "漢字", "é", "e\u0301", "عربي", "word"]
+
+def read_whole(count, seed):
+    """Each text, quoted as advised, is read as it is, or refused where Hydra would see the name of a value in it."""
+    parser = OverridesParser.create()
+    for text in texts(count, seed):
+        override = f"benchmark.caption={quoted(text)}"
+        value = parser.parse_override(override).value()
+        assert getattr(value, "text", value) == text
+        told = refusal(override)
+        assert told is None or "which begins the name of another value" in told
+        assert told is None or "${" in text
+        if "${" not in text:
+            assert OmegaConf.create([text])[0] == text
+
+
+def refusal(override):
+    """Why an override is refused; None where it is not."""
+    try:
+        explain_parse_errors([override])
+    except SystemExit as error:
+        return str(error)
+    return None
 
 
 def test_any_text_that_is_quoted_as_advised_arrives_whole():
-    parser, rng = OverridesParser.create(), np.random.default_rng(0)
-    for _ in range(2000):
-        text = "".join(rng.choice(PIECES, rng.integers(0, 12)))
-        value = parser.parse_override(f"key={quoted(text)}").value()
-        assert getattr(value, "text", value) == text
+    read_whole(500, seed=0)
+
+
+@pytest.mark.parametrize("text", ["two ${z six", "two \\${z} six", "${", "a ${} b"])
+def test_half_a_name_of_another_value_is_refused_in_one_sentence(text):
+    with pytest.raises(
+        SystemExit, match=r"begins the name of another value, as in \$\{name\}: write something between"
+    ):
+        explain_parse_errors([f"benchmark.caption={quoted(text)}"])
+
+
+def test_names_of_other_values_are_read_as_before():
+    explain_parse_errors(["output_dir=${oc.env:HOME}/x", "name=${scale.name}", "benchmark.caption='5 $ {a}'"])
 
 
 @pytest.mark.parametrize("value", ["a {b\\", "the jury's verdict, fine", 'a "b', "x)"])

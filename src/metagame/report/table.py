@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -95,7 +96,7 @@ def markdown(table: Table) -> str:
         frame.to_markdown(index=False, disable_numparse=True),
         "",
     ]
-    lines += [f"- {_HOLDS[claim['holds']]}: {claim_text(claim)}" for claim in table.claims]
+    lines += [f"- {_HOLDS[claim['holds']]}: {_one_line(claim_text(claim))}" for claim in table.claims]
     lines += [f"- {_one_line(note)}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -166,12 +167,13 @@ def plain(column: Column, value: Any) -> str:
 
 
 def _markdown_cell(column: Column, value: Any) -> str:
-    return _cell_text(plain(column, value))
+    text = plain(column, value)
+    return _cell_text(text) if column.type == "text" else _one_line(text).replace("|", "\\|")
 
 
 def _cell_text(text: str) -> str:
-    """Within a row of Markdown: a pipe would end the cell, and a line break the table."""
-    return _one_line(text).replace("|", "\\|")
+    """Within a row of Markdown: no character of it ends the cell or the table, or is markup, HTML or a formula."""
+    return _MARKUP.sub(r"\\\g<0>", _one_line(text))
 
 
 def _three_digits(value: float) -> str:
@@ -191,7 +193,10 @@ def _csv(table: Table) -> str:
         published = [row.get(column.key) for row in table.published]
         if column.type not in ("text", "flag") and any(value is not None for value in published):
             data[f"{column.key}_published"] = [without_errors(value) for value in published]
-    return pd.DataFrame(data).to_csv(index=False)
+    # of line breaks pandas quotes its own only
+    breaks = any("\r" in cell for cells in data.values() for cell in cells if isinstance(cell, str))
+    quoting = csv.QUOTE_NONNUMERIC if breaks else csv.QUOTE_MINIMAL
+    return pd.DataFrame(data).to_csv(index=False, quoting=quoting)
 
 
 def _latex(table: Table) -> str:
@@ -222,6 +227,7 @@ def _phi(match: re.Match) -> str:
     return r"$\phi_{" + match[1].replace(r"\_", r"\,") + "}$"
 
 
+_MARKUP = re.compile(r"[\\`*~$<&\[|]|(?<!\w)_|_(?!\w)")
 _TEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
