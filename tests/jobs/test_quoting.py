@@ -7,34 +7,10 @@ import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from metagame.cli import explain_parse_errors, quoted
 from tests.tiny.jobs import ROOT
-from tests.tiny.texts import texts
-
-
-def read_whole(count, seed):
-    """Each text, quoted as advised, is read as it is, or refused where Hydra would see the name of a value in it."""
-    parser = OverridesParser.create()
-    for text in texts(count, seed):
-        override = f"benchmark.caption={quoted(text)}"
-        value = parser.parse_override(override).value()
-        assert getattr(value, "text", value) == text
-        told = refusal(override)
-        assert told is None or "which begins the name of another value" in told
-        assert told is None or "${" in text
-        if "${" not in text:
-            assert OmegaConf.create([text])[0] == text
-
-
-def refusal(override):
-    """Why an override is refused; None where it is not."""
-    try:
-        explain_parse_errors([override])
-    except SystemExit as error:
-        return str(error)
-    return None
+from tests.tiny.texts import read_whole
 
 
 def test_any_text_that_is_quoted_as_advised_arrives_whole():

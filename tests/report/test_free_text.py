@@ -15,6 +15,7 @@ from matplotlib.font_manager import fontManager
 from metagame.report import experiment
 from metagame.report.experiment import free_text, save_figure
 from metagame.report.table import Column, Table, read_table, write_table
+from tests.tiny.pages import page_of_texts
 from tests.tiny.texts import texts
 
 
@@ -86,3 +87,7 @@ def test_characters_that_matplotlibs_font_lacks_are_drawn_by_one_that_is_install
         fontManager.addfont(tmp_path / "squares.ttf")
     assert drawn[0] != drawn[1]
     assert len(caplog.messages) == 1  # before the font was there
+
+
+def test_the_page_holds_any_text_as_it_is(tmp_path):
+    page_of_texts(tmp_path / "tiny", 100)

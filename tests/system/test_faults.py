@@ -9,7 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -256,6 +258,39 @@ def test_a_process_started_from_scratch_answers_a_signal_too(tmp_path):
     process.terminate()
     _, errors = process.communicate()
     assert (process.returncode, errors) == (143, STOPPED.format("SIGTERM") + "\n")
+
+
+def in_a_terminal(arguments, keys, after):
+    """Run in a terminal of its own, and press keys when ``after`` is written; exit status, and all that was written."""
+    process, terminal = pty.fork()
+    if process == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell has its jobs ignore it
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, *arguments], {**os.environ, "TERM": "xterm", "COLUMNS": "100"})
+    written, pressed = b"", False
+    while select.select([terminal], [], [], 120)[0]:
+        try:
+            written += os.read(terminal, 1 << 16)
+        except OSError:  # the other side is closed
+            break
+        if not pressed and after in written:
+            os.write(terminal, keys)
+            pressed = True
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), written
+
+
+HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
+
+
+def test_ctrl_c_in_the_middle_of_a_bar_leaves_the_cursor_to_be_seen(tmp_path):
+    arguments = ["run.py", *JOB, "attribution=sv", "model._target_=tests.tiny.jobs.SlowestAdder"]
+    status, written = in_a_terminal([*arguments, f"output_dir={tmp_path}"], b"\x03", after=b"1/3")
+    assert status == 128 + signal.SIGINT, written
+    assert STOPPED.format("SIGINT") in written.decode()
+    assert written.rindex(HIDE) < written.rindex(SHOW)
+    assert written.count(b"[?25h") == written.count(SHOW)  # none as letters
+    assert b"2/3" not in written
 
 
 # A full disk

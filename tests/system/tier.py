@@ -49,7 +49,10 @@ PARTS = {
         ("wheel", "setup"),
         ("README.md", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),
     ),
-    "fuzz": Part(("config_fuzz",), ("src/metagame/jobs", "configs")),
+    "fuzz": Part(
+        ("config_fuzz", "text_fuzz"),
+        ("src/metagame/jobs", "configs", "src/metagame/cli.py", "src/metagame/viewer", "src/metagame/report/table.py"),
+    ),
     "training": Part(
         ("train_language", "train_vision_language", "train_diffusion", "read_digits", "make_digit_scenes"),
         ("scripts", "src/metagame/benchmarks", "src/metagame/models"),

@@ -11,14 +11,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from metagame.contracts import WHOLE, Benchmark, Explanation, Method, Model, Sample
 from metagame.errors import UserError
+from metagame.jobs.run import run_job
 from metagame.meta import MetaAttributions
+from metagame.report.table import Column, Table, write_table
+from metagame.viewer.write import write_page
 from tests.tiny.jobs import job_config
+from tests.tiny.texts import texts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -77,6 +82,17 @@ class Sentences(Benchmark):
 
     def score(self, sample, inputs, explanations):
         return {"text": sample.text, "answer": self.answer}
+
+
+class Drawn(Sentences):
+    """Sentences of :func:`tests.tiny.texts.texts`: no config holds them."""
+
+    def __init__(self, count, seed=0):
+        super().__init__(texts(count, seed))
+        self.answer = None
+
+    def score(self, sample, inputs, explanations):
+        return {"text": sample.text, "answer": sample.text}
 
 
 class Reader(Model):
@@ -143,6 +159,46 @@ def sentence_config(output_dir, name, texts=("a b c d", "so it is"), label=None,
             "method": {"_target_": "tests.tiny.pages.Given", **method},
         },
     )  # fmt: skip
+
+
+class Cells(HTMLParser):
+    """Texts of the cells of a page's tables, and what its script is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.data, self.into = [], "", None
+
+    def handle_starttag(self, tag, attributes):
+        self.into = "cell" if tag == "td" else "data" if dict(attributes).get("id") == "data" else None
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        self.into = None
+
+    def handle_data(self, data):
+        if self.into == "cell":
+            self.cells[-1] += data
+        elif self.into == "data":
+            self.data += data
+
+
+def page_of_texts(folder, count):
+    """Write the page of a table and of a job with so many texts, and read them all back; the folder."""
+    given = texts(count)
+    cfg = sentence_config(folder / "x", "m", entries=[[0, 0, 1.0]])
+    cfg.benchmark = {"name": "drawn", "_target_": "tests.tiny.pages.Drawn", "count": count}
+    run_job(cfg)
+    rows = [{"text": text} for text in given]
+    write_table(Table("texts", "tiny", [Column("text", "text", "text")], rows, [{} for _ in rows], 1), folder / "x")
+    page = Cells()
+    page.feed(write_page(folder, n_samples=count).read_bytes().decode())
+    assert page.cells == given
+    (group,) = json.loads(page.data)["groups"]
+    assert [(sample["text"], sample["answer"]) for sample in group["samples"]] == [(text, text) for text in given]
+    tokens = [sample["methods"][0]["views"][0]["tokens"] for sample in group["samples"]]
+    assert tokens == [text.split() for text in given]
+    return folder
 
 
 class Chromium:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from metagame.cli import explain_parse_errors, quoted
 
 PIECES = (
     *"$_^%#{}\\|,='\"<>&~*`\t\n\r ", "</script>", "<!--", "-->", "&amp;", "{{ 7 * 7 }}", "${z", "\\n",
@@ -14,3 +18,26 @@ def texts(count: int, seed: int = 0) -> list[str]:
     """Up to eight pieces each, between two letters."""
     rng = np.random.default_rng(seed)
     return ["a" + "".join(rng.choice(PIECES, rng.integers(0, 9))) + "z" for _ in range(count)]
+
+
+def read_whole(count, seed):
+    """Each text, quoted as advised, is read as it is, or refused where Hydra would see the name of a value in it."""
+    parser = OverridesParser.create()
+    for text in texts(count, seed):
+        override = f"benchmark.caption={quoted(text)}"
+        value = parser.parse_override(override).value()
+        assert getattr(value, "text", value) == text
+        told = refusal(override)
+        assert told is None or "which begins the name of another value" in told
+        assert told is None or "${" in text
+        if "${" not in text:
+            assert OmegaConf.create([text])[0] == text
+
+
+def refusal(override):
+    """Why an override is refused; None where it is not."""
+    try:
+        explain_parse_errors([override])
+    except SystemExit as error:
+        return str(error)
+    return None
