@@ -53,10 +53,7 @@ class Words:
         return tuple(number for number, _ in self.split(text))
 
     def decode(self, ids):
-        return "".join(self.names[number] for number in ids)
-
-    def decode(self, ids):
-        return " ".join(map(chr, ids))
+        return " ".join(self.names[number] for number in ids)
 
     @staticmethod
     def _pieces(word):
