@@ -56,6 +56,7 @@ def test_tokens_of_the_papers_prompts_match_their_pairs_but_for_one_within_a_tok
     unmatched = {}
     for prompt in annotated_prompts():
         tokens = tokenize_prompt(gemma, prompt.text, chat)
+        assert tokens == tokenize_prompt(gemma, prompt.text, chat, whole_characters=False)
         _, lost = pair_ranks(prompt.pairs, tokens.labels, np.zeros((len(tokens.labels),) * 2))
         unmatched |= {prompt.id: lost} if lost else {}
         assert tokens.turn_end == (gemma.convert_tokens_to_ids("<end_of_turn>") if chat else None)
