@@ -200,7 +200,7 @@ def _(method: RandomPairs, n: int) -> Passes:
 def _count_prompts(cfg: DictConfig, methods: Sequence[Method], prompts: Sequence[Prompt]) -> Count:
     count = Count()
     for tokens, length in _sequences(cfg, prompts, count):
-        n = len(tokens.positions)
+        n = len(tokens.labels)
         passes = sum((_passes_of(method, n) for method in methods), Counter())
         count.passes += passes + Counter({ANSWER: 1})
         count.tokens += Counter({kind: number * length for kind, number in passes.items()})
@@ -214,8 +214,8 @@ def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
     """What pair deletion adds to its jobs: the curves of deletion and insertion."""
     count = Count()
     for tokens, length in _sequences(cfg, prompts, count):
-        count.passes[FORWARD] += 2 * len(tokens.positions)
-        count.tokens[FORWARD] += 2 * len(tokens.positions) * length
+        count.passes[FORWARD] += 2 * len(tokens.labels)
+        count.tokens[FORWARD] += 2 * len(tokens.labels) * length
     count.notes["the curves of deletion and insertion have at most one point for each token: an upper bound"] = None
     return count
 
@@ -244,15 +244,15 @@ def _prompt_tokenizer(cfg: DictConfig) -> Callable[[str], PromptTokens] | None:
         )
     except (OSError, ValueError):
         return None
-    settings = cfg.model.get("template_settings")
-    return lambda text: tokenize_prompt(found, text, cfg.model.chat, settings)
+    settings, whole = cfg.model.get("template_settings"), cfg.model.get("whole_characters", True)
+    return lambda text: tokenize_prompt(found, text, cfg.model.chat, settings, whole_characters=whole)
 
 
 def _words(text: str) -> PromptTokens:
     """A token for each word and mark, with sixteen of a template around them."""
     pieces = tuple(re.findall(r"\w+|[^\w\s]", text))
     places = tuple(range(8, 8 + len(pieces)))
-    return PromptTokens(tuple(range(len(pieces) + 16)), places, pieces)
+    return PromptTokens(tuple(range(len(pieces) + 16)), places, tuple(range(len(pieces))), pieces)
 
 
 # vision-language encoders
@@ -273,8 +273,8 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(map(self._id, text.split()))
 
-    def split(self, text: str) -> list[tuple[int, bool, str]]:
-        return [(self._id(word), False, word) for word in text.split()]
+    def split(self, text: str) -> list[tuple[int, bool]]:
+        return [(self._id(word), False) for word in text.split()]
 
     def decode(self, ids: Sequence[int]) -> str:
         words = list(self._ids)
