@@ -96,7 +96,7 @@ class FIxLIP(Method[ImageText]):
         self.design = design
         self.interactions = interactions
         self.batch_size = batch_size
-        self._solver = cache(self._make_solver)
+        self.solver = cache(self._make_solver)
 
     @torch.no_grad()
     def explain(self, bound: ImageText, progress: Progress | None = None) -> Explanation:
@@ -105,7 +105,7 @@ class FIxLIP(Method[ImageText]):
         Raises:
             UserError: the design does not fit the image and the text, or does not determine their interactions.
         """
-        solver = self._solver(bound.model.n_patches(bound.image.pixels), bound.n_players)
+        solver = self.solver(bound.model.n_patches(bound.image.pixels), bound.n_players)
         key = ("fixlip", solver.image_masks.tobytes())
         images = bound.image.keep(key, partial(self._image_embeddings, bound, solver.image_masks, progress))
         texts = bound.masked_texts(solver.text_masks)

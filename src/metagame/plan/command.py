@@ -193,8 +193,9 @@ def _missing_for_model(cfg: DictConfig, facts: Mapping[str, Any]) -> Iterator[st
     names = ("config.json", "model_index.json")
     if not any(isinstance(try_to_load_from_cache(checkpoint, name), str) for name in names):
         size = f" ({facts['gigabytes']} GB)" if "gigabytes" in facts else ""
+        scale = "" if cfg.scale.name == "paper" else f" SCALE={cfg.scale.name}"
         gate = f", after you {GATE.format(checkpoint)}" if facts.get("gated") else ""
-        yield f"the weights of {checkpoint}{size}: make weights EXPERIMENT={cfg.name}{gate}."
+        yield f"the weights of {checkpoint}{size}: make weights EXPERIMENT={cfg.name}{scale}{gate}."
 
 
 def show(plans: Sequence[JobPlan], tflops: float) -> None:
@@ -235,7 +236,7 @@ def summary(plans: Sequence[JobPlan], tflops: float) -> list[str]:
     if facts:
         memory = max(each["memory_gb"] for each in facts.values())
         disk = sum(each["gigabytes"] for each in facts.values())
-        lines.append(f"Memory: a GPU of {memory} GB; disk: {disk:.1f} GB of weights.")
+        lines.append(f"Memory, of a GPU where there is one: {memory} GB; disk: {disk:.1f} GB of weights.")
     notes: dict[str, list[str]] = {}
     for plan in plans:
         for note in plan.notes:
