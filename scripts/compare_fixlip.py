@@ -8,7 +8,7 @@ is given masks of the pool in place of its own. Its forwards are the distinct im
 image.
 
 Pools are kept in outputs/bench/fixlip/, for as long as the model's files are the same, so that a run that was stopped
-goes on. Writes outputs/bench/fixlip.json and fixlip.png. The pools take half an hour on a core.
+goes on. Writes outputs/bench/fixlip.json and fixlip.png. Ten minutes on a core.
 """
 
 from __future__ import annotations
@@ -236,10 +236,10 @@ def draw(measured: Sequence[Measured], models: Sequence[str]) -> Figure:
     figure = Figure(figsize=(2.9 * len(models), 5), layout="constrained")
     panels = figure.subplots(2, len(models), sharex="col", sharey="row", squeeze=False)
     for model, (above, below) in zip(models, panels.T, strict=True):
-        for design, color in zip(DESIGNS, COLORS, strict=False):
-            found = curve(measured, model, design)
-            above.loglog(found.forwards, found.error, "o-", color=color, markersize=4, label=design)
-            below.semilogx(found.forwards, found.bias, "o-", color=color, markersize=4)
+        for design, color, marker in zip(DESIGNS, COLORS, "oxsD", strict=False):
+            found, style = curve(measured, model, design), {"color": color, "marker": marker, "markersize": 4}
+            above.loglog(found.forwards, found.error, label=design, **style)
+            below.semilogx(found.forwards, found.bias, **style)
         below.axhline(0, color="0.3", linewidth=0.8)
         above.set_title(model)
         below.set_xlabel("distinct image forwards")
