@@ -26,6 +26,7 @@ from metagame.errors import UserError
 from metagame.models.language_model import AnsweredPrompt, Prompt
 
 ANNOTATED = Path(__file__).with_name("annotated_prompts.yaml")
+DISTANT = Path(__file__).with_name("distant_pairs.yaml")
 DRAWS_PER_PROMPT = 100
 """Reviews to look at for each prompt, at most."""
 SHARES = tuple(range(16))
@@ -42,12 +43,14 @@ class AnnotatedPrompt(Prompt):
         text: that the model answers.
         pairs: two strings each.
         source: the file of prompts that it is from; None where it is made here, or one's own.
+        kinds: of the pairs, one each, such as negation; empty where the source has none.
     """
 
     id: str
     text: str
     pairs: tuple[tuple[str, str], ...] = ()
     source: Path | None = None
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -77,6 +80,23 @@ def annotated_prompts() -> list[AnnotatedPrompt]:
     """The paper's 21 prompts (App. D.1)."""
     entries = yaml.safe_load(ANNOTATED.read_text(encoding="utf-8"))
     return [AnnotatedPrompt(each["id"], each["text"], pairs_of(each["pairs"]), ANNOTATED) for each in entries]
+
+
+def distant_prompts() -> list[AnnotatedPrompt]:
+    """153 prompts whose pairs stand 2 to 10 words apart, of 8 kinds.
+
+    Differs from the paper: most of its pairs are neighbours, which a score that knows only positions finds first.
+    """
+    return [
+        AnnotatedPrompt(
+            each["id"],
+            each["text"],
+            pairs_of([pair["words"] for pair in each["pairs"]]),
+            DISTANT,
+            tuple(pair["kind"] for pair in each["pairs"]),
+        )
+        for each in yaml.safe_load(DISTANT.read_text(encoding="utf-8"))
+    ]
 
 
 def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[AnnotatedPrompt]:
