@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import hydra
 import yaml
@@ -90,11 +91,16 @@ def run_one(cfg: DictConfig) -> str | None:
 
 
 def _swept_by_experiment(overrides: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The keys that the chosen experiment sweeps, from its file in one of the folders of configs."""
-    chosen = [line.partition("=")[2] for line in overrides if line.startswith("experiment=")]
-    paths = [folder / "experiment" / f"{name}.yaml" for name in chosen[-1:] for folder in folders]
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) or {} for path in paths if path.is_file()]
-    return [key for each in contents for key in each.get("hydra", {}).get("sweeper", {}).get("params", {})]
+    """The keys of which the chosen experiment sweeps several values, from its files in the folders of configs."""
+    given = dict(line.split("=", 1) for line in overrides)
+    name, scale = given.get("experiment", ""), given.get("scale", "tiny")
+    paths = [folder / "experiment" / file for file in (name, f"by_scale/{scale}/{name}") for folder in folders]
+    params: dict[str, Any] = {}
+    for path in (path.with_name(f"{path.name}.yaml") for path in paths):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if name and path.is_file() else None
+        params |= (content or {}).get("hydra", {}).get("sweeper", {}).get("params", {})
+    lines = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return [each.key_or_group for each in lines if each.is_sweep_override()]
 
 
 def _own_configs(arguments: Sequence[str]) -> list[Path]:

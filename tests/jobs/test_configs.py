@@ -44,6 +44,12 @@ def choices(group):
     return [choice.removeprefix(f"{group}/") for choice in CHOICES if choice.startswith(f"{group}/")]
 
 
+def has_tiny_values(group, choice):
+    """Whether a choice is the same at every scale, or has a file for the tiny one."""
+    content = yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text())
+    return "for_scale" not in content or (CONFIGS / group / "by_scale/tiny" / f"{choice}.yaml").exists()
+
+
 def chosen(group, choice):
     """The node of a group with this choice, and the whole config; the node has the choice's name."""
     cfg = compose("config", overrides=[f"{group}={choice}"])
@@ -86,7 +92,7 @@ def test_logging_and_the_callback_of_a_sweep_can_be_set_up_and_other_libraries_l
     assert all(instantiate(callback) for callback in hydra["callbacks"].values())
 
 
-@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("model", [name for name in choices("model") if has_tiny_values("model", name)])
 def test_a_model_says_what_it_explains_and_with_which_weights_and_where(model):
     built = build_part(chosen("model", model)[0])
     assert isinstance(built.sample_type, type)
@@ -125,11 +131,11 @@ def test_an_estimator_plays_a_game(estimator):
 # Experiments
 
 
-def swept_by(experiment):
-    """What the experiment's file sweeps: the values by key."""
-    content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text())
-    params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
-    return {key: str(values).split(",") for key, values in params.items()}
+def swept_by(experiment, scale):
+    """What the experiment sweeps at a scale: the values by key."""
+    overrides = [f"experiment={experiment}", f"scale={scale}"]
+    params = compose("config", overrides, return_hydra_config=True).hydra.sweeper.params
+    return {key: str(values).split(",") for key, values in params.items() if key != "shard"}
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
@@ -141,13 +147,16 @@ def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
     assert any(line.startswith("# Expected: ") for line in opening)
 
 
-# Of the experiments that leave out other cells at the tiny scale also those there.
-WALKED = [*((name, "paper") for name in choices("experiment")), ("figure10", "tiny"), ("pair_deletion", "tiny")]
+# Of the experiments that have other cells at another scale also those there.
+WALKED = [
+    *((name, "paper") for name in choices("experiment")),
+    *((name, scale) for name in ("figure10", "pair_deletion") for scale in ("tiny", "small")),
+]
 
 
 @pytest.mark.parametrize(("experiment", "scale"), WALKED)
 def test_every_job_of_an_experiment_composes_into_a_folder_of_its_own(experiment, scale):
-    swept = swept_by(experiment)
+    swept = swept_by(experiment, scale)
     grid = [f"{key}={','.join(values)}" for key, values in swept.items()]
     configs = sweep_configs(grid, [f"experiment={experiment}", f"scale={scale}"])
     n_left_out = 0

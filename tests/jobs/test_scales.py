@@ -66,6 +66,12 @@ def keys_below(node, prefix=""):
             yield from keys_below(value, f"{prefix}{key}.")
 
 
+def first_cell(overrides):
+    """With what the experiment sweeps, the first value of each: an experiment at a scale may name its models so."""
+    swept = compose("config", overrides=overrides, return_hydra_config=True).hydra.sweeper.params
+    return [*overrides, *(f"{key}={str(values).split(',')[0]}" for key, values in swept.items() if key != "shard")]
+
+
 # Choice x scale
 
 WALKED = [
@@ -80,7 +86,7 @@ def test_a_choice_has_values_for_the_scale_or_is_refused(chosen):
     check_scale(at_paper_scale)
     choices = [choice.split("=") for choice in chosen]
     for scale in OTHERS:
-        cfg = compose("config", overrides=[*chosen, f"scale={scale}"])
+        cfg = compose("config", overrides=first_cell([*chosen, f"scale={scale}"]))
         has_values = [(CONFIGS / group / "by_scale" / scale / f"{name}.yaml").exists() for group, name in choices]
         for (group, _), has in zip(choices, has_values, strict=True):
             here, there = (OmegaConf.to_container(node_of(each, group)) for each in (cfg, at_paper_scale))

@@ -16,7 +16,7 @@ from metagame.experiments import finish
 from metagame.jobs.build import Job
 from metagame.jobs.grid import OF_THE_RUN, check_commas, results_name, sweep_configs
 from metagame.jobs.run import run_job
-from metagame.jobs.spec import configs_folder, job_name, jobs_folder
+from metagame.jobs.spec import configs_folder, job_name, jobs_folder, model_label
 from metagame.report.experiment import FIGURES
 from metagame.report.results import read_experiment, read_jobs
 from tests.tiny.jobs import Plain, job_config, shipped_configs
@@ -85,6 +85,34 @@ def test_what_an_experiment_of_ones_own_sweeps_is_read_where_it_lies(tmp_path):
         assert cli._swept_by_experiment(["experiment=mine"], folders) == ["attribution", "+model.x"]
     assert cli._swept_by_experiment(["experiment=table1"], [configs_folder()]) == ["attribution"]
     assert cli._swept_by_experiment(["limit=1"], [configs_folder()]) == []
+    # of one model at the small scale: another one's results are no rows of the same table
+    assert cli._swept_by_experiment(["experiment=figure10"], [configs_folder()]) == ["model", "attribution"]
+    assert cli._swept_by_experiment(["experiment=figure10", "scale=small"], [configs_folder()]) == ["attribution"]
+
+
+def test_what_an_experiment_names_once_is_a_default_that_the_command_line_replaces():
+    with shipped_configs():
+        grid = ["model=adder", "attribution=sv,ig"]
+        cells = sweep_configs(grid, ["model=polynomial", "benchmark=addition", "attribution=stii"])
+        assert [(cfg.model.name, cfg.attribution.name) for cfg in cells] == [
+            ("polynomial", "sv"), ("polynomial", "ig"), ("polynomial", "stii"),
+        ]  # fmt: skip
+        assert {cfg.model.name for cfg in sweep_configs(grid, ["benchmark=addition"])} == {"adder"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ([], "gemma3"),
+        (["model.checkpoint=/data/models/My-Model/"], "My-Model"),
+        (["model.checkpoint=HuggingFaceTB/SmolLM2-135M-Instruct"], "SmolLM2-135M-Instruct"),
+        (["model.checkpoint=any", "model.gguf=SmolLM2.Q4_1.gguf"], "SmolLM2.Q4_1"),
+        (["model.label=mine", "model.checkpoint=any"], "mine"),
+    ],
+)
+def test_a_model_without_a_label_is_called_as_its_checkpoint(overrides, label):
+    with shipped_configs():
+        assert model_label(compose("config", overrides=["model=causal_lm", *overrides])) == label
 
 
 @pytest.mark.parametrize(

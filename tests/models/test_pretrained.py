@@ -1,7 +1,11 @@
 """Whatever keeps a checkpoint from being loaded is said in one sentence, whichever adapter is to load it."""
 
+import logging
 import re
+import sys
 from functools import partial
+from types import ModuleType
+from unittest import mock
 
 import pytest
 import requests
@@ -12,7 +16,7 @@ from transformers import BertConfig, Gemma3ForCausalLM, Siglip2Config
 from metagame.models.clip import CLIP
 from metagame.models.language_model import LanguageModel
 from metagame.models.open_clip import OpenCLIP
-from metagame.models.pretrained import load_pretrained
+from metagame.models.pretrained import load_pretrained, load_tokenizer
 from metagame.models.siglip2 import SigLIP2
 from scripts.train_language import build_tokenizer
 from tests.tiny import language
@@ -50,8 +54,8 @@ def test_gated_checkpoint_names_its_page(kind, monkeypatch):
 
 @of_transformers
 def test_folder_whose_files_are_missing_or_broken_is_named(kind, tmp_path):
-    def load():
-        with refused(rf"model\.checkpoint='{tmp_path}' cannot be loaded from that folder \(.+\): save the model there"):
+    def load(reason=r"cannot be loaded from that folder \(.+\): save the model there"):
+        with refused(rf"model\.checkpoint='{tmp_path}' {reason}"):
             LOADERS[kind](str(tmp_path))
 
     load()
@@ -62,7 +66,47 @@ def test_folder_whose_files_are_missing_or_broken_is_named(kind, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(weights)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink()
-    load()
+    load("is a folder without a tokenizer: save or copy the model's there, such as tokenizer.json")
+
+
+def test_a_gguf_file_that_is_not_there_or_of_another_architecture_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with refused(r"model\.gguf needs gguf, which is not installed"):
+        load_language_model(str(tmp_path), gguf="a.gguf", chat=True)
+    monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))
+    with refused(r"model\.gguf='a\.gguf' is no file of model\.checkpoint='.*': give the folder there"):
+        load_language_model(str(tmp_path), gguf="a.gguf", chat=True)
+    (tmp_path / "a.gguf").touch()
+    monkeypatch.setattr("metagame.models.pretrained.AutoConfig.from_pretrained", lambda *names, **named: BertConfig())
+    with refused(r"model\.gguf='a\.gguf' is of architecture 'bert': this adapter is for 'gemma3_text' or"):
+        load_language_model(str(tmp_path), gguf="a.gguf", chat=True)
+
+
+def test_a_cpu_that_emulates_bfloat16_takes_float32_and_says_so(tmp_path, monkeypatch, caplog):
+    language.save(language.build_net(), tmp_path)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    full = load_language_model(str(tmp_path), chat=True)
+    assert not caplog.messages
+    half = load_language_model(str(tmp_path), dtype="bfloat16", chat=True)
+    assert half.net.dtype == torch.float32
+    assert half.revision == f"{full.revision} in float32"
+    assert caplog.messages == [
+        "this CPU has no bfloat16 of its own: the model is loaded in float32, and records say so."
+    ]
+
+
+@pytest.mark.parametrize(("architecture", "said"), [("gemma3_text", False), (None, False), ("mistral", True)])
+def test_a_warning_about_mistrals_tokenizers_is_given_for_mistral_alone(architecture, said, monkeypatch, caplog):
+    logger = logging.getLogger("transformers.tokenization_utils_base")  # it warns of large vocabularies in any folder
+
+    def warn(checkpoint, **settings):
+        logger.warning("The tokenizer you are loading from %r with an incorrect regex pattern: ...", checkpoint)
+
+    caplog.set_level(logging.WARNING, logger.name)
+    monkeypatch.setattr("metagame.models.pretrained.AutoTokenizer.from_pretrained", warn)
+    with mock.patch.object(logging.getLogger("transformers"), "propagate", True):
+        load_tokenizer("a/b", None, architecture=architecture)
+    assert ("incorrect regex pattern" in caplog.text) == said
 
 
 @of_transformers

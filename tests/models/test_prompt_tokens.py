@@ -194,6 +194,12 @@ def test_a_word_in_pieces_is_as_many_players(kind):
     assert all(label == label.strip() for label in prompt.labels)
 
 
+def test_what_a_template_refuses_is_told_with_its_reason():
+    template = "{{ raise_exception('System role not supported.') }}" + CHAT_TEMPLATE
+    with refused(r"chat template refuses the prompt \(System role not supported\): change model\.template_set"):
+        tokenize_prompt(tokenizer_of(chat_template=template), "the food was good", chat=True)
+
+
 def test_a_chat_without_template_is_refused():
     with refused(r"model\.chat=true needs a tokenizer with a chat template.*set model\.chat=false"):
         tokenize_prompt(tokenizer_of(chat_template=None), "the food was good", chat=True)

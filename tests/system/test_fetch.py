@@ -352,6 +352,8 @@ NEEDED = {
     ("table1", "figure1"): [],
     (): [Repository(name) for name in sorted([META_CLIP, CLIP_B, FIRST, SECOND, SCHNELL, *GEMMAS])],
     ("figure3", "model=gemma3_4b_it", "model.revision=v1"): [Repository("google/gemma-3-4b-it", "v1")],
+    ("figure3", "scale=small"): [Repository("HuggingFaceTB/SmolLM2-135M-Instruct")],
+    ("figure3", "model.checkpoint=a/b", "model.gguf=b.gguf"): [Repository("a/b", files="b.gguf")],
     ("figure2", "model=metaclip2_vith14_378"): [Repository(META_CLIP_378)],
     ("model=open_clip",): [Repository(OPEN_CLIP, files="open_clip_*model.*")],
 }

@@ -57,7 +57,10 @@ def repositories(configs: Iterable[DictConfig]) -> list[Repository]:
     """What jobs load models and tokenizers from, each once; what is on this disk is none of it."""
     found = set()
     for cfg in configs:
-        for node, files in ((cfg.model, ""), (cfg.benchmark.get("tokenizer") or {}, "tokenizer_2/*")):
+        for node, files in (
+            (cfg.model, cfg.model.get("gguf") or ""),
+            (cfg.benchmark.get("tokenizer") or {}, "tokenizer_2/*"),
+        ):
             if node.get("checkpoint") and not Path(node["checkpoint"]).is_dir():
                 found.add(Repository(node["checkpoint"], node.get("revision") or "main", files))
         if cfg.model.get("pretrained") and not Path(cfg.model.pretrained).is_file():

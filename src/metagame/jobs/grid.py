@@ -34,13 +34,15 @@ def sweep_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictCon
     """The configs of an experiment's jobs, in order: its own grid, then what the command line sweeps beyond it.
 
     Args:
-        grid: overrides that the experiment file sweeps, such as ``attribution=a,b``.
+        grid: overrides that the experiment file sweeps, such as ``attribution=a,b``; a single value is a default.
         overrides: of the command line. One whose key is swept adds cells; the others hold for every cell.
     """
     parser = _parser()
-    swept = {override.key_or_group for override in parser.parse_overrides(list(grid))}
-    fixed = [line for line in overrides if parser.parse_override(line).key_or_group not in swept]
-    return _compose([*_cells(parser, [*fixed, *grid]), *_cells(parser, [*grid, *overrides])])
+    own = {each.key_or_group: each.is_sweep_override() for each in parser.parse_overrides(list(grid))}
+    fixed = [line for line in overrides if not own.get(parser.parse_override(line).key_or_group)]
+    given = {each.key_or_group for each in parser.parse_overrides(fixed)}
+    kept = [line for line in grid if parser.parse_override(line).key_or_group not in given]
+    return _compose([*_cells(parser, [*fixed, *kept]), *_cells(parser, [*grid, *overrides])])
 
 
 def asked_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictConfig]:

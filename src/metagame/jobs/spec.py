@@ -321,8 +321,9 @@ def job_label(cfg: DictConfig, jobs: Sequence[DictConfig]) -> str:
 
 
 def model_label(cfg: DictConfig) -> str:
-    """What tables call the model."""
-    return cfg.model.get("label") or cfg.model.name
+    """What tables call the model: its label, or the last part of its checkpoint's name, or of its GGUF file's."""
+    named = cfg.model.get("label") or cfg.model.get("gguf") or cfg.model.get("checkpoint") or cfg.model.name
+    return named if named == cfg.model.get("label") else Path(named).name.removesuffix(".gguf")
 
 
 def is_left_out(cfg: DictConfig) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     GenerationConfig,
@@ -26,7 +26,15 @@ from transformers import (
 from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
 from metagame.errors import UserError
 from metagame.models.masked import MaskedModel
-from metagame.models.pretrained import find_class, load_model, load_pretrained, model_revision
+from metagame.models.pretrained import (
+    find_architecture,
+    gguf_folder,
+    load_model,
+    load_tokenizer,
+    model_revision,
+    settle_device,
+    settle_dtype,
+)
 from metagame.models.prompt_tokens import PromptTokens, absent_token_id, require_template, tokenize_prompt
 from metagame.models.token_batches import TokenBatches
 
@@ -141,6 +149,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         device: str | None = None,
         dtype: str = "float32",
         attention: str | None = None,
+        gguf: str | None = None,
         *,
         chat: bool,
         template_settings: Mapping[str, Any] | None = None,
@@ -158,6 +167,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
             dtype: of weights and activations, such as ``bfloat16``; attributions are summed in float32.
             attention: the implementation that transformers is to use; None: its own choice.
+            gguf: name of a GGUF file of the checkpoint, which config, tokenizer and weights are then read from, these
+                dequantised; None: the checkpoint's own.
             chat: this and what follows as for the class.
             template_settings: likewise.
             max_new_tokens: likewise.
@@ -169,15 +180,23 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         Raises:
             UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
         """
+        commit = None
+        if gguf is not None:
+            folder = gguf_folder(checkpoint, revision, gguf)
+            commit = None if Path(checkpoint).is_dir() else folder.name
+            checkpoint = str(folder)
         # the weights take minutes: whatever else is off is told before them
-        find_class(CLASSES, checkpoint, revision)
-        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision)
+        architecture = find_architecture(CLASSES, checkpoint, revision, gguf)
+        tokenizer = load_tokenizer(checkpoint, revision, architecture=architecture, gguf=gguf)
         _check_settings(tokenizer, chat, template_settings, max_new_tokens, end_token, tokens_per_batch, absent_token)
-        net = load_model(CLASSES, checkpoint, revision, device, attention, dtype)
+        device = settle_device(device)
+        settled = settle_dtype(dtype, device)
+        net = load_model(CLASSES, checkpoint, revision, device, attention, settled, gguf)
+        found = commit or model_revision(net, checkpoint)
         return cls(
             net,
             tokenizer,
-            model_revision(net, checkpoint),
+            found if settled == dtype else f"{found} in {settled}",
             chat=chat,
             template_settings=template_settings,
             max_new_tokens=max_new_tokens,

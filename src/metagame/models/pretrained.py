@@ -6,16 +6,21 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from metagame.digests import folder_digest
 from metagame.errors import UserError
+from metagame.extras import needed_by
+
+log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float64")
 
@@ -54,18 +59,68 @@ T5_TOKENIZER = "transformers.models.t5.tokenization_t5_fast"
 
 
 @contextmanager
-def without_conversion_note() -> Generator[None]:
-    """Within: nothing is said of how transformers makes a fast T5 tokenizer of FLUX's files, which is all the same."""
+def without_note(name: str, text: str) -> Generator[None]:
+    """Within: the logger of this name does not tell what contains this text."""
 
     def is_another(record: logging.LogRecord) -> bool:
-        return "add_prefix_space" not in record.getMessage()
+        return text not in record.getMessage()
 
-    logger = logging.getLogger(T5_TOKENIZER)
+    logger = logging.getLogger(name)
     logger.addFilter(is_another)
     try:
         yield
     finally:
         logger.removeFilter(is_another)
+
+
+def without_conversion_note() -> AbstractContextManager[None]:
+    """Within: nothing is said of how transformers makes a fast T5 tokenizer of FLUX's files, which is all the same."""
+    return without_note(T5_TOKENIZER, "add_prefix_space")
+
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that tokenizers are made of; a folder has one of them."""
+MISTRAL = "mistral"
+
+
+def load_tokenizer(
+    checkpoint: str, revision: str | None, *, architecture: str | None = None, gguf: str | None = None
+) -> Any:
+    """The checkpoint's tokenizer, or that of its GGUF file.
+
+    What transformers says of any folder, that its regular expression is wrong, is true of Mistral alone.
+
+    Raises:
+        UserError: as :func:`load_pretrained`, or the folder has no tokenizer.
+    """
+    folder = Path(checkpoint)
+    if gguf is None and folder.is_dir() and not any((folder / name).exists() for name in VOCABULARIES):
+        raise UserError(
+            f"model.checkpoint={checkpoint!r} is a folder without a tokenizer: save or copy the model's there, such as"
+            " tokenizer.json and tokenizer_config.json."
+        )
+    settings = {} if gguf is None else {"gguf_file": gguf}
+    quiet = without_note("transformers.tokenization_utils_base", "incorrect regex pattern")
+    with nullcontext() if architecture == MISTRAL else quiet:
+        return load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision, **settings)
+
+
+def gguf_folder(checkpoint: str, revision: str | None, gguf: str) -> Path:
+    """The folder with a GGUF file of this name: the checkpoint, or where the hub's cache has it.
+
+    Raises:
+        UserError: there is no such file, it cannot be had, or the package gguf is not installed.
+    """
+    with needed_by("model.gguf"):
+        import_module("gguf")
+    if not Path(checkpoint).is_dir():
+        return Path(load_pretrained(partial(hf_hub_download, filename=gguf), checkpoint, revision)).parent
+    if not Path(checkpoint, gguf).is_file():
+        raise UserError(
+            f"model.gguf={gguf!r} is no file of model.checkpoint={checkpoint!r}: give the folder there, and here the"
+            " file's name in it."
+        )
+    return Path(checkpoint)
 
 
 def explain_gate(checkpoint: str, error: Exception) -> str | None:
@@ -94,6 +149,8 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
             " 'pip install -U sentencepiece protobuf'."
         )
     if Path(checkpoint).is_dir():
+        if "GGUF" in str(error):
+            return f"{name} has a GGUF file that transformers cannot load ({_first_line(error)}): choose another."
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
     if isinstance(error, HFValidationError):
         return f"{name} is no folder here, and no name on the hub: give a folder, or a name such as 'owner/model'."
@@ -118,6 +175,7 @@ def load_model(
     device: str | None,
     attention: str | None = None,
     dtype: str = "float32",
+    gguf: str | None = None,
 ) -> PreTrainedModel:
     """The model on ``device``; ``classes`` maps the architectures that are possible to model classes.
 
@@ -126,8 +184,9 @@ def load_model(
             :data:`DTYPES`, or the device's memory does not suffice.
     """
     check_dtype(dtype)
-    model_class = find_class(classes, checkpoint, revision)
+    model_class = classes[find_architecture(classes, checkpoint, revision, gguf)]
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention, "output_loading_info": True}
+    settings |= {} if gguf is None else {"gguf_file": gguf}
     net, found = load_pretrained(model_class.from_pretrained, checkpoint, revision, **settings)
     lacking = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if lacking:
@@ -160,21 +219,24 @@ def moved(net: Any, device: str, checkpoint: str, advice: str = "choose a smalle
         raise UserError(f"model.checkpoint={checkpoint!r} does not fit the memory of {device}: {advice}.") from error
 
 
-def find_class(
-    classes: dict[str, type[PreTrainedModel]], checkpoint: str, revision: str | None
-) -> type[PreTrainedModel]:
-    """The class of a checkpoint's architecture, from its config alone.
+def find_architecture(classes: Collection[str], checkpoint: str, revision: str | None, gguf: str | None = None) -> str:
+    """The architecture of a checkpoint, or of its GGUF file, from its config alone.
 
     Raises:
         UserError: as :func:`load_pretrained`, or the checkpoint is of another architecture.
     """
-    config: PretrainedConfig = load_pretrained(AutoConfig.from_pretrained, checkpoint, revision)
+    settings = {} if gguf is None else {"gguf_file": gguf}
+    config: PretrainedConfig = load_pretrained(AutoConfig.from_pretrained, checkpoint, revision, **settings)
     if config.model_type not in classes:
         raise UserError(
-            f"model.checkpoint={checkpoint!r} is of architecture {config.model_type!r}: this adapter is for"
+            f"{_named(checkpoint, gguf)} is of architecture {config.model_type!r}: this adapter is for"
             f" {_listed(classes)}; choose the model whose adapter fits."
         )
-    return classes[config.model_type]
+    return config.model_type
+
+
+def _named(checkpoint: str, gguf: str | None) -> str:
+    return f"model.checkpoint={checkpoint!r}" if gguf is None else f"model.gguf={gguf!r}"
 
 
 def _listed(names: Collection[str]) -> str:
@@ -184,6 +246,15 @@ def _listed(names: Collection[str]) -> str:
 def settle_device(device: str | None) -> str:
     """``device``, or the GPU where there is one and the CPU where not, when None."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settle_dtype(dtype: str, device: str) -> str:
+    """``dtype``, or float32 in place of bfloat16 on a CPU that emulates it, 12 times as slow; a log line says so."""
+    on_cpu = torch.device(device).type == "cpu"
+    if dtype != "bfloat16" or not on_cpu or torch.cpu._is_avx512_bf16_supported():
+        return dtype
+    log.warning("this CPU has no bfloat16 of its own: the model is loaded in float32, and records say so.")
+    return "float32"
 
 
 def model_revision(net: PreTrainedModel, checkpoint: str) -> str:
@@ -219,7 +290,7 @@ class PretrainedTokenizer:
     def load(
         cls, checkpoint: str, revision: str | None, context: int, clean: Callable[[str], str] = str
     ) -> PretrainedTokenizer:
-        return cls(load_pretrained(AutoTokenizer.from_pretrained, checkpoint, revision), context, clean)
+        return cls(load_tokenizer(checkpoint, revision), context, clean)
 
     @property
     def pad_id(self) -> int:

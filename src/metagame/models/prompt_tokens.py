@@ -129,7 +129,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, text: str, settings: Mapping[str
         raise UserError(f"model.template_settings cannot set {' or '.join(fixed)}, which are always the same.")
 
     def render(content: str) -> str:
-        return str(tokenizer.apply_chat_template([{"role": "user", "content": content}], **fixed, **settings))
+        try:
+            return str(tokenizer.apply_chat_template([{"role": "user", "content": content}], **fixed, **settings))
+        except Exception as error:  # whatever a template raises
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(
+                f"the tokenizer's chat template refuses the prompt ({reason}): change model.template_settings, or set"
+                " model.chat=false."
+            ) from error
 
     one, other, rendered = render("0"), render("1"), render(text)
     if one == other:
