@@ -9,6 +9,7 @@ deviate from the others, have means of (s_i - k/P) v(S, T). These means are all 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -81,24 +82,30 @@ class Moments(Solver):
         self.features = np.concatenate(
             [powers[self.size], *(self.deviation * powers[self.size, d, None] for d in range(DEGREE + 1))], axis=1
         )
-        penalty = np.repeat([0, ridge], [DEGREE + 2, (DEGREE + 1) * n_patches])
-        inverse = np.linalg.pinv(self.features.T @ self.features + np.diag(penalty), _SINGULAR, hermitian=True)
-        self._coefficients = inverse @ self.features.T
-        self._leverage = np.einsum("af,fa->a", self.features, self._coefficients)
-        self._leverage[[0, -1]] = 0  # of what is no sample
+        self._penalty = np.repeat([0, ridge], [DEGREE + 2, (DEGREE + 1) * n_patches])
 
     def interactions(
         self, logits: Float[np.ndarray, "a b"]
     ) -> tuple[Float[np.ndarray, "P m"], Float[np.ndarray, "P m"]]:
-        coefficients = self._coefficients @ logits
+        matrix, leverage = self._regression
+        coefficients = matrix @ logits
         residuals = (logits - self.features @ coefficients) / np.bincount(self.size)[self.size, None]
         predicted = self._of_prediction(coefficients) + self.projection.of_ends @ logits[[0, -1], [0, -1]]
-        spread = residuals / (1 - self._leverage)[:, None]
+        spread = residuals / (1 - leverage)[:, None]
         values, variance = np.empty_like(predicted), np.empty_like(predicted)
         for piece in range(predicted.shape[1]):
             values[:, piece] = predicted[:, piece] + self._shares(piece, residuals).sum(0)
             variance[:, piece] = self._variance(self._shares(piece, spread))
         return values, np.sqrt(variance)
+
+    @cached_property
+    def _regression(self) -> tuple[Float[np.ndarray, "f a"], Float[np.ndarray, " a"]]:
+        """What turns logits into coefficients, and the leverage of each mask on its own prediction."""
+        gram = self.features.T @ self.features + np.diag(self._penalty)
+        matrix = np.linalg.pinv(gram, _SINGULAR, hermitian=True) @ self.features.T
+        leverage = np.einsum("af,fa->a", self.features, matrix)
+        leverage[[0, -1]] = 0  # of what is no sample
+        return matrix, leverage
 
     def _of_prediction(self, coefficients: Float[np.ndarray, "f b"]) -> Float[np.ndarray, "P m"]:
         """The interactions of the regression's prediction, from its exact means over all masks of a size."""
