@@ -109,6 +109,9 @@ class Model(Protocol[S_contra, InputT]):
     device: str
     batch_size: int = 1
 
+    def keep_in(self, folder: Path) -> None:
+        """May keep there, from now on, what another job would compute again; all jobs of a scale share it."""
+
     def prepare(self, samples: Sequence[S_contra]) -> list[Mapping[str, InputT] | Failure]:
         """For each sample its questions by name (:data:`WHOLE` for a single one), or why it cannot be prepared."""
 

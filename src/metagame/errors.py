@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(ValueError):
     """An argument, config value or file that cannot be used; the message names it and the remedy."""
@@ -13,3 +15,11 @@ class GameError(UserError):
 
 class RecordError(UserError):
     """A file of results that cannot be read or written; the message names the file and the remedy."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the memory of the device, or of a CPU, is too small."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return on_gpu or on_cpu or isinstance(error, MemoryError)

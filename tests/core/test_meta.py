@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from metagame import AttributionGame, UserError, indices, meta_attributions
 from metagame.estimators import exact
+from metagame.estimators.configured import ConfiguredEstimator
 from tests.conftest import close, endogenous_games, games, random_game
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference
@@ -166,6 +167,22 @@ def test_progress_ends_at_the_plan():
     seen = []
     play(random_game(3, 2), endogenous=False, progress=lambda *args: seen.append(args))
     assert seen[-1] == (8, 8)
+
+
+def test_trees_tell_of_each_target_that_they_fit():
+    seen = []
+    play(random_game(7, 3), endogenous=False, estimator="trees", budget=60, progress=lambda *args: seen.append(args))
+    assert seen == [(60, 60), (1, 3), (2, 3), (3, 3)]
+
+
+def test_a_budget_for_each_player_grows_with_the_game():
+    assert [ConfiguredEstimator("trees", budget_per_player=32).budget_of(n) for n in (2, 10)] == [64, 320]
+    assert ConfiguredEstimator("trees", budget=50).budget_of(10) == 50
+    assert ConfiguredEstimator().budget_of(10) is None
+    with pytest.raises(UserError, match=r"estimator\.budget and estimator\.budget_per_player exclude each other"):
+        ConfiguredEstimator("trees", budget=50, budget_per_player=3)
+    with pytest.raises(UserError, match="budget_per_player=0: give a positive"):
+        ConfiguredEstimator("trees", budget_per_player=0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 import logging
 import warnings
 from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -345,3 +346,18 @@ def test_cuda_agrees_with_cpu(method):
     coalitions = all_coalitions(5)
     found = method.game(bound_of(on_cuda))(coalitions)
     assert near(found, method.game(bound_of(on_cpu))(coalitions), 1e-3)
+
+
+def test_an_answer_is_generated_once_for_all_jobs_with_the_same_settings(tmp_path):
+    def answer(**settings):
+        model = adapter(build_net(), **settings)
+        model.keep_in(tmp_path)
+        with mock.patch.object(model, "generate", wraps=model.generate) as generate:
+            (inputs,) = model.prepare([Asked()])
+        return inputs[WHOLE].answer, generate.call_count
+
+    first = answer()
+    assert first[1] == 1
+    assert answer() == answer(tokens_per_batch=99) == (first[0], 0)
+    assert [answer(**other)[1] for other in ({"max_new_tokens": 3}, {"end_token": False}, {"chat": False})] == [1, 1, 1]
+    assert {path.suffix for path in (tmp_path / "answers").iterdir()} == {".json"}

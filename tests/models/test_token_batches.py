@@ -1,5 +1,6 @@
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -140,6 +141,21 @@ def test_attributions_survive_a_shortage_of_memory(method):
     found = method.game(replace(bound, f=scarce))(coalitions)
     assert sizes == [8, 4, *[2] * 8]
     assert near(found, method.game(bound)(coalitions), FLOAT32_TOLERANCE)
+
+
+def test_a_cpu_without_memory_halves_its_batches_as_a_gpu_does():
+    for error in (MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")):
+
+        def scarce(rows, error=error):
+            if len(rows) > 3:
+                raise error
+            return 2 * rows
+
+        batches = TokenBatches(20)
+        assert torch.equal(batches.map(scarce, ROWS, 2), 2 * ROWS)
+        assert batches.budget == 4
+    with pytest.raises(RuntimeError, match="something else"):
+        TokenBatches(20).map(mock.Mock(side_effect=RuntimeError("something else")), ROWS, 2)
 
 
 @each_method

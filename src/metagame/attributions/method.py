@@ -86,7 +86,7 @@ class Metagame(Method[InputT], Generic[InputT]):
             game,
             settings.estimator,
             endogenous=self.method.endogenous,
-            budget=settings.budget,
+            budget=settings.budget_of(game.n_players),
             seed=settings.seed,
             order=self.order,
             index=self.index,

@@ -16,6 +16,7 @@ class ConfiguredEstimator:
 
     Attributes:
         estimator, budget, seed: as of :func:`metagame.meta.meta_attributions`.
+        budget_per_player: coalitions for each player, in place of a budget that is the same for games of all sizes.
         batch_size: the most coalitions that the method is given at once; None: as many as the method says, or all of
             them. Bounds memory only.
     """
@@ -24,6 +25,19 @@ class ConfiguredEstimator:
     budget: int | None = None
     seed: int = 0
     batch_size: int | None = None
+    budget_per_player: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget_per_player is None:
+            return
+        if self.budget is not None:
+            raise UserError("estimator.budget and estimator.budget_per_player exclude each other: give one of them.")
+        if not isinstance(self.budget_per_player, int) or self.budget_per_player < 1:
+            raise UserError(f"estimator.budget_per_player={self.budget_per_player!r}: give a positive whole number.")
+
+    def budget_of(self, n_players: int) -> int | None:
+        """The coalitions that a game of so many players may evaluate; None: the estimator's own choice."""
+        return self.budget if self.budget_per_player is None else self.budget_per_player * n_players
 
     def require_closed_form(self, method: str) -> None:
         """Refuse settings that a metagame in closed form would ignore.
@@ -32,7 +46,7 @@ class ConfiguredEstimator:
             UserError: another estimator than ``exact``, or a budget.
         """
         chosen = self.estimator if isinstance(self.estimator, str) else _function(self.estimator)
-        if chosen not in ("exact", exact) or self.budget is not None:
+        if chosen not in ("exact", exact) or (self.budget, self.budget_per_player) != (None, None):
             raise UserError(
                 f"the metagame of {method} is computed in closed form: leave estimator=exact, without a budget."
             )

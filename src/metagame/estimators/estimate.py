@@ -27,7 +27,7 @@ class Rules:
         index: of order 2; at order 1 None for the Shapley value, or ``banzhaf``.
         budget: the most coalitions to evaluate; None: the estimator's own choice.
         seed: of the sampling.
-        progress: called with (coalitions evaluated, planned) after each batch.
+        progress: called with (coalitions evaluated, planned) after each batch; by trees then with those of targets.
     """
 
     endogenous: bool

@@ -97,7 +97,7 @@ def _play_players(game: AttributionGame, rules: Rules, budget: int, boost: Any, 
     leaf_weight = banzhaf_leaf_weight if rules.index == "banzhaf" else shapley_leaf_weight
     sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
     values = game(sample.coalitions, rules.progress)
-    phi, rest = _boost_targets(boost, sample, values, rules.endogenous, n_threads, leaf_weight)
+    phi, rest = _boost_targets(boost, sample, values, rules, n_threads, leaf_weight)
     if rules.index is None:
         fit = fit_endogenous if rules.endogenous else fit_exogenous
         phi += fit(sample, rest)[0]
@@ -111,7 +111,7 @@ def _boost_targets(
     boost: Any,
     sample: CoalitionSample,
     values: Values,
-    endogenous: bool,
+    rules: Rules,
     n_threads: int | None,
     leaf_weight: LeafWeight,
 ) -> tuple[Float[np.ndarray, "t n"], Values]:
@@ -127,7 +127,7 @@ def _boost_targets(
 
     def fit_target(target: int) -> None:
         seen, others = np.ones(len(values), bool), np.ones(n, bool)
-        if endogenous:
+        if rules.endogenous:
             seen, others[target] = sample.coalitions[:, target], False
         if not others.any():
             return
@@ -140,7 +140,9 @@ def _boost_targets(
         rest[seen, target] -= scale * fitted.predict(sub.coalitions)
 
     with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
-        list(executor.map(fit_target, range(values.shape[1])))
+        for number, _ in enumerate(executor.map(fit_target, range(values.shape[1])), start=1):
+            if rules.progress is not None:
+                rules.progress(number, values.shape[1])
     return phi, rest
 
 

@@ -30,12 +30,6 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that the device's memory is too small."""
-    torch = _loaded_torch()
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
 def free_memory() -> None:
     """Give back what an earlier job of this process left on the device, before another model is loaded."""
     gc.collect()

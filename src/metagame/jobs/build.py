@@ -153,8 +153,9 @@ def build_method(variant: Variant, cfg: DictConfig) -> Method[BoundInput]:
 def build_estimator(cfg: DictConfig) -> ConfiguredEstimator:
     """The estimator of a job's metagames, with its settings."""
     content = target_and_arguments(plain(cfg.estimator), OF_ESTIMATOR)
-    budget = content.pop("budget", None)
-    return ConfiguredEstimator(_instantiated(content), budget, cfg.seed, cfg.estimator.get("batch_size"))
+    budget, per_player = content.pop("budget", None), content.pop("budget_per_player", None)
+    batch_size = cfg.estimator.get("batch_size")
+    return ConfiguredEstimator(_instantiated(content), budget, cfg.seed, batch_size, per_player)
 
 
 def build_part(node: DictConfig) -> Any:

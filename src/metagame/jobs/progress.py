@@ -17,7 +17,9 @@ class JobProgress:
     def __init__(self, title: str, n_samples: int, n_done: int) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._bars = Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True, speed_estimate_period=600
+        )
         self._samples = self._bars.add_task(title, total=n_samples, completed=n_done)
         self._inside = self._bars.add_task("  this sample", total=None, visible=False)
 
@@ -30,11 +32,13 @@ class JobProgress:
 
     def advance(self) -> None:
         """One sample is over."""
-        self._bars.update(self._inside, visible=False)
+        self._bars.reset(self._inside, total=None, visible=False)
         self._bars.advance(self._samples)
 
     def within_sample(self, done: int, total: int) -> None:
-        """So much of the sample in work is done (coalitions evaluated, or terms derived)."""
+        """So much of the sample in work is done (coalitions evaluated, targets fitted, or terms derived)."""
+        if done <= self._bars.tasks[self._inside].completed:  # another part of the work
+            self._bars.reset(self._inside)
         self._bars.update(self._inside, completed=done, total=total, visible=True)
 
 

@@ -20,8 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from metagame.attributions.method import Metagame
 from metagame.contracts import BoundInput, Failure, Method, Sample
 from metagame.digests import digest
-from metagame.errors import UserError
-from metagame.jobs.accelerator import free_memory, is_out_of_memory, use_threads
+from metagame.errors import UserError, is_out_of_memory
+from metagame.jobs.accelerator import free_memory, use_threads
 from metagame.jobs.build import Job, check_report
 from metagame.jobs.environment import describe_environment
 from metagame.jobs.fingerprint import Provenance, code_manifest, files_digest
@@ -45,6 +45,7 @@ from metagame.jobs.spec import (
     job_folder,
     job_identity,
     job_name,
+    jobs_folder,
     merged,
     plain,
     targets,
@@ -139,6 +140,7 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
     free_memory()
     job = Job.build(cfg)
     use_threads(cfg.scale.get("threads"))
+    job.model.keep_in(jobs_folder(cfg))
     plan = _plan(cfg, job)
     store = plan.store
     _remove_refusals(cfg, store.folder)

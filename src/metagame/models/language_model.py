@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +26,8 @@ from transformers import (
 )
 
 from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
-from metagame.errors import UserError
+from metagame.digests import digest, file_digest
+from metagame.errors import UserError, is_out_of_memory
 from metagame.models.masked import MaskedModel
 from metagame.models.pretrained import (
     find_architecture,
@@ -48,8 +51,9 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
 }
 """Model class of each architecture that the adapter is for: a decoder, and a head that is a matrix."""
 
-COALITIONS = 256
-"""The most coalitions whose embeddings are kept at once."""
+COALITIONS, SLOW = 256, 64
+"""The most coalitions whose embeddings are kept at once; as many as a pass takes where that is fewer than SLOW, since
+such a pass may take seconds and progress is told, and values are kept, after each."""
 
 
 @runtime_checkable
@@ -138,6 +142,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         self.max_new_tokens = max_new_tokens
         self.end_token = end_token
         self.batches = TokenBatches(tokens_per_batch)
+        self.answers: Path | None = None
         self.absent_id = absent_token_id(tokenizer, absent_token)
         self.whole_characters = whole_characters
 
@@ -206,6 +211,9 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             whole_characters=whole_characters,
         )
 
+    def keep_in(self, folder: Path) -> None:
+        self.answers = folder / "answers"
+
     def prepare(self, samples: Sequence[Prompt]) -> list[Mapping[str, AnsweredPrompt] | Failure]:
         return prepare_each(self.bind, samples)
 
@@ -216,7 +224,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             UserError: the prompt has fewer than two players or is too long, or the answer is empty.
         """
         prompt = self.tokenize(sample.text)
-        answer = self.generate(prompt)
+        answer = self.answer(prompt)
         if not answer:
             raise UserError(
                 f"the model's answer to {sample.text!r} is empty, it ended at once: there is nothing to explain; ask"
@@ -229,6 +237,21 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         return tokenize_prompt(
             self.tokenizer, text, self.chat, self.template_settings, whole_characters=self.whole_characters
         )
+
+    def answer(self, prompt: PromptTokens) -> tuple[int, ...]:
+        """As :meth:`generate`, which runs once for all jobs with the same model, prompt and settings."""
+        if self.answers is None:
+            return self.generate(prompt)
+        asked = [self.revision, str(self.net.dtype), self.device, self.net.config._attn_implementation, prompt.ids]
+        asked += [prompt.turn_end, self.absent_id, self.max_new_tokens, self.end_token, file_digest(Path(__file__))]
+        path = self.answers / f"{digest(asked)}.json"
+        if not path.exists():
+            answer = self.generate(prompt)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            temporary.write_text(json.dumps(answer), encoding="utf-8")
+            temporary.replace(path)
+        return tuple(json.loads(path.read_text(encoding="utf-8")))
 
     @torch.no_grad()
     def generate(self, prompt: PromptTokens) -> tuple[int, ...]:
@@ -251,7 +274,9 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         )
         try:
             found = self.net.generate(ids, attention_mask=torch.ones_like(ids))
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"an answer of {self.max_new_tokens} tokens is too much for the device's memory: lower"
                 " model.max_new_tokens, or choose a smaller model."
@@ -291,13 +316,14 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             rows = torch.zeros(shape, dtype=precise, device=self.device)
             return rows.index_put((players, slots), tokens.to(precise)).flatten(1)
 
+        rows = max(1, self.batches.budget // len(ids))
         return AnsweredPrompt(
             mean_logit,
             of_players(sequence[positions]),
             of_players(absent.expand(len(positions), -1)),
             self.net,
             in_batches=partial(self.batches.map, length=len(ids)),
-            batch_size=COALITIONS,
+            batch_size=rows if rows < SLOW else COALITIONS,
             names=prompt.labels,
             answer=self.tokenizer.decode(list(answer), skip_special_tokens=True).strip(),
         )

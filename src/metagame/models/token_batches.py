@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metagame.errors import UserError
+from metagame.errors import UserError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ class TokenBatches:
 def _unless_out_of_memory(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor | None:
     try:
         return function(rows)
-    except torch.OutOfMemoryError:
-        pass
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
     # behind the except clause, which keeps the tensors of the failed batch alive
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

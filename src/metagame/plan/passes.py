@@ -147,7 +147,7 @@ def _estimator_asks(
         return np.zeros((len(coalitions), n if endogenous else 1))
 
     meta_attributions(
-        AttributionGame(zeros, n), settings.estimator, endogenous=endogenous, budget=settings.budget,
+        AttributionGame(zeros, n), settings.estimator, endogenous=endogenous, budget=settings.budget_of(n),
         seed=settings.seed, order=order, index=index,
     )  # fmt: skip
     return np.concatenate(asked)
