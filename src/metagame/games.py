@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from metagame.errors import GameError, UserError
+from metagame.kept_values import KeptValues
 
 Coalitions = Bool[np.ndarray, "k n"]
 Values = Float[np.ndarray, "k t"]
@@ -74,6 +75,8 @@ class AttributionGame:
         self.n_evaluations = 0
         self._known: dict[bytes, Float[np.ndarray, " t"]] = {}  # by coalition; without a cache the grand one alone
         self._n_targets: int | None = None
+        self._kept: KeptValues | None = None
+        self._left: dict[bytes, Float[np.ndarray, " t"]] = {}  # by an interrupted run, and not asked for yet
 
     @classmethod
     def from_values(cls, values: Float[np.ndarray, "k t"]) -> AttributionGame:
@@ -84,6 +87,14 @@ class AttributionGame:
             raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition, n >= 1.")
         bits = 1 << np.arange(n_players)
         return cls(lambda coalitions: values[coalitions @ bits], n_players)
+
+    def keep(self, kept: KeptValues) -> None:
+        """Keep the values of each batch that others follow, and take those that an interrupted run has kept.
+
+        With batches of the same size the values are then the same to the last bit, and so is ``n_evaluations``.
+        """
+        self._kept = kept
+        self._left = kept.read(self.n_players)
 
     def __call__(self, coalitions: Coalitions, progress: Progress | None = None) -> Values:
         """Attributions of all targets on each coalition, float64 ``(k, t)``.
@@ -103,7 +114,11 @@ class AttributionGame:
         size = self.batch_size or max(len(coalitions), 1)
         values = np.empty((len(coalitions), 0))
         for start in range(0, len(coalitions), size):
-            found = self._values_of(coalitions[start : start + size])
+            batch = coalitions[start : start + size]
+            n_left = len(self._left)
+            found = self._values_of(batch)
+            if self._kept is not None and len(self._left) == n_left and start + size < len(coalitions):
+                self._kept.append(batch, found)
             if start == 0:
                 values = np.empty((len(coalitions), found.shape[1]))
             values[start : start + size] = found
@@ -121,6 +136,9 @@ class AttributionGame:
     def _values_of(self, coalitions: Coalitions) -> Values:
         """Those that are known, and of the other coalitions what ``fn`` returns."""
         names = [coalition.tobytes() for coalition in coalitions]
+        for name in self._left.keys() & names:
+            self._known[name] = self._left.pop(name)
+            self.n_evaluations += 1
         new = [row for row, name in enumerate(names) if name not in self._known]
         if self.cache:  # each once
             new = list({names[row]: row for row in reversed(new)}.values())[::-1]

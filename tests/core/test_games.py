@@ -4,6 +4,7 @@ import torch
 
 from metagame.errors import UserError
 from metagame.games import AttributionGame, all_coalitions
+from metagame.kept_values import KeptValues
 from tests.conftest import random_game, unchecked
 
 
@@ -46,6 +47,33 @@ def test_batches_do_not_change_values_and_none_exceeds_batch_size(batch_size):
     assert np.array_equal(AttributionGame(fn, 3, batch_size=batch_size)(all_coalitions(3)), table)
     assert max(sizes) <= (batch_size or 8)
     assert sum(sizes) == 8
+
+
+def test_a_game_goes_on_behind_the_batch_that_was_in_work_and_ends_the_same(tmp_path):
+    asked = []
+
+    def played(path, most=9):
+        def fn(coalitions):
+            asked.append(len(coalitions))
+            if len(asked) > most:
+                raise KeyboardInterrupt
+            return np.cumsum(coalitions / 7, axis=1)
+
+        asked.clear()
+        game = AttributionGame(fn, 3, batch_size=3)
+        game.keep(KeptValues(path))
+        return game(all_coalitions(3)), game.n_evaluations
+
+    whole = played(tmp_path / "whole")
+    path = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        played(path, most=2)
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:20])  # killed while it wrote
+    again = played(path)
+    assert asked == [2]
+    assert again[1] == whole[1] == 8
+    assert again[0].tobytes() == whole[0].tobytes()
+    assert len(path.read_text().splitlines()) == 2  # the last batch is followed by the result
 
 
 def test_progress_counts_up_to_the_plan():

@@ -16,7 +16,7 @@ import sympy
 import torch
 
 import metagame
-from metagame import concept, contracts, games, images, indices, meta
+from metagame import concept, contracts, games, images, indices, kept_values, meta
 from metagame.attributions import (
     attnlrp,
     concept_attention,
@@ -131,6 +131,7 @@ def three_dimensional_coco_mask(monkeypatch):
 
 
 CASES = {
+    kept_values: ("values", lambda _: kept_values.KeptValues(Path("x")).append(an(2, 2) > 0, an(2))),
     games: ("values", lambda _: games.AttributionGame.from_values(an(4))),
     indices: ("second", lambda _: indices._weight_rows(np.arange(4, dtype="u4"), np.arange(2), np.arange(3), {})),
     meta: ("first_order", lambda _: meta.MetaAttributions(an(2, 3), an(3))),

@@ -11,6 +11,7 @@ from metagame.errors import UserError
 from metagame.estimators.configured import EXACT, ConfiguredEstimator
 from metagame.games import AttributionGame, Progress
 from metagame.indices import PAIRWISE
+from metagame.kept_values import KeptValues
 from metagame.meta import meta_attributions
 
 
@@ -76,9 +77,11 @@ class Metagame(Method[InputT], Generic[InputT]):
         self.order = order
         self.index = index
 
-    def explain(self, bound: InputT, progress: Progress | None = None) -> Explanation:
-        """phi_{j->i} of every player j (order 2: every pair) on every target i."""
+    def explain(self, bound: InputT, progress: Progress | None = None, kept: KeptValues | None = None) -> Explanation:
+        """phi_{j->i} of every player j (order 2: every pair) on every target i; see :meth:`AttributionGame.keep`."""
         game = self.method.game(bound)
+        if kept is not None:
+            game.keep(kept)
         settings = self.estimator
         if settings.batch_size is not None:
             game.batch_size = settings.batch_size

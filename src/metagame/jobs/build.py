@@ -16,6 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from metagame.attributions.method import Metagame
 from metagame.contracts import (
     Benchmark,
     BoundInput,
@@ -32,6 +33,7 @@ from metagame.extras import needed_by
 from metagame.games import Progress
 from metagame.jobs.accelerator import has_gpu
 from metagame.jobs.spec import OF_ESTIMATOR, Variant, locate, plain, target_and_arguments, targets, variants
+from metagame.kept_values import KeptValues
 
 Part = TypeVar("Part")
 TINY_DATA = "data/tiny"
@@ -90,9 +92,14 @@ class Job:
         return prepared
 
     def evaluate(
-        self, variant: str, sample: Sample, inputs: Mapping[str, BoundInput], progress: Progress
+        self,
+        variant: str,
+        sample: Sample,
+        inputs: Mapping[str, BoundInput],
+        progress: Progress,
+        kept: Mapping[str, KeptValues] | None = None,
     ) -> Evaluation:
-        """Explain and score one sample by one variant.
+        """Explain and score one sample by one variant; of its metagames values are kept, by question.
 
         Raises:
             UserError: the parts do not fit each other, the explanation or a score is not finite, or a score is nothing
@@ -103,7 +110,11 @@ class Job:
         for question, bound in inputs.items():
             if not isinstance(bound, method.input_type):
                 raise UserError(f"attribution method {_name(method)} does not explain model {_name(self.model)}.")
-            explanations[question] = replace(method.explain(bound, progress), variant=variant)
+            if isinstance(method, Metagame):
+                explanation = method.explain(bound, progress, (kept or {}).get(question))
+            else:
+                explanation = method.explain(bound, progress)
+            explanations[question] = replace(explanation, variant=variant)
         scores = self.benchmark.score(sample, inputs, explanations)
         checked = {name: _checked(score, name) for name, score in scores.items()}
         pictures = {question: bound.picture for question, bound in inputs.items()}

@@ -51,6 +51,7 @@ from metagame.jobs.spec import (
     targets,
     variants,
 )
+from metagame.kept_values import KeptValues
 
 log = logging.getLogger(__name__)
 
@@ -370,7 +371,8 @@ class Worker:
         try:
             if isinstance(inputs, Failure):
                 raise inputs.error
-            found = self.plan.job.evaluate(variant, task.sample, inputs, self.progress.within_sample)
+            kept = {question: self._kept(failed.key, question) for question in inputs}
+            found = self.plan.job.evaluate(variant, task.sample, inputs, self.progress.within_sample, kept)
         except Exception as error:
             message = _message(error, self.memory_advice)
             self.plan.store.append(replace(failed, error=message), {})
@@ -380,9 +382,16 @@ class Worker:
             _release(error)
         else:
             labels, arrays = pack(found.explanations, found.pictures)
-            kept = arrays if task.sample.keeps_arrays() else {}
-            done = replace(failed, status="done", scores=found.scores, labels=labels, arrays=list(kept))
-            self.plan.store.append(done, kept)
+            arrays_kept = arrays if task.sample.keeps_arrays() else {}
+            done = replace(failed, status="done", scores=found.scores, labels=labels, arrays=list(arrays_kept))
+            self.plan.store.append(done, arrays_kept)
+            for each in kept.values():
+                each.remove()
+
+    def _kept(self, key: str, question: str) -> KeptValues:
+        """Where the values of a record's game are kept while it is in work."""
+        name = f"{key}-{digest(question)}" if question else key
+        return KeptValues(self.plan.store.folder / "unfinished" / f"{name}.txt")
 
     def _say(self, task: Task, message: str) -> None:
         if message not in self._said:
