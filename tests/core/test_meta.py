@@ -179,7 +179,9 @@ def test_a_budget_for_each_player_grows_with_the_game():
     assert [ConfiguredEstimator("trees", budget_per_player=32).budget_of(n) for n in (2, 10)] == [64, 320]
     assert ConfiguredEstimator("trees", budget=50).budget_of(10) == 50
     assert ConfiguredEstimator().budget_of(10) is None
-    with pytest.raises(UserError, match=r"estimator\.budget and estimator\.budget_per_player exclude each other"):
+    with pytest.raises(
+        UserError, match=r"budget=50 and estimator\.budget_per_player=3 exclude each other: set one of them to null"
+    ):
         ConfiguredEstimator("trees", budget=50, budget_per_player=3)
     with pytest.raises(UserError, match="budget_per_player=0: give a positive"):
         ConfiguredEstimator("trees", budget_per_player=0)

@@ -19,6 +19,7 @@ from metagame.contracts import WHOLE
 from metagame.errors import RecordError, UserError
 from metagame.experiments import finish
 from metagame.jobs.environment import LIBRARIES
+from metagame.jobs.progress import JobProgress
 from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import asked_path, job_folder
@@ -362,6 +363,19 @@ def test_two_processes_share_a_job_and_do_every_sample_once(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0]
     assert Counter(samples) == Counter(prepared(tmp_path / "log")) == Counter(map(str, range(8)))
     assert len(workers) == 2
+
+
+def test_the_time_that_a_sample_still_takes_is_told_for_each_sample_and_each_part_of_its_work():
+    progress = JobProgress("title", 2, 0)
+
+    def remaining(done, total):
+        progress.within_sample(done, total)
+        return progress._bars.tasks[progress._inside].time_remaining
+
+    for _ in range(2):
+        assert [remaining(done, 20) == 0 for done in (5, 10, 20)] == [False, False, True]
+        assert [remaining(done, 3) == 0 for done in (1, 2, 3)] == [False, False, True]
+        progress.advance()
 
 
 def test_progress_bars_are_drawn_on_a_terminal(tmp_path):

@@ -31,7 +31,10 @@ class ConfiguredEstimator:
         if self.budget_per_player is None:
             return
         if self.budget is not None:
-            raise UserError("estimator.budget and estimator.budget_per_player exclude each other: give one of them.")
+            raise UserError(
+                f"estimator.budget={self.budget} and estimator.budget_per_player={self.budget_per_player} exclude each"
+                " other: set one of them to null."
+            )
         if not isinstance(self.budget_per_player, int) or self.budget_per_player < 1:
             raise UserError(f"estimator.budget_per_player={self.budget_per_player!r}: give a positive whole number.")
 
