@@ -74,7 +74,7 @@ bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
 	$(PYTHON) scripts/train_adder.py
 
-train-vision-language: setup  ## train the four small vision-language models (two hours on a core), in place of data/tiny/*
+train-vision-language: setup  ## train the four small vision-language models (80 minutes on a core), in place of data/tiny/*
 	for model in clip metaclip2 siglip2_p8 siglip2_p16; do $(PYTHON) -m scripts.train_vision_language --model $$model || exit; done
 	$(PYTHON) -m scripts.convert_to_open_clip
 

@@ -1,11 +1,18 @@
 """Train the four small vision-language models from scratch on scenes of handwritten digits.
 
-python -m scripts.train_vision_language --model clip [--steps 3000] [--seed 0] [--out data/tiny/clip]
+python -m scripts.train_vision_language --model clip [--steps 2500] [--seed 0] [--out data/tiny/clip]
 
 A scene is a 64x64 image of one to four digits, each in a quadrant of its own; its captions are words of digits that
 are there. A model is of the class that the real checkpoints have, with a tokenizer of words and an image processor, and
 is saved as these are, in half precision. Scenes are drawn from (seed, step), so a run that was stopped goes on from its
-last checkpoint (in outputs/training) as if it had not been. About half an hour each on one core.
+last checkpoint (in outputs/training) as if it had not been. On one core about ten minutes for a CLIP, and half an hour
+for a SigLIP.
+
+A CLIP learns with its own softmax loss, in which an image belongs to its own caption only: a word in a caption raises
+the logit where its digit is there and lowers it where it is not, and a caption without words, which is among those of
+training, lies between. (Where each caption that fits an image is a right answer, one word more or less is worth
+nothing.) Scenes have one digit at first, and more as the training goes on; patches are hidden at random (Li et al.,
+2023), so that each has to tell its digit.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -41,15 +49,20 @@ from transformers import (
 )
 
 from metagame.benchmarks.digits import Digits
+from metagame.models.clip import CLIP
 from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 START, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
 VOCABULARY = {token: index for index, token in enumerate((PAD, UNKNOWN, *WORDS, START, END))}
 SIDE, CELL, CONTEXT = 64, 32, 8
-BATCH, LEARNING_RATE, WARM_UP = 128, 1.5e-3, 150
+LEARNING_RATE, WARM_UP = 1.5e-3, 150
 CHECKPOINT_EVERY = 100
 FULL_CAPTIONS = 0.5
+STAGE = 0.12
+"""Share of a CLIP's training with scenes of one digit, then of up to two, and of up to three."""
+HIDDEN_PATCHES, HIDDEN_UNTIL = 0.25, 0.8
+"""Share of the patches that a CLIP does not see of a scene of several digits, in training up to its last fifth."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,15 @@ class Recipe:
     config: type
     width: int
     patch: int
+    n_layers: int = 3
+    batch: int = 128
+    n_steps: int = 3000
     siglip: bool = False
 
 
 RECIPES = {
-    "clip": Recipe(CLIPModel, CLIPConfig, width=96, patch=8),
-    "metaclip2": Recipe(MetaClip2Model, MetaClip2Config, width=112, patch=8),
+    "clip": Recipe(CLIPModel, CLIPConfig, width=96, patch=16, n_layers=4, batch=64, n_steps=2500),
+    "metaclip2": Recipe(MetaClip2Model, MetaClip2Config, width=112, patch=16, n_layers=4, batch=64, n_steps=2500),
     "siglip2_p8": Recipe(SiglipModel, SiglipConfig, width=96, patch=8, siglip=True),
     "siglip2_p16": Recipe(SiglipModel, SiglipConfig, width=96, patch=16, siglip=True),
 }
@@ -79,19 +95,52 @@ def build_model(recipe: Recipe, seed: int) -> PreTrainedModel:
         "eos_token_id": VOCABULARY[END], "pad_token_id": VOCABULARY[PAD], "projection_size": recipe.width,
     }  # fmt: skip
     vision = {
-        "hidden_size": recipe.width, "intermediate_size": recipe.width * 8 // 3, "num_hidden_layers": 3,
+        "hidden_size": recipe.width, "intermediate_size": recipe.width * 8 // 3, "num_hidden_layers": recipe.n_layers,
         "num_attention_heads": 4, "image_size": SIDE, "patch_size": recipe.patch,
     }  # fmt: skip
-    extra = {} if recipe.siglip else {"projection_dim": 64}
+    extra = {}
     if not recipe.siglip:
         del text["projection_size"]
+        vision["initializer_range"] = 0.06
+        # the factor is of the projections only; the scale is where CLIP's training ends
+        extra = {"projection_dim": 64, "initializer_factor": 0.1, "logit_scale_init_value": math.log(100)}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = recipe.model(recipe.config(text_config=text, vision_config=vision, **extra))
         if recipe.siglip:  # where the sigmoid loss starts (Zhai et al., 2023)
             nn.init.constant_(model.logit_scale, math.log(10))
             nn.init.constant_(model.logit_bias, -5.0)
+        else:
+            start_clip(model)
     return model
+
+
+@torch.no_grad()
+def start_clip(model: CLIPModel | MetaClip2Model) -> None:
+    """What a large encoder has by its depth and data, and one of four blocks does not find by itself.
+
+    Patches know their place (two-dimensional sines) and attend to near ones, since queries and keys begin alike; all
+    images and texts share a direction, so that cosines are positive, and all keys of the last block an offset, which
+    its softmax does not see.
+    """
+    vision, text = model.vision_model, model.text_model
+    positions = vision.embeddings.position_embedding.weight
+    side, n_waves = math.isqrt(len(positions) - 1), positions.shape[1] // 4
+    waves = 1.5 * 8 ** (-torch.arange(n_waves) / n_waves)
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [axis.reshape(-1, 1) * waves for axis in (row, column)]
+    positions[1:] = 0.7 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    *inner, last = (layer.self_attn for layer in vision.encoder.layers)
+    for attention in inner:
+        attention.q_proj.weight *= 2
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+    nn.init.normal_(last.k_proj.bias)
+    shared = torch.randn(model.config.projection_dim)
+    for norm, projection in (
+        (vision.post_layernorm, model.visual_projection),
+        (text.final_layer_norm, model.text_projection),
+    ):
+        norm.bias.copy_(normalize(shared @ projection.weight, dim=0) * norm.bias.numel() ** 0.5)
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -126,12 +175,14 @@ class Scenes:
     captions: list[str]
 
 
-def draw_scenes(digits: Digits, count: int, rng: np.random.Generator, augment: bool = True) -> Scenes:
-    """Scenes of one to four different digits, each with a caption of some or all of its words in random order."""
+def draw_scenes(
+    digits: Digits, count: int, rng: np.random.Generator, augment: bool = True, most: int = 4, fewest_words: int = 1
+) -> Scenes:
+    """Scenes of one to ``most`` different digits, each with a caption of some or all of its words in random order."""
     images = np.zeros((count, SIDE, SIDE), np.float32)
     present, captioned, captions = np.zeros((count, 10), bool), np.zeros((count, 10), bool), []
     for row in range(count):
-        labels = rng.choice(10, size=rng.integers(1, 5), replace=False)
+        labels = rng.choice(10, size=rng.integers(1, most + 1), replace=False)
         for label, cell in zip(labels, rng.permutation(4), strict=False):
             image = digits.image(int(label), int(rng.integers(digits.count(int(label)))))
             side = int(rng.integers(22, CELL + 1)) if augment else CELL
@@ -139,7 +190,7 @@ def draw_scenes(digits: Digits, count: int, rng: np.random.Generator, augment: b
             top, left = cell // 2 * CELL + y, cell % 2 * CELL + x
             pixels = np.asarray(image.convert("L").resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
             images[row, top : top + side, left : left + side] = pixels * (rng.uniform(0.7, 1) if augment else 1)
-        kept = len(labels) if rng.random() < FULL_CAPTIONS else int(rng.integers(1, len(labels) + 1))
+        kept = len(labels) if rng.random() < FULL_CAPTIONS else int(rng.integers(fewest_words, len(labels) + 1))
         present[row, labels], captioned[row, labels[:kept]] = True, True
         captions.append(" ".join(WORDS[label] for label in labels[:kept]))
     if augment:
@@ -148,16 +199,48 @@ def draw_scenes(digits: Digits, count: int, rng: np.random.Generator, augment: b
     return Scenes(pixels, torch.from_numpy(present), torch.from_numpy(captioned), captions)
 
 
-def matching_loss(model: PreTrainedModel, recipe: Recipe, tokens: dict[str, Tensor], scenes: Scenes) -> Tensor:
-    """The model's own loss (softmax or sigmoid), where a caption fits every scene that holds all of its words."""
+def matching_loss(model: PreTrainedModel, tokens: dict[str, Tensor], scenes: Scenes) -> Tensor:
+    """The sigmoid loss of a SigLIP, where a caption fits every scene that holds all of its words."""
     logits = model(pixel_values=scenes.images, **tokens).logits_per_image
     fits = ~(scenes.captioned[None] & ~scenes.present[:, None]).any(-1)
+    return -logsigmoid(torch.where(fits, logits, -logits)).sum(1).mean()
+
+
+def contrastive_loss(
+    model: CLIPModel | MetaClip2Model, tokens: dict[str, Tensor], scenes: Scenes, seen: Tensor
+) -> Tensor:
+    """The softmax loss of a CLIP: caption r is that of image r, of which the patches ``seen`` ``(k, p)`` are seen."""
+    vision, view = model.vision_model, CLIP.encoder_view_of(model)
+    x = vision.embeddings(scenes.images)
+    tokens_seen = nn.functional.pad(seen + 1, (1, 0))  # [CLS] and patches
+    x = vision.pre_layrnorm(x.gather(1, tokens_seen[..., None].expand(-1, -1, x.shape[2])))
+    for block in view.blocks[:-1]:
+        x = block.forward(x)[1]
+    images = normalize(view.project(view.blocks[-1].forward(x, slice(0, 1))[1][:, 0]), dim=-1)
+    texts = normalize(model.get_text_features(**tokens), dim=-1)
+    logits = model.logit_scale.exp() * images @ texts.T
+    own = torch.arange(len(logits))
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+def loss_at(
+    progress: float,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    digits: Digits,
+    rng: np.random.Generator,
+) -> Tensor:
+    """The loss of a batch; a CLIP meets scenes of more digits as its training goes on, from 0 to 1."""
     if recipe.siglip:
-        return -nn.functional.logsigmoid(torch.where(fits, logits, -logits)).sum(1).mean()
-    target = fits.float()
-    by_image = nn.functional.cross_entropy(logits, target / target.sum(1, keepdim=True))
-    by_text = nn.functional.cross_entropy(logits.T, (target / target.sum(0)).T)
-    return (by_image + by_text) / 2
+        scenes = draw_scenes(digits, recipe.batch, rng)
+        return matching_loss(model, tokenize(tokenizer, scenes.captions), scenes)
+    most = min(1 + int(progress / STAGE), 4)
+    scenes = draw_scenes(digits, recipe.batch, rng, most=most, fewest_words=0)
+    n_patches = (SIDE // recipe.patch) ** 2
+    n_seen = round(n_patches * (1 - HIDDEN_PATCHES)) if STAGE <= progress < HIDDEN_UNTIL else n_patches
+    seen = rng.permuted(np.tile(np.arange(n_patches), (recipe.batch, 1)), axis=1)[:, :n_seen]
+    return contrastive_loss(model, tokenize(tokenizer, scenes.captions), scenes, torch.from_numpy(seen))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict[str, Tensor]:
@@ -185,8 +268,7 @@ def steps_of(
     model.train()
     for step in range(first, n_steps):
         set_rate(optimiser, LEARNING_RATE, step, n_steps, WARM_UP)
-        scenes = draw_scenes(digits, BATCH, np.random.default_rng([seed, 0, step]))
-        loss = matching_loss(model, recipe, tokenize(tokenizer, scenes.captions), scenes)
+        loss = loss_at(step / n_steps, model, recipe, tokenizer, digits, np.random.default_rng([seed, 0, step]))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -215,7 +297,7 @@ def train(name: str, n_steps: int, seed: int, state: Path, out: Path) -> dict:
         part.save_pretrained(out)
     recall = word_recall(model.float(), tokenizer, seed)
     card = {
-        "model": name, "class": type(model).__name__, "seed": seed, "steps": n_steps, "batch": BATCH,
+        "model": name, "class": type(model).__name__, "seed": seed, "steps": n_steps, "batch": recipe.batch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_digits": "scikit-learn's, without the last 50 of each class",
         "word_recall_on_held_out_scenes": round(recall, 4), "training_loss": curve,
@@ -227,14 +309,15 @@ def train(name: str, n_steps: int, seed: int, state: Path, out: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=RECIPES, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, help="default: those of the committed files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # two models train side by side on two cores
     out = arguments.out or Path("data/tiny") / arguments.model
-    state = Path("outputs/training") / f"{arguments.model}-seed{arguments.seed}-steps{arguments.steps}"
-    card = train(arguments.model, arguments.steps, arguments.seed, state, out)
+    n_steps = arguments.steps or RECIPES[arguments.model].n_steps
+    state = Path("outputs/training") / f"{arguments.model}-seed{arguments.seed}-steps{n_steps}"
+    card = train(arguments.model, n_steps, arguments.seed, state, out)
     print({key: value for key, value in card.items() if key != "training_loss"})
 
 

@@ -248,8 +248,8 @@ def test_a_caption_is_explained_token_by_token(picture, tmp_path):
     players = {name: each.players for name, each in explanations.items()}
     assert players == {"caption": ("three", "seven"), "part: seven": ("seven",)}
     for each in explanations.values():
-        assert (each.targets, each.grid, each.attribution.shape) == (("image",), (8, 8), (64,))
-        assert (each.meta.values.shape, each.meta.empty.shape) == ((64, len(each.players)), (64,))
+        assert (each.targets, each.grid, each.attribution.shape) == (("image",), (4, 4), (16,))
+        assert (each.meta.values.shape, each.meta.empty.shape) == ((16, len(each.players)), (16,))
         gain = each.attribution - each.meta.empty
         assert close(each.meta.values.sum(1), gain, 1e-5 * np.abs(gain).max())
     assert np.abs(explanations["caption"].meta.values).max() > 0
@@ -263,7 +263,7 @@ def test_pairs_of_tokens_and_tokens_together_are_the_map_of_the_caption(picture,
     cfg, _ = illustrate(tmp_path, picture, "attribution=meta_grad_eclip_pairs", caption="three seven zero")
     caption = stored(cfg)[1]["caption"]
     pairs = caption.meta.values
-    assert (caption.meta.order, pairs.shape) == (2, (64, 3, 3))
+    assert (caption.meta.order, pairs.shape) == (2, (16, 3, 3))
     assert np.array_equal(pairs, pairs.transpose(0, 2, 1))
     single, joint = (
         np.einsum("pii->p", pairs),
