@@ -100,7 +100,7 @@ def _swept_by_experiment(overrides: Sequence[str], folders: Sequence[Path]) -> l
         content = yaml.safe_load(path.read_text(encoding="utf-8")) if name and path.is_file() else None
         params |= (content or {}).get("hydra", {}).get("sweeper", {}).get("params", {})
     lines = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    return [each.key_or_group for each in lines if each.is_sweep_override()]
+    return [key for key, line in zip(params, lines, strict=True) if line.is_sweep_override()]
 
 
 def _own_configs(arguments: Sequence[str]) -> list[Path]:

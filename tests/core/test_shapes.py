@@ -35,6 +35,7 @@ from metagame.attributions import (
 from metagame.benchmarks import (
     coco,
     digit_scenes,
+    distance_matched,
     imagenet_seg,
     masks,
     pair_deletion,
@@ -57,6 +58,7 @@ from metagame.models import (
     transformers_encoder,
     vision_language,
 )
+from metagame.plan import passes
 from metagame.report import addition as addition_report
 from metagame.report import concepts as concepts_report
 from metagame.report import illustration as illustration_report
@@ -131,6 +133,16 @@ def three_dimensional_coco_mask(monkeypatch):
 
 
 CASES = {
+    distance_matched: (
+        RESULT,
+        lambda patch: patch.setattr(np, "maximum", lambda *_: an(3)) or distance_matched.pair_scores(an(2, 2)),
+    ),
+    passes: (
+        RESULT,
+        lambda patch: (
+            patch.setattr(np, "ones", lambda *_: an(2, kind=bool)) or passes.coalitions_asked(attnlrp.AttnLRP(), 2)
+        ),
+    ),
     kept_values: ("values", lambda _: kept_values.KeptValues(Path("x")).append(an(2, 2) > 0, an(2))),
     games: ("values", lambda _: games.AttributionGame.from_values(an(4))),
     indices: ("second", lambda _: indices._weight_rows(np.arange(4, dtype="u4"), np.arange(2), np.arange(3), {})),

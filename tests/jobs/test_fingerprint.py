@@ -364,7 +364,9 @@ def test_a_shipped_job_sees_its_code_its_models_files_and_its_samples_files(tmp_
     with shipped_configs():
         cfg = compose("config", overrides=parts)
         sample = next(each for each in Job.build(cfg).benchmark.samples() if each.game == cfg.benchmark.games[0])
-        picture = tmp_path / "grids" / sample.game / f"{sample.k:02d}.png"  # as scripts.prepare_pointing_game leaves it
+        picture = (
+            tmp_path / "grids/jpeg" / sample.game / f"{sample.k:02d}.png"
+        )  # as scripts.prepare_pointing_game leaves it
         picture.parent.mkdir(parents=True)
         sample.image().save(picture)
         more = ["benchmark/scenes=paper", f"benchmark.scenes.root={tmp_path}/grids", "limit=1"]
