@@ -21,7 +21,7 @@ from metagame.experiments import finish
 from metagame.jobs.environment import LIBRARIES
 from metagame.jobs.progress import JobProgress
 from metagame.jobs.records import RecordStore
-from metagame.jobs.run import run_job
+from metagame.jobs.run import _tell_time, run_job
 from metagame.jobs.spec import asked_path, job_folder
 from metagame.report.results import read_experiment, read_job
 from tests.tiny.jobs import ROOT, Numbers, Plain, Share, job_config, run_on_terminal, run_together
@@ -389,3 +389,13 @@ def test_progress_bars_are_drawn_on_a_terminal(tmp_path):
     os.close(terminal)
     os.close(controller)
     assert all(text in drawn.decode() for text in ("plain x share", "━", "3/3"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.1, None), (19, None), (60, "the other 6 take about 3 min"), (3600, "the other 6 take about 3.0 h")],
+)
+def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(seconds, told, caplog):
+    with caplog.at_level("INFO"):
+        _tell_time("model x method", 2, 6, seconds)
+    assert [told in message for message in caplog.messages] == [True] * (told is not None)

@@ -177,12 +177,11 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
 
 
 def _tell_time(title: str, n_done: int, n_left: int, seconds: float) -> None:
-    """Say how long a job will take, at the speed of its first batch."""
-    hours = n_left * seconds / n_done / 3600
-    left = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
-    log.info(
-        "%s: %d of %d samples took %.1f s, the others take about %s.", title, n_done, n_done + n_left, seconds, left
-    )
+    """Say how long a job will take, at the speed of its first batch, where that is a minute or more."""
+    minutes = n_left * seconds / n_done / 60
+    if minutes >= 1:
+        left = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.0f} min"
+        log.info("%s: %d samples took %.1f s, the other %d take about %s.", title, n_done, seconds, n_left, left)
 
 
 def _plan(cfg: DictConfig, job: Job) -> Plan:
