@@ -126,8 +126,7 @@ def test_published_values_stand_beside_the_rows_they_belong_to(case):
         ({}, "This run has the same."),
         ({"heads": "one", "product": "of_means"}, "This run has the same."),
         ({"heads": "native", "product": "mean_of"}, "This run has heads=native, product=mean_of."),
-        ({"design": {"_target_": "one.SampledCoalitions", "budget": 9}}, "This run has the same."),
-        ({"design": {"_target_": "one.Better", "budget": 9}}, "This run has design=Better."),
+        ({"attribution": "fixlip"}, "This run has attribution=fixlip."),
     ],
 )
 def test_the_table_says_with_which_settings_published_values_were_made_and_which_this_run_has(changes, said):

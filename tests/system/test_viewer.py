@@ -182,23 +182,25 @@ def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real
     folder, configs = real
     first, meta = (explanation_of(cfg, "4") for cfg in configs["pointing"])
     page = open_page(folder, "#experiment=pointing&question=4&item=three")
-    for row, column in ((0, 0), (2, 5), (7, 7)):
+    _, columns = first.grid
+    for row, column in ((0, 0), (2, 1), (3, 3)):
         said = point_at(page, "b", row, column)
-        assert number(said[0]) == as_shown(first.attribution[8 * row + column])
-        assert number(said[1]) == as_shown(meta.meta.values[8 * row + column, 2])
+        assert number(said[0]) == as_shown(first.attribution[columns * row + column])
+        assert number(said[1]) == as_shown(meta.meta.values[columns * row + column, 2])
         assert said[1].startswith(f"three, row {row + 1}, column {column + 1}")
 
 
 @needs_chromium
 def test_pairs_of_words_have_maps_of_their_own(real, open_page):
     folder, configs = real
-    pairs = explanation_of(configs["captions"][0], "caption").meta.values
+    explained = explanation_of(configs["captions"][0], "caption")
+    (_, columns), pairs = explained.grid, explained.meta.values
     page = open_page(folder, "#experiment=captions&question=caption")
     chosen = next(name for name in page.texts("[data-panel=a] .map span") if " + " in name)
     page.choose("item", chosen)
     said = point_at(page, "a", 1, 1)
     assert said[0].startswith(chosen)
-    assert number(said[0]) == as_shown(pairs[9, 0, 1])
+    assert number(said[0]) == as_shown(pairs[columns + 1, 0, 1])
 
 
 @needs_chromium

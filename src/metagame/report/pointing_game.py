@@ -31,12 +31,11 @@ METACLIPS = ("metaclip2_vith14", "metaclip2_vith14_378")
 """The models that claims are about, by the names of their configs."""
 PROTOCOL = {"start_layer": "last", "heads": "one", "product": "of_means"}
 """Arguments of the methods with which the published numbers were made."""
-PUBLISHED_DESIGN = "SampledCoalitions"
-"""The class of FIxLIP's design in them."""
+PUBLISHED_FIXLIP = "fixlip_paper"
+"""The choice of FIxLIP whose coalitions are drawn as theirs."""
 PUBLISHED_NOTE = (
     "Published values were made with heads=one, product=of_means and encoding=jpeg, those of FIxLIP with"
-    " design=SampledCoalitions (attribution=fixlip_paper); the paper's text does not say heads and encoding, and cites"
-    " product=mean_of. "
+    " attribution=fixlip_paper; the paper's text does not say heads and encoding, and cites product=mean_of. "
 )
 
 
@@ -86,10 +85,9 @@ def published_name(result: JobResult) -> Row | None:
     return result.config.model.name, result.variant.base, result.variant.meta
 
 
-def design_of(result: JobResult) -> str:
-    """The class of the design of FIxLIP; of a method that has none, the published one."""
-    target = result.variant.node.method.get("design", {}).get("_target_", PUBLISHED_DESIGN)
-    return target.rpartition(".")[-1]
+def is_other_fixlip(result: JobResult) -> bool:
+    """Whether this is FIxLIP with other coalitions than those of the published numbers."""
+    return result.variant.base == "fixlip" and result.variant.node.name != PUBLISHED_FIXLIP
 
 
 def _other_settings(results: list[JobResult]) -> str:
@@ -99,7 +97,7 @@ def _other_settings(results: list[JobResult]) -> str:
         method, scenes = result.variant.node.method, result.config.benchmark.get("scenes", {})
         wanted = [(method, key, value) for key, value in PROTOCOL.items()] + [(scenes, "encoding", "jpeg")]
         found |= {f"{key}={node[key]}" for node, key, value in wanted if node.get(key, value) != value}
-        found |= {f"design={design}" for design in [design_of(result)] if design != PUBLISHED_DESIGN}
+        found |= {f"attribution={result.variant.node.name}"} if is_other_fixlip(result) else set()
     return f"This run has {', '.join(sorted(found))}." if found else "This run has the same."
 
 

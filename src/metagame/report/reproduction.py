@@ -14,7 +14,7 @@ from scipy.stats import binom
 from metagame.jobs.spec import Variant
 from metagame.report.groups import grouped
 from metagame.report.maps import COLORS
-from metagame.report.pointing_game import OBJECTS, PUBLISHED_DESIGN, design_of, published_name, scene_scores
+from metagame.report.pointing_game import OBJECTS, PUBLISHED_FIXLIP, is_other_fixlip, published_name, scene_scores
 from metagame.report.published import published_images, published_means
 from metagame.report.results import JobResult
 from metagame.report.scores import clustered_cell
@@ -246,8 +246,8 @@ def _pointing_game_block(result: JobResult) -> Block | None:
     if row is None or row not in published_means():
         return None
     aside = ""
-    if design_of(result) != PUBLISHED_DESIGN:
-        aside = f"design={design_of(result)}, the published numbers have {PUBLISHED_DESIGN} (attribution=fixlip_paper)"
+    if is_other_fixlip(result):
+        aside = f"attribution={result.variant.node.name}, the published numbers are of {PUBLISHED_FIXLIP}"
     images = published_images().get(row)
     if images is not None:
         comparisons = [each for m, key in enumerate(OBJECTS, 1) for each in _scenarios(result, m, key, images[m])]
