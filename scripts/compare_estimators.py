@@ -36,7 +36,7 @@ DEFAULT, DEFAULT_BUDGET = "trees", 2
 
 def small_gemma() -> LanguageModel:
     """The small Gemma 3, asked in its chat template."""
-    return LanguageModel.load("data/tiny/gemma3", device="cpu", chat=True, max_new_tokens=8)
+    return LanguageModel.load("data/tiny/gemma3", device="cpu", chat=True, max_new_tokens=8, end_token=False)
 
 
 def step_tables(model: LanguageModel, text: str) -> np.ndarray:

@@ -372,7 +372,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_card_and_weights_of_one_that
 
 @pytest.fixture(scope="module", params=[True, False], ids=["chat", "raw"])
 def committed(request):
-    return LanguageModel.load(str(COMMITTED), device="cpu", chat=request.param, max_new_tokens=8)
+    return LanguageModel.load(str(COMMITTED), device="cpu", chat=request.param, max_new_tokens=8, end_token=False)
 
 
 def test_the_committed_checkpoint_is_small_and_says_how_it_was_made_and_how_good_it_is():

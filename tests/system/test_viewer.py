@@ -134,7 +134,7 @@ def arrows(page, panel):
     return sorted(page.each(f"[data-panel={panel}] .pair", f"[{data}, {dashed}]"))
 
 
-def point_at(page, panel, row, column, grid=(8, 8)):
+def point_at(page, panel, row, column, grid):
     """Move the pointer over a patch of a large map; what both panels then say."""
     large = f"[data-panel={panel}] .large canvas"
     page.each(large, "node.scrollIntoView({block: 'center'})")
@@ -184,7 +184,7 @@ def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real
     page = open_page(folder, "#experiment=pointing&question=4&item=three")
     _, columns = first.grid
     for row, column in ((0, 0), (2, 1), (3, 3)):
-        said = point_at(page, "b", row, column)
+        said = point_at(page, "b", row, column, first.grid)
         assert number(said[0]) == as_shown(first.attribution[columns * row + column])
         assert number(said[1]) == as_shown(meta.meta.values[columns * row + column, 2])
         assert said[1].startswith(f"three, row {row + 1}, column {column + 1}")
@@ -198,7 +198,7 @@ def test_pairs_of_words_have_maps_of_their_own(real, open_page):
     page = open_page(folder, "#experiment=captions&question=caption")
     chosen = next(name for name in page.texts("[data-panel=a] .map span") if " + " in name)
     page.choose("item", chosen)
-    said = point_at(page, "a", 1, 1)
+    said = point_at(page, "a", 1, 1, explained.grid)
     assert said[0].startswith(chosen)
     assert number(said[0]) == as_shown(pairs[columns + 1, 0, 1])
 
