@@ -64,7 +64,7 @@ def counted_run(cfg, monkeypatch):
 
 
 EXACT = {
-    "tokens": "experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out limit=1",
+    "tokens": "experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out,proximity limit=1",
     "words": "experiment=table2 model=clip_vitb16 attribution=mask_clip,meta_grad_eclip,fixlip limit=3",
     "words of SigLIP": "experiment=table4 model=siglip2_vitb32 attribution=meta_mask_siglip,fixlip limit=2",
     "concepts": "experiment=figure13 benchmark=voc limit=3",

@@ -24,6 +24,7 @@ from metagame.attributions.gradients import GradientInput, IntegratedGradients
 from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.attributions.mask_clip import MaskCLIP
 from metagame.attributions.method import FirstOrder, Metagame
+from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.contracts import Method, Sample
 from metagame.errors import UserError
@@ -110,8 +111,9 @@ def _(method: FirstOrder, n: int) -> Bool[np.ndarray, "k n"]:
     return np.ones((1, n), bool)
 
 
-@coalitions_asked.register
-def _(method: RandomPairs, n: int) -> Bool[np.ndarray, "k n"]:
+@coalitions_asked.register(Proximity)
+@coalitions_asked.register(RandomPairs)
+def _(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
     return np.zeros((0, n), bool)
 
 
@@ -189,8 +191,9 @@ def _(method: LeaveOneOut, n: int) -> Passes:
     return Counter({FORWARD: n + 1})
 
 
-@coalition_passes.register
-def _(method: RandomPairs, n: int) -> Passes:
+@coalition_passes.register(Proximity)
+@coalition_passes.register(RandomPairs)
+def _(method: Method, n: int) -> Passes:
     return Counter()
 
 
