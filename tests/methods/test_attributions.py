@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from metagame import UserError, indices
+from metagame.attributions import symbolic
 from metagame.attributions.attention import AttentionWeights
 from metagame.attributions.attnlrp import CP_RULES, CPLRP, RULES, AttnLRP, relevance_rules
 from metagame.attributions.gradients import GradientInput, IntegratedGradients, IntegratedHessians
@@ -22,7 +23,9 @@ from metagame.estimators.configured import ConfiguredEstimator
 from metagame.estimators.exact import endogenous_shapley
 from metagame.games import all_coalitions
 from metagame.models.adder import AdderNet
+from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
+from metagame.models.polynomial import Polynomial
 from tests.conftest import close, games, smooth_model, table_model, unchecked
 from tests.reference import attributions as reference
 from tests.reference import indices as reference_indices
@@ -193,6 +196,47 @@ def test_stii_is_both_directions_of_the_shapley_metagame(game):
     both = meta + meta.T
     np.fill_diagonal(both, np.diag(meta))
     assert close(indices.stii(values[:, 0], n), both)
+
+
+@given(game=games(n_targets=st.just(1)))
+def test_metagame_of_leave_one_out_is_the_shapley_interaction_index(game):
+    """You et al. (2025) compare LRP with leave-one-out, whose metagame is SII off the diagonal, f_{i} - f() on it."""
+    values, n = game[0][:, 0], game[1]
+    expected = indices.sii(values, n)
+    np.fill_diagonal(expected, values[1 << np.arange(n)] - values[0])
+    explanation = LeaveOneOut().metagame().explain(table_model(values))
+    assert close(explanation.meta.values, expected)
+    assert close(expected.sum(1), explanation.attribution)
+
+
+class Product(nn.Module):
+    """x1 x2 x3, from the left or from the right."""
+
+    def __init__(self, association):
+        super().__init__()
+        self.association, self.inner, self.outer = association, MatMul(), MatMul()
+
+    def forward(self, inputs):
+        first, second, third = inputs[..., None].unbind(1)
+        left = self.association == "left"
+        parts = (self.inner(first, second), third) if left else (first, self.inner(second, third))
+        return self.outer(*parts)[:, 0, 0]
+
+
+@pytest.mark.parametrize(("association", "relevance"), [("left", [6, 6, 12]), ("right", [12, 6, 6])])
+def test_relevance_depends_on_how_a_product_is_implemented_and_its_metagame_inherits_that(association, relevance):
+    module, x = Product(association), torch.tensor([[2.0], [3.0], [4.0]], dtype=torch.float64)
+    model = MaskedModel(module, x, torch.zeros_like(x), module)
+    explanation = AttnLRP().metagame().explain(model)
+    assert close(explanation.attribution, relevance)
+    halves = np.repeat(np.array(relevance)[:, None] / 2, 3, axis=1) * ~np.eye(3, dtype=bool)
+    assert close(explanation.meta.values, halves)
+    polynomial = Polynomial.parse("x1*x2*x3")
+    derived = symbolic.AttnLRP(association).metagame().explain(polynomial).meta.values
+    at_x = dict(zip(polynomial.features, (2, 3, 4), strict=True))
+    assert close(np.vectorize(lambda entry: float(entry.subs(at_x)))(derived), halves)
+    for method, phi in ((LeaveOneOut(), 24), (ShapleyValue(), 8)):
+        assert close(method.metagame().explain(model).attribution, phi)
 
 
 @given(game=games(n_targets=st.just(1)))

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame.attributions import gradients, shapley, symbolic
+from metagame.attributions import gradients, leave_one_out, shapley, symbolic
 from metagame.benchmarks.separation import Separation
 from metagame.contracts import WHOLE
 from metagame.errors import UserError
@@ -30,7 +30,11 @@ METHODS = {
     "meta_gi": symbolic.GradientInput().metagame(),
     "meta_ig": symbolic.IntegratedGradients().metagame(),
     "meta_sv": symbolic.ShapleyValue().metagame(),
+    "meta_leave_one_out": symbolic.LeaveOneOut().metagame(),
+    "meta_attnlrp_left": symbolic.AttnLRP("left").metagame(),
+    "meta_attnlrp_right": symbolic.AttnLRP("right").metagame(),
 }
+some_polynomials = settings(max_examples=6)
 HALF = sympy.Rational(1, 2)
 
 
@@ -99,6 +103,7 @@ TWINS = {
     "GradientInput": by_monomial(lambda power, degree: power),
     "IntegratedGradients": by_monomial(lambda power, degree: sympy.Rational(power, degree)),
     "ShapleyValue": shapley_values,
+    "LeaveOneOut": lambda f, features: [f - f.subs(x, 0) for x in features],
 }
 
 
@@ -106,12 +111,45 @@ def first_order(name):
     return getattr(symbolic, name)()
 
 
+def uniform_rule(powers, association):
+    """The share of each feature in a monomial: relevance walks down a tree of products, each of which halves it."""
+    leaves = [feature for feature, power in enumerate(powers) for _ in range(power)]
+    tree = leaves[0] if association == "left" else leaves[-1]
+    for leaf in leaves[1:] if association == "left" else leaves[-2::-1]:
+        tree = (tree, leaf) if association == "left" else (leaf, tree)
+    shares = [sympy.S.Zero] * len(powers)
+
+    def walk(node, relevance):
+        if isinstance(node, int):
+            shares[node] += relevance
+        else:
+            for part in node:
+                walk(part, relevance / 2)
+
+    walk(tree, sympy.S.One)
+    return shares
+
+
+@pytest.mark.parametrize("association", ["left", "right"])
+@some_polynomials
+@given(powers=st.lists(st.integers(1, 3), min_size=1, max_size=3))
+def test_uniform_rule_halves_relevance_at_each_product(association, powers):
+    polynomial = Polynomial.parse("-3*" + "*".join(f"x{i}**{power}" for i, power in enumerate(powers, start=1)))
+    found = symbolic.AttnLRP(association).explain(polynomial).attribution
+    expected = [share * polynomial.expression for share in uniform_rule(powers, association)]
+    assert all(map(same, found, expected))
+
+
+def test_another_association_is_refused():
+    with pytest.raises(UserError, match=r"association='middle': choose left or right"):
+        symbolic.AttnLRP("middle")
+
+
 def same(left, right):
     return sympy.expand(left - right) == 0
 
 
 each_first_order = pytest.mark.parametrize("name", TWINS)
-some_polynomials = settings(max_examples=6)
 
 
 @each_first_order
@@ -176,7 +214,7 @@ def with_halves(pairs):
 @given(polynomial=polynomials())
 def test_rows_decompose_the_first_order(polynomial):
     """Corollary 1 and Theorem 1: serial all of each pair, others half."""
-    for row in ("serial_sv", "ih", "meta_gi", "meta_ig", "meta_sv"):
+    for row in METHODS.keys() - {"moebius", "shapley", "sop"}:
         found = METHODS[row].explain(polynomial)
         assert all(map(same, found.meta.values.sum(1), found.attribution))
         assert all(map(same, found.meta.residual, np.zeros(len(found.attribution), int)))
@@ -211,6 +249,7 @@ PATH_TOLERANCE = 8e-3
         ("meta_gi", gradients.GradientInput().metagame(), 1e-10),
         ("meta_ig", gradients.IntegratedGradients(100).metagame(), PATH_TOLERANCE),
         ("meta_sv", shapley.ShapleyValue().metagame(), 1e-10),
+        ("meta_leave_one_out", leave_one_out.LeaveOneOut().metagame(), 1e-10),
         ("serial_sv", shapley.SerialShapleyValue(), 1e-10),
         ("ih", gradients.IntegratedHessians(100), PATH_TOLERANCE),
     ],

@@ -207,6 +207,14 @@ def test_the_row_of_a_failed_method_stays_in_table_1_without_entries():
     assert "IH: sample s1 failed: no memory" in table.notes
 
 
+def test_rows_that_the_paper_does_not_have_are_named():
+    added = job_result(derived(META_SV), name="meta_leave_one_out", label="LOO")
+    table = separation_table([job_result(derived(META_SV)), added], "tiny")
+    assert table.published[1] == {}
+    assert "matches" not in table.rows[1]
+    assert table.notes[-1] == "Not in the paper: Meta-LOO."
+
+
 def test_another_function_has_no_published_counterpart_and_no_place_beside_the_papers():
     result = job_result(derived({"phi_11": "x1", "phi_1": "x1", "sum": "x1"}), function="x1")
     table = separation_table([result], "tiny")

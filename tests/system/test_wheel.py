@@ -123,7 +123,7 @@ def test_what_the_readme_computes_needs_no_extra(python, tmp_path):
     assert errors == f"the command metagame needs hydra-core, {RESEARCH}\n"
 
 
-@pytest.mark.parametrize(("line", "name", "n_rows"), [("run experiment=table1", "table1", 8), (OWN, "occlusion", 2)])
+@pytest.mark.parametrize(("line", "name", "n_rows"), [("run experiment=table1", "table1", 11), (OWN, "occlusion", 2)])
 def test_commands_need_no_file_of_the_clone(python, tmp_path, line, name, n_rows):
     for file, content in re.findall(r"```\w+\n# (mine/\S+)\n(.*?)```", README, re.DOTALL):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

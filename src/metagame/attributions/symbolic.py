@@ -135,6 +135,38 @@ class ShapleyValue(SymbolicMethod):
         return _shapley(f, i, (), features)
 
 
+class LeaveOneOut(SymbolicMethod):
+    """f - f without feature i; the entry [i, j] of its metagame is the Shapley interaction index of i and j."""
+
+    def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
+        return f - f.subs(i, 0)
+
+
+class AttnLRP(SymbolicMethod):
+    """Relevance of a monomial that is computed as a chain of products, each of which halves it (uniform rule).
+
+    It depends on how f is implemented: features come in their order, a power as so many factors, and ``left`` computes
+    (x1 x2) x3, whose factors have 1/4, 1/4 and 1/2 of it, ``right`` x1 (x2 x3) with 1/2, 1/4 and 1/4.
+
+    Args:
+        association: ``left`` or ``right``.
+
+    Raises:
+        UserError: another association.
+    """
+
+    def __init__(self, association: str) -> None:
+        if association not in ("left", "right"):
+            raise UserError(f"attribution.method.association={association!r}: choose left or right.")
+        self.association = association
+
+    def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
+        factors = [x for x in features for _ in range(sympy.degree(f, x))]
+        outermost_first = factors if self.association == "right" else factors[::-1]
+        last = len(factors) - 1
+        return f * sum(Rational(1, 2 ** min(k + 1, last)) for k, x in enumerate(outermost_first) if x == i)
+
+
 class SecondOrder(Method[Polynomial], ABC):
     """Values of pairs of features.
 

@@ -42,6 +42,8 @@ def separation_table(results: list[JobResult], scale: str) -> Table:
     notes = ["phi_ji: influence of feature j on the attribution of feature i; pair_ij: index of the unordered pair."]
     notes += [f"Features by number: {legend}."] if legend else []
     notes += [f"{short} := {long}." for short, long in abbreviations.items()]
+    added = [result.label for result in results if is_papers and result.variant.node.name not in paper["rows"]]
+    notes += [f"Not in the paper: {'; '.join(added)}."] if added else []
     return Table(
         title=f"Table 1: interaction separation for f = {function.id}",
         scale=scale,
