@@ -58,7 +58,7 @@ def test_output_is_the_mean_logit_of_the_answer_with_the_absent_token_in_the_pla
     bound = bound_of(model)
     expected = [own_mean_logit(model.net, model, present=row) for row in PRESENT]
     assert near(bound.values(PRESENT), expected, FLOAT32_TOLERANCE)
-    assert near(bound.f(bound.x[None]), expected[:1], FLOAT32_TOLERANCE)
+    assert bound.f(bound.x[None]).item() == pytest.approx(expected[0], abs=FLOAT32_TOLERANCE)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
@@ -190,6 +190,17 @@ def test_coalitions_of_a_batch_take_one_forward_pass(method):
     model.net.get_decoder().register_forward_hook(lambda *_: passes.append(1))
     method.game(bound)(all_coalitions(5))
     assert len(passes) == 1
+
+
+def test_what_precedes_the_players_is_passed_once():
+    model, tokens = build(), []
+    prompt = model.tokenize(TEXT)
+    model.net.get_decoder().layers[0].register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].shape[:2]))
+    bound = model.bind_answer(prompt, ANSWER)
+    bound.gradients(bound.masked(all_coalitions(5)))
+    first, played = prompt.positions[0], len(prompt.ids) + len(ANSWER) - 1 - prompt.positions[0]
+    assert tokens == [(1, first), (32, played)]
+    assert first
 
 
 def test_answer_of_a_model_that_declares_no_end_has_the_most_tokens():

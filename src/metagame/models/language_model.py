@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     GenerationConfig,
@@ -88,7 +90,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
     The answer is generated greedily from the whole prompt. f_S is the mean over its tokens of their logits when they
     are teacher-forced behind the prompt whose tokens outside S are replaced by the absent token: since the answer is
     fixed and attention causal, one pass gives all generation steps, and one backward pass of their mean the mean of
-    their attributions (App. C.2). Only the logits of the answer's tokens are computed, in float32.
+    their attributions (App. C.2). Only the logits of the answer's tokens are computed, in float32; what precedes the
+    first player, such as the template's system turn, is passed through the model once.
 
     Of Gemma 3 checkpoints with a vision tower the text part is kept: LXT has rules for it alone.
 
@@ -292,12 +295,14 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         Those are ``(n, d)``, or ``(n, m d)`` where a player has up to m tokens, one behind the other and 0 after them.
         """
         precise = torch.promote_types(self.net.dtype, torch.float32)
-        ids = torch.tensor([*prompt.ids, *answer[:-1]], device=self.device)
-        positions = torch.tensor(prompt.positions, device=self.device)
+        first = prompt.positions[0]
+        ids = torch.tensor([*prompt.ids[first:], *answer[:-1]], device=self.device)
+        positions = torch.tensor(prompt.positions, device=self.device) - first
         embed = self.net.get_input_embeddings()
         sequence = embed(ids)
         absent = embed(torch.tensor(self.absent_id, device=self.device))
         head, decoder = self.net.get_output_embeddings(), self.net.get_decoder()
+        prefix = self._keys_and_values(prompt.ids[:first])
         directions = head.weight[list(answer)].to(precise)
         offset = 0.0 if head.bias is None else head.bias[list(answer)].to(precise).mean()
 
@@ -308,7 +313,9 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         def mean_logit(inputs: Float[Tensor, "k n w"]) -> Float[Tensor, " k"]:
             tokens = inputs.unflatten(-1, (-1, sequence.shape[-1]))[:, players, slots].to(sequence.dtype)
             rows = sequence.expand(len(inputs), -1, -1).index_copy(1, positions, tokens)
-            hidden = decoder(inputs_embeds=rows, use_cache=False).last_hidden_state[:, len(prompt.ids) - 1 :]
+            cache = deepcopy(prefix)  # a pass adds to it
+            cache.batch_repeat_interleave(len(rows))
+            hidden = decoder(inputs_embeds=rows, past_key_values=cache).last_hidden_state[:, -len(answer) :]
             return (hidden.to(precise) * directions).sum(-1).mean(1) + offset
 
         def of_players(tokens: Float[Tensor, "t d"]) -> Float[Tensor, "n w"]:
@@ -327,6 +334,14 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             names=prompt.labels,
             answer=self.tokenizer.decode(list(answer), skip_special_tokens=True).strip(),
         )
+
+    @torch.no_grad()
+    def _keys_and_values(self, ids: tuple[int, ...]) -> DynamicCache:
+        """What each layer's attention sees of the tokens before the first player, which no coalition changes."""
+        cache = DynamicCache()
+        if ids:
+            self.net.get_decoder()(torch.tensor([ids], device=self.device), past_key_values=cache)
+        return cache
 
 
 def _check_settings(

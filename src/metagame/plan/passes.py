@@ -207,7 +207,8 @@ def _count_prompts(cfg: DictConfig, methods: Sequence[Method], prompts: Sequence
         passes = sum((_passes_of(method, n) for method in methods), Counter())
         count.passes += passes + Counter({ANSWER: 1})
         count.tokens += Counter({kind: number * length for kind, number in passes.items()})
-        count.tokens[ANSWER] += length
+        count.tokens[FORWARD] += tokens.positions[0]
+        count.tokens[ANSWER] += tokens.positions[0] + length
     if any(isinstance(method, Metagame) and isinstance(method.method, LeaveOneOut) for method in methods):
         count.notes["leave-one-out inside a metagame shares coalitions: an upper bound"] = None
     return count
@@ -224,14 +225,17 @@ def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
 
 
 def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iterator[tuple[PromptTokens, int]]:
-    """The tokens of each prompt, and how many there are with its answer; the count is told what is not exact."""
+    """The tokens of each prompt, and how many a pass has: from the first player to the answer's last token but one.
+
+    The count is told what is not exact.
+    """
     answer, tokenize = cfg.model.max_new_tokens, _prompt_tokenizer(cfg)
     count.notes[f"answers are counted with model.max_new_tokens={answer} tokens, an upper bound"] = None
     if tokenize is None:
         count.notes["tokens are estimated, one for each word and mark: the tokenizer is not here"] = None
     for prompt in prompts:
         tokens = _words(prompt.text) if tokenize is None else tokenize(prompt.text)
-        yield tokens, len(tokens.ids) + answer - 1
+        yield tokens, len(tokens.ids) - tokens.positions[0] + answer - 1
 
 
 def _passes_of(method: Method, n: int) -> Passes:
