@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from rich.console import Console
@@ -26,6 +29,26 @@ def peak_memory() -> float:
     """GB, the peak of this process; read from the kernel, since getrusage hands down the parent's peak."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
+
+
+def module_at(commit: str, path: str) -> ModuleType:
+    """A module of the package as it was at a commit of this repository, beside what is there now."""
+    source = subprocess.run(["git", "show", f"{commit}:{path}"], capture_output=True, text=True, check=True).stdout
+    module = ModuleType(f"{Path(path).stem}_at_{commit}")
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    exec(compile(source, path, "exec"), vars(module))  # noqa: S102 (our own)
+    return module
+
+
+def bandwidth(n_bytes: int) -> float:
+    """GB a second of c = a + b on three float64 arrays of ``n_bytes`` together."""
+    import torch  # not all comparisons of speed need it
+
+    a, b, c = torch.zeros(3, n_bytes // 24, dtype=torch.float64)
+    repeats = max(3, 2**28 // n_bytes)
+    torch.add(a, b, out=c)
+    seconds, _ = timed(lambda: [torch.add(a, b, out=c) for _ in range(repeats)])
+    return repeats * n_bytes / seconds / 1e9
 
 
 def report(result: dict, name: str) -> None:

@@ -11,14 +11,22 @@ multilinear extension):
     diag_t     = int_0^1 dp  sum_q c_q w_t e^{-s_q (B + w_t)} prod_{k != t} (1 - p u_k),         u_k = 1 - e^{-s_q w_k},
     phi_{j->t} = int_0^1 dp -sum_q c_q w_t e^{-s_q (B + w_t)} u_j prod_{k != t, j} (1 - p u_k).
 
-The integrands are polynomials in p of degree < n: Gauss-Legendre with ceil(n/2) nodes is exact. The only approximation
-is that of 1/a on [B + min w, B + sum w]. It is a matter of one variable: :func:`exponential_sum` finds the terms for
-the range at hand and checks them on it, and its relative error bounds the absolute error of every diagonal entry.
+As functions of x = 1 - p the products are mixtures of the powers x^0 .. x^(n-1), so that a rule for the integral over p
+errs by no more than with one of these. It is the same matter as 1/a: where 1/a ~ sum_g m_g x_g^(a-1) on [1, n], the
+nodes x_g with masses m_g integrate every power to within that error. Gauss-Legendre is exact with ceil(n/2) nodes, an
+exponential sum has fewer for many players: 20, 23, 25 and 27 for n = 50, 133, 300 and 500.
+
+So the only approximations are those of 1/a on [B + min w, B + sum w] and on [1, n]. They are a matter of one variable:
+:func:`exponential_sum` finds the terms for the range at hand and checks them on it. All terms are positive, and the
+two relative errors together bound the absolute error of every diagonal entry.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import overload
 
@@ -30,8 +38,11 @@ from jaxtyping import Bool, Float, Int
 from metagame.games import GameError
 
 RELATIVE_ERROR = 1e-10
-LARGEST_REDUCED = 60  # log of the ratio; fitting takes seconds there
+LARGEST_FITTED = 60  # log of the ratio
+_FIRST, _BEND, _HIGHEST_RATE = 0.35, -0.25, 2.75
+"""Where the rates of an exponential sum lie: found by trial, they come closest to the best sums of all ranges."""
 _CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
+"""Of an array of all concepts, terms and patches of a chunk: what a CPU's cache holds, and no operation is split."""
 
 
 @overload
@@ -41,6 +52,7 @@ def concept_metagame(
     directional: bool = False,
     *,
     dtype: torch.dtype = torch.float64,
+    memory: int | None = None,
 ) -> tuple[Float[torch.Tensor, "n P"], Float[torch.Tensor, "n n P"] | None]: ...
 
 
@@ -51,6 +63,7 @@ def concept_metagame(
     directional: bool = False,
     *,
     dtype: torch.dtype = torch.float64,
+    memory: int | None = None,
 ) -> tuple[Float[np.ndarray, "n P"], Float[np.ndarray, "n n P"] | None]: ...
 
 
@@ -60,6 +73,7 @@ def concept_metagame(
     directional: bool = False,
     *,
     dtype: torch.dtype = torch.float64,
+    memory: int | None = None,
 ) -> tuple[Float[np.ndarray | torch.Tensor, "n P"], Float[np.ndarray | torch.Tensor, "n n P"] | None]:
     """Meta-ConceptAttention of every concept at every patch (App. C.4), without enumerating coalitions.
 
@@ -70,6 +84,8 @@ def concept_metagame(
             game is the limit B -> 0: nu_t(S) = w_t / sum_{k in S} w_k for t in S, so that nu_t({t}) = 1.
         directional: also return the directional meta-attributions.
         dtype: of the arithmetic and of the result. Half-precision input is computed in it too.
+        memory: the most bytes of intermediate results at once, beside input and output; None: as many as are fast, at
+            most 20 MB for each thread on a CPU where n <= 500.
 
     Returns:
         ``diag`` ``(n, P)``: the Shapley value of t over all n players in the game nu_t, in [0, 1]. And ``(n targets, n
@@ -79,7 +95,7 @@ def concept_metagame(
         below 1e-9 in float64, about 1e-6 in float32.
 
     Raises:
-        GameError: the shapes do not fit, or a logit is NaN or +inf.
+        GameError: the shapes do not fit, a logit is NaN or +inf, or ``memory`` does not hold a single patch.
     """
     if dtype not in (torch.float32, torch.float64):
         raise GameError(f"dtype={dtype}: give torch.float64, or torch.float32 for less precision.")
@@ -87,30 +103,78 @@ def concept_metagame(
     logits = _as_tensor(logits, "logits")
     background = logits[:0] if background is None else _as_tensor(background, "background")
     _check(logits, background)
-    logits, background = logits.to(dtype), background.to(logits.device, dtype)
+    background = background.to(logits.device)
+    n, n_patches = logits.shape
+    diag = logits.new_empty(n, n_patches, dtype=dtype)
+    pairs = logits.new_empty(n, n, n_patches, dtype=dtype) if directional else None
+    room = _Room(memory, dtype.itemsize, logits.device.type)
+    for block in torch.arange(n_patches, device=logits.device).split(
+        room.patches(_PREPARED * (n + len(background) + 1))
+    ):
+        _play_block(logits[:, block].to(dtype), background[:, block].to(dtype), diag, pairs, block, room)
+    if as_numpy:
+        return diag.numpy(), None if pairs is None else pairs.numpy()
+    return diag, pairs
+
+
+_PREPARED = 8
+"""Arrays of a number for each concept and patch that exist at once before a game is played."""
+
+
+@dataclass(frozen=True)
+class _Room:
+    """How much may be computed at once: ``memory`` bytes of numbers of ``itemsize`` bytes, on a type of device."""
+
+    memory: int | None
+    itemsize: int
+    device: str
+
+    @property
+    def n_threads(self) -> int:
+        return torch.get_num_threads() if self.device == "cpu" else 1
+
+    def patches(self, numbers: int, n_threads: int = 1) -> int:
+        """The most patches of which each thread may keep so many numbers.
+
+        Raises:
+            GameError: there is not room for one.
+        """
+        if self.memory is None:
+            return sys.maxsize
+        size = self.memory // (numbers * self.itemsize * n_threads)
+        if size < 1:
+            raise GameError(
+                f"memory={self.memory} is too small: a patch needs {numbers * self.itemsize * n_threads} bytes on"
+                f" {n_threads} threads."
+            )
+        return size
+
+
+def _play_block(
+    logits: Float[torch.Tensor, "n b"],
+    background: Float[torch.Tensor, "m b"],
+    diag: Float[torch.Tensor, "n P"],
+    pairs: Float[torch.Tensor, "n n P"] | None,
+    block: Int[torch.Tensor, " b"],
+    room: _Room,
+) -> None:
+    """Fill in the patches of a block, each thread a chunk of them at a time."""
     masked = logits.isneginf()
     logits = _without_masked(logits, masked)
     logits, rest = _with_narrow_gaps(logits, background.logsumexp(0))  # log B; without background -inf
     least = torch.logaddexp(logits.amin(0), rest)
     spread = torch.logaddexp(logits.logsumexp(0), rest) - least
 
-    n, n_patches = logits.shape
-    diag = torch.empty_like(logits)
-    pairs = logits.new_empty(n, n, n_patches) if directional else None
-    # patches of like spread together: the wider the spread, the more terms
-    for chunk in _chunks(spread, n):
-        own, influence = _play(
-            logits[:, chunk] - least[chunk], rest[chunk] - least[chunk], float(spread[chunk].max()), directional
-        )
-        diag[:, chunk] = own
+    def play(chunk: Int[torch.Tensor, " p"]) -> None:
+        log_w, log_b = logits[:, chunk] - least[chunk], rest[chunk] - least[chunk]
+        own, influence = _play(log_w, log_b, float(spread[chunk].max()), pairs is not None)
+        diag[:, block[chunk]] = own.masked_fill_(masked[:, chunk], 0)
         if pairs is not None and influence is not None:
-            pairs[..., chunk] = influence
-    diag.masked_fill_(masked, 0)
-    if pairs is not None:
-        pairs.masked_fill_(masked[:, None] | masked, 0)
-    if as_numpy:
-        return diag.numpy(), None if pairs is None else pairs.numpy()
-    return diag, pairs
+            pairs[..., block[chunk]] = influence.masked_fill_(masked[:, None, chunk] | masked[:, chunk], 0)
+
+    # patches of like spread together: the wider the spread, the more terms
+    with ThreadPoolExecutor(room.n_threads) as executor:
+        list(executor.map(play, _chunks(spread, len(logits), pairs is not None, room)))
 
 
 def _as_tensor(values: object, name: str) -> torch.Tensor:
@@ -155,24 +219,33 @@ def _with_narrow_gaps(
     return torch.where(wide, narrow[:-1], logits), torch.where(wide & ~without, narrow[-1], rest)
 
 
-def _chunks(spread: Float[torch.Tensor, " P"], n: int) -> Iterator[Int[torch.Tensor, " p"]]:
+def _chunks(
+    spread: Float[torch.Tensor, " P"], n: int, directional: bool, room: _Room
+) -> Iterator[Int[torch.Tensor, " p"]]:
     """Patches in the order of their spread, as many at once as the memory of their terms allows."""
-    elements = _CHUNK_ELEMENTS.get(spread.device.type, _CHUNK_ELEMENTS["cpu"])
+    elements = _CHUNK_ELEMENTS.get(room.device, _CHUNK_ELEMENTS["cpu"])
     order = spread.argsort()
     spreads = spread[order].tolist()
     start = 0
     while start < len(order):
         stop = start + 1
         limit = _range(spreads[start])
-        size = max(1, elements // (len(exponential_terms(spreads[start])[0]) * n))
+        terms = len(exponential_terms(spreads[start])[0]) * n
+        numbers = _ARRAYS * terms
+        if directional:
+            numbers += 2 * terms * len(_unit_interval_rule(n)[0]) + 2 * n * n
+        size = min(max(1, elements // terms), room.patches(numbers, room.n_threads))
         while stop < min(len(order), start + size) and spreads[stop] <= limit:
             stop += 1
         yield order[start:stop]
         start = stop
 
 
+_ARRAYS = 7
+"""Arrays of a number for each concept, term and patch that exist at once in :func:`_play`."""
 _NOTHING_LEFT = np.log(800.0)
 """exp(-800) is 0 in float64: beyond, a term does not change any more."""
+_BITS = 1 / np.log(2.0)
 
 
 def _play(
@@ -182,23 +255,30 @@ def _play(
 
     Weights stay logarithms, since they may exceed what ``dtype`` holds; in the terms only s w and s B occur.
     """
+    n, n_patches = log_w.shape
     log_rates, shares = (torch.as_tensor(x, dtype=log_w.dtype, device=log_w.device) for x in exponential_terms(spread))
-    points, masses = _unit_gauss_legendre(len(log_w))
-    decay = (log_rates[:, None, None] + log_w).clamp(max=_NOTHING_LEFT).exp()
-    u = -torch.expm1(-decay)
-    rest = (log_rates[:, None, None] + log_b).clamp(max=_NOTHING_LEFT).exp()
-    seed = shares[:, None, None] * decay * torch.exp(-decay - rest)
-    total = torch.zeros_like(u)
-    pairs = log_w.new_zeros(len(log_w), len(log_w), log_w.shape[1]) if directional else None
-    for p, mass in zip(points.tolist(), masses.tolist(), strict=True):
-        factor = 1 - p * u
-        others = mass * factor.prod(1, keepdim=True) / factor
-        total += others
-        if pairs is not None:
-            pairs -= torch.einsum("qtp,qjp->tjp", seed * others, u / factor)
-    if pairs is not None:
-        torch.diagonal(pairs).copy_(torch.sigmoid(log_w - log_b).T)
-    return (seed * total).sum(0), pairs
+    nodes, masses = (each.tolist() for each in _unit_interval_rule(n))
+    # exp2, as torch splits exp among threads however small the array is
+    decay = torch.exp2((log_rates[:, None] + log_w[:, None]).clamp(max=_NOTHING_LEFT) * _BITS)
+    rest = torch.exp2((log_rates[:, None] + log_b).clamp(max=_NOTHING_LEFT) * _BITS)
+    gone = torch.exp2(decay * -_BITS)  # 1 - u
+    seed = (shares[:, None] * torch.exp2(rest * -_BITS)) * decay * gone
+    total, factor = torch.zeros_like(seed), torch.empty_like(seed)
+    sides = [log_w.new_empty(n_patches, n, len(nodes), len(log_rates)) for _ in range(2 if directional else 0)]
+    for g, (x, mass) in enumerate(zip(nodes, masses, strict=True)):
+        torch.add(x, gone, alpha=1 - x, out=factor)  # 1 - p u, with p = 1 - x
+        product = factor.prod(0)
+        total.addcdiv_(product, factor, value=mass)
+        if sides:
+            sides[0][:, :, g] = (seed * (mass * product)).div_(factor).movedim(2, 0)
+            sides[1][:, :, g] = ((1 - gone) / factor).movedim(2, 0)
+    diag = total.mul_(seed).sum(1)
+    if not sides:
+        return diag, None
+    target, player = (side.flatten(2) for side in sides)
+    pairs = torch.bmm(target, player.mT).neg_().movedim(0, 2)
+    torch.diagonal(pairs).copy_(torch.sigmoid(log_w - log_b).T)
+    return diag, pairs
 
 
 def exponential_sum(ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
@@ -211,11 +291,12 @@ def exponential_sum(ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.nda
 
 
 def exponential_terms(log_ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-    """Logarithms of s, and c / s, of an exponential sum for 1/a on [1, exp(``log_ratio``)], however wide.
+    """Logarithms of s, and c / s > 0, of an exponential sum for 1/a on [1, exp(``log_ratio``)], however wide.
 
-    Starts from the trapezoidal rule for 1/a = int e^{x - a e^x} dx, keeps the terms that span the others on the range
-    (pivoted QR) and refits their coefficients: 26 terms for a ratio of 50, 173 for e^40. Beyond e^60 the rule stays as
-    it is, four terms for each unit of log ratio; its error does not depend on the range.
+    The rates are equidistant as logarithms, and towards 0 as numbers, which is about where those of the best sums with
+    as many terms lie (Braess and Hackbusch, 2005); the coefficients are a least squares fit: 20 terms for a ratio of
+    50, 117 for e^40. Beyond e^60 it is the trapezoidal rule for 1/a = int e^{x - a e^x} dx with four terms for each
+    unit of log ratio; its error does not depend on the range.
     """
     return _exponential_terms(_range(log_ratio))
 
@@ -229,40 +310,36 @@ def _range(log_ratio: float) -> float:
 
 @lru_cache(maxsize=128)
 def _exponential_terms(log_ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    step = 0.25
-    x = np.arange(np.log(RELATIVE_ERROR) - log_ratio - 3, np.log(-np.log(RELATIVE_ERROR)) + 1.5, step)
-    if log_ratio > LARGEST_REDUCED:
+    if log_ratio > LARGEST_FITTED:
+        step = 0.25
+        x = np.arange(np.log(RELATIVE_ERROR) - log_ratio - 3, np.log(-np.log(RELATIVE_ERROR)) + 1.5, step)
         return x, np.full(len(x), step)
 
-    rates = np.exp(x)
+    def scaled_terms(log_rates: np.ndarray, n_points: int) -> np.ndarray:
+        decay = np.exp(np.add.outer(np.linspace(0, log_ratio, n_points), log_rates))
+        return decay * np.exp(-decay)
 
-    def scaled_terms(n_points: int) -> np.ndarray:
-        a = np.exp(np.linspace(0, log_ratio, n_points))
-        return a[:, None] * rates * step * np.exp(-np.outer(a, rates))
-
-    n_points = 200 + int(12 * log_ratio)
-    terms, check = scaled_terms(n_points), scaled_terms(4 * n_points)
-    q, r, kept = scipy.linalg.qr(terms, mode="economic", pivoting=True)
-    ones = q.sum(0)  # q.T @ 1, what the terms are to add up to
-
-    def fit(n_terms: int) -> tuple[np.ndarray, float]:
-        c = scipy.linalg.solve_triangular(r[:n_terms, :n_terms], ones[:n_terms])
-        return c, float(np.abs(check[:, kept[:n_terms]] @ c - 1).max())
-
-    low, high = 1, len(rates)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fit(middle)[1] <= RELATIVE_ERROR else (middle + 1, high)
-    c, error = fit(high)
-    if error > RELATIVE_ERROR:
-        raise GameError(
-            f"logits spread over {log_ratio:.0f}: no exponential sum reaches {RELATIVE_ERROR} on that range."
-        )
-    return x[kept[:high]], c * step
+    # found by trial; even the best sums have ln(16 / error) (log_ratio + log 8) / pi^2 terms
+    least, n_points = int(2.65 * log_ratio + 8), 200 + int(8 * log_ratio)
+    for n_terms in range(least, least + 20):
+        place = (np.arange(n_terms) + _FIRST) / (n_terms - 1 + _FIRST)
+        highest = np.logaddexp(0, _HIGHEST_RATE - _BEND + log_ratio)
+        log_rates = np.log(np.expm1(place * highest)) + _BEND - log_ratio
+        terms = scaled_terms(log_rates, n_points)
+        shares = scipy.linalg.lstsq(terms, np.ones(n_points), lapack_driver="gelsy", check_finite=False)[0]
+        error = np.abs(scaled_terms(log_rates, 4 * n_points) @ shares - 1).max()
+        if error <= RELATIVE_ERROR and shares.min() > 0:
+            return log_rates, shares
+    raise GameError(f"logits spread over {log_ratio:.0f}: no exponential sum reaches {RELATIVE_ERROR} on that range.")
 
 
-def _unit_gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points and masses on [0, 1] that integrate polynomials of degree n - 1 exactly."""
+@lru_cache(maxsize=128)
+def _unit_interval_rule(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes x and masses on [0, 1] that integrate x^0 .. x^(n-1) to within the relative error of a sum."""
+    log_rates, shares = exponential_terms(float(np.log(n)))
+    if len(log_rates) < (n + 1) // 2:
+        rates = np.exp(log_rates)
+        return np.exp(-rates), shares * rates * np.exp(-rates)
     points, masses = np.polynomial.legendre.leggauss((n + 1) // 2)
     return (points + 1) / 2, masses / 2
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame import UserError, concept_metagame
-from metagame.concept import exponential_sum
+from metagame import UserError, concept, concept_metagame
+from metagame.concept import _unit_interval_rule, exponential_sum
 from tests.conftest import unchecked
-from tests.reference.concept import by_definition, paper_procedure, two_products
+from tests.reference.concept import by_definition, by_integrals, paper_procedure, two_products
 
 TOLERANCE = 1e-9
 
@@ -195,6 +195,45 @@ def test_patches_are_independent_of_how_many_there_are():
     together = concept_metagame(*both)[0]
     alone = concept_metagame(*(x[:, 250:251] for x in both))[0]
     assert largest_difference(together[:, 250:251], alone) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("n", "spread"), [(5, 3.0), (39, 3.0), (50, 12.0), (300, 3.0)])
+def test_hundreds_of_concepts_match_both_integrals(n, spread):
+    logits, background = random_logits(n, 3, n_patches=2, spread=spread)
+    diag, directional = concept_metagame(logits, background, directional=True)
+    expected_diag, expected_directional = by_integrals(logits, background)
+    assert largest_difference(diag, expected_diag) <= TOLERANCE
+    assert largest_difference(directional, expected_directional) <= TOLERANCE
+
+
+@given(both=logits(st.integers(1, 6)))
+def test_integrals_agree_with_the_definition(both):
+    for found, expected in zip(by_integrals(*both), by_definition(*both), strict=True):
+        assert largest_difference(found, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 2, 36, 37, 38, 50, 300, 1000])
+def test_the_rule_on_the_unit_interval_integrates_every_power(n):
+    nodes, masses = _unit_interval_rule(n)
+    errors = [abs(masses @ nodes**power - 1 / (power + 1)) for power in range(n)]
+    assert max(errors) <= 1e-10
+    assert len(nodes) <= (n + 1) // 2
+    assert masses.min() > 0
+
+
+@pytest.mark.parametrize("directional", [False, True])
+def test_memory_bounds_what_is_computed_at_once_and_changes_no_value(directional, monkeypatch):
+    both, sizes = random_logits(12, 2, n_patches=100), []
+    expected = concept_metagame(*both, directional=directional)
+    play = concept._play
+    monkeypatch.setattr(concept, "_play", lambda *arguments: sizes.append(arguments[0].shape[1]) or play(*arguments))
+    found = concept_metagame(*both, directional=directional, memory=200_000)
+    assert 1 <= max(sizes) < 20
+    assert sum(sizes) == 100
+    assert largest_difference(found[0], expected[0]) <= 1e-14
+    assert not directional or largest_difference(found[1], expected[1]) <= 1e-14
+    with pytest.raises(UserError, match=r"memory=1000 is too small: a patch needs \d+ bytes on 1 threads\."):
+        concept_metagame(*both, directional=directional, memory=1000)
 
 
 def test_thirty_concepts_need_no_enumeration():
