@@ -9,7 +9,7 @@ FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figur
 EXPERIMENTS := $(TABLES) $(FIGURES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test test-system test-due test-all test-slurm demo figures report plan data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test test-system test-due test-all test-slurm docs demo figures report plan data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-all: test test-system  ## run all tests
 
 test-slurm: setup  ## run a sweep through a SLURM of one node, started for it (root on Debian)
 	$(PYTHON) -m pytest -m slurm -rs tests/system/test_slurm.py
+
+docs: setup  ## build the documentation in build/site/; a warning is an error
+	$(PYTHON) -m sphinx -q -W --keep-going docs build/site
 
 demo: setup $(TABLES) figure13  ## every table at this scale, and Figure 13
 

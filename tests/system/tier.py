@@ -69,6 +69,7 @@ PARTS = {
             "src/metagame/report", "configs",
         ),
     ),
+    "docs": Part(("docs",), ("docs", "CONTRIBUTING.md", "CHANGELOG.md", "src/metagame")),
     "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "--jobs=2", "demo", "report")),
 }  # fmt: skip
 

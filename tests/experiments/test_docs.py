@@ -1,0 +1,57 @@
+"""What the pages of the documentation show runs as it stands there."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.tiny.jobs import ROOT
+from tests.tiny.runs import run
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_recipes_run_one_after_the_other():
+    namespace = {}
+    for block in blocks("recipes", "python"):
+        exec(block, namespace)
+    assert namespace["phi"].values.shape == (16, 3)
+    assert namespace["maps"].shape == (40, 256)
+
+
+def test_code_of_the_tour_gives_what_its_comments_say(capsys):
+    (block,) = blocks("tour", "python")
+    exec(block, {})
+    assert capsys.readouterr().out == "[[1. 1.]\n [2. 0.]]\n[2. 2.]\n"
+
+
+@pytest.mark.slow
+def test_results_are_read_in_ten_lines_of_pandas(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (command,) = blocks("reading_results", "bash")
+    status, errors = run(*shlex.split(command)[2:], cwd=tmp_path)
+    assert status == 0, errors
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("reading_results", "python")
+    namespace = {}
+    exec(block, namespace)
+    assert namespace["means"]["objects_4.mean"].tolist() == pytest.approx(
+        namespace["scores"]["objects_4"].groupby("method", sort=False).mean().tolist(), abs=1e-6
+    )
+    assert namespace["phi"].shape == (16, 4)
+    assert "two_se" in capsys.readouterr().out
+
+
+def test_every_field_of_the_results_is_described():
+    from dataclasses import fields
+
+    from metagame.jobs.records import ARRAYS, OF_META, PICTURE, SHARED, Record
+    from metagame.report.table import Column, Table
+
+    text = (ROOT / "docs/reading_results.md").read_text()
+    names = {each.name for kind in (Record, Table, Column) for each in fields(kind)}
+    missing = [name for name in (*names, *OF_META, SHARED, *ARRAYS, PICTURE) if f"`{name}`" not in text]
+    assert not missing
