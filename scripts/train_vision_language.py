@@ -13,6 +13,12 @@ the logit where its digit is there and lowers it where it is not, and a caption 
 training, lies between. (Where each caption that fits an image is a right answer, one word more or less is worth
 nothing.) Scenes have one digit at first, and more as the training goes on; patches are hidden at random (Li et al.,
 2023), so that each has to tell its digit.
+
+Most captions of a CLIP name all digits of the scene, so that a fourth word also says that the scene is full: it raises
+the maps of MetaCLIP-2 on the patches of the other three. With captions that have each word or not at even odds (tried
+with one seed and 2500 steps) its Meta-Attention and Meta-Grad-ECLIP rise from .57 and .55 to .72 and .66 with four
+words, but fall from .76 and .74 to .68 and .63 with two, and on average Meta-Grad-ECLIP loses; the committed models are
+therefore not of that training.
 """
 
 from __future__ import annotations
