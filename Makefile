@@ -67,6 +67,7 @@ plan: setup  ## say what an experiment will cost, and what it misses (EXPERIMENT
 
 bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_import
+	$(PYTHON) -m scripts.bench_core
 	$(PYTHON) -m scripts.bench_concept
 	$(PYTHON) -m scripts.bench_vision_language
 	$(PYTHON) -m scripts.bench_language

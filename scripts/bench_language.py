@@ -19,7 +19,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from metagame.attributions.attnlrp import AttnLRP
 from metagame.benchmarks.prompts import review_prompts
 from metagame.estimators.configured import ConfiguredEstimator
-from metagame.estimators.exact import endogenous_shapley
+from metagame.estimators.exact import endogenous_index
 from metagame.games import all_coalitions
 from metagame.models.language_model import LanguageModel
 from metagame.models.prompt_tokens import PromptTokens
@@ -78,7 +78,7 @@ def bench_small() -> dict:
     seconds, explanation = timed(lambda: metagame.explain(bound))
     ours = explanation.meta
     game_seconds, table = timed(lambda: AttnLRP().game(bound)(all_coalitions(n)))
-    exact = endogenous_shapley(table)
+    exact = endogenous_index(table)
 
     def relevance(step: int, coalitions: np.ndarray) -> np.ndarray:
         return generation.step_relevance(model, AttnLRP(), prompt, answer, step, coalitions)

@@ -21,7 +21,7 @@ from rich.progress import track
 from metagame.attributions.attnlrp import AttnLRP
 from metagame.benchmarks.prompts import review_prompts
 from metagame.estimators import ESTIMATORS
-from metagame.estimators.exact import endogenous_shapley
+from metagame.estimators.exact import endogenous_index
 from metagame.games import AttributionGame, all_coalitions
 from metagame.meta import meta_attributions
 from metagame.models.language_model import LanguageModel
@@ -66,7 +66,7 @@ def relative_error(estimate: np.ndarray, exact: np.ndarray) -> float:
 def errors_of_prompt(tables: np.ndarray, seeds: range) -> dict[str, list[float]]:
     """Errors of each estimator and budget, and of the paper's procedure, one for each seed."""
     values = tables.mean(0)
-    n, exact = values.shape[1], endogenous_shapley(values)
+    n, exact = values.shape[1], endogenous_index(values)
     bits = 1 << np.arange(n)
     found: dict[str, list[float]] = {}
     for seed, budget, name in product(seeds, BUDGETS, [each for each in ESTIMATORS if each != "exact"]):

@@ -1,36 +1,39 @@
 r"""Exact interaction indices of games given by all their values, vectorised over targets.
 
-Every index here is linear in the Moebius transform m of the game, with a coefficient that depends on sizes only:
+Every index here is linear in the Moebius transform m of the game, with a coefficient that depends on sizes and on the
+order k, the size of the largest sets:
 
-    index_S = sum over T containing S of c(|S|, |T|) m(T),    S a player or a pair.
+    index_S = sum over T containing S of c(k, |S|, |T|) m(T),    1 <= |S| <= k.
 
 So an index is one line, its ``c``. :func:`_value_weights` turns c into exact rational weights on the values themselves
-(no alternating sums in floats), and one matrix product serves all targets.
+(no alternating sums in floats). They depend on |R| and |R & S| only, so that the sum over all R is one over the subsets
+of S of sums over supersets, which halving finds for all sets at once, in about as many steps as there are values.
 
 Shapes: ``values`` is ``(2**n, t)``, bit j of the row number says whether player j is present; 1-D input drops t from
-the result. Order 1 gives ``(n, t)``; order 2 gives ``(n, n, t)``, symmetric, index_i on the diagonal. Units and sign
-are those of the values.
+the result. Order 1 gives ``(n, t)``, order 2 ``(n, n, t)``, and so on: the entry of players i, j, ... is the index of
+the set {i, j, ...}, so that the array is symmetric and has index_i on the diagonal. Units and sign are those of the
+values.
 
 Coefficients: Bordt and von Luxburg (2023) for k-SV and STII, Tsai et al. (2023, Thm. 19) for FSII, Grabisch and Roubens
-(1999) for SII and Banzhaf.
+(1999) for SII and Banzhaf. At order 1 all but Banzhaf are the Shapley value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import combinations
 from math import comb
 from numbers import Integral
 
 import numpy as np
-from jaxtyping import Float, Int, UInt
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from metagame.games import GameError, as_float64
 
-Coefficient = Callable[[int, int], Fraction]
-_BLOCK = 1 << 14
+Coefficient = Callable[[int, int, int], Fraction]
 
 
 def moebius(values: ArrayLike, n: int) -> Float[np.ndarray, " 2**{n} *t"]:
@@ -46,118 +49,145 @@ def moebius(values: ArrayLike, n: int) -> Float[np.ndarray, " 2**{n} *t"]:
 
 def shapley(values: ArrayLike, n: int) -> Float[np.ndarray, " {n} *t"]:
     """Shapley value; sums over players to v(N) - v(empty)."""
-    return _index(values, n, 1, _shapley)
+    return _index(values, n, 1, _sii)
 
 
 def banzhaf(values: ArrayLike, n: int, order: int = 1) -> Float[np.ndarray, "{n} ..."]:
-    """Banzhaf value; at order 2 the Banzhaf interaction index, with the value on the diagonal. Not efficient."""
+    """Banzhaf interaction index; of single players the Banzhaf value. Not efficient."""
     return _index(values, n, order, _banzhaf)
 
 
 def sii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """Shapley interaction index, with the Shapley value on the diagonal. Not hierarchically efficient."""
+    """Shapley interaction index; of single players the Shapley value. Not hierarchically efficient."""
     return _index(values, n, order, _sii)
 
 
 def ksv(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """k-Shapley values (k = ``order``): at order 2 SII of pairs, and SV_i - 1/2 sum_j SII_ij on the diagonal."""
-    return _index(values, n, order, _shapley if order == 1 else _ksv)
+    """k-Shapley values (k = ``order``), or k-SII: efficient; of sets of ``order`` players SII.
+
+    At order 2 the diagonal is SV_i - 1/2 sum_j SII_ij.
+    """
+    return _index(values, n, order, _ksv)
 
 
 def stii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """Shapley-Taylor index (top order = ``order``): at order 2 m(i) on the diagonal, sum m(T)/C(|T|, 2) off it."""
-    return _index(values, n, order, _shapley if order == 1 else _stii)
+    """Shapley-Taylor index: efficient; m(S) of sets of fewer than ``order`` players, else sum m(T)/C(|T|, order)."""
+    return _index(values, n, order, _stii)
 
 
 def fsii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """Faithful Shapley interaction index of top order ``order``."""
-    return _index(values, n, order, _shapley if order == 1 else _fsii)
+    """Faithful Shapley interaction index of top order ``order``: efficient."""
+    return _index(values, n, order, _fsii)
 
 
-PAIRWISE = {"sii": sii, "ksv": ksv, "stii": stii, "fsii": fsii, "banzhaf": banzhaf}
-"""The indices that have an order 2, by name."""
+def ksv_of_sii(pairs: Float[np.ndarray, "*more n n"]) -> Float[np.ndarray, "*more n n"]:
+    """k-SV of order 2, of SII of order 2: each player gives up half of the pairs that it is in."""
+    own = np.einsum("...ii->...i", pairs)
+    result = pairs.copy()
+    np.einsum("...ii->...i", result)[:] = own - (pairs.sum(-1) - own) / 2
+    return result
 
 
-def _shapley(s: int, t: int) -> Fraction:
-    return Fraction(1, t)
+INDICES = {"sii": sii, "ksv": ksv, "stii": stii, "fsii": fsii, "banzhaf": banzhaf}
+"""The indices that have every order, by name."""
 
 
-def _banzhaf(s: int, t: int) -> Fraction:
+def sets_of_entries(n: int, order: int) -> list[tuple[int, ...]]:
+    """An entry in an array of an index for each set of at most ``order`` of n players: its last player is repeated."""
+    sets = (players for size in range(1, order + 1) for players in combinations(range(n), size))
+    return [players + players[-1:] * (order - len(players)) for players in sets]
+
+
+def _banzhaf(k: int, s: int, t: int) -> Fraction:
     return Fraction(1, 2 ** (t - s))
 
 
-def _sii(s: int, t: int) -> Fraction:
+def _sii(k: int, s: int, t: int) -> Fraction:
     return Fraction(1, t - s + 1)
 
 
-def _ksv(s: int, t: int) -> Fraction:
-    return Fraction(1, t - 1) if s == 2 else Fraction(1, t) - (Fraction(1, 2) if t > 1 else 0)
+def _ksv(k: int, s: int, t: int) -> Fraction:
+    """SII of all sets of r players more, each times the Bernoulli number B_r."""
+    return sum((_bernoulli(r) * comb(t - s, r) * _sii(k, s + r, t) for r in range(min(k, t) - s + 1)), start=Fraction())
 
 
-def _stii(s: int, t: int) -> Fraction:
-    return Fraction(1, comb(t, 2)) if s == 2 else Fraction(t == 1)
+@lru_cache
+def _bernoulli(r: int) -> Fraction:
+    """With B_1 = -1/2."""
+    return Fraction(r == 0) - sum(
+        (comb(r, i) * _bernoulli(i) / Fraction(r - i + 1) for i in range(r)), start=Fraction()
+    )
 
 
-def _fsii(s: int, t: int) -> Fraction:
-    if s == 2:
-        return Fraction(6, t * (t + 1))
-    return Fraction(t == 1) if t < 2 else Fraction(-2 * (t - 2), t * (t + 1))
+def _stii(k: int, s: int, t: int) -> Fraction:
+    return Fraction(1, comb(t, k)) if s == k else Fraction(t == s)
+
+
+def _fsii(k: int, s: int, t: int) -> Fraction:
+    if t <= k:
+        return Fraction(t == s)
+    return Fraction((-1) ** (k - s) * s * comb(k, s) * comb(t - 1, k), (k + s) * comb(t + k - 1, k + s))
 
 
 def _index(values: ArrayLike, n: int, order: int, c: Coefficient) -> Float[np.ndarray, "{n} ..."]:
     values, drop = _check(values, n)
-    if not isinstance(order, Integral):
-        raise GameError(f"order={order!r}: give the whole number 1 or 2.")
-    if order == 1:
-        first, second = np.arange(n), np.arange(n)
-    elif order == 2:
-        first, second = np.triu_indices(n)
-    else:
-        raise GameError(f"order={order}: the indices here have order 1 or 2.")
-    weights = {s: _value_weights(c, s, n) for s in range(1, order + 1)}
-    total = np.zeros((len(first), values.shape[1]))
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK]
-        rows = np.arange(start, start + len(block), dtype=np.uint32)
-        total += _weight_rows(rows, first, second, weights) @ block.astype(np.float64, copy=False)
-    if order == 2:
-        square = np.empty((n, n, values.shape[1]))
-        square[first, second] = square[second, first] = total
-        total = square
+    if not isinstance(order, Integral) or order < 1:
+        raise GameError(f"order={order!r}: give a whole number of players, at least one.")
+    if order > n:
+        raise GameError(f"order={order} is above the number of players, {n}: no set has so many of them.")
+    found = [_index_of_size(values, n, s, _value_weights(c, int(order), s, n)) for s in range(1, order + 1)]
+    codes = np.concatenate([_sets(n, s) for s in range(1, order + 1)])
+    by_code = codes.argsort()
+    entries = reduce(np.bitwise_or.outer, [1 << np.arange(n)] * order)
+    total = np.concatenate(found)[by_code][np.searchsorted(codes[by_code], entries)]
     return total[..., 0] if drop else total
 
 
-def _weight_rows(
-    rows: UInt[np.ndarray, " r"],
-    first: Int[np.ndarray, " s"],
-    second: Int[np.ndarray, " s"],
-    weights: dict[int, Float[np.ndarray, "_ _"]],
-) -> Float[np.ndarray, "s r"]:
-    """Weights ``(sets, len(rows))`` of the values of coalitions ``rows`` in the index of each set {first, second}."""
-    size = np.bitwise_count(rows)
-    player = (rows >> np.arange(int(max(second)) + 1, dtype=np.uint32)[:, None] & 1).astype(np.intp)
-    single = first == second
-    inside = np.where(single[:, None], player[first], player[first] + player[second])
-    out = np.empty(inside.shape)
-    for s, chosen in ((1, single), (2, ~single)):
-        if chosen.any():
-            out[chosen] = weights[s][inside[chosen], size]
-    return out
+def _sets(n: int, s: int) -> Int[np.ndarray, " c"]:
+    """Row numbers of all coalitions of s players, ascending."""
+    return np.sort([sum(1 << player for player in players) for players in combinations(range(n), s)])
+
+
+def _index_of_size(
+    values: Float[np.ndarray, "2**{n} t"], n: int, s: int, weights: Float[np.ndarray, "{s}+1 {n}+1"]
+) -> Float[np.ndarray, "c t"]:
+    """The index of every set of s players, by their row numbers: a sum over its parts of sums over supersets."""
+    size = np.bitwise_count(np.arange(1 << n, dtype=np.uint32))
+    sets = np.array([[code >> player & 1 for player in range(n)] for code in _sets(n, s).tolist()])
+    players = np.nonzero(sets)[1].reshape(-1, s)
+    total = np.zeros((len(players), values.shape[1]))
+    for b in range(s + 1):
+        sums, codes = _superset_sums(weights[b][size][:, None] * values, b), _sets(n, b)
+        for part in combinations(range(s), b):
+            total += sums[np.searchsorted(codes, (1 << players[:, part]).sum(1))]
+    return total
+
+
+def _superset_sums(x: Float[np.ndarray, "k t"], s: int) -> Float[np.ndarray, "c t"]:
+    """Of every set of s players, by row number: the sum of x over the coalitions that contain it."""
+    if s == 0:
+        return x.sum(0, keepdims=True)
+    if len(x) < 1 << s:
+        return x[:0]
+    absent, present = x[: len(x) // 2], x[len(x) // 2 :]  # of the last player
+    return np.concatenate([_superset_sums(absent + present, s), _superset_sums(present, s - 1)])
 
 
 @lru_cache(maxsize=64)
-def _value_weights(c: Coefficient, s: int, n: int) -> Float[np.ndarray, "{s}+1 {n}+1"]:
-    r"""w[a, r]: weight of v(R) in index_S, |R| = r and |R & S| = a.
+def _value_weights(c: Coefficient, k: int, s: int, n: int) -> Float[np.ndarray, "{s}+1 {n}+1"]:
+    r"""d[b, r]: what v(R), |R| = r, counts in index_S for each part of S with b players that R contains.
 
-    w = sum over T containing S and R of c(s, |T|) (-1)^(|T| - r), a sum over |T| = u + e with u = |S | R|; in
-    rationals, so that its alternating terms cancel exactly.
+    The weight of v(R) is w[a, r] with a = |R & S|: a sum over T containing S and R of c(k, s, |T|) (-1)^(|T| - r), one
+    over |T| = u + e with u = |S | R|. Since R contains C(a, b) parts of S with b players, w[a, r] is the sum over b of
+    C(a, b) d[b, r], where d[b, r] is the b-th difference of w[., r] at 0. In rationals, so that alternating terms
+    cancel exactly.
     """
-    table = np.zeros((s + 1, n + 1))
+    w = np.full((s + 1, n + 1), Fraction(), dtype=object)
     for a in range(s + 1):
         for r in range(a, n - s + a + 1):
             u = r + s - a
-            table[a, r] = sum(comb(n - u, e) * c(s, u + e) * (-1) ** (u + e - r) for e in range(n - u + 1))
-    return table
+            w[a, r] = sum(comb(n - u, e) * c(k, s, u + e) * (-1) ** (u + e - r) for e in range(n - u + 1))
+    return np.array([np.diff(w, b, axis=0)[0] for b in range(s + 1)], dtype=np.float64)
 
 
 def _check(values: ArrayLike, n: int) -> tuple[Float[np.ndarray, "2**{n} t"], bool]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from metagame import indices
+from metagame.errors import UserError
 from metagame.estimators import ESTIMATORS, Estimator, Rules
 from metagame.extras import needed_by
 from metagame.games import AttributionGame, GameError, Progress
@@ -31,16 +32,18 @@ class MetaAttributions:
 
     Attributes:
         values: ``(t, n)``: ``values[i, j]`` is the influence of player j on the attribution of target i (j -> i);
-            endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: the joint influence of a pair
-            of players, symmetric, the index of the single player on the diagonal. float64, or sympy's expressions.
+            endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: ``values[i, j, k]`` is the
+            joint influence of players j and k on it, symmetric, the index of the single player where j = k; endogenous
+            games have phi_i({i}) at [i, i, i], and 0 for other pairs with i. At order 3 ``(t, n, n, n)``, and so on.
+            float64, or sympy's expressions.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
         standard_error: shape of ``values``, or None where it is not known.
         error_note: why it is not known.
         endogenous: the players are the targets.
-        order: 1 or 2.
-        index: name of the index of pairs, ``serial`` of an attribution of attributions; of a metagame of order 1 None,
-            or ``banzhaf``.
+        order: the most players whose joint influence is told.
+        index: name of the index from order 2 on, ``serial`` of an attribution of attributions; of a metagame of order
+            1 None, or ``banzhaf``.
         n_evaluations: coalitions on which the attribution method ran.
         directed: entry (i, j) is the influence j -> i; False: it belongs to the unordered pair {i, j}, the matrix is
             symmetric, and the index of the single player stands on the diagonal.
@@ -49,7 +52,7 @@ class MetaAttributions:
         grid: rows and columns of patches, where the targets are patches of an image.
     """
 
-    values: Shaped[np.ndarray, "t n"] | Shaped[np.ndarray, "t n n"]
+    values: Shaped[np.ndarray, "t n *more"]
     first_order: Shaped[np.ndarray, " t"] | None = None
     empty: Shaped[np.ndarray, " t"] | None = None
     standard_error: np.ndarray | None = None
@@ -72,27 +75,35 @@ class MetaAttributions:
             f" {self.n_evaluations} evaluations)"
         )
 
+    def matrix(self) -> Shaped[np.ndarray, "t n"]:
+        """The values at order 1.
+
+        Raises:
+            UserError: they are of another order.
+        """
+        if self.order != 1:
+            raise UserError(
+                f"values of order {self.order} are no matrix of single players: leave out attribution.order."
+            )
+        return self.values
+
     @property
     def residual(self) -> Shaped[np.ndarray, " t"]:
         """What the row sums miss of efficiency, ``(t,)``; 0 for an exact estimate (Corollary 1).
 
-        Row sum - phi_i(N) for endogenous games, row sum - phi_i(N) + phi_i(empty) for exogenous ones. At order 2 the
-        "row" of a target is its diagonal plus one half of its off-diagonal sum; 0 for ksv, stii and fsii only.
+        Row sum - phi_i(N) for endogenous games, row sum - phi_i(N) + phi_i(empty) for exogenous ones. From order 2 on
+        the "row" of a target has every set of players once, which gives 0 for ksv, stii and fsii only.
 
         Raises:
             GameError: the first-order attribution that rows would sum to is not known.
         """
         if self.first_order is None or (self.empty is None and not self.endogenous):
             raise GameError("these values have no residual: the first-order attribution is not known.")
-        if self.order == 1:
-            rows = self.values.sum(1)
-        else:
-            diagonal = np.trace(self.values, axis1=1, axis2=2)
-            rows = diagonal + (self.values.sum((1, 2)) - diagonal) / 2
+        rows = sum(self.values[:, *entry] for entry in indices.sets_of_entries(self.values.shape[1], self.order))
         return rows - self.first_order + (0 if self.endogenous or self.empty is None else self.empty)
 
     def to_shapiq(self) -> list[shapiq.InteractionValues]:
-        """One ``shapiq.InteractionValues`` per target: of order 1 (index SV) or 2 (the index played).
+        """One ``shapiq.InteractionValues`` per target: of order 1 (index SV) or more (the index played).
 
         Raises:
             GameError: the values are no metagame: rows of an interaction index are no Shapley values.
@@ -109,12 +120,8 @@ class MetaAttributions:
         n = self.values.shape[1]
         baseline = 0.0 if self.endogenous or self.empty is None else float(self.empty[target])
         scores: dict[tuple[int, ...], float] = {(): baseline}
-        for i in range(n):
-            if self.order == 1:
-                scores[(i,)] = float(self.values[target, i])
-            else:
-                scores[(i,)] = float(self.values[target, i, i])
-                scores |= {(i, j): float(self.values[target, i, j]) for j in range(i + 1, n)}
+        for entry in indices.sets_of_entries(n, self.order):
+            scores[tuple(sorted(set(entry)))] = float(self.values[target, *entry])
         return shapiq.InteractionValues(
             scores,
             index="SV" if self.index is None else "BV" if self.order == 1 else SHAPIQ_NAMES[self.index],
@@ -151,28 +158,30 @@ def meta_attributions(
             None: endogenous when there are as many targets as players (logged).
         budget: the most coalitions to evaluate; None: all 2^n for ``exact``, else 64 per player.
         seed: of the sampling.
-        order: 2 for the interaction ``index`` of pairs of players of an exogenous game.
-        index: of order 2 ``sii`` (also None), ``ksv``, ``stii``, ``fsii`` or ``banzhaf``; the approximations know
-            ``sii``. At order 1 these are all the Shapley value, but for ``banzhaf``: the Banzhaf value, by ``exact``
-            and ``trees``.
+        order: 2 for the interaction ``index`` of pairs of players, 3 for that of triples, too, and so on. In an
+            endogenous game those of the other players, with target i fixed as present (phi_{jk->i}).
+        index: from order 2 on ``sii`` (also None), ``ksv``, ``stii``, ``fsii`` or ``banzhaf``. ``exact`` knows all, at
+            any order; of exogenous games the approximations know ``sii`` and ``ksv`` at order 2, and
+            ``regression`` ``fsii`` at any order. At order 1 these are all the Shapley value, but
+            for ``banzhaf``: the Banzhaf value, by ``exact`` and ``trees``.
         progress: called with (coalitions evaluated, planned) after each batch.
 
     Raises:
         GameError: an argument is off, the budget is too small, n is too large for ``exact``, or the game is not finite.
     """
     play = _estimator(estimator)
-    _check_settings(game, endogenous, budget, seed)
-    if order not in (1, 2):
-        raise GameError(f"order={order!r}: meta-attributions have order 1 or 2.")
-    if index is not None and index not in indices.PAIRWISE:
-        raise GameError(f"index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}.")
-    index = (index or "sii") if order == 2 else "banzhaf" if index == "banzhaf" else None
+    _check_settings(game, endogenous, budget, seed, order)
+    if index is not None and index not in indices.INDICES:
+        raise GameError(f"index={index!r} is unknown: choose one of {', '.join(indices.INDICES)}.")
+    index = (index or "sii") if order > 1 else "banzhaf" if index == "banzhaf" else None
     before = game.n_evaluations
     guessed = endogenous is None
     if endogenous is None:
         endogenous = _guess_endogenous(game, order)
-    if endogenous and order == 2:
-        raise GameError("order=2 is defined for exogenous games: pass endogenous=False.")
+    playing = game.n_players - 1 if endogenous else game.n_players
+    if order > max(playing, 1):
+        besides = " besides the target" if endogenous else ""
+        raise GameError(f"order={order} is above the number of players{besides}, {playing}: choose a lower one.")
     if endogenous and len(game.grand()) != game.n_players:
         raise GameError(
             f"endogenous=True needs as many targets as players; fn returned {len(game.grand())} targets for"
@@ -198,13 +207,15 @@ def meta_attributions(
     )
 
 
-def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int | None, seed: int) -> None:
+def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int | None, seed: int, order: int) -> None:
     if not isinstance(game, AttributionGame):
         raise GameError(f"game is a {type(game).__name__}: give an AttributionGame(fn, n_players).")
     if endogenous not in (None, True, False):
         raise GameError(f"endogenous={endogenous!r}: give True, False or None.")
     if budget is not None and not isinstance(budget, Integral):
         raise GameError(f"budget={budget!r}: give a whole number of coalitions, or None.")
+    if not isinstance(order, Integral) or order < 1:
+        raise GameError(f"order={order!r}: give a whole number of players, at least one.")
     if not isinstance(seed, Integral) or seed < 0:
         raise GameError(f"seed={seed!r}: give a whole number, not negative.")
 
@@ -218,7 +229,7 @@ def _estimator(estimator: str | Estimator) -> Estimator:
 
 
 def _guess_endogenous(game: AttributionGame, order: int) -> bool:
-    if order == 2:
+    if order > 1:
         return False
     n_targets = len(game.grand())
     endogenous = n_targets == game.n_players

@@ -254,10 +254,9 @@ def test_the_shipped_game_has_50_images_of_ten_games_and_fewer_for_fixlip(
 def test_the_maps_of_words_are_the_meta_attributions_or_one_first_order_map_for_all():
     first, matrix, pairs = np.arange(4.0), np.arange(8.0).reshape(4, 2), np.ones((4, 2, 2))
     assert np.array_equal(word_maps(explained(first, matrix, grid=(2, 2)), 2), matrix)
-    for order_2 in ({}, {"values": pairs, "order": 2}):
-        assert word_maps(explained(first, grid=(2, 2), **order_2), 2).tolist() == [[value] * 2 for value in first]
-    with pytest.raises(UserError, match="the pointing game needs a map of each word"):
-        word_maps(explained(values=pairs, grid=(2, 2), order=2), 2)
+    assert word_maps(explained(first, grid=(2, 2)), 2).tolist() == [[value] * 2 for value in first]
+    with pytest.raises(UserError, match=r"values of order 2 .* leave out attribution\.order"):
+        word_maps(explained(first, pairs, grid=(2, 2), order=2), 2)
 
 
 @unchecked()

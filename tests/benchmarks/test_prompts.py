@@ -176,11 +176,9 @@ def test_scores_hold_what_a_figure_shows_and_can_be_written():
     assert json.loads(json.dumps(scores)) == scores
 
 
-def test_values_of_pairs_are_no_order_of_single_entries_but_first_order_attributions_are():
-    pairs = {"values": np.zeros((3, 3, 3)), "order": 2}
-    assert np.array_equal(pair_matrix(explained([1, 4, 8], **pairs)), pair_matrix(explained([1, 4, 8])))
-    with refused("choose a method that attributes tokens or pairs"):
-        pair_matrix(explained(**pairs))
+def test_values_of_another_order_are_refused():
+    with refused("values of order 2 are no matrix of single players: leave out attribution.order"):
+        pair_matrix(explained([1, 4, 8], values=np.zeros((3, 3, 3)), order=2))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from metagame.estimators.coalition_sample import draw_coalition_sample
 from metagame.estimators.permutation import _zigzags
 from metagame.estimators.trees import tree_index
 from metagame.games import all_coalitions
-from tests.conftest import endogenous_games, games, random_game
+from tests.conftest import close, endogenous_games, games, random_game
 from tests.reference import indices as reference
 
 APPROXIMATE = ["permutation", "regression", "trees"]
@@ -47,9 +48,9 @@ FEW_TREES = partial(trees, n_trees=20)
 """What holds of trees does not depend on how many they are."""
 
 
-def play(values, estimator, kind, budget=None, seed=0):
+def play(values, estimator, kind, budget=None, seed=0, **more):
     game = AttributionGame.from_values(values)
-    return meta_attributions(game, few(estimator), budget=budget, seed=seed, **KINDS[kind])
+    return meta_attributions(game, few(estimator), budget=budget, seed=seed, **KINDS[kind], **more)
 
 
 def few(estimator):
@@ -103,6 +104,7 @@ def test_budget_is_used(estimator, kind):
 @each_kind
 @pytest.mark.parametrize("n", [1, 3, 10])
 def test_default_budget_serves_any_number_of_players(estimator, kind, n):
+    n = max(n, KINDS[kind].get("order", 1))
     phi = play(random_game(n, n), estimator, kind)
     assert np.isfinite(phi.values).all()
     assert phi.n_evaluations <= min(64 * n, 2**n)
@@ -134,6 +136,7 @@ def test_error_falls_with_the_budget(estimator, kind):
 @each_kind
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 def test_with_all_coalitions_every_estimator_is_exact(estimator, kind, n):
+    n = max(n, KINDS[kind].get("order", 1))
     values = random_game(n, n)
     phi, exact = play(values, estimator, kind, budget=2**n), play(values, "exact", kind)
     assert np.abs(phi.values - exact.values).max() < 1e-12
@@ -361,3 +364,32 @@ def test_threads_change_nothing():
     )
     assert np.array_equal(one, several)
     assert np.array_equal(one, all_cores)
+
+
+def additive_game(n, order, n_targets=2, seed=0):
+    """A game without effects of more than ``order`` players at once, by its values ``(2**n, t)``."""
+    rng, coalitions = np.random.default_rng(seed), all_coalitions(n)
+    sets = [list(each) for size in range(order + 1) for each in combinations(range(n), size)]
+    return sum(coalitions[:, each].all(1)[:, None] * rng.normal(size=n_targets) for each in sets)
+
+
+@pytest.mark.parametrize(
+    ("order", "index", "tolerance"), [(2, "sii", 1e-6), (2, "ksv", 1e-6), (2, "fsii", 1e-4), (3, "fsii", 1e-4)]
+)
+def test_regression_finds_the_interactions_of_a_game_without_any_beyond_them(order, index, tolerance):
+    values = additive_game(8, order)
+    settings = {"endogenous": False, "order": order, "index": index}
+    found = meta_attributions(AttributionGame.from_values(values), "regression", budget=230, **settings)
+    exact = meta_attributions(AttributionGame.from_values(values), "exact", **settings)
+    assert close(found.values, exact.values, tolerance)  # shapiq's FSII is good to 1e-6 times the values
+
+
+@each_estimator
+def test_ksv_of_order_two_is_that_of_the_interactions_that_are_found(estimator):
+    sii, ksv = (
+        play(random_game(7, 2), estimator, "order 2", budget=100, index=index).values for index in ("sii", "ksv")
+    )
+    own = np.einsum("tjj->tj", sii)
+    expected = sii.copy()
+    np.einsum("tjj->tj", expected)[:] = own - (sii.sum(2) - own) / 2
+    assert close(ksv, expected, 1e-8)

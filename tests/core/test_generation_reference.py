@@ -6,7 +6,7 @@ import pytest
 from metagame.attributions.attnlrp import AttnLRP
 from metagame.benchmarks.prompts import review_prompts
 from metagame.estimators.configured import ConfiguredEstimator
-from metagame.estimators.exact import endogenous_shapley
+from metagame.estimators.exact import endogenous_index
 from metagame.estimators.trees import tree_index
 from metagame.games import AttributionGame, all_coalitions
 from metagame.meta import meta_attributions
@@ -38,7 +38,7 @@ def test_the_default_estimator_is_no_worse_with_2b_passes_in_all_than_the_paper_
     ours, paper = [], []
     for table in tables:
         values = table.mean(0)
-        n, exact = values.shape[1], endogenous_shapley(values)
+        n, exact = values.shape[1], endogenous_index(values)
         budget = min(2 * generation.n_coalitions(n), (1 << n) - 2)
         bits = 1 << np.arange(n)
         phi = meta_attributions(AttributionGame.from_values(values), "trees", True, budget)

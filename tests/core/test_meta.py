@@ -2,7 +2,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metagame import AttributionGame, UserError, indices, meta_attributions
@@ -29,14 +29,51 @@ def test_exogenous_game_is_the_shapley_value_of_every_target(game):
     assert close(play(game[0], endogenous=False).values, reference.exogenous(game[0]))
 
 
-@pytest.mark.parametrize("index", indices.PAIRWISE)
-@given(game=games())
-def test_order_two_is_the_index_of_every_target(index, game):
-    values, n = game
-    phi = play(values, endogenous=False, order=2, index=index)
-    assert phi.values.shape == (values.shape[1], n, n)
+ORDERS = pytest.mark.parametrize("order", [2, 3])
+EFFICIENT = ["ksv", "stii", "fsii"]
+
+
+@ORDERS
+@pytest.mark.parametrize("index", indices.INDICES)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_a_higher_order_is_the_index_of_every_target(index, order, data):
+    values, n = data.draw(games(st.integers(order, 5)))
+    phi = play(values, endogenous=False, order=order, index=index)
+    assert phi.values.shape == (values.shape[1], *[n] * order)
     for target, found in enumerate(phi.values):
-        assert close(found, getattr(reference_indices, index)(values[:, target], n, 2))
+        assert close(found, getattr(reference_indices, index)(values[:, target], n, order))
+
+
+@ORDERS
+@pytest.mark.parametrize("index", indices.INDICES)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_a_higher_order_of_an_endogenous_game_is_that_of_the_others_with_the_target_present(index, order, data):
+    values = data.draw(endogenous_games(st.integers(order + 1, 5)))
+    phi = play(values, endogenous=True, order=order, index=index)
+    assert close(phi.values, reference.endogenous_of_order(values, order, getattr(reference_indices, index)))
+    assert (phi.endogenous, phi.order, phi.index) == (True, order, index)
+
+
+@pytest.mark.parametrize("index", ["sii", "ksv"])
+@given(values=endogenous_games(st.integers(3, 5)))
+def test_pairs_of_an_endogenous_game_add_to_the_influence_of_each(index, values):
+    """With SII the diagonal is phi_{j->i}; k-SV takes half of each pair from it (Theorem 1, target by target)."""
+    first, pairs = (play(values, endogenous=True, order=order, index=index).values for order in (1, 2))
+    own = np.einsum("ijj->ij", pairs)
+    shared = (pairs.sum(2) - own) / 2 if index == "ksv" else 0
+    assert close(own + shared, first)
+
+
+@ORDERS
+@pytest.mark.parametrize("index", EFFICIENT)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_rows_of_a_higher_order_are_efficient(index, order, data):
+    values = data.draw(endogenous_games(st.integers(order + 1, 5)))
+    for endogenous in (True, False):
+        assert close(play(values, endogenous=endogenous, order=order, index=index).residual, 0)
 
 
 @given(values=endogenous_games(), endogenous=st.booleans())
@@ -46,12 +83,6 @@ def test_rows_are_efficient(values, endogenous):
     gained = values[-1] - (0 if endogenous else values[0])
     assert close(phi.values.sum(1), gained)
     assert close(phi.residual, 0)
-
-
-@pytest.mark.parametrize("index", ["ksv", "stii", "fsii"])
-@given(game=games())
-def test_order_two_has_no_residual_for_an_efficient_index(index, game):
-    assert close(play(game[0], endogenous=False, order=2, index=index).residual, 0)
 
 
 @pytest.mark.parametrize("index", ["sii", "banzhaf"])
@@ -126,12 +157,13 @@ def test_shapiq_object_holds_the_same_values_and_is_efficient(endogenous):
         assert theirs.baseline_value == (0 if endogenous else phi.empty[target])
 
 
-@pytest.mark.parametrize("index", indices.PAIRWISE)
+@pytest.mark.parametrize("index", indices.INDICES)
 def test_shapiq_object_of_order_two_holds_the_same_pairs(index):
     phi = play(random_game(4, 2), endogenous=False, order=2, index=index)
     for target, theirs in enumerate(phi.to_shapiq()):
         pairs = [[theirs[tuple(sorted({i, j}))] for j in range(4)] for i in range(4)]
         assert pairs == phi.values[target].tolist()
+        assert theirs.max_order == 2
         if index in ("ksv", "stii", "fsii"):
             assert close(theirs.values.sum(), phi.first_order[target])
 
@@ -191,9 +223,12 @@ def test_a_budget_for_each_player_grows_with_the_game():
     ("arguments", "n", "n_targets", "message"),
     [
         ({"estimator": "magic"}, 3, 3, "estimator='magic' is unknown: choose one of exact, permutation"),
-        ({"order": 3}, 3, 3, "order=3"),
+        ({"order": 0}, 3, 3, "order=0: give a whole number of players"),
+        ({"order": 4, "endogenous": False}, 3, 2, "order=4 is above the number of players, 3"),
+        ({"order": 3, "endogenous": True}, 3, 3, "order=3 is above the number of players besides the target, 2"),
+        ({"order": 2, "endogenous": True, "estimator": "trees"}, 5, 5, "order=2 of an endogenous game needs .*'exact'"),
+        ({"order": 3, "estimator": "permutation"}, 5, 2, "order=3 needs estimator='exact': 'permutation' has orders"),
         ({"order": 2, "index": "sorcery"}, 3, 3, "index='sorcery' is unknown: choose one of sii"),
-        ({"order": 2, "endogenous": True}, 3, 3, "order=2 .* pass endogenous=False"),
         ({"endogenous": True}, 3, 2, "endogenous=True .* pass endogenous=False"),
         ({"budget": 7}, 3, 3, "budget=7 .* at least 8"),
         ({"estimator": "permutation", "budget": 3}, 5, 2, "budget=3 .* at least 6"),
@@ -203,8 +238,8 @@ def test_a_budget_for_each_player_grows_with_the_game():
         ({"estimator": "regression", "order": 2, "budget": 31}, 5, 2, "budget=31 .* at least 32"),
         ({"estimator": "trees", "order": 2, "budget": 31}, 5, 2, "budget=31 .* at least 32"),
         ({"estimator": "permutation", "order": 2, "index": "stii"}, 5, 2, "index='stii' needs estimator='exact'"),
-        ({"estimator": "regression", "order": 2, "index": "fsii"}, 5, 2, "index='fsii' needs estimator='exact'"),
-        ({"estimator": "trees", "order": 2, "index": "ksv"}, 5, 2, "index='ksv' needs estimator='exact'"),
+        ({"estimator": "regression", "order": 2, "index": "stii"}, 5, 2, "index='stii' needs estimator='exact'"),
+        ({"estimator": "trees", "order": 2, "index": "fsii"}, 5, 2, "index='fsii' needs estimator='exact'"),
     ],
 )
 def test_bad_argument_is_named(arguments, n, n_targets, message):

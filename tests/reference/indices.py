@@ -73,41 +73,49 @@ def sii(values, n: int, order: int = 2) -> np.ndarray:
     return _arrange(index, n, order)
 
 
+BERNOULLI = (Fraction(1), Fraction(-1, 2), Fraction(1, 6), Fraction(0), Fraction(-1, 30))
+
+
 def ksv(values, n: int, order: int = 2) -> np.ndarray:
-    """Bordt and von Luxburg (2023): pairs keep SII; each player gives up half of every pair it is in (B_1 = -1/2)."""
+    """Bordt and von Luxburg (2023): with the order k, sets S gain B_(k-|S|) times SII of the sets of k around them."""
     if order == 1:
         return shapley(values, n)
-    index = sii(values, n)
-    for player in range(n):
-        index[player, player] -= sum(Fraction(1, 2) * index[player, other] for other in without(n, player))
-    return index
+    index, before = sii(values, n, order), ksv(values, n, order - 1)
+
+    def aggregated(players):
+        size = len(players)
+        if size == order:
+            return index[players]
+        larger = [(*players, *others) for others in combinations(without(n, *players), order - size)]
+        first = players + players[-1:] * (order - 1 - size)
+        return before[first] + BERNOULLI[order - size] * sum(index[each] for each in larger)
+
+    return _arrange(aggregated, n, order)
 
 
 def stii(values, n: int, order: int = 2) -> np.ndarray:
-    """Moebius form: m(i), and sum over S containing i, j of m(S)/C(|S|, 2)."""
-    if order == 1:
-        return shapley(values, n)
+    """Moebius form: m(S) below the order, and sum over T containing S of m(T)/C(|T|, order) at it."""
     transform = moebius(values, n)
 
     def index(players):
-        if len(players) == 1:
+        if len(players) < order:
             return transform[row(players)]
         containing = [coalition for coalition in subsets(range(n)) if set(players) <= set(coalition)]
-        return sum(Fraction(1, comb(len(coalition), 2)) * transform[row(coalition)] for coalition in containing)
+        return sum(Fraction(1, comb(len(coalition), order)) * transform[row(coalition)] for coalition in containing)
 
     return _arrange(index, n, order)
 
 
-def stii_by_derivatives(values, n: int) -> np.ndarray:
-    """Sundararajan et al. (2020): pairs have 2/n sum over T of the discrete derivative over C(n-1, |T|)."""
+def stii_by_derivatives(values, n: int, order: int = 2) -> np.ndarray:
+    """Sundararajan et al. (2020): sets of k have k/n sum over T of the discrete derivative over C(n-1, |T|)."""
 
     def index(players):
-        if len(players) == 1:
+        if len(players) < order:
             return derivative(values, players, ())
         rest = subsets(without(n, *players))
-        return sum(Fraction(2, n * comb(n - 1, len(t))) * derivative(values, players, t) for t in rest)
+        return sum(Fraction(order, n * comb(n - 1, len(t))) * derivative(values, players, t) for t in rest)
 
-    return _arrange(index, n, 2)
+    return _arrange(index, n, order)
 
 
 def fsii(values, n: int, order: int = 2) -> np.ndarray:
@@ -132,6 +140,6 @@ def fsii(values, n: int, order: int = 2) -> np.ndarray:
 
 
 def _arrange(index, n: int, order: int) -> np.ndarray:
-    if order == 1:
-        return np.array([index((player,)) for player in range(n)])
-    return np.array([[index((i,) if i == j else tuple(sorted((i, j)))) for j in range(n)] for i in range(n)])
+    """Entry (i, j, ...) is the index of the set {i, j, ...}."""
+    entries = [index(tuple(sorted(set(place)))) for place in np.ndindex(*[n] * order)]
+    return np.array(entries).reshape([n] * order)

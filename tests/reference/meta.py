@@ -28,6 +28,20 @@ def directional(values, i: int, j: int):
     return total
 
 
+def endogenous_of_order(values, order: int, index) -> np.ndarray:
+    """phi_{jk..->i}: for each target i, ``index`` of the game of the others with i fixed as present, entry by entry."""
+    n = len(values[0])
+    phi = np.zeros([n] * (order + 1))
+    for i in range(n):
+        others = without(n, i)
+        nu = [values[row((*(others[k] for k in part), i))][i] for part in sorted(subsets(range(n - 1)), key=row)]
+        found = index(nu, n - 1, order)
+        for place in np.ndindex(*[n - 1] * order):
+            phi[(i, *(others[k] for k in place))] = found[place]
+        phi[(i,) * (order + 1)] = nu[0]
+    return phi
+
+
 def exogenous(values) -> np.ndarray:
     """All n players play on phi_i, for every target i: ``(t, n)``."""
     n = len(values).bit_length() - 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metagame.benchmarks.prompts import review_prompts
-from scripts import bench_concept, bench_language, bench_vision_language, compare_estimators, compare_fixlip
+from scripts import bench_concept, bench_core, bench_language, bench_vision_language, compare_estimators, compare_fixlip
 
 
 @pytest.mark.slow
@@ -20,6 +20,16 @@ def test_concept_bench_reports_ratio_error_and_memory(monkeypatch):
     assert result["ratio_before_n8"] > 0
     assert result["error_n8"] < 1e-9
     assert result["memory_pairs"] * 1e6 < bench_concept.MEMORY
+    assert result["units"].keys() <= result.keys()
+
+
+@pytest.mark.slow
+def test_core_bench_reports_ratios_and_error(monkeypatch):
+    monkeypatch.setattr(bench_core, "PLAYERS", 6)
+    monkeypatch.setattr(bench_core, "TARGETS", (2,))
+    result = bench_core.bench()
+    assert result["error_t2"] < 1e-12
+    assert min(result["ratio_moebius_t2"], result["ratio_before_t2"]) > 0
     assert result["units"].keys() <= result.keys()
 
 

@@ -10,7 +10,7 @@ from metagame.contracts import Explanation, InputT, Method
 from metagame.errors import UserError
 from metagame.estimators.configured import EXACT, ConfiguredEstimator
 from metagame.games import AttributionGame, Progress
-from metagame.indices import PAIRWISE
+from metagame.indices import INDICES
 from metagame.kept_values import KeptValues
 from metagame.meta import meta_attributions
 
@@ -42,16 +42,14 @@ class FirstOrder(Method[InputT], ABC, Generic[InputT]):
         """The metagame, as a method; order 2 gives the interaction ``index`` of pairs of players on each target.
 
         Raises:
-            UserError: order 2 of a method whose targets are its players, or an index without it.
+            UserError: an order below 1, or an index without an order above it.
         """
-        if order not in (1, 2):
-            raise UserError(f"order={order}: metagames have order 1 or 2.")
-        if index is not None and index not in PAIRWISE:
-            raise UserError(f"index={index} is unknown: choose one of {', '.join(PAIRWISE)}.")
-        if order == 2 and self.endogenous:
-            raise UserError("order=2 needs a method whose targets are not its players (patches, not tokens).")
-        if order != 2 and index is not None:
-            raise UserError(f"index={index} needs order=2: without it the metagame is that of single players.")
+        if order < 1:
+            raise UserError(f"order={order}: metagames have order 1 or more.")
+        if index is not None and index not in INDICES:
+            raise UserError(f"index={index} is unknown: choose one of {', '.join(INDICES)}.")
+        if order == 1 and index is not None:
+            raise UserError(f"index={index} needs order=2 or more: without it the metagame is that of single players.")
         return Metagame(self, estimator, order, index)
 
 
@@ -78,7 +76,7 @@ class Metagame(Method[InputT], Generic[InputT]):
         self.index = index
 
     def explain(self, bound: InputT, progress: Progress | None = None, kept: KeptValues | None = None) -> Explanation:
-        """phi_{j->i} of every player j (order 2: every pair) on every target i; see :meth:`AttributionGame.keep`."""
+        """phi_{j->i} of every player j, or set of players, on every target i; see :meth:`AttributionGame.keep`."""
         game = self.method.game(bound)
         if kept is not None:
             game.keep(kept)

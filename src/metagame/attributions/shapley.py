@@ -71,9 +71,9 @@ class ShapleyInteractions(Method[MaskedModel]):
     input_type = MaskedModel
 
     def __init__(self, index: str = "stii", max_players: int = MAX_PLAYERS) -> None:
-        if index not in indices.PAIRWISE:
+        if index not in indices.INDICES:
             raise UserError(
-                f"attribution.method.index={index!r} is unknown: choose one of {', '.join(indices.PAIRWISE)}."
+                f"attribution.method.index={index!r} is unknown: choose one of {', '.join(indices.INDICES)}."
             )
         self.index = index
         self.max_players = max_players
@@ -84,7 +84,7 @@ class ShapleyInteractions(Method[MaskedModel]):
         Raises:
             UserError: the input has too many features.
         """
-        pairs = indices.PAIRWISE[self.index](output_values(bound, self.max_players), bound.n_players, 2)
+        pairs = indices.INDICES[self.index](output_values(bound, self.max_players), bound.n_players, 2)
         meta = MetaAttributions(pairs, index=self.index, directed=False, players=bound.players, targets=bound.targets)
         return Explanation(bound.players, bound.targets, meta=meta)
 

@@ -32,5 +32,8 @@ class Addition(Benchmark[Sum, MaskedModel]):
     def score(
         self, sample: Sum, inputs: Mapping[str, MaskedModel], explanations: Mapping[str, Explanation]
     ) -> dict[str, float]:
+        meta = explanations[WHOLE].meta
+        if meta is not None:
+            meta.matrix()  # that the figure draws
         output, empty = inputs[WHOLE].values(np.array([[True] * 3, [False] * 3])).tolist()
         return {"output": output, "empty_output": empty, "value": sample.value}

@@ -202,10 +202,10 @@ def word_maps(explanation: Explanation, n_words: int) -> Float[np.ndarray, "P m"
     """The map of each word: its second-order values; of a first-order method its one map, for every word.
 
     Raises:
-        UserError: the method has neither.
+        UserError: the method has neither, or values of another order.
     """
-    if explanation.meta is not None and explanation.meta.order == 1:
-        return explanation.meta.values
+    if explanation.meta is not None:
+        return explanation.meta.matrix()
     if explanation.attribution is None:
         raise UserError("the pointing game needs a map of each word: choose a method that attributes patches.")
     return np.repeat(explanation.attribution[:, None], n_words, axis=1)

@@ -297,10 +297,10 @@ def pair_matrix(explanation: Explanation) -> Float[np.ndarray, "n n"]:
     """The score of each directed pair: a second-order method's entry j -> i, or R_i + R_j of a first-order one.
 
     Raises:
-        UserError: the method has neither.
+        UserError: the method has neither, or values of another order.
     """
-    if explanation.meta is not None and explanation.meta.order == 1:
-        return explanation.meta.values
+    if explanation.meta is not None:
+        return explanation.meta.matrix()
     if explanation.attribution is None:
         raise UserError("pairs of tokens are ranked by their values: choose a method that attributes tokens or pairs.")
     return explanation.attribution[:, None] + explanation.attribution[None, :]

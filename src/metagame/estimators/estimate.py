@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,8 @@ class Rules:
 
     Attributes:
         endogenous: the players are the targets.
-        order: 2 for the ``index`` of pairs of players.
-        index: of order 2; at order 1 None for the Shapley value, or ``banzhaf``.
+        order: of the ``index``: the most players of a set.
+        index: from order 2 on; at order 1 None for the Shapley value, or ``banzhaf``.
         budget: the most coalitions to evaluate; None: the estimator's own choice.
         seed: of the sampling.
         progress: called with (coalitions evaluated, planned) after each batch; by trees then with those of targets.
@@ -43,14 +43,14 @@ class Estimate:
     """Meta-attributions of one game, as an estimator found them (t targets, n players).
 
     Attributes:
-        values: ``(t, n)``, or ``(t, n, n)`` for order 2; see :class:`metagame.meta.MetaAttributions`.
+        values: ``(t, n)``, ``(t, n, n)`` for order 2, and so on; see :class:`metagame.meta.MetaAttributions`.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
         standard_error: shape of ``values``; None where it is not known. Zero where nothing was sampled.
         error_note: why it is not known.
     """
 
-    values: Float[np.ndarray, "t n"] | Float[np.ndarray, "t n n"]
+    values: Float[np.ndarray, "t n *more"]
     first_order: Float[np.ndarray, " t"]
     empty: Float[np.ndarray, " t"]
     standard_error: np.ndarray | None = None
@@ -88,9 +88,16 @@ def t_factor(n_samples: int) -> float:
     return float(stdtrit(n_samples - 1, TWO_SIGMA)) / 2
 
 
-def require_shapley(estimator: str, rules: Rules) -> None:
-    """Raise GameError for an index that only exact enumeration offers: all but SV at order 1, and SII at order 2."""
-    known = "sii" if rules.order == 2 else None
-    if rules.index != known:
-        gives = "index='sii'" if rules.order == 2 else "the Shapley value"
+def require_shapley(estimator: str, rules: Rules, *, pairs: Sequence[str] = ("sii",), max_order: int = 2) -> None:
+    """Raise GameError for what only exact enumeration offers.
+
+    That is at order 1 another index than the Shapley value, above it another one than those of ``pairs``, an order
+    above ``max_order``, and an endogenous game of an order above 1.
+    """
+    if rules.order > 1 and rules.endogenous:
+        raise GameError(f"order={rules.order} of an endogenous game needs estimator='exact', not {estimator!r}.")
+    if rules.order > max_order:
+        raise GameError(f"order={rules.order} needs estimator='exact': {estimator!r} has orders up to {max_order}.")
+    if rules.index not in ([None] if rules.order == 1 else pairs):
+        gives = "the Shapley value" if rules.order == 1 else f"index={' or '.join(map(repr, pairs))}"
         raise GameError(f"index={rules.index!r} needs estimator='exact': estimator={estimator!r} gives {gives} only.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Float
 
@@ -33,53 +31,30 @@ def exact(game: AttributionGame, rules: Rules, *, max_players: int = MAX_PLAYERS
 
 def enumerate_all(game: AttributionGame, rules: Rules) -> Estimate:
     """The exact values, from all 2^n coalitions however many they are."""
-    n = game.n_players
-    values = game(all_coalitions(n), rules.progress)
+    values = game(all_coalitions(game.n_players), rules.progress)
+    index = rules.index or "sii"
     if rules.endogenous:
-        phi = endogenous_value(values, _banzhaf_weights if rules.index == "banzhaf" else _shapley_weights)
-    elif rules.order == 1:
-        phi = (indices.banzhaf if rules.index == "banzhaf" else indices.shapley)(values, n).T
+        phi = endogenous_index(values, rules.order, index)
     else:
-        phi = np.moveaxis(indices.PAIRWISE[rules.index or "sii"](values, n, 2), -1, 0)
+        phi = np.moveaxis(indices.INDICES[index](values, game.n_players, rules.order), -1, 0)
     return Estimate(phi, values[-1], values[0], np.zeros_like(phi))
 
 
-def endogenous_shapley(values: Float[np.ndarray, "k n"]) -> Float[np.ndarray, "n n"]:
-    """Definition 2 from all k = 2^n values."""
-    return endogenous_value(values, _shapley_weights)
+def endogenous_index(
+    values: Float[np.ndarray, "k n"], order: int = 1, index: str = "sii"
+) -> Float[np.ndarray, "n n *more"]:
+    """Definition 2 from all k = 2^n values, at order 1 the Shapley value: ``(n, n)``, at order 2 ``(n, n, n)``, ...
 
-
-Weights = Callable[[int], tuple[np.ndarray, np.ndarray]]
-"""m players -> weights of nu(T) in the value of player j, by |T| = 0..m: where j is in T; minus where it is not."""
-
-
-def endogenous_value(values: Float[np.ndarray, "k n"], weights: Weights) -> Float[np.ndarray, "n n"]:
-    """Definition 2 from all k = 2^n values: row i is the value of nu_i(T) = phi_i(T + i) on the other players.
-
-    Coalitions of the subgame of target i are the rows S that contain i, |T| = |S| - 1; one product serves all targets.
+    Row i is the ``index`` of the game nu_i(T) = phi_i(T + i) of the other players; nu_i(empty) = phi_i({i}) stands on
+    the diagonal, and sets of several players that i is one of have 0. So rows of an efficient index sum to phi_i(N).
     """
     n = values.shape[1]
-    present = all_coalitions(n)
-    if n == 1:
-        return values[1:].copy()
-    seen = np.where(present, values, 0.0)
-    size = present.sum(1)
-    with_j, without_j = weights(n - 1)
-    sub_size = np.maximum(size - 1, 0)
-    phi = (seen * with_j[sub_size][:, None]).T @ present - (seen * without_j[sub_size][:, None]).T @ ~present
-    np.fill_diagonal(phi, values[1 << np.arange(n), np.arange(n)])
+    phi = np.zeros((n,) * (order + 1))
+    rows = np.arange(1 << n)
+    for i in range(n):
+        others = np.delete(np.arange(n), i)
+        nu = values[rows >> i & 1 == 1, i]  # in the order of the others' coalitions
+        if n > 1:
+            phi[i][np.ix_(*[others] * order)] = indices.INDICES[index](nu, n - 1, order)
+        phi[(i,) * (order + 1)] = nu[0]
     return phi
-
-
-def _shapley_weights(m: int) -> tuple[np.ndarray, np.ndarray]:
-    size = np.arange(m + 1)
-    choose = np.cumprod(np.concatenate([[1.0], (m - size[:-1]) / (size[:-1] + 1)]))
-    with np.errstate(divide="ignore"):
-        with_j = np.where(size > 0, 1 / (size * choose), 0.0)
-        without_j = np.where(size < m, 1 / ((m - size) * choose), 0.0)
-    return with_j, without_j
-
-
-def _banzhaf_weights(m: int) -> tuple[np.ndarray, np.ndarray]:
-    size = np.arange(m + 1)
-    return np.where(size > 0, 0.5 ** (m - 1), 0.0), np.where(size < m, 0.5 ** (m - 1), 0.0)

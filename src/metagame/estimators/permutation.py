@@ -15,6 +15,7 @@ from metagame.estimators.estimate import (
 )
 from metagame.estimators.exact import enumerate_all
 from metagame.games import AttributionGame, Coalitions, Values
+from metagame.indices import ksv_of_sii
 
 TINY = 1e-20
 """Of the largest variance: rounding."""
@@ -27,8 +28,9 @@ def permutation(game: AttributionGame, rules: Rules) -> Estimate:
     the players j that come after it. With j at position q (from 0), the other predecessors of j are a uniform
     (q-1)-subset, met with probability q/(n(n-1)) where Definition 2 wants 1/(n-1): weight n/q, unbiased. What a walk's
     row then lacks of phi_i(N) - phi_i({i}) is spread evenly over the row (a control variate), so rows are efficient.
-    Order 2: SII from the discrete derivatives of neighbours in a walk. Walks come in blocks in which every pair is
-    neighbours equally often (shapiq's sampler leaves that to chance, and pairs that it never met at 0).
+    Order 2: SII (or k-SV, which follows from it) from the discrete derivatives of neighbours in a walk. Walks come in
+    blocks in which every pair is neighbours equally often (shapiq's sampler leaves that to chance, and pairs that it
+    never met at 0).
 
     The standard error is that of the mean over walks (at order 2 over blocks) by Student's t; None after a single one,
     and at order 1 below 8 coalitions for each player. A player whose contributions are all equal has the mean variance
@@ -37,7 +39,7 @@ def permutation(game: AttributionGame, rules: Rules) -> Estimate:
     Raises:
         GameError: the budget is below one walk (at order 2 one block).
     """
-    require_shapley("permutation", rules)
+    require_shapley("permutation", rules, pairs=("sii", "ksv"))
     return (_play_pairs if rules.order == 2 else _play_players)(game, rules)
 
 
@@ -144,6 +146,8 @@ def _play_pairs(game: AttributionGame, rules: Rules) -> Estimate:
     samples = (samples + samples.swapaxes(1, 2)) * (n / (2 * len(block)))
     samples[:, np.arange(n), np.arange(n)] = _by_player(ranks, chain).reshape(n_blocks, -1, n, n_targets).mean(1)
     samples = np.moveaxis(samples, -1, 1)
+    if rules.index == "ksv":
+        samples = ksv_of_sii(samples)
     if n_blocks == 1:
         return Estimate(samples.mean(0), values[1], values[0], None, "a standard error needs two blocks of walks")
     error = t_factor(n_blocks) * samples.std(0, ddof=1) / np.sqrt(n_blocks)

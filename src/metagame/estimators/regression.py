@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from metagame.extras import needed_by
 from metagame.games import AttributionGame, Values
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from shapiq.approximator import KernelSHAPIQ
+    from shapiq.approximator import KernelSHAPIQ, RegressionFSII
 
 
 LEAST_LEFT = 0.05
@@ -27,24 +28,26 @@ def regression(game: AttributionGame, rules: Rules) -> Estimate:
 
     KernelSHAP (Lundberg and Lee, 2017), on one sample of coalitions for all targets. shapiq's sampler draws the sample;
     shapiq's own KernelSHAP has one target, shares nothing between endogenous subgames and reports no error. Order 2:
-    shapiq's KernelSHAP-IQ for SII.
+    shapiq's KernelSHAP-IQ for SII and k-SV; from order 2 on its regression for FSII.
 
     The standard error is the sandwich estimate over what was drawn (pairs of complements count as one draw), with the
     residuals that leaving each out would give (HC3; MacKinnon and White, 1985); zero where everything was enumerated,
-    None at order 2 and below 8 coalitions for each player.
+    None from order 2 on and below 8 coalitions for each player.
 
     Raises:
-        GameError: the budget is below the coalitions of size 0, 1, n-1 and n (order 2: below two per unknown).
+        GameError: the budget is below the coalitions of size 0, 1, n-1 and n (from order 2 on: below two per unknown).
         UserError: shapiq is not installed.
     """
     n = game.n_players
-    require_shapley("regression", rules)
-    least = least_pairwise_budget(n) if rules.order == 2 else least_budget(n)
+    # shapiq's KernelSHAP-IQ of triples is far off even with nine tenths of all coalitions
+    require_shapley("regression", rules, pairs=("sii", "ksv", "fsii"), max_order=n if rules.index == "fsii" else 2)
+    least = least_pairwise_budget(n, rules.order) if rules.order > 1 else least_budget(n)
     budget = settle_budget("regression", rules.budget, least, n)
     if budget >= 1 << n:
         return enumerate_all(game, rules)
-    if rules.order == 2:
-        return run_approximator(game, kernel_shap_iq(n, rules.seed), budget, rules.progress)
+    if rules.order > 1:
+        approximator = kernel_shap_iq(n, rules.seed, rules.order, rules.index or "sii")
+        return run_approximator(game, approximator, budget, rules.progress)
     sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
     values = game(sample.coalitions, rules.progress)
     fit = fit_endogenous if rules.endogenous else fit_exogenous
@@ -53,17 +56,20 @@ def regression(game: AttributionGame, rules: Rules) -> Estimate:
     return Estimate(phi, values[1], values[0], None if note else error, note)
 
 
-def kernel_shap_iq(n: int, seed: int) -> KernelSHAPIQ:
-    """Shapiq's order-2 regression."""
-    with needed_by("order=2 of estimator='regression' or 'trees'"):
-        from shapiq.approximator import KernelSHAPIQ
+def kernel_shap_iq(n: int, seed: int, order: int = 2, index: str = "sii") -> KernelSHAPIQ | RegressionFSII:
+    """Shapiq's regression for an index of this order: ``sii``, ``ksv`` or ``fsii``."""
+    with needed_by(f"order={order} of estimator='regression' or 'trees'"):
+        from shapiq.approximator import KernelSHAPIQ, RegressionFSII
 
-    return KernelSHAPIQ(n, max_order=2, index="SII", pairing_trick=True, random_state=seed)
+    if index == "fsii":
+        return RegressionFSII(n, max_order=order, pairing_trick=True, random_state=seed)
+    name = "SII" if index == "sii" else "k-SII"
+    return KernelSHAPIQ(n, max_order=order, index=name, pairing_trick=True, random_state=seed)
 
 
-def least_pairwise_budget(n: int) -> int:
-    """Two coalitions for each unknown of the order-2 regression, or all of them."""
-    return min(2 * (1 + n + n * (n - 1) // 2), 1 << n)
+def least_pairwise_budget(n: int, order: int = 2) -> int:
+    """Two coalitions for each unknown of a regression of this order, or all of them."""
+    return min(2 * sum(comb(n, size) for size in range(order + 1)), 1 << n)
 
 
 def fit_exogenous(sample: CoalitionSample, values: Values) -> tuple[Float[np.ndarray, "t n"], Float[np.ndarray, "t n"]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float
@@ -25,16 +26,17 @@ def requested_coalitions(approximator, budget: int) -> Coalitions:
 
 
 def pairwise(approximator, budget: int, lookup: Callable[[Coalitions], Values], n_targets: int) -> np.ndarray:
-    """Order-2 index of every target, ``(t, n, n)``: the approximator runs once per target on known values."""
-    n = approximator.n
-    phi = np.zeros((n_targets, n, n))
+    """Index of every target, ``(t, n, n)`` at order 2, ...: the approximator runs once per target on known values."""
+    n, order = approximator.n, approximator.max_order
+    phi = np.zeros((n_targets, *[n] * order))
     for target in range(n_targets):
         result = deepcopy(approximator).approximate(
             budget, lambda coalitions, target=target: lookup(np.atleast_2d(coalitions).astype(bool))[:, target]
         )
         for players, value in result.interactions.items():
-            if players:
-                phi[target, players[0], players[-1]] = phi[target, players[-1], players[0]] = value
+            for place in product(players, repeat=order):
+                if set(place) == set(players):
+                    phi[target, *place] = value
     return phi
 
 

@@ -23,6 +23,7 @@ from metagame.estimators.regression import (
 from metagame.estimators.shapiq_bridge import Lookup, pairwise, requested_coalitions, with_bounds
 from metagame.extras import needed_by
 from metagame.games import AttributionGame, Values
+from metagame.indices import ksv_of_sii
 
 NO_ERROR = "estimator='trees' has no standard error: choose 'permutation' or 'regression' for one"
 
@@ -53,8 +54,8 @@ def trees(
         UserError: scikit-learn or shapiq is not installed.
     """
     n = game.n_players
-    if rules.index != "banzhaf" or rules.order == 2:
-        require_shapley("trees", rules)
+    if rules.index != "banzhaf" or rules.order > 1:
+        require_shapley("trees", rules, pairs=("sii", "ksv"))
     budget = settle_budget("trees", rules.budget, least_pairwise_budget(n) if rules.order == 2 else least_budget(n), n)
     if budget >= 1 << n:
         return enumerate_all(game, rules)
@@ -88,6 +89,7 @@ def _play_pairs(game: AttributionGame, rules: Rules, budget: int, boost: Any) ->
         phi[target] = scale * tree_index(boost, 2)
         rest[:, target] -= scale * boost.predict(coalitions)
     phi += pairwise(approximator, budget, Lookup(coalitions, rest), values.shape[1])
+    phi = ksv_of_sii(phi) if rules.index == "ksv" else phi
     return Estimate(phi, values[1], values[0], error_note=NO_ERROR)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from metagame.benchmarks.illustration import CAPTION, PART, CaptionedImage
 from metagame.digests import digest
+from metagame.errors import UserError
 from metagame.jobs.build import build_part
 from metagame.jobs.records import Record
 from metagame.report.groups import by_setting, grouped, share_samples
@@ -234,6 +235,8 @@ def _with(shown: Illustrated, result: JobResult, record: Record) -> Illustrated:
         found = {"parts": [(title, on_grid(each, each.attribution)[0]) for title, each in asked]}
     else:
         values = on_grid(whole, whole.meta.values)[0]
+        if whole.meta.order > 2:
+            raise UserError(f"the figure shows single tokens and pairs: order={whole.meta.order} is neither.")
         found = {"single": values} if whole.meta.order == 1 else {"pairs": values}
     labels = shown.labels | dict.fromkeys(found, result.label)
     return replace(shown, tokens=told_apart(list(whole.players)), labels=labels, **found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -11,6 +10,7 @@ from jaxtyping import Float
 
 from metagame.contracts import Explanation
 from metagame.errors import UserError
+from metagame.indices import sets_of_entries
 from metagame.meta import MetaAttributions
 from metagame.report.labels import told_apart
 from metagame.viewer.pack import pack
@@ -65,13 +65,14 @@ def _layers_of_players(meta: MetaAttributions, names: list[str], n_patches: int)
     n = len(names)
     if meta.order == 1:
         return [_layer("influence of each word", names, _shaped(meta.values, n_patches, n).T)]
-    values = _shaped(meta.values, n_patches, n, n)
-    layers = [_layer("single words", names, np.stack([values[:, place, place] for place in range(n)]))]
-    pairs = list(combinations(range(n), 2))
-    if pairs:
-        titles = [f"{names[i]} + {names[j]}" for i, j in pairs]
-        of_pairs = np.stack([values[:, i, j] for i, j in pairs])
-        layers.append(_layer("interaction of pairs of words", titles, of_pairs, of_players=False))
+    values = _shaped(meta.values, n_patches, *[n] * meta.order)
+    entries = sets_of_entries(n, meta.order)
+    maps = np.stack([values[:, *entry] for entry in entries])
+    titles = [" + ".join(names[place] for place in sorted(set(entry))) for entry in entries]
+    layers = [_layer("single words", names, maps[:n])]
+    if len(entries) > n:
+        together = "pairs" if meta.order == 2 else "sets"
+        layers.append(_layer(f"interaction of {together} of words", titles[n:], maps[n:], of_players=False))
     return layers
 
 
