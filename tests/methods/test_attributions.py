@@ -450,7 +450,58 @@ def test_model_without_one_finite_output_for_each_input_is_refused(method, f, ma
         method.explain(MaskedModel.of_function(f, torch.ones(3)))
 
 
-@pytest.mark.parametrize("baseline", [torch.zeros(3, 2), torch.zeros(2, 1)])
+def marginal_model(n_rows=3):
+    """A smooth function of four numbers with a background set, and the function itself."""
+    smooth = smooth_model(4)
+    rows = torch.randn(n_rows, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return MaskedModel.of_function(lambda inputs: smooth.f(inputs[..., None]), smooth.x[:, 0], rows), smooth
+
+
+def test_a_background_set_imputes_absent_features_by_its_mean():
+    model, smooth = marginal_model()
+    rows = model.baseline[..., 0].tolist()
+    expected = reference.marginal_values(lambda inputs: smooth.f(inputs[..., None]), smooth.x[:, 0].tolist(), rows)
+    assert close(model.values(all_coalitions(4)), expected)
+    for index in indices.INDICES:
+        found = ShapleyInteractions(index).explain(model).meta.values
+        assert close(found, getattr(reference_indices, index)(expected, 4, 2))
+    assert close(ShapleyValue().explain(model).attribution, reference_indices.shapley(expected, 4))
+
+
+@pytest.mark.parametrize(
+    "explain",
+    [
+        lambda model: IntegratedGradients(8).metagame().explain(model).meta.values,
+        lambda model: GradientInput().metagame().explain(model).meta.values,
+        lambda model: LeaveOneOut().metagame().explain(model).meta.values,
+        lambda model: ShapleyValue().metagame().explain(model).meta.values,
+        lambda model: IntegratedHessians(4).explain(model).meta.values,
+    ],
+)
+def test_methods_of_a_background_set_are_the_mean_over_its_rows_as_baselines(explain):
+    model, _ = marginal_model()
+    assert close(explain(model), np.mean([explain(replace(model, baseline=row)) for row in model.baseline], axis=0))
+    one, same = (replace(model, baseline=each) for each in (model.baseline[0], model.baseline[:1]))
+    assert close(explain(one), explain(same))
+
+
+def test_the_relevance_of_a_background_set_is_the_mean_over_its_rows_as_baselines():
+    model, _ = embedded(random_net())
+    background = torch.stack([model.baseline, model.baseline + 1])
+    found = AttnLRP().metagame().explain(replace(model, baseline=background)).meta.values
+    expected = [AttnLRP().metagame().explain(replace(model, baseline=row)).meta.values for row in background]
+    assert close(found, np.mean(expected, axis=0), LRP_TOLERANCE)
+
+
+def test_a_background_set_has_no_single_masked_input():
+    with pytest.raises(UserError, match=r"no single masked input: attribute within over_background\(\)"):
+        marginal_model()[0].masked(all_coalitions(4))
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [torch.zeros(3, 2), torch.zeros(2, 1), torch.zeros(5, 2, 1), torch.zeros(5, 3, 2), torch.zeros(0, 3, 1)],
+)
 def test_baseline_of_another_shape_is_refused(baseline):
     with unchecked(), pytest.raises(UserError, match=r"x \(3, 1\), baseline"):
         MaskedModel(lambda inputs: inputs.sum((1, 2)), torch.zeros(3, 1), baseline)

@@ -57,6 +57,18 @@ def _path_attribution(model: MaskedModel, point: Tensor, steps: int) -> Tensor:
     return total
 
 
+def marginal_values(f, x, background) -> np.ndarray:
+    """f_S = 1/m sum over rows b of f(x_S, b_rest) for a function of n numbers, coalition by coalition, row by row."""
+    values = []
+    for coalition in coalitions(len(x)):
+        inputs = [
+            [own if present else other for present, own, other in zip(coalition, x, row, strict=True)]
+            for row in background
+        ]
+        values.append(sum(f(torch.tensor([each], dtype=torch.float64))[0].item() for each in inputs) / len(inputs))
+    return np.array(values)
+
+
 def output_values(model: MaskedModel) -> np.ndarray:
     """f_S, a model call for each coalition."""
     return np.array([model.f(masked(model, coalition)[None])[0].item() for coalition in coalitions(len(model.x))])

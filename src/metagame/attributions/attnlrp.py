@@ -51,12 +51,12 @@ class RelevancePropagation(FirstOrder[MaskedModel]):
                 " attribution=gradient_input."
             )
 
-        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
-            inputs = bound.masked(coalitions)
+        def attribute(single: MaskedModel, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            inputs = single.masked(coalitions)
             with self.backward_rules(module):
-                return (inputs * bound.gradients(inputs)).sum(-1)
+                return (inputs * single.gradients(inputs)).sum(-1)
 
-        return bound.game(attribute)
+        return bound.game(lambda coalitions: bound.over_background(lambda single: attribute(single, coalitions)))
 
     def backward_rules(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within: the module has the modified backward pass; same outputs, other gradients."""

@@ -26,11 +26,11 @@ class GradientInput(FirstOrder[MaskedModel]):
     input_type = MaskedModel
 
     def game(self, bound: MaskedModel) -> AttributionGame:
-        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
-            inputs = bound.masked(coalitions)
-            return (inputs * bound.gradients(inputs)).sum(-1)
+        def attribute(single: MaskedModel, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            inputs = single.masked(coalitions)
+            return (inputs * single.gradients(inputs)).sum(-1)
 
-        return bound.game(attribute)
+        return bound.game(lambda coalitions: bound.over_background(lambda single: attribute(single, coalitions)))
 
 
 class IntegratedGradients(FirstOrder[MaskedModel]):
@@ -48,13 +48,15 @@ class IntegratedGradients(FirstOrder[MaskedModel]):
         self.steps = _check_steps(steps)
 
     def game(self, bound: MaskedModel) -> AttributionGame:
-        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
-            delta = bound.masked(coalitions) - bound.baseline
-            path = bound.baseline + midpoints(self.steps, delta)[:, None, None, None] * delta
-            gradients = bound.gradients(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+        def attribute(single: MaskedModel, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            delta = single.masked(coalitions) - single.baseline
+            path = single.baseline + midpoints(self.steps, delta)[:, None, None, None] * delta
+            gradients = single.gradients(path.flatten(0, 1)).unflatten(0, path.shape[:2])
             return (delta * gradients.mean(0)).sum(-1)
 
-        return bound.game(attribute, inputs=self.steps)
+        return bound.game(
+            lambda coalitions: bound.over_background(lambda single: attribute(single, coalitions)), inputs=self.steps
+        )
 
 
 class IntegratedHessians(Method[MaskedModel]):
@@ -80,6 +82,11 @@ class IntegratedHessians(Method[MaskedModel]):
         """
         if bound.in_batches is not None:
             raise UserError("attribution=ih needs second derivatives, which this model has none of: choose meta_ig.")
+        values = bound.over_background(self._hessians).cpu().double().numpy()
+        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
+        return Explanation(bound.players, bound.targets, meta=meta)
+
+    def _hessians(self, bound: MaskedModel) -> Float[Tensor, "n n"]:
         delta = bound.x - bound.baseline
         alpha = midpoints(self.steps, delta)
         with torch.enable_grad():
@@ -92,9 +99,7 @@ class IntegratedHessians(Method[MaskedModel]):
             rows = [
                 torch.autograd.grad(attributions[:, i].sum(), outer, retain_graph=True)[0] for i in range(len(delta))
             ]
-        values = torch.stack([(delta * row.mean(0)).sum(-1) for row in rows]).detach().cpu().double().numpy()
-        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
-        return Explanation(bound.players, bound.targets, meta=meta)
+        return torch.stack([(delta * row.mean(0)).sum(-1) for row in rows]).detach()
 
 
 def midpoints(steps: int, like: Tensor) -> Float[Tensor, " {steps}"]:

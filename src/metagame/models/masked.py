@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from metagame.games import AttributionGame
 class MaskedModel(BoundInput):
     """A predictor f at one input x whose n features are present, or replaced by a baseline (f_S, paper Sec. 2).
 
-    A plain function of n numbers is the case d = 1; a feature may be a vector, such as a token's embedding.
+    A plain function of n numbers is the case d = 1; a feature may be a vector, such as a token's embedding. With a
+    background set of m inputs absent features are imputed from their marginal distribution: f_S is the mean of f over
+    the set's rows, each of which replaces all absent features (Lundberg and Lee, 2017; the paper has one baseline).
+    What is linear in f is then the mean over its rows as baselines; IG becomes expected gradients (Erion et al., 2021).
 
     Attributes:
         f: maps inputs ``(k, n, d)`` to outputs ``(k,)``, row by row, differentiable.
         x: the features present, ``(n, d)``.
-        baseline: what replaces each feature, ``(n, d)``.
+        baseline: what replaces each feature, ``(n, d)``; or a background set, ``(m, n, d)``.
         module: the torch module inside f, for methods that reach into it.
         in_batches: applies a function of rows to all rows, as many at a time as memory allows; at once when None.
         batch_size: the most inputs that are kept at once, of as many coalitions; all of them when None.
@@ -38,7 +41,7 @@ class MaskedModel(BoundInput):
 
     f: Callable[[Float[Tensor, "k n d"]], Float[Tensor, " k"]]
     x: Float[Tensor, "n d"]
-    baseline: Float[Tensor, "n d"]
+    baseline: Float[Tensor, "*m n d"]
     module: nn.Module | None = None
     in_batches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
     batch_size: int | None = None
@@ -46,9 +49,13 @@ class MaskedModel(BoundInput):
     context: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 2 or self.x.shape != self.baseline.shape:
+        fits = self.x.shape == self.baseline.shape[-2:] and self.baseline.ndim in (2, 3) and len(self.baseline) > 0
+        if self.x.ndim != 2 or not fits:
             shapes = f"x {tuple(self.x.shape)}, baseline {tuple(self.baseline.shape)}"
-            raise UserError(f"{shapes}: give both as (features, width); width 1 for plain numbers.")
+            raise UserError(
+                f"{shapes}: give both as (features, width), width 1 for plain numbers; a background set as (rows,"
+                " features, width), one row at least."
+            )
         if self.names and len(self.names) != len(self.x):
             raise UserError(f"names={self.names}: give one for each of the {len(self.x)} features, or none.")
 
@@ -56,10 +63,14 @@ class MaskedModel(BoundInput):
     def of_function(
         cls, f: Callable[[Tensor], Tensor], x: Tensor | ArrayLike, baseline: Tensor | ArrayLike = 0.0
     ) -> MaskedModel:
-        """A plain function of n numbers, ``f: (k, n) -> (k,)``, at the point ``x`` ``(n,)``."""
+        """A plain function of n numbers, ``f: (k, n) -> (k,)``, at the point ``x`` ``(n,)``.
+
+        ``baseline`` is a number, ``(n,)``, or a background set ``(m, n)``.
+        """
         x = torch.as_tensor(x, dtype=torch.float64)
-        baseline = torch.as_tensor(baseline, dtype=torch.float64).expand_as(x)
-        return cls(lambda inputs: f(inputs[..., 0]), x[:, None], baseline[:, None])
+        baseline = torch.as_tensor(baseline, dtype=torch.float64)
+        baseline = baseline.expand_as(x) if baseline.ndim == 0 else baseline
+        return cls(lambda inputs: f(inputs[..., 0]), x[:, None], baseline[..., None])
 
     @property
     def players(self) -> tuple[str, ...]:
@@ -73,8 +84,20 @@ class MaskedModel(BoundInput):
     def n_players(self) -> int:
         return len(self.x)
 
+    def over_background(self, attribute: Callable[[MaskedModel], Tensor]) -> Tensor:
+        """What ``attribute`` says of this model; with a background set the mean over its rows as baselines."""
+        if self.baseline.ndim == 2:
+            return attribute(self)
+        return torch.stack([attribute(replace(self, baseline=row)) for row in self.baseline]).mean(0)
+
     def masked(self, coalitions: Bool[np.ndarray | Tensor, "k n"]) -> Float[Tensor, "k n d"]:
-        """The input of each coalition: x where present, else the baseline."""
+        """The input of each coalition: x where present, else the baseline.
+
+        Raises:
+            UserError: there is a background set, of which a coalition has an input for each row.
+        """
+        if self.baseline.ndim != 2:
+            raise UserError("a background set has no single masked input: attribute within over_background().")
         present = torch.as_tensor(coalitions, device=self.x.device)[..., None]
         return torch.where(present, self.x, self.baseline)
 
@@ -104,7 +127,7 @@ class MaskedModel(BoundInput):
     @torch.no_grad()
     def values(self, coalitions: Bool[np.ndarray | Tensor, "k n"]) -> Float[Tensor, " k"]:
         """f_S of each coalition."""
-        return self._batched(self.outputs, self.masked(coalitions))
+        return self.over_background(lambda single: single._batched(self.outputs, single.masked(coalitions)))
 
     def _batched(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         return function(rows) if self.in_batches is None else self.in_batches(function, rows)
