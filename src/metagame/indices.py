@@ -80,7 +80,7 @@ def fsii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..
     return _index(values, n, order, _fsii)
 
 
-def ksv_of_sii(pairs: Float[np.ndarray, "*more n n"]) -> Float[np.ndarray, "*more n n"]:
+def ksv_of_sii(pairs: Float[np.ndarray, "... n n"]) -> Float[np.ndarray, "... n n"]:
     """k-SV of order 2, of SII of order 2: each player gives up half of the pairs that it is in."""
     own = np.einsum("...ii->...i", pairs)
     result = pairs.copy()

@@ -52,7 +52,7 @@ class MetaAttributions:
         grid: rows and columns of patches, where the targets are patches of an image.
     """
 
-    values: Shaped[np.ndarray, "t n *more"]
+    values: Shaped[np.ndarray, "t n ..."]
     first_order: Shaped[np.ndarray, " t"] | None = None
     empty: Shaped[np.ndarray, " t"] | None = None
     standard_error: np.ndarray | None = None

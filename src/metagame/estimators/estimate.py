@@ -50,7 +50,7 @@ class Estimate:
         error_note: why it is not known.
     """
 
-    values: Float[np.ndarray, "t n *more"]
+    values: Float[np.ndarray, "t n ..."]
     first_order: Float[np.ndarray, " t"]
     empty: Float[np.ndarray, " t"]
     standard_error: np.ndarray | None = None

@@ -42,7 +42,7 @@ def enumerate_all(game: AttributionGame, rules: Rules) -> Estimate:
 
 def endogenous_index(
     values: Float[np.ndarray, "k n"], order: int = 1, index: str = "sii"
-) -> Float[np.ndarray, "n n *more"]:
+) -> Float[np.ndarray, "n n ..."]:
     """Definition 2 from all k = 2^n values, at order 1 the Shapley value: ``(n, n)``, at order 2 ``(n, n, n)``, ...
 
     Row i is the ``index`` of the game nu_i(T) = phi_i(T + i) of the other players; nu_i(empty) = phi_i({i}) stands on

@@ -41,7 +41,7 @@ class MaskedModel(BoundInput):
 
     f: Callable[[Float[Tensor, "k n d"]], Float[Tensor, " k"]]
     x: Float[Tensor, "n d"]
-    baseline: Float[Tensor, "*m n d"]
+    baseline: Float[Tensor, "... n d"]
     module: nn.Module | None = None
     in_batches: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
     batch_size: int | None = None
