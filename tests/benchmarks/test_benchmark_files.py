@@ -12,14 +12,14 @@ from metagame.jobs.build import build_part
 from tests.tiny.jobs import ROOT, shipped_configs
 
 NAMES = sorted(path.stem for path in (ROOT / "configs/benchmark").glob("[!_]*.yaml"))
-WITHOUT_FILES = {"addition", "concepts", "pair_deletion", "pointing_game", "prompts", "separation"}
+WITHOUT_FILES = {"addition", "concepts", "pointing_game", "prompts", "separation"}
 """Benchmarks whose samples are texts, are painted by the model, or are made of scikit-learn's digits."""
 RUNTIME = {
-    "prompts": {"ids", "match"}, "pair_deletion": {"ids"}, "voc": {"expected", "all_players"},
+    "prompts": {"ids", "match"}, "voc": {"expected", "all_players"},
     "coco": {"expected", "all_players"}, "imagenet_seg": {"expected", "all_players"},
 }  # fmt: skip
 TEXTS = {
-    "prompts": {"prompt"}, "pair_deletion": {"prompt"}, "illustration": {"caption", "image"},
+    "prompts": {"prompt"}, "illustration": {"caption", "image"},
     "concepts": {"prompt", "image"}, "separation": {"function"},
 }  # fmt: skip
 

@@ -7,16 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from metagame.benchmarks.pair_deletion import PairDeletion, pair_path
-from metagame.benchmarks.prompts import ANNOTATED, AnnotatedPrompt, annotated_prompts
-from metagame.contracts import WHOLE
+from metagame.benchmarks.pair_deletion import deletion_and_insertion, pair_path
 from metagame.models.masked import MaskedModel
 from tests.conftest import close, table_model
 from tests.reference import prompts as twin
-from tests.tiny.benchmarks import explained
-from tests.tiny.vision_language import refused
 
-SAMPLE = AnnotatedPrompt("one", "some text")
 SIZES = st.integers(2, 6)
 
 
@@ -32,10 +27,6 @@ def matrices(n):
 GAMES = SIZES.flatmap(lambda n: st.tuples(numbers(1 << n, st.floats(-10, 10)), matrices(n)))
 """All values of a game, and a matrix."""
 WEIGHTS = SIZES.flatmap(lambda n: st.tuples(numbers(n, st.floats(-5, 5)), matrices(n)))
-
-
-def score(bound, **numbers):
-    return PairDeletion([SAMPLE]).score(SAMPLE, {WHOLE: bound}, {WHOLE: explained(**numbers)})
 
 
 def additive(weights):
@@ -60,7 +51,7 @@ def matrix_of(n, strengths):
 @given(GAMES)
 def test_the_curves_of_a_game_are_what_their_definition_says(case):
     values, matrix = case
-    scores = score(table_model(values), values=matrix)
+    scores = deletion_and_insertion(table_model(values), matrix)
 
     def value(players):
         return float(values[sum(1 << player for player in players)])
@@ -75,30 +66,30 @@ def test_the_curves_of_a_game_are_what_their_definition_says(case):
 def test_the_curves_of_an_additive_game_add_up_to_all_weights(case):
     """Whatever the ranking, what is deleted is what is inserted."""
     weights, matrix = case
-    scores = score(additive(weights), values=matrix)
+    scores = deletion_and_insertion(additive(weights), matrix)
     assert close(scores["deletion"] + scores["insertion"], weights.sum(), 1e-9)
 
 
 def test_the_areas_of_an_additive_game_by_hand():
     """Deletion: 10 -> 7 -> 0, insertion: 0 -> 3 -> 10, at none, half and all tokens."""
-    scores = score(additive([1.0, 2, 3, 4]), values=matrix_of(4, {(0, 1): 2, (2, 3): 1}))
+    scores = deletion_and_insertion(additive([1.0, 2, 3, 4]), matrix_of(4, {(0, 1): 2, (2, 3): 1}))
     assert scores == {"deletion": 6.0, "insertion": 4.0, "area": -2.0}
-    two_tokens = score(table_model(np.array([1.0, 20, 300, 5])), values=np.zeros((2, 2)))
+    two_tokens = deletion_and_insertion(table_model(np.array([1.0, 20, 300, 5])), np.zeros((2, 2)))
     assert two_tokens == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
 
 
 def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one_and_its_reverse_has_the_opposite():
     strengths = {(0, 1): 8.0, (2, 5): 4.0, (3, 4): 1.0}
     model = of_pairs(6, strengths)
-    true = score(model, values=matrix_of(6, strengths))
-    reverse = score(model, values=matrix_of(6, {pair: 1 / value for pair, value in strengths.items()}))
+    true = deletion_and_insertion(model, matrix_of(6, strengths))
+    reverse = deletion_and_insertion(model, matrix_of(6, {pair: 1 / value for pair, value in strengths.items()}))
     assert true["deletion"] < reverse["deletion"]
     assert true["insertion"] > reverse["insertion"]
     assert true["area"] == pytest.approx(-reverse["area"])
     assert true["area"] > 0
     for seed in range(25):
         matrix = np.random.default_rng(seed).normal(size=(6, 6))
-        assert score(model, values=matrix)["area"] <= true["area"] + 1e-12
+        assert deletion_and_insertion(model, matrix)["area"] <= true["area"] + 1e-12
 
 
 @given(GAMES)
@@ -106,15 +97,15 @@ def test_the_larger_direction_ranks_a_pair_whatever_its_sign_and_the_diagonal_do
     values, matrix = case
     model = table_model(values)
     folded = np.triu(np.maximum(np.abs(matrix), np.abs(matrix.T)), 1)
-    expected = score(model, values=folded)
-    assert score(model, values=-folded.T) == expected
-    assert score(model, values=matrix + 100 * np.eye(len(matrix))) == expected
+    expected = deletion_and_insertion(model, folded)
+    assert deletion_and_insertion(model, -folded.T) == expected
+    assert deletion_and_insertion(model, matrix + 100 * np.eye(len(matrix))) == expected
 
 
 @given(GAMES, st.floats(-10, 10))
 def test_a_constant_moves_both_curves_and_not_the_area(case, constant):
     values, matrix = case
-    before, after = (score(table_model(each), values=matrix) for each in (values, values + constant))
+    before, after = (deletion_and_insertion(table_model(each), matrix) for each in (values, values + constant))
     assert close(after["deletion"] - before["deletion"], constant, 1e-9)
     assert close(after["insertion"] - before["insertion"], constant, 1e-9)
     assert close(after["area"], before["area"], 1e-9)
@@ -149,7 +140,7 @@ def test_the_value_of_each_coalition_is_asked_once_for_both_curves():
             asked.append(np.array(coalitions))
             return torch.zeros(len(coalitions))
 
-    score(Watched(torch.sum, *torch.zeros(2, 4, 1)), values=matrix_of(4, {(0, 1): 2, (2, 3): 1}))
+    deletion_and_insertion(Watched(torch.sum, *torch.zeros(2, 4, 1)), matrix_of(4, {(0, 1): 2, (2, 3): 1}))
     (coalitions,) = asked
     assert members(coalitions) == [[0, 1, 2, 3], [2, 3], [], [], [0, 1], [0, 1, 2, 3]]
 
@@ -160,17 +151,6 @@ def test_values_of_low_precision_are_averaged_in_high_precision(dtype):
         def values(self, coalitions):
             return torch.as_tensor(coalitions).sum(1).to(dtype).requires_grad_(False)
 
-    scores = score(Low(torch.sum, *torch.zeros(2, 3, 1)), values=np.ones((3, 3)))
+    scores = deletion_and_insertion(Low(torch.sum, *torch.zeros(2, 3, 1)), np.ones((3, 3)))
     assert scores == pytest.approx({"deletion": 1.5, "insertion": 1.5, "area": 0.0}, abs=1e-12)
     assert all(type(value) is float for value in scores.values())
-
-
-def test_samples_and_files_are_those_of_recall():
-    prompts = [AnnotatedPrompt(name, f"text {name}") for name in "abc"]
-    assert PairDeletion(prompts, ids=["b"]).samples() == [prompts[1]]
-    (own,) = PairDeletion(prompts, prompt="is it bad").samples()
-    assert own.text == "is it bad"
-    assert list(PairDeletion(annotated_prompts()).files()) == [ANNOTATED]
-    assert list(PairDeletion(prompts).files()) == []
-    with refused("benchmark.ids: d unknown; choose among a, b, c"):
-        PairDeletion(prompts, ids=["d"])

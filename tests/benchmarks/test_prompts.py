@@ -38,7 +38,8 @@ PAIRS = st.lists(st.tuples(STRINGS, STRINGS), max_size=4)
 
 def score(pairs, tokens, answer="fine", **numbers):
     sample = AnnotatedPrompt("one", "the text", tuple(pairs))
-    bound = AnsweredPrompt(torch.sum, *torch.zeros(2, len(tokens), 1), names=tuple(tokens), answer=answer)
+    features = torch.zeros(2, len(tokens), 1)
+    bound = AnsweredPrompt(lambda inputs: inputs.sum((1, 2)), *features, names=tuple(tokens), answer=answer)
     return Prompts([sample]).score(sample, {WHOLE: bound}, {WHOLE: explained(**numbers)})
 
 

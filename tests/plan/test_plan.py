@@ -64,7 +64,6 @@ def counted_run(cfg, monkeypatch):
 
 
 EXACT = {
-    "tokens": "experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out,proximity limit=1",
     "words": "experiment=table2 model=clip_vitb16 attribution=mask_clip,meta_grad_eclip,fixlip limit=3",
     "words of SigLIP": "experiment=table4 model=siglip2_vitb32 attribution=meta_mask_siglip,fixlip limit=2",
     "concepts": "experiment=figure13 benchmark=voc limit=3",
@@ -80,11 +79,15 @@ def test_the_passes_are_those_of_a_run(case, monkeypatch):
         assert plan.count.passes == counted_run(cfg, monkeypatch), plan.label
 
 
-def test_curves_of_pair_deletion_are_an_upper_bound(monkeypatch):
-    (cfg,), (plan,) = planned("experiment=pair_deletion", "attribution=random_pairs", "scale=tiny", "limit=3")
-    passes = counted_run(cfg, monkeypatch)
-    assert passes["forward"] <= plan.count.passes["forward"] <= 2 * passes["forward"]
-    assert any("upper bound" in note for note in plan.notes)
+def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletion(monkeypatch):
+    asked = "meta_attnlrp,ig,leave_one_out,proximity"
+    configs, plans = planned("experiment=figure3", f"attribution={asked}", "scale=tiny", "limit=1")
+    for cfg, plan in zip(configs, plans, strict=True):
+        passes, (sample,) = counted_run(cfg, monkeypatch), Job.build(cfg).benchmark.samples()[:1]
+        curves = 2 * len(sample.text.split())
+        assert passes["forward"] <= plan.count.passes["forward"] < passes["forward"] + curves
+        assert plan.count.passes - Counter(forward=10**9) == passes - Counter(forward=10**9)
+        assert any("curves" in note and "upper bound" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(

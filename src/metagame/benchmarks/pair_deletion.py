@@ -5,44 +5,25 @@ Beyond the paper, which names it as the test of faithfulness that it lacks (Sec.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from jaxtyping import Bool, Float
 
-from metagame.benchmarks.prompts import AnnotatedPrompt, PromptBenchmark, pair_matrix
-from metagame.contracts import WHOLE, Explanation
 from metagame.models.masked import MaskedModel
 
 
-class PairDeletion(PromptBenchmark[MaskedModel]):
-    """The scores are the mean of f_S along the curves of deletion and insertion, and their difference.
+def deletion_and_insertion(bound: MaskedModel, matrix: Float[np.ndarray, "n n"]) -> dict[str, float]:
+    """``deletion`` and ``insertion``, the means of f_S along the two curves, and their difference, ``area``.
 
     Pairs are ranked by |M|, of its two directions the larger. Deletion takes the tokens of one pair after the other
     from the prompt, insertion puts them into one without any; what one pair took, the next finds gone. A curve is f_S
     over the share of tokens taken or put, piecewise linear, and its mean the area below it. A faithful ranking falls
     fast and rises fast: the area between the curves, insertion - deletion, is large. In units of f, logits.
-
-    Args:
-        prompts, ids, prompt: as for :class:`metagame.benchmarks.prompts.PromptBenchmark`.
     """
-
-    def __init__(
-        self, prompts: Sequence[AnnotatedPrompt], ids: Sequence[str] | None = None, prompt: str | None = None
-    ) -> None:
-        super().__init__(prompts, ids, prompt)
-
-    def score(
-        self,
-        sample: AnnotatedPrompt,
-        inputs: Mapping[str, MaskedModel],
-        explanations: Mapping[str, Explanation],
-    ) -> dict[str, float]:
-        taken = pair_path(pair_matrix(explanations[WHOLE]))
-        values = inputs[WHOLE].values(np.concatenate([~taken, taken])).cpu().double().numpy()
-        share = taken.mean(1)
-        deletion, insertion = (float(np.trapezoid(curve, share)) for curve in np.split(values, 2))
-        return {"deletion": deletion, "insertion": insertion, "area": insertion - deletion}
+    taken = pair_path(matrix)
+    values = bound.values(np.concatenate([~taken, taken])).cpu().double().numpy()
+    share = taken.mean(1)
+    deletion, insertion = (float(np.trapezoid(curve, share)) for curve in np.split(values, 2))
+    return {"deletion": deletion, "insertion": insertion, "area": insertion - deletion}
 
 
 def pair_path(matrix: Float[np.ndarray, "n n"]) -> Bool[np.ndarray, "k n"]:

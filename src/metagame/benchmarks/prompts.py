@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import compress, islice, product
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,8 +20,9 @@ from metagame.benchmarks.distance_matched import (
     same_distance_recall,
     unordered_rank,
 )
+from metagame.benchmarks.pair_deletion import deletion_and_insertion
 from metagame.benchmarks.reviews import Review, reviews
-from metagame.contracts import WHOLE, Benchmark, Explanation, InputT, Score
+from metagame.contracts import WHOLE, Benchmark, Explanation, Score
 from metagame.errors import UserError
 from metagame.models.language_model import AnsweredPrompt, Prompt
 
@@ -133,51 +134,23 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
     ]
 
 
-class PromptBenchmark(Benchmark[AnnotatedPrompt, InputT]):
-    """A benchmark whose samples are annotated prompts.
+class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
+    """The scores are Recall@K of the prompts' pairs, what closeness and chance would find, and the areas of deletion.
 
     Args:
         prompts: the samples.
         ids: of those to take; all of them when None.
         prompt, pairs: one's own, in place of all others; without pairs nothing is to be recalled.
-
-    Raises:
-        UserError: an id is unknown, or one's own pairs are no pairs.
-    """
-
-    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids"})
-    text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt"})
-
-    def __init__(
-        self,
-        prompts: Sequence[AnnotatedPrompt],
-        ids: Sequence[str] | None = None,
-        prompt: str | None = None,
-        pairs: Sequence[Sequence[str]] | None = None,
-    ) -> None:
-        self._samples = select_prompts(prompts, ids, prompt, pairs)
-
-    def samples(self) -> list[AnnotatedPrompt]:
-        return self._samples
-
-    def files(self) -> Sequence[Path]:
-        return sources(self._samples)
-
-
-class Prompts(PromptBenchmark[AnsweredPrompt]):
-    """The scores are Recall@K of the prompts' pairs, and what a figure shows beside the map.
-
-    Args:
-        prompts, ids, prompt, pairs: as for :class:`PromptBenchmark`.
         match: where tables rank a pair that occurs in several places: ``metagame``, all methods at the place where the
             metagame beside them ranks it best, as in the paper's code (its text does not say), or ``own``, each method
             where it ranks the pair best. Scores are of ``own``; see :func:`metagame.report.recall.at_matches`.
 
     Raises:
-        UserError: as the base class does, or ``match`` is neither.
+        UserError: an id is unknown, one's own pairs are no pairs, or ``match`` is neither.
     """
 
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids", "match"})
+    text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
     def __init__(
         self,
@@ -187,9 +160,15 @@ class Prompts(PromptBenchmark[AnsweredPrompt]):
         pairs: Sequence[Sequence[str]] | None = None,
         match: str = MATCHES[0],
     ) -> None:
-        super().__init__(prompts, ids, prompt, pairs)
         if match not in MATCHES:
             raise UserError(f"benchmark.match={match!r}: give one of {', '.join(MATCHES)}.")
+        self._samples = select_prompts(prompts, ids, prompt, pairs)
+
+    def samples(self) -> list[AnnotatedPrompt]:
+        return self._samples
+
+    def files(self) -> Sequence[Path]:
+        return sources(self._samples)
 
     def score(
         self,
@@ -206,6 +185,10 @@ class Prompts(PromptBenchmark[AnsweredPrompt]):
         }  # fmt: skip
         scores |= distance_matched(sample.pairs, bound.players, matrix, symmetric=_is_symmetric(explanation))
         scores["unmatched"] = [" + ".join(pair) for pair in unmatched]
+        scores["ambiguous"] = [" + ".join(pair) for pair in sample.pairs if _is_ambiguous(pair, bound.players)]
+        matched = [pair not in unmatched for pair in sample.pairs]
+        scores["kinds"] = list(compress(sample.kinds, matched))
+        scores |= deletion_and_insertion(bound, matrix)
         return scores | {"text": sample.text, "tokens": list(bound.players), "answer": bound.answer}
 
 
@@ -235,6 +218,13 @@ def distance_matched(
         "apart": _mean([each for share in directed if (each := apart[f"recall_{share}"]) is not None]),
         "chance": _mean([chance_of_recall(n, most_pairs(share, n), symmetric) for share in directed]),
     }
+
+
+def _is_ambiguous(pair: tuple[str, str], tokens: Sequence[str]) -> bool:
+    """Whether the closest places of the two strings are not the only ones so close."""
+    first, second = (string_places(string, tokens) for string in pair)
+    distances = [abs(a - b) for a, b in product(first, second) if a != b]
+    return distances.count(min(distances, default=0)) > 1
 
 
 def _is_symmetric(explanation: Explanation) -> bool:

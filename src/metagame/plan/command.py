@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from metagame.benchmarks.pair_deletion import PairDeletion
+from metagame.benchmarks.prompts import Prompts
 from metagame.contracts import Sample
 from metagame.errors import UserError
 from metagame.fetch.weights import GATE
@@ -136,7 +136,7 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
         samples = list(samples[: cfg.limit])
         methods = [build_method(variant, cfg) for variant in variants(cfg)]
         count = count_passes(cfg, methods, samples, facts.get("patches"))
-        if isinstance(benchmark, PairDeletion):
+        if isinstance(benchmark, Prompts):
             count += count_curves(cfg, benchmark.samples()[: cfg.limit])
         notes += count.notes
     except UserError as error:

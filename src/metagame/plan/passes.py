@@ -215,7 +215,7 @@ def _count_prompts(cfg: DictConfig, methods: Sequence[Method], prompts: Sequence
 
 
 def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
-    """What pair deletion adds to its jobs: the curves of deletion and insertion."""
+    """What the scores of a job add: the curves of deletion and insertion."""
     count = Count()
     for tokens, length in _sequences(cfg, prompts, count):
         count.passes[FORWARD] += 2 * len(tokens.labels)

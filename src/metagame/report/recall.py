@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import cycle
+from itertools import combinations, cycle
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from metagame.benchmarks.prompts import MATCHES, SHARES, recalls_of_ranks
+from metagame.benchmarks.prompts import MATCHES, SHARES, pair_matrix, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.jobs.records import Record
 from metagame.report.groups import by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import DECIDED, Difference, decide, mean_cell, rounded_mean_cell
-from metagame.report.table import Column, Table
+from metagame.report.table import Column, Table, plain
 
+MEAN = Column("", "", "mean")
 STYLES = ("-", "--", "-.", ":")
 SHOWN = (1, 5, 10, 15)
 """Percentages with a column of their own."""
@@ -47,6 +48,7 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
     """Rows are model x method; cells the mean recall over prompts, and how far a method agrees with leave-one-out."""
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
     columns += [Column(name, label, "mean") for name, label in MEASURES.items()]
+    columns += [Column(f"kind_{kind}", f"percentile, {kind}", "mean") for kind in kinds_of(results)]
     columns += [Column(f"recall_{share}", f"recall, K = {share} %", "mean") for share in SHOWN]
     columns += [Column("loo", "rank correlation with LOO", "mean")]
     columns += [Column("n", "prompts", "text")]
@@ -73,6 +75,7 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
             DECIDED,
             *setting_notes(results, "model.end_token", END_TOKEN_NOTES),
             *_match_notes(results),
+            *_agreement_notes(results),
             *_annotation_notes(results, scale),
             *failure_notes(results),
         ],
@@ -139,12 +142,13 @@ def _row(result: JobResult, results: list[JobResult]) -> dict[str, Any]:
         "method": result.label,
         "n": str(len(result.done)),
     }
-    row |= {name: rounded_mean_cell(list(_measure(result, name).values())) for name in MEASURES}
+    row |= {name: rounded_mean_cell(list(measure(result, name).values())) for name in MEASURES}
+    row |= {f"kind_{kind}": rounded_mean_cell(percentiles_of_kind(result, kind)) for kind in kinds_of(results)}
     row |= {f"recall_{share}": rounded_mean_cell(recalls(result, share)) for share in SHOWN}
     return row | {"loo": rounded_mean_cell(_correlations(result, results))}
 
 
-def _measure(result: JobResult, name: str) -> dict[str, float]:
+def measure(result: JobResult, name: str) -> dict[str, float]:
     """One of :data:`MEASURES` of each prompt that has it."""
     if name == "mean":
         return _mean_recalls(result)
@@ -154,6 +158,55 @@ def _measure(result: JobResult, name: str) -> dict[str, float]:
         return {sample: float(np.mean(values)) for sample, values in found.items() if values}
     known = {record.sample: record.scores.get(name) for record in result.done}
     return {sample: value for sample, value in known.items() if value is not None}
+
+
+def kinds_of(results: Sequence[JobResult]) -> list[str]:
+    """The kinds of pairs that the prompts have, in order."""
+    return list(
+        dict.fromkeys(kind for each in results for record in each.done for kind in record.scores.get("kinds", ()))
+    )
+
+
+def percentiles_of_kind(result: JobResult, kind: str) -> list[float]:
+    """Percentile at equal distance, the mean over the pairs of a kind of each prompt that has such pairs."""
+    found = []
+    for record in result.done:
+        pairs = zip(record.scores.get("kinds", ()), record.scores.get("percentiles", ()), strict=False)
+        if values := [value for own, value in pairs if own == kind and value is not None]:
+            found.append(float(np.mean(values)))
+    return found
+
+
+def _agreement_notes(results: Sequence[JobResult]) -> list[str]:
+    """How far metagames that differ in their seed alone agree on the sizes of the entries."""
+    notes = []
+    metas = [result for result in results if result.variant.meta]
+    for one, other in combinations(metas, 2):
+        if {**one.identity, "seed": None} == {**other.identity, "seed": None}:
+            cell = rounded_mean_cell(list(_agreement(one, other).values()))
+            if cell is not None:
+                notes.append(
+                    f"{one.label}, {one.model}: rank correlation of |M| off the diagonal between seed"
+                    f" {one.config.seed} and {other.config.seed}: {plain(MEAN, cell)}, over {cell['n']} prompts."
+                )
+    return notes
+
+
+def _agreement(one: JobResult, other: JobResult) -> dict[str, float]:
+    """Spearman's correlation of the sizes of two metagames' entries on each prompt that both have."""
+    known = {record.sample: record for record in other.done}
+    sizes = {
+        record.sample: (_sizes(one, record), _sizes(other, known[record.sample]))
+        for record in one.done
+        if record.sample in known
+    }
+    varied = {sample: pair for sample, pair in sizes.items() if all(np.ptp(each) > 0 for each in pair)}
+    return {sample: float(spearmanr(*pair).statistic) for sample, pair in varied.items()}
+
+
+def _sizes(result: JobResult, record: Record) -> np.ndarray:
+    matrix = pair_matrix(result.explanations(record)[WHOLE])
+    return np.abs(matrix)[~np.eye(len(matrix), dtype=bool)]
 
 
 def _mean_recalls(result: JobResult) -> dict[str, float]:
@@ -202,13 +255,13 @@ def _claims(results: Sequence[JobResult]) -> list[dict[str, Any]]:
 
 
 def _gain(meta: JobResult, other: JobResult, name: str) -> Difference:
-    ours, theirs = _measure(meta, name), _measure(other, name)
+    ours, theirs = measure(meta, name), measure(other, name)
     gains = [value - theirs[sample] for sample, value in ours.items() if sample in theirs]
     return Difference(f"{meta.label} - {other.label}, {meta.model}", rounded_mean_cell(gains))
 
 
 def _over_half(meta: JobResult) -> Difference:
-    gains = [value - 0.5 for value in _measure(meta, "percentile").values()]
+    gains = [value - 0.5 for value in measure(meta, "percentile").values()]
     return Difference(f"{meta.label} - 0.5, {meta.model}", rounded_mean_cell(gains))
 
 
@@ -227,6 +280,11 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
         text = "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in unmatched.items())
         left_out = f"; left out, since they are no two tokens of their prompt: {text}" if unmatched else ""
         notes.append(f"{group.name}: {count} pairs in {len(records)} prompts{left_out}.")
+        ambiguous = {name: record.scores.get("ambiguous") for name, record in records.items()}
+        if text := "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in ambiguous.items() if pairs):
+            notes.append(
+                f"{group.name}: two places are equally close, and the first is compared at equal distance: {text}."
+            )
     return notes
 
 
