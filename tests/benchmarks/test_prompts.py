@@ -340,3 +340,18 @@ def test_random_pairs_find_as_many_pairs_as_chance_has_it():
     k, total = 9, n * (n - 1)
     chance = 1 - (total - k) * (total - k - 1) / (total * (total - 1))
     assert abs(np.mean(found) - chance) < 4 * np.sqrt(chance * (1 - chance) / len(found))
+
+
+def test_a_pair_with_two_places_equally_close_is_told_and_the_first_is_compared():
+    tokens = ["good", "not", "good", "or", "bad"]
+    scores = score([("not", "good"), ("or", "bad"), ("no", "where")], tokens, values=np.ones((5, 5)))
+    assert scores["ambiguous"] == ["not + good"]
+    assert scores["distances"] == [1, 1]
+
+
+def test_kinds_are_those_of_the_pairs_that_are_found():
+    sample = AnnotatedPrompt("one", "a b", (("a", "b"), ("a", "z"), ("b", "a")), kinds=("one", "two", "three"))
+    features = torch.zeros(2, 2, 1)
+    bound = AnsweredPrompt(lambda inputs: inputs.sum((1, 2)), *features, names=("a", "b"))
+    found = Prompts([sample]).score(sample, {WHOLE: bound}, {WHOLE: explained(values=np.ones((2, 2)))})
+    assert found["kinds"] == ["one", "three"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hydra import compose
+from scipy.stats import spearmanr
 
 from metagame.benchmarks.prompts import SHARES, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.jobs.run import run_job
+from metagame.report.kinds import kinds_figure
 from metagame.report.labels import told_apart
 from metagame.report.pair_deletion import pair_deletion_table
 from metagame.report.recall import recall_figure, recall_table
@@ -117,6 +119,56 @@ def test_first_order_methods_are_correlated_with_leave_one_out(jobs):
     rows = recall_table(jobs, "tiny").rows
     assert (rows[0]["loo"]["mean"], rows[0]["loo"]["n"]) == (0, 2)
     assert rows[1]["loo"] is rows[2]["loo"] is None
+
+
+KINDS = [["negation", "contrast"], ["contrast", "contrast"]]
+PERCENTILES = [[0.9, None], [0.2, 0.4]]
+"""Of the pairs of two prompts."""
+
+
+@pytest.fixture
+def of_kinds(tmp_path):
+    shown = [
+        recalled(0.0) | {"kinds": kinds, "percentiles": values}
+        for kinds, values in zip(KINDS, PERCENTILES, strict=True)
+    ]
+    return [job(tmp_path, method, shown) for method in ("attnlrp", "cp_lrp")]
+
+
+def test_kinds_of_pairs_have_a_mean_over_the_prompts_with_such_a_pair(of_kinds):
+    row, _ = recall_table(of_kinds, "small").rows
+    assert row["kind_negation"] == {"mean": 0.9, "two_se": None, "n": 1}
+    assert row["kind_contrast"] == {"mean": pytest.approx(0.3), "two_se": None, "n": 1}
+
+
+def test_figure_of_kinds_has_a_place_for_each_kind_and_one_for_all(of_kinds, tmp_path):
+    (axes,) = kinds_figure(of_kinds).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all pairs", "negation", "contrast"]
+    means = [container[0].get_ydata().tolist() for container in axes.containers]
+    assert means == [pytest.approx([0.6, 0.9, 0.3])] * 2
+    assert kinds_figure([job(tmp_path, "ig", [recalled(None)])]) is None
+
+
+def test_agreement_of_two_seeds_is_told_and_of_nothing_else(tmp_path):
+    ours = [[0.0, 3.0, 2.0], [1.0, 9.0, 4.0], [5.0, 6.0, 0.0]]
+    theirs = -np.transpose(ours)
+    constant = np.ones((3, 3))
+    seeds = [
+        job(tmp_path, "meta_attnlrp", [recalled(0.0)] * 2, [pairs(first), pairs(constant)], seed=seed)
+        for seed, first in enumerate((ours, theirs))
+    ]
+    other = job(tmp_path, "meta_ig", [recalled(0.0)], [pairs(ours)])
+    notes = [note for note in recall_table([*seeds, other], "small").notes if "between seed" in note]
+    off = ~np.eye(3, dtype=bool)
+    expected = spearmanr(np.abs(ours)[off], np.abs(theirs)[off]).statistic
+    (note,) = notes
+    assert f"between seed 0 and 1: {expected:.3f}".replace("0.", ".") in note.replace("0.", ".")
+    assert "over 1 prompts" in note
+
+
+def test_a_pair_that_two_places_match_equally_well_is_named(tmp_path):
+    table = recall_table([job(tmp_path, "attnlrp", [recalled(0.0) | {"ambiguous": ["not + good"]}])], "small")
+    assert any("equally close" in note and "s0: not + good" in note for note in table.notes)
 
 
 def test_models_of_one_name_are_not_mixed(tmp_path):

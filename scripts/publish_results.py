@@ -1,0 +1,72 @@
+"""Copy the table and the figure of a run on real weights into docs/results, with what they were made from.
+
+python -m scripts.publish_results outputs/small/figure3 docs/results/small/smollm2-135m-instruct/figure3 \
+    --command "python run.py experiment=figure3 scale=small" --minutes 40 [--checkpoint FOLDER]
+
+Beside table.json, table.md and figure.png stands made.json: the command, the minutes that it took, the versions of the
+libraries, the revision of the weights and the SHA-256 of the checkpoint's files and of the files that were copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from metagame.errors import UserError
+from metagame.report.results import read_jobs
+
+COPIED = ("table.json", "table.md", "figure.png")
+
+
+def publish(run: Path, target: Path, command: str, minutes: float, checkpoint: Path | None) -> None:
+    """Copy the files of ``run`` and write ``made.json``.
+
+    Raises:
+        UserError: the run has no table.
+    """
+    if not (run / "table.json").exists():
+        raise UserError(f"{run} has no table.json: give the folder of an experiment that has run.")
+    target.mkdir(parents=True, exist_ok=True)
+    copied = [name for name in COPIED if (run / name).exists()]
+    for name in copied:
+        shutil.copyfile(run / name, target / name)
+    made = {
+        "command": command,
+        "minutes": minutes,
+        "environments": _environments(run),
+        "checkpoint": {} if checkpoint is None else {path.name: _sha256(path) for path in sorted(checkpoint.iterdir())},
+        "files": {name: _sha256(target / name) for name in copied},
+    }
+    (target / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def _environments(run: Path) -> list[dict]:
+    """The distinct environments of the run's jobs."""
+    found = []
+    for name in read_jobs(run):
+        path = run.parent / "jobs" / name / "environment.json"
+        own = json.loads(path.read_text(encoding="utf-8"))
+        if own not in found:
+            found.append(own)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--minutes", required=True, type=float)
+    parser.add_argument("--checkpoint", type=Path)
+    publish(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
