@@ -1,10 +1,11 @@
 """Copy the table and the figure of a run on real weights into docs/results, with what they were made from.
 
 python -m scripts.publish_results outputs/small/figure3 docs/results/small/smollm2-135m-instruct/figure3 \
-    --command "python run.py experiment=figure3 scale=small" --minutes 40 [--checkpoint FOLDER]
+    [--checkpoint FOLDER]
 
-Beside table.json, table.md and figure.png stands made.json: the command, the minutes that it took, the versions of the
-libraries, the revision of the weights and the SHA-256 of the checkpoint's files and of the files that were copied.
+Beside table.json, table.md and figure.png stands made.json: the commands of the run and the seconds that each took, the
+versions of the libraries, the revision of the weights, and the SHA-256 of the checkpoint's files and of those copied.
+A checkpoint's folder is named FOLDER in the commands.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import shutil
 from pathlib import Path
 
 from metagame.errors import UserError
+from metagame.experiments import RUNS
 from metagame.report.results import read_jobs
 
 COPIED = ("table.json", "table.md", "figure.png")
 
 
-def publish(run: Path, target: Path, command: str, minutes: float, checkpoint: Path | None) -> None:
+def publish(run: Path, target: Path, checkpoint: Path | None = None) -> None:
     """Copy the files of ``run`` and write ``made.json``.
 
     Raises:
@@ -34,13 +36,20 @@ def publish(run: Path, target: Path, command: str, minutes: float, checkpoint: P
     for name in copied:
         shutil.copyfile(run / name, target / name)
     made = {
-        "command": command,
-        "minutes": minutes,
+        "runs": _runs(run, checkpoint),
         "environments": _environments(run),
         "checkpoint": {} if checkpoint is None else {path.name: _sha256(path) for path in sorted(checkpoint.iterdir())},
         "files": {name: _sha256(target / name) for name in copied},
     }
     (target / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def _runs(run: Path, checkpoint: Path | None) -> list[dict]:
+    """The commands that wrote the table, by start."""
+    lines = (run / RUNS).read_text(encoding="utf-8")
+    if checkpoint is not None:
+        lines = lines.replace(str(checkpoint), "FOLDER")
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def _environments(run: Path) -> list[dict]:
@@ -62,8 +71,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--command", required=True)
-    parser.add_argument("--minutes", required=True, type=float)
     parser.add_argument("--checkpoint", type=Path)
     publish(**vars(parser.parse_args()))
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ from metagame.tracking import Tracker, track_job, track_report
 from metagame.viewer.write import N_SAMPLES, write_page
 
 log = logging.getLogger("metagame.experiments")
+
+RUNS = "runs.jsonl"
+"""In an experiment's folder: a line for each command that wrote its table, with when it began and how long it took."""
 
 
 def run_one(cfg: DictConfig) -> str | None:
@@ -134,9 +140,13 @@ class WriteReport(Callback):
 
     def __init__(self) -> None:
         self._said: set[str] = set()
+        self._start = datetime.now(UTC)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_folder(config)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self._keep_command(config, [], [config.output_dir])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -182,7 +192,18 @@ class WriteReport(Callback):
             for refusal in filter(None, map(read_refusal, asked_configs(grid, sweep["overrides"]["task"]))):
                 self._say(refusal)
         finished = [finish(configs) for configs in experiments.values()]
+        self._keep_command(config, ["-m"], list(experiments))
         return all(finished)
+
+    def _keep_command(self, config: DictConfig, options: list[str], folders: Sequence[str]) -> None:
+        """Append the command to :data:`RUNS` of each folder with a table."""
+        command = ["python", "run.py", *options, *config.hydra.overrides.task]
+        seconds = (datetime.now(UTC) - self._start).total_seconds()
+        entry = {"command": shlex.join(command), "started": self._start.isoformat(timespec="seconds")}
+        line = json.dumps(entry | {"seconds": round(seconds, 1)}, ensure_ascii=False)
+        for folder in (path for path in map(Path, folders) if (path / EXPERIMENT).exists()):
+            with writing(folder), (folder / RUNS).open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
 
 
 def _check_folder(config: DictConfig) -> None:
