@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from typing import NamedTuple
 
 import pytest
@@ -12,12 +14,15 @@ from tests.tiny.runs import TABLES, contents, n_by_an_earlier_run, records, run,
 pytestmark = pytest.mark.slow
 
 
+CELLS = ("meta_sv", "moebius", "moebius")
+
+
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """One cell of Table 1 for a function of three features, a second one, and that again: what was said and written."""
     folder = tmp_path_factory.mktemp("cells")
     function, found = "benchmark.function='(x1+x2)**2*x3'", []
-    for cell in ("meta_sv", "moebius", "moebius"):
+    for cell in CELLS:
         status, errors = run("experiment=table1", function, f"attribution=symbolic/{cell}", output_dir=folder)
         assert status == 0, errors
         found.append((errors, table(folder), (contents(folder, TABLES), records(folder))))
@@ -46,6 +51,14 @@ def test_the_same_command_again_computes_nothing_and_writes_the_same_bytes(cells
     assert n_by_an_earlier_run(errors) == 1
     assert f"wrote {folder / 'table.md'}" in errors
     assert before == after
+
+
+def test_each_command_is_kept_beside_its_table_with_its_seconds(cells):
+    folder, found = cells
+    runs = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    assert len(runs) == len(found)
+    assert all(each["command"].startswith("python run.py -m ") and each["seconds"] > 0 for each in runs)
+    assert [shlex.split(each["command"])[-2] for each in runs] == [f"attribution=symbolic/{cell}" for cell in CELLS]
 
 
 def test_a_run_without_a_terminal_writes_plain_lines(cells):
