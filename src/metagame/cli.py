@@ -31,6 +31,7 @@ log = logging.getLogger("metagame.cli")
 
 USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment, as python run.py does
        metagame report [EXPERIMENTS]   render tables, figures and the page again, from records alone
+       metagame diff FIRST SECOND      what changed from one run of an experiment to another
        metagame plan OVERRIDES         what jobs will cost and what they miss, before any weights are loaded
        metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    get what experiments need at paper scale"""
 
@@ -52,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from metagame.plan.command import main as plan
 
         plan(rest)
+    elif command == "diff":
+        from metagame.report.diff import main as diff
+
+        diff(rest)
     else:
         print(USAGE)  # noqa: T201
         sys.exit(0 if command in ("-h", "--help") else 2)

@@ -1,0 +1,68 @@
+"""What is said of two runs of an experiment that differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from metagame.jobs.run import run_job
+from metagame.report.diff import compare_runs, main
+from metagame.report.experiment import write_report
+from metagame.report.table import read_table, write_table
+from tests.tiny.jobs import Numbers, job_config
+from tests.tiny.vision_language import refused
+
+SCORES = {"accuracy": 0.5, "recall": 0.25, "tokens": ["a"]}
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """Make the folder of an experiment whose samples, numbers, have these scores."""
+
+    def run(name, samples):
+        folder = tmp_path / name
+        monkeypatch.setattr(Numbers, "score", lambda _, sample, *__: SCORES | samples[int(sample.value)])
+        cfg = job_config(
+            folder, benchmark__values=list(samples), report__table={"_target_": "metagame.report.scores.scores_table"}
+        )
+        run_job(cfg)
+        write_report([cfg])
+        return folder
+
+    return run
+
+
+def test_runs_with_the_same_numbers_do_not_differ(ran, capsys):
+    one, other = (ran(name, {1: {}, 2: {}}) for name in ("one", "other"))
+    assert compare_runs(one, other) == []
+    with pytest.raises(SystemExit) as stopped:
+        main([str(one), str(other)])
+    assert stopped.value.code == 0
+    assert "Nothing differs" in capsys.readouterr().out
+
+
+def test_cells_and_samples_that_changed_are_told_the_largest_change_first(ran):
+    one = ran("one", {1: {}, 2: {}, 3: {}})
+    other = ran("other", {1: {"accuracy": 0.75}, 2: {"recall": 1.0}, 4: {}})
+    lines = compare_runs(one, other)
+    assert any(line.endswith("accuracy: 0.500 ± 0.000 -> 0.583 ± 0.167") for line in lines)
+    at = next(number for number, line in enumerate(lines) if "2 of 2 have other scores" in line)
+    assert lines[at + 1 :] == ["    2, recall: 0.25 -> 1", "    1, accuracy: 0.5 -> 0.75"]
+    assert any("1 in the first run only (3)" in line for line in lines)
+    assert any("1 in the second run only (4)" in line for line in lines)
+
+
+def test_rows_and_columns_of_one_table_alone_are_named(ran):
+    one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+    table = read_table(other)
+    (row,) = table.rows
+    write_table(replace(table, rows=[row, row], published=[{}, {}], columns=table.columns[:3]), other)
+    lines = compare_runs(one, other)
+    assert any(line.endswith("(2)' is in the second run only") for line in lines)
+    assert "table: column 'recall' is in the first run only" in lines
+
+
+def test_a_folder_without_a_table_is_refused(ran, tmp_path):
+    with refused("table.json is no table"):
+        compare_runs(ran("one", {1: {}}), tmp_path)
