@@ -57,8 +57,9 @@ def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = No
     found = [read_job(cfg, name) for name, cfg in jobs.items()]
     results = tell_apart(list(chain.from_iterable(found)))
     if not any(result.done for result in results):
-        errors = dict.fromkeys(record.error for result in results for record in result.failed)
-        reasons = " ".join(filter(None, (*errors, *(read_refusal(cfg, name) for name, cfg in jobs.items()))))
+        errors = [record.error for result in results for record in result.failed]
+        refusals = [read_refusal(cfg, name) for name, cfg in jobs.items()]
+        reasons = " ".join(dict.fromkeys(filter(None, (*errors, *refusals))))
         raise UserError(f"{settings.name}: no sample was computed, so no table is written. {reasons}".rstrip())
     folder = Path(settings.output_dir)
     table = instantiate(settings.report.table, _partial_=True)(results, scale=settings.scale.name)
