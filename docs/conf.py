@@ -15,12 +15,14 @@ from sphinx.writers.html5 import HTML5Translator
 project = "metagame"
 html_title = "metagame"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 exclude_patterns = ["results/small/*/**"]  # parts of results/small.md
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -56,7 +58,8 @@ def inline_formula(translator: HTML5Translator, node: nodes.math) -> None:
 
 def block_formula(translator: HTML5Translator, node: nodes.math_block) -> None:
     """On a line of its own."""
-    translator.body.append(f'<div class="math">{latex2mathml.converter.convert(node.astext(), "block")}</div>')
+    formula = latex2mathml.converter.convert(node.astext(), display="block")
+    translator.body.append(f'<div class="math">{formula}</div>')
     raise nodes.SkipNode
 
 
