@@ -53,7 +53,7 @@ def read_synsets(path: Path) -> dict[str, Synset]:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("  ")]
         return dict(map(_synset, lines))
     except OSError as error:
-        raise UserError(f"{path} is no file that can be read: give data.noun of WordNet 3.0.") from error
+        raise UserError(f"{path} cannot be read: give data.noun of WordNet 3.0.") from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} is not of the format of WordNet's data.noun: give that of WordNet 3.0.") from error
 
@@ -101,7 +101,7 @@ def mapped_name(key: str, synsets: Mapping[str, Synset], class_map: Mapping[str,
         UserError: it has none, or WordNet does not have the synset.
     """
     if key not in synsets:
-        raise UserError(f"{key} of gtsegs_ijcv.mat is no noun of this data.noun: give that of WordNet 3.0.")
+        raise UserError(f"{key} of gtsegs_ijcv.mat is not a noun in this data.noun: give that of WordNet 3.0.")
     lemma = synsets[key].lemmas[0]
     if lemma not in class_map:
         raise UserError(

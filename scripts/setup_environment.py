@@ -42,7 +42,7 @@ def wait_for(lock: TextIO) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print("Another set-up is at work in this folder, and this one waits for its end.", flush=True)
+        print("Another set-up is running in this folder: waiting for it to finish.", flush=True)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:  # a network disk may have no locks
         pass
@@ -93,7 +93,7 @@ def run(lock: TextIO, *command: object) -> None:
     if free(folder) < 0.05 or any(phrase in done.stdout for phrase in FULL):
         sys.exit(f"The disk of {folder} is full: make room and run `make setup` again, {REMEDY}.")
     line = " ".join(map(str, command))
-    sys.exit(f"{done.stdout}`{line}` failed: mend what it says above and run `make setup` again.")
+    sys.exit(f"{done.stdout}`{line}` failed: fix the error above and run `make setup` again.")
 
 
 def ready() -> bool:
@@ -123,4 +123,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\nThe set-up was stopped: `make setup` again goes on.")
+        sys.exit("\nThe set-up was interrupted: rerun `make setup` to resume.")

@@ -114,7 +114,7 @@ def _own_configs(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("--config-dir", "-cd", type=Path)
     folder = parser.parse_known_args(list(arguments))[0].config_dir
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--config-dir {folder} is no folder: give the one with your choices, as model/NAME.yaml.")
+        raise UserError(f"--config-dir {folder} is not a folder: give the one with your choices, as model/NAME.yaml.")
     return [] if folder is None else [folder]
 
 
@@ -124,7 +124,7 @@ def explain_parse_errors(overrides: Sequence[str]) -> None:
         sys.exit("python -O leaves out what Hydra's parser needs: run without -O, and without PYTHONOPTIMIZE.")
     broken = [override for override in overrides if not _is_utf8(override)]
     if broken:
-        sys.exit(f"the argument {broken[0]!r} is no UTF-8 text: give it in UTF-8, or rename the file that it names.")
+        sys.exit(f"the argument {broken[0]!r} is not valid UTF-8: give it in UTF-8, or rename the file that it names.")
     parser = OverridesParser.create()
     for override in overrides:
         try:
@@ -169,7 +169,7 @@ def _is_utf8(text: str) -> bool:
 
 def stop(number: int, frame: FrameType | None) -> None:
     """Leave at once where the process is told to, by a user or by a cluster whose time is over."""
-    log.error("Stopped by %s: run the same command again, it goes on where it stopped.", signal.Signals(number).name)
+    log.error("Stopped by %s: rerun the same command to resume.", signal.Signals(number).name)
     terminal = sys.__stderr__  # since progress bars put another in the place of sys.stderr, and hide the cursor
     if terminal is not None and terminal.isatty():
         terminal.write("\x1b[?25h")

@@ -154,7 +154,7 @@ class WriteReport(Callback):
             check_commas(config, config.hydra.overrides.task)
             for line in config.hydra.overrides.task:
                 if line.startswith("shards=") and "," in line:
-                    raise UserError(f"{line}: shards cannot be swept, give one positive whole number.")
+                    raise UserError(f"{line}: shards cannot be swept: give one positive integer.")
         except UserError as error:
             log.error("%s", error)
             raise SystemExit(1) from None

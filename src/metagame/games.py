@@ -31,7 +31,7 @@ def as_float64(values: Any, name: str) -> Float[np.ndarray, " ..."]:
         array = _as_numpy(values)
     except Exception as error:  # of numpy and torch, of many kinds
         reason = " ".join(str(error).split())
-        raise GameError(f"{name} is no array ({type(error).__name__}: {reason}): give one of real numbers.") from error
+        raise GameError(f"{name} is not an array ({type(error).__name__}: {reason}): give real numbers.") from error
     if array.dtype.kind not in "fiub":
         raise GameError(f"{name} has dtype {array.dtype}: give real numbers.")
     return array.astype(np.float64, copy=False)
@@ -66,7 +66,7 @@ class AttributionGame:
         if not callable(fn):
             raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
         if not isinstance(n_players, Integral) or n_players < 1:
-            raise GameError(f"n_players={n_players!r}: give a whole number of players, at least one.")
+            raise GameError(f"n_players={n_players!r} must be a positive integer.")
         _check_batch_size(batch_size)
         self.fn = fn
         self.n_players = n_players
@@ -196,4 +196,4 @@ def _named(coalitions: Coalitions) -> str:
 
 def _check_batch_size(batch_size: int | None) -> None:
     if batch_size is not None and (not isinstance(batch_size, Integral) or batch_size < 1):
-        raise GameError(f"batch_size={batch_size!r}: give a positive whole number, or None for one batch.")
+        raise GameError(f"batch_size={batch_size!r} must be a positive integer, or None for a single batch.")

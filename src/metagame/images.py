@@ -111,5 +111,5 @@ def grid_side(n_patches: int) -> int:
     """
     side = isqrt(n_patches)
     if side * side != n_patches:
-        raise UserError(f"{n_patches} patches make no square grid.")
+        raise UserError(f"{n_patches} patches do not form a square grid.")
     return side

@@ -132,7 +132,7 @@ def _fsii(k: int, s: int, t: int) -> Fraction:
 def _index(values: ArrayLike, n: int, order: int, c: Coefficient) -> Float[np.ndarray, "{n} ..."]:
     values, drop = _check(values, n)
     if not isinstance(order, Integral) or order < 1:
-        raise GameError(f"order={order!r}: give a whole number of players, at least one.")
+        raise GameError(f"order={order!r} must be a positive integer.")
     if order > n:
         raise GameError(f"order={order} is above the number of players, {n}: no set has so many of them.")
     found = [_index_of_size(values, n, s, _value_weights(c, int(order), s, n)) for s in range(1, order + 1)]
@@ -199,5 +199,5 @@ def _check(values: ArrayLike, n: int) -> tuple[Float[np.ndarray, "2**{n} t"], bo
     if values.ndim not in (1, 2) or len(values) != 1 << n:
         raise GameError(f"values has shape {values.shape}: for n={n} give ({1 << n}, t), one row for each coalition.")
     if not np.isfinite(values).all():
-        raise GameError("values contains NaN or inf: an index of such a game is undefined; check the game.")
+        raise GameError("values contain NaN or inf, for which an index is undefined: check the game.")
     return (values[:, None], True) if values.ndim == 1 else (values, False)

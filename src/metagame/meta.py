@@ -213,11 +213,11 @@ def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int 
     if endogenous not in (None, True, False):
         raise GameError(f"endogenous={endogenous!r}: give True, False or None.")
     if budget is not None and not isinstance(budget, Integral):
-        raise GameError(f"budget={budget!r}: give a whole number of coalitions, or None.")
+        raise GameError(f"budget={budget!r} must be an integer number of coalitions, or None.")
     if not isinstance(order, Integral) or order < 1:
-        raise GameError(f"order={order!r}: give a whole number of players, at least one.")
+        raise GameError(f"order={order!r} must be a positive integer.")
     if not isinstance(seed, Integral) or seed < 0:
-        raise GameError(f"seed={seed!r}: give a whole number, not negative.")
+        raise GameError(f"seed={seed!r} must be a non-negative integer.")
 
 
 def _estimator(estimator: str | Estimator) -> Estimator:

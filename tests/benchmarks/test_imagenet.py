@@ -220,7 +220,7 @@ BROKEN_FLAT = {
     "too few lines": (lambda val: write_truth(val, [1] * 11), f"{TRUTH} has 11 lines for 12 images"),
     "too many lines": (lambda val: write_truth(val, [1] * 13), f"{TRUTH} has 13 lines for 12 images"),
     "no lines": (lambda val: write_truth(val, []), TRUTH),
-    "no numbers": (lambda val: write_truth(val, WORDNET), "is not a number a line: take it from the development kit"),
+    "no numbers": (lambda val: write_truth(val, WORDNET), "does not have a number per line"),
     "a number that the kit has not": (lambda val: write_truth(val, [*KIT_NUMBERS[:-1], 6]), TRUTH),
     "no kit": (lambda val: (val / "meta.mat").unlink(), "put its meta.mat beside it"),
     "a broken kit": (lambda val: (val / "meta.mat").write_bytes(b"no MATLAB file" * 20), "meta.mat"),

@@ -91,7 +91,7 @@ def test_maps_that_point_to_their_objects_have_one_those_that_point_elsewhere_ze
 
 
 @pytest.mark.parametrize(
-    ("n_patches", "reason"), [(1, "a single patch has no quadrants"), (8, "8 patches make no square grid")]
+    ("n_patches", "reason"), [(1, "a single patch has no quadrants"), (8, "8 patches do not form a square grid")]
 )
 def test_patches_without_quadrants_are_refused(n_patches, reason):
     with pytest.raises(UserError, match=reason):
@@ -155,7 +155,7 @@ def test_samples_are_games_by_images():
     assert [sample.id for sample in game(n_games=1).samples()] == [f"{GAMES[0]}/0", f"{GAMES[0]}/1"]
     assert len(game(n_games=7).samples()) == 4
     assert [sample.id for sample in game(played=GAMES[1:]).samples()] == [f"{GAMES[1]}/0", f"{GAMES[1]}/1"]
-    with pytest.raises(UserError, match=r"benchmark\.played has 'a-b-c-d', which is none of benchmark\.games"):
+    with pytest.raises(UserError, match=r"benchmark\.played has 'a-b-c-d', which is not in benchmark\.games"):
         game(played=["a-b-c-d"])
 
 

@@ -148,11 +148,13 @@ def test_an_ablation_changes_one_thing_about_the_question(ablation, changes):
     [
         (
             (*NAMES, *STRANGE), words_tokenizer(), NAMES,
-            "2 of 14 classes are not one T5 token: traffic light (traffic, light); zebra (<unk>).",
+            "segmentation: 2 of 14 classes are left out, not being a single T5 token: "
+            "traffic light (traffic, light); zebra (<unk>).",
         ),
         (
             ("car", "sofa", "dog", "é"), pieces_tokenizer(), ("car", "dog"),
-            "2 of 4 classes are not one T5 token: sofa (▁so, fa); é (▁, <unk>).",
+            "segmentation: 2 of 4 classes are left out, not being a single T5 token: "
+            "sofa (▁so, fa); é (▁, <unk>).",
         ),
         (NAMES, words_tokenizer(), NAMES, None),
     ],
@@ -166,7 +168,7 @@ def test_classes_that_are_not_one_known_token_are_left_out_and_that_is_said(capl
 
 @pytest.mark.parametrize("names", [STRANGE, ()])
 def test_a_dataset_without_a_class_of_one_token_is_refused(names):
-    with refused("no class name is one token of the T5 tokenizer: give benchmark.tokenizer"):
+    with refused("no class name is a single T5 token: set benchmark.tokenizer"):
         benchmark(names=names)
 
 

@@ -489,7 +489,7 @@ BROKEN = {
     "VOC, no list": ("voc", VOC_LIST, unlink, f"has no {VOC_LIST}: unpack Pascal VOC 2012"),
     "VOC, junk for a list": ("voc", VOC_LIST, fill(JUNK), VOC_LIST),
     "panoptic, no file": ("panoptic", PANOPTIC, unlink, f"{PANOPTIC} does not exist: give benchmark.data.root"),
-    "panoptic, junk": ("panoptic", PANOPTIC, fill(JUNK), f"{PANOPTIC} is no JSON, or cut off: get it again"),
+    "panoptic, junk": ("panoptic", PANOPTIC, fill(JUNK), f"{PANOPTIC} is not valid JSON, or is truncated"),
     "panoptic, a list": ("panoptic", PANOPTIC, fill(b"[1, 2]"), f"{PANOPTIC} has no 'images'"),
     "panoptic, null": ("panoptic", PANOPTIC, fill(b"null"), f"{PANOPTIC} has no 'images'"),
     "panoptic, other data": (

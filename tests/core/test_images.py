@@ -232,7 +232,7 @@ def test_a_digit_is_a_small_rgb_image():
 
 @pytest.mark.parametrize("label", [-1, 10, 1000])
 def test_a_label_that_is_no_digit_is_refused(label):
-    with pytest.raises(UserError, match=re.escape(f"class {label} is no digit: give labels 0 to 9")):
+    with pytest.raises(UserError, match=re.escape(f"class {label} is not a digit: give labels 0 to 9")):
         Digits().image(label, 0)
 
 

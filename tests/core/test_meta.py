@@ -223,7 +223,7 @@ def test_a_budget_for_each_player_grows_with_the_game():
     ("arguments", "n", "n_targets", "message"),
     [
         ({"estimator": "magic"}, 3, 3, "estimator='magic' is unknown: choose one of exact, permutation"),
-        ({"order": 0}, 3, 3, "order=0: give a whole number of players"),
+        ({"order": 0}, 3, 3, "order=0 must be a positive integer"),
         ({"order": 4, "endogenous": False}, 3, 2, "order=4 is above the number of players, 3"),
         ({"order": 3, "endogenous": True}, 3, 3, "order=3 is above the number of players besides the target, 2"),
         ({"order": 2, "endogenous": True, "estimator": "trees"}, 5, 5, "order=2 of an endogenous game needs .*'exact'"),

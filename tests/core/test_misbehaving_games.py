@@ -106,7 +106,7 @@ FAILURES = {
     "another shape": (lambda values, row: values[:, :1], r"fn returned shape \(1, 1\) for coalition \[.*\]: return"),
     "one dimension": (lambda values, row: values[:, 0], r"fn returned shape \(1,\) for coalition \[.*\]: return"),
     "text": (lambda values, row: values.astype(str), r"the result of fn has dtype .*: give real numbers"),
-    "ragged": (lambda values, row: [[1.0], [1.0, 2.0]], r"the result of fn is no array \(ValueError: "),
+    "ragged": (lambda values, row: [[1.0], [1.0, 2.0]], r"the result of fn is not an array \(ValueError: "),
     "nothing": (lambda values, row: None, r"the result of fn has dtype object: give real numbers"),
 }
 

@@ -89,12 +89,12 @@ REFUSED = {
     "a text with a comma in an experiment": Refused(
         ("experiment=table1", "benchmark.function=x1,x1*x2"), "would be swept at each comma",
     ),
-    "a function that is no polynomial": Refused(
-        ("benchmark.function='sin(x1)'",), "benchmark.function='sin(x1)' is no polynomial ('sin(x1)' is not allowed)",
+    "a function that is not a polynomial": Refused(
+        ("benchmark.function='sin(x1)'",), "benchmark.function='sin(x1)' is not a polynomial ('sin(x1)' is not",
     ),
-    "swept shards": Refused(("-m", "shards=2,4"), "shards=2,4: shards cannot be swept, give one positive whole number"),
-    "a limit of 0": Refused(("-m", "limit=0"), "limit=0: give a positive whole number of samples, or null for all."),
-    "a key that no job has": Refused(("-m", "+foo=1"), "foo: a job has no such setting; correct its name or remove it"),
+    "swept shards": Refused(("-m", "shards=2,4"), "shards=2,4: shards cannot be swept: give one positive integer"),
+    "a limit of 0": Refused(("-m", "limit=0"), "limit=0 must be a positive integer, or null for all samples."),
+    "a key that no job has": Refused(("-m", "+foo=1"), "foo: unknown setting; check the spelling, or remove it"),
     "a budget below 2^n": Refused(
         (*META_SV, "estimator.budget=7"),
         "budget=7 is too small for estimator='exact': it needs at least 8 coalitions.", False,

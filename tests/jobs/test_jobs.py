@@ -100,15 +100,15 @@ REFUSED = {
     **{f"limit={value}": ({"limit": value}, f"limit={value}: give a positive") for value in (0, -1, "abc", 1.5)},
     **{f"seed={value}": ({"seed": value}, f"seed={value}: give") for value in ("abc", -1)},
     "reuse": ({"reuse": "old"}, "reuse=old: give fresh, or stale"),
-    **{f"shards={value}": ({"shards": value}, f"shards={value}: give a positive whole") for value in (0, 2.5)},
+    **{f"shards={value}": ({"shards": value}, f"shards={value} must be a positive integer") for value in (0, 2.5)},
     "which shard": ({"shards": 3}, "shards=3 needs a sweep over them: add -m, or give shard=0 to 2"),
-    "shard 3 of 3": ({"shards": 3, "shard": 3}, "shard=3: give a whole number from 0 to 2, as shards=3"),
-    "shard -1": ({"shards": 3, "shard": -1}, "shard=-1: give a whole number from 0 to 2"),
-    "shard of one": ({"shard": 1}, "shard=1: give a whole number from 0 to 0, as shards=1"),
-    "another key": ({"limt": 1}, "limt: a job has no such setting"),
-    "a key of an attribution": ({"attribution__idnex": "ksv"}, "attribution.idnex: a job has no such setting"),
+    "shard 3 of 3": ({"shards": 3, "shard": 3}, "shard=3 must be an integer from 0 to 2, since shards=3"),
+    "shard -1": ({"shards": 3, "shard": -1}, "shard=-1 must be an integer from 0 to 2"),
+    "shard of one": ({"shard": 1}, "shard=1 must be an integer from 0 to 0, since shards=1"),
+    "another key": ({"limt": 1}, "limt: unknown setting"),
+    "a key of an attribution": ({"attribution__idnex": "ksv"}, "attribution.idnex: unknown setting"),
     "a key of a variant": (
-        {"attribution__variants": {"one": {"mta": True}}}, "attribution.variants.one.mta: a job has no such setting",
+        {"attribution__variants": {"one": {"mta": True}}}, "attribution.variants.one.mta: unknown setting",
     ),
     "a model of another scale": (
         {"model__for_scale": "paper"}, "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
@@ -120,7 +120,7 @@ REFUSED = {
     "a report's argument": ({"report__table__limt": 1}, "got an unexpected keyword argument 'limt'"),
     "a part's argument": (
         {"attribution__method": {"_target_": "metagame.attributions.gradients.IntegratedGradients", "steps": 0}},
-        "steps=0: give a positive whole number",  # without Hydra's wrapping
+        "steps=0 must be a positive integer",  # without Hydra's wrapping
     ),
     "an estimator's argument": (
         {"attribution__meta": True, "estimator__max_playrs": 3}, "got an unexpected keyword argument 'max_playrs'",

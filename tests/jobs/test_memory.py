@@ -105,7 +105,7 @@ def test_a_job_of_which_no_batch_fits_writes_no_table_and_exits_with_1(tmp_path,
     cfg = batched(tmp_path, 8)
     assert run_job(cfg).n_failed == 8
     assert not finish([cfg])
-    assert "so no table is written. the device's memory is too small" in caplog.text
+    assert "so no table is written. out of memory on the device" in caplog.text
     assert not (tmp_path / "table.json").exists()
 
 

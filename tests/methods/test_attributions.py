@@ -394,8 +394,8 @@ def test_method_of_second_order_has_no_metagame():
     [
         (partial(ShapleyValue().metagame, order=0), "order=0: metagames have order 1 or more"),
         (partial(ShapleyValue().metagame, index="ksv"), "index=ksv needs order=2"),
-        (partial(IntegratedGradients, 0), "steps=0: give a positive whole number"),
-        (partial(IntegratedHessians, -3), "steps=-3: give a positive whole number"),
+        (partial(IntegratedGradients, 0), "steps=0 must be a positive integer"),
+        (partial(IntegratedHessians, -3), "steps=-3 must be a positive integer"),
         (partial(ShapleyInteractions, "sorcery"), r"method\.index='sorcery' is unknown: choose one of sii"),
     ],
 )

@@ -149,7 +149,7 @@ def test_sum_is_read(text, tokens, value):
 
 @pytest.mark.parametrize("text", ["", "3", "3 * 4", "10 + 1", "1 - 12", "a + b", "1 + 2 + 3", "1.5 + 2"])
 def test_text_that_is_no_sum_is_refused(text):
-    with pytest.raises(UserError, match=r"example .* is no sum of the adder"):
+    with pytest.raises(UserError, match=r"example .* is not a sum that the adder knows"):
         Sum.parse(text)
 
 
@@ -160,7 +160,7 @@ def test_checkpoint_that_is_no_adder_is_refused(tmp_path):
     of_other_shape = AdderNet().state_dict() | {"embedding.weight": torch.zeros(5, 8)}
     for weights in (missing, of_other_shape):
         save_file(weights, tmp_path / "model.safetensors")
-        with pytest.raises(UserError, match=r"model\.checkpoint=.* is no adder"):
+        with pytest.raises(UserError, match=r"model\.checkpoint=.* is not an adder"):
             Adder(tmp_path)
     for content in (b"", b"not a checkpoint"):
         (tmp_path / "model.safetensors").write_bytes(content)

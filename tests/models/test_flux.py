@@ -448,7 +448,7 @@ def test_noise_that_no_gpu_draws_is_told(folder, caplog):
     load(folder, noise="cpu")
     assert caplog.messages == []
     load(folder)
-    assert caplog.messages == ["Noise is drawn on cpu; the published numbers are of a GPU's (model.denoising.noise)."]
+    assert caplog.messages == ["Noise is drawn on cpu; the published numbers used a GPU's (model.denoising.noise)."]
 
 
 @each_kind
@@ -593,7 +593,7 @@ def test_a_t5_tokenizer_that_is_missing_is_told(copied, monkeypatch):
         load_t5_tokenizer(str(copied), None)
     without_network(monkeypatch)
     for name in ("nobody/nothing", "/nowhere/to/be/found"):
-        with refused(rf"model\.checkpoint='{name}' is no folder here"):
+        with refused(rf"model\.checkpoint='{name}' is not a local folder"):
             load_t5_tokenizer(name, None)
 
 

@@ -305,7 +305,7 @@ def test_prompt_that_leaves_no_room_for_the_answer_is_refused():
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, "4", None])
 def test_answer_without_tokens_is_refused(count):
-    with refused(f"model\\.max_new_tokens={count!r}: give a positive whole number"):
+    with refused(f"model\\.max_new_tokens={count!r} must be a positive integer"):
         adapter(build_net(), max_new_tokens=count)
 
 
@@ -337,7 +337,7 @@ def test_an_answer_that_does_not_fit_the_device_is_refused(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(model.net, "generate", generate)
-    with refused(r"an answer of 4 tokens is too much for the device's memory: lower model\.max_new_tokens"):
+    with refused(r"an answer of 4 tokens does not fit the device's memory: lower model\.max_new_tokens"):
         model.bind(Asked())
     assert model.net.generation_config is recommended
 

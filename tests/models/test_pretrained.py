@@ -34,7 +34,7 @@ of_the_hub = pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3", "flux
 def test_checkpoint_that_is_nowhere_is_told_with_how_to_get_it(kind, name, monkeypatch):
     without_network(monkeypatch)
     advice = "HF_HUB_OFFLINE is set.*'hf download nobody/nothing --revision v1'" if name == "nobody/nothing" else ""
-    with refused(rf"model\.checkpoint='{name}' is no folder here.*{advice}"):
+    with refused(rf"model\.checkpoint='{name}' is (not|neither) a local folder.*{advice}"):
         LOADERS[kind](name, "v1")
 
 
@@ -74,7 +74,7 @@ def test_a_gguf_file_that_is_not_there_or_of_another_architecture_is_named(tmp_p
     with refused(r"model\.gguf needs gguf, which is not installed"):
         load_language_model(str(tmp_path), gguf="a.gguf", chat=True)
     monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))
-    with refused(r"model\.gguf='a\.gguf' is no file of model\.checkpoint='.*': give the folder there"):
+    with refused(r"model\.gguf='a\.gguf' is not a file in model\.checkpoint='.*': give the folder there"):
         load_language_model(str(tmp_path), gguf="a.gguf", chat=True)
     (tmp_path / "a.gguf").touch()
     monkeypatch.setattr("metagame.models.pretrained.AutoConfig.from_pretrained", lambda *names, **named: BertConfig())
@@ -91,7 +91,7 @@ def test_a_cpu_that_emulates_bfloat16_takes_float32_and_says_so(tmp_path, monkey
     assert half.net.dtype == torch.float32
     assert half.revision == f"{full.revision} in float32"
     assert caplog.messages == [
-        "this CPU has no bfloat16 of its own: the model is loaded in float32, and records say so."
+        "this CPU does not support bfloat16: the model is loaded in float32, and records say so."
     ]
 
 

@@ -243,7 +243,7 @@ def test_absent_token_with_id_0_is_one():
 
 
 def test_absent_token_that_the_tokenizer_lacks_is_refused():
-    with refused(r"model\.absent_token='quokka' is no token"):
+    with refused(r"model\.absent_token='quokka' is not a token"):
         absent_token_id(bare(unk_token="<unk>"), "quokka")
     with refused(r"name a token by model\.absent_token"):
         absent_token_id(bare())

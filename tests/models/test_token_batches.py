@@ -51,7 +51,7 @@ class Memory:
         (10, 10, [1] * 10, 10),
         (35, 10, [3, 3, 3, 1], 35),
         (100, 10, [10], 100),
-        # halved for good where memory does not suffice; rows that are done are not done again
+        # halved for good when memory runs out; rows that are done are not done again
         (85, 10, [8, 2], 85),
         (85, 4, [8, 4, 4, 2], 40),
         (85, 3, [8, 4, *[2] * 5], 20),
@@ -104,7 +104,7 @@ def test_no_rows_are_a_batch():
 
 @pytest.mark.parametrize("budget", [0, -8, 2.5, "64", None])
 def test_budget_of_no_tokens_is_refused(budget):
-    with refused(f"model\\.tokens_per_batch={budget!r}: give a positive whole number"):
+    with refused(f"model\\.tokens_per_batch={budget!r} must be a positive integer"):
         adapter(build_net(), tokens_per_batch=budget)
 
 

@@ -453,13 +453,13 @@ def test_a_caption_whose_players_are_no_text_cannot_be_tokenized_anew(byte_pairs
     snowman, tile = "\N{SNOWMAN WITHOUT SNOW}", "\N{MAHJONG TILE EAST WIND}"
     for caption in (f"a {snowman}{tile}", f"a {tile}"):
         assert len(TokenPlayers(tokenizer, caption, whole_characters=False).labels) > 3
-        with refused("caption 'a .*' is not one that its tokens can be read as: choose absent=dropped"):
+        with refused("caption 'a .*' cannot be reconstructed from its tokens: choose absent=dropped"):
             RetokenizedPlayers(tokenizer, caption, whole_characters=False)
     whole = RetokenizedPlayers(tokenizer, f"a {tile} b")
     assert whole.labels == ("a", tile, "b")
     assert whole.dropped([True, False, True]).ids == tokenizer.encode("a b")
     assert whole.dropped([False, True, False]).ids == tokenizer.encode(tile)
-    with refused("caption 'one' is not one that its tokens"):
+    with refused("caption 'one' cannot be reconstructed from its tokens"):
         RetokenizedPlayers(SharingTokenizer(), "one")
     assert RetokenizedPlayers(tokenizer, "Two dogs , it's a \N{SLICE OF PIZZA}?").dropped([False] * 8).ids
 
@@ -582,7 +582,7 @@ def test_map_without_contrast_is_refused(family, method):
 
 def test_patches_that_make_no_square_are_refused():
     assert grid_side(196) == 14
-    with refused("15 patches make no square grid"):
+    with refused("15 patches do not form a square grid"):
         grid_side(15)
 
 
@@ -660,7 +660,9 @@ def small_open_clip(**settings):
     ids=["resnet", "mean", "attention pool", "custom blocks"],
 )
 def test_image_encoder_without_a_class_token_is_refused(settings, name):
-    with refused(rf"the image encoder {name} is no plain vision transformer with a \[CLS\] token: choose a ViT CLIP"):
+    with refused(
+        rf"the image encoder {name} is not a plain vision transformer with a \[CLS\] token: choose a ViT CLIP"
+    ):
         OpenCLIP(small_open_clip(**settings), torch.clone, small_tokenizer(), "random")
 
 

@@ -229,7 +229,7 @@ def test_a_process_takes_over_the_sample_of_one_that_is_killed(tmp_path):
     assert list(samples(tmp_path).values()) == [[("1", "done"), ("2", "done"), ("3", "done")]]
 
 
-STOPPED = "Stopped by {}: run the same command again, it goes on where it stopped."
+STOPPED = "Stopped by {}: rerun the same command to resume."
 SIX_SUMS = ("benchmark.examples=['1 + 2','3 + 4','5 - 6','7 - 8','9 - 3','2 + 2']", "attribution=sv")
 
 

@@ -103,7 +103,7 @@ REFUSED = {
     "a web page": ({"headers": {"Content-Type": "text/html"}}, SIZE, r"is not the file \(status 200\)"),
     "longer": ({"content": CONTENT + b"more"}, SIZE, f"announces {SIZE + 4} bytes in place of {SIZE}: get it"),
     "shorter": ({"content": CONTENT[1:]}, SIZE, f"announces {SIZE - 1} bytes in place of {SIZE}: get it"),
-    "other content": ({"content": CONTENT[::-1]}, SIZE, "has not md5:.*, what came was removed"),
+    "other content": ({"content": CONTENT[::-1]}, SIZE, "checksum mismatch; the download was discarded"),
     "longer than told": ({"announces": -10}, None, "has not md5:"),
     "of no known length": ({"tells_length": False}, None, "announces no bytes in place of some: get it elsewhere"),
 }
@@ -153,7 +153,7 @@ def test_a_part_is_gone_on_with_and_thrown_away_where_it_does_not_fit(served, tm
     (tmp_path / ".file.bin.version").write_text('"first"')
     arguments = served.put("file.bin", CONTENT), tmp_path / "file.bin", SIZE, checksum(CONTENT)
     if not is_of_it:
-        with refused("has not md5:.*, what came was removed: fetch it again"):
+        with refused("checksum mismatch; the download was discarded: fetch it again"):
             transfer.transfer(*arguments)
     transfer.transfer(*arguments)
     assert contents(tmp_path) == {"file.bin": CONTENT}
@@ -283,7 +283,7 @@ def test_what_fails_is_told_and_does_not_stop_the_others(manifest, served, tmp_p
     served.files["/kit.tar"].status = 404
     served.files["/outer.zip"].always_cut = 10
     assert run("data", "table3") == 1
-    again = "run the same command again, it goes on where it stopped."
+    again = "rerun the same command to resume."
     assert errors(caplog) == [
         f"{served.address}/kit.tar is not the file (status 404): get it, and put it at data/downloads/kit.tar.",
         f"{served.address}/outer.zip cannot be fetched (no connection): {again}",
@@ -299,7 +299,7 @@ def test_a_disk_that_is_too_small_and_a_wrong_folder_or_word_are_told(manifest, 
     assert all("data cannot be written" in each for each in errors(caplog))
     (tmp_path / "data").unlink()
     little_room(monkeypatch)
-    assert re.search("^data has too little room, .*: free some space, or put a link to a larger", run("data", "table3"))
+    assert re.search("^data does not have enough room; .*: free some space, or put a link", run("data", "table3"))
     assert "needed, 1.0 kB free in data." in caplog.text
     assert served.gets("kit.tar") == []
 
@@ -404,7 +404,7 @@ def test_fetched_weights_are_loaded_without_a_network(hub, monkeypatch):
 
 GATE = "is gated: accept its licence at https://huggingface.co/{}, then log in with 'hf auth login'"
 UNAVAILABLE = {
-    "cut": ({"always_cut": 10}, r"cannot be fetched \(no connection\): run the same command again, it goes on"),
+    "cut": ({"always_cut": 10}, r"cannot be fetched \(no connection\): rerun the same command to resume"),
     "damaged": ({"content": CONTENT[::-1]}, r"cannot be fetched \(model\.safetensors is not what the hub says\): run"),
     "gated": ({"denied": 401}, GATE),
     "gated, logged in": ({"denied": 403}, GATE),
@@ -430,7 +430,7 @@ def test_a_model_that_cannot_be_had_is_told_in_one_sentence_and_does_not_stop_th
 def test_no_room_and_no_hub_are_told(hub, monkeypatch, caplog):
     put_repository(hub, FIRST, WEIGHTS)
     little_room(monkeypatch)
-    assert "too little room, nothing was fetched: free some space, or set HF_HOME" in run(*BOTH)
+    assert "enough room; nothing was fetched: free some space, or set HF_HOME" in run(*BOTH)
     go_offline(monkeypatch)
     caplog.clear()
     assert run(*BOTH) == 1

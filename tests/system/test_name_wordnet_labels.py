@@ -215,10 +215,10 @@ LACKING = {
         json.dumps({"categories": {"object": "thing", "dog": "pet"}}),
         "imagenet_class_map.json has no 'canine', the class n02083346 of gtsegs_ijcv.mat: get it again, or remove it",
     ),
-    "a synset": (None, "n99999999 of gtsegs_ijcv.mat is no noun of this data.noun: give that of WordNet 3.0."),
+    "a synset": (None, "n99999999 of gtsegs_ijcv.mat is not a noun in this data.noun: give that of WordNet 3.0."),
     "names": (json.dumps({"categories": {"dog": 3}}), "does not map lemmas of WordNet to names: get it again."),
     "all": (json.dumps(["dog"]), "does not map lemmas of WordNet to names: get it again."),
-    "its end": ('{"categories": {"dog"', "imagenet_class_map.json is no JSON, or cut off: get it again."),
+    "its end": ('{"categories": {"dog"', "imagenet_class_map.json is not valid JSON, or is truncated: get it again."),
 }  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def cut_images(root):
 SPOILT = {
     "no data.noun": (
         lambda wordnet, root: wordnet.unlink(),
-        "data.noun is no file that can be read: give data.noun of WordNet 3.0.",
+        "data.noun cannot be read: give data.noun of WordNet 3.0.",
     ),
     "broken data.noun": (
         lambda wordnet, root: wordnet.write_text("words"),

@@ -224,7 +224,7 @@ def test_a_stopped_set_up_has_no_traceback(machine):
     process = machine.asleep()
     os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
-    assert "The set-up was stopped: `make setup` again goes on." in errors
+    assert "The set-up was interrupted: rerun `make setup` to resume." in errors
     assert "Traceback" not in errors
     assert not machine.installed.exists()
 
@@ -244,7 +244,7 @@ def test_another_lock_brings_a_whole_environment_up_to_date_and_one_whose_update
     code, _, errors = machine.set_up(AT="requirements.lock", FAIL="no network")
     assert code != 0
     assert errors.startswith("error: no network\n`")
-    assert errors.endswith("requirements.lock` failed: mend what it says above and run `make setup` again.\n")
+    assert errors.endswith("requirements.lock` failed: fix the error above and run `make setup` again.\n")
     machine.asked()
     assert machine.set_up()[0] == 0
     assert STEPS[0] in machine.asked()[0]

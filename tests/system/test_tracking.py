@@ -231,7 +231,7 @@ def test_a_tracker_that_fails_is_called_no_more(tmp_path, monkeypatch, caplog, f
     *calls_of_job, abandon = calls
     assert ([call[-1] for call in calls_of_job], abandon) == (ends, ())
     tracking.track_report(tracker, [job_config(tmp_path)])
-    sentence = r"Tracking stopped \(.+: .+\); the (job goes on|table is).+"
+    sentence = r"Tracking stopped \(.+: .+\); the (job continues|table is).+"
     assert [bool(re.fullmatch(sentence, line)) for line in said(caplog)] == [True, True]
 
 

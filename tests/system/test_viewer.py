@@ -426,7 +426,7 @@ def test_files_that_are_broken_are_told_and_the_others_are_shown(copied, open_pa
     told = " ".join(page.texts(".error"))
     assert "cannot be read" in page.texts("[data-panel=a] .error")[0]
     assert "first of Reader: 2 of 2 samples are missing: run the experiment again." in told
-    assert all(reason in told for reason in ("is no record", "figure.png", "is no table"))
+    assert all(reason in told for reason in ("is not a record", "figure.png", "is not a table"))
     assert page.texts("[data-panel=b] .matrix")
 
 

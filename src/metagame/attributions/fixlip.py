@@ -61,7 +61,7 @@ class Design(Protocol):
         """What to encode, and how to solve for the interactions.
 
         Raises:
-            UserError: the budget does not suffice, or the text has too many pieces.
+            UserError: the budget is too small, or the text has too many pieces.
         """
         ...
 

@@ -81,7 +81,7 @@ class IntegratedHessians(Method[MaskedModel]):
             UserError: the model cannot be differentiated twice.
         """
         if bound.in_batches is not None:
-            raise UserError("attribution=ih needs second derivatives, which this model has none of: choose meta_ig.")
+            raise UserError("attribution=ih needs second derivatives, which this model does not have: choose meta_ig.")
         values = bound.over_background(self._hessians).cpu().double().numpy()
         meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
         return Explanation(bound.players, bound.targets, meta=meta)
@@ -109,5 +109,5 @@ def midpoints(steps: int, like: Tensor) -> Float[Tensor, " {steps}"]:
 
 def _check_steps(steps: int) -> int:
     if not isinstance(steps, Integral) or steps < 1:
-        raise UserError(f"steps={steps!r}: give a positive whole number of path steps.")
+        raise UserError(f"steps={steps!r} must be a positive integer.")
     return steps

@@ -42,7 +42,7 @@ class Digits:
             UserError: there is no such digit or image.
         """
         if label not in range(10):
-            raise UserError(f"class {label} is no digit: give labels 0 to 9 in benchmark.classes.")
+            raise UserError(f"class {label} is not a digit: give labels 0 to 9 in benchmark.classes.")
         images = self._pixels[label]
         if not 0 <= k < len(images):
             raise UserError(f"digit {label} has {len(images)} images here: image {k} is not one of them.")

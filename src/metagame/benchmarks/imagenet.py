@@ -198,7 +198,9 @@ class FlatFolder(Layout):
         try:
             ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
         except ValueError as error:
-            raise UserError(f"{path} is not a number a line: take it from the development kit again.") from error
+            raise UserError(
+                f"{path} does not have a number per line: get it from the development kit again."
+            ) from error
         if not ids or min(ids) < 0 or max(ids) > N_CLASSES:
             raise UserError(
                 f"{path} does not have numbers from 1 to {N_CLASSES}: take it from the development kit again."

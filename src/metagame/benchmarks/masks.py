@@ -36,7 +36,7 @@ def read_labels(path: Path, mode: str) -> Int[np.ndarray, "h w *c"]:
     except Exception as error:  # a broken file raises whatever Pillow's decoder of that format meets
         raise UserError(f"mask {path} cannot be decoded: get the file again.") from error
     if image.mode != mode and {image.mode, mode} != {"L", "P"}:
-        raise UserError(f"mask {path} has mode {image.mode}, its numbers are lost: get the file with mode {mode}.")
+        raise UserError(f"mask {path} has mode {image.mode}, so its labels are lost: get the file with mode {mode}.")
     return np.asarray(image).astype(np.int64)
 
 
@@ -101,7 +101,7 @@ def read_annotations(path: Path, keys: Sequence[str]) -> dict[str, Any]:
             f"{path} does not exist: give benchmark.data.root the folder with the dataset, or run 'make data'."
         ) from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON, or cut off: get it again.") from error
+        raise UserError(f"{path} is not valid JSON, or is truncated: get it again.") from error
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise UserError(f"{path} has no {lacking[0]!r}: give the annotations file of the dataset.")

@@ -173,7 +173,7 @@ class PointingGame(Benchmark[Scene, ImageText]):
         self.n_images = n_images
         unknown = sorted(set(played or ()) - set(games))
         if unknown:
-            raise UserError(f"benchmark.played has {unknown[0]!r}, which is none of benchmark.games: correct its name.")
+            raise UserError(f"benchmark.played has {unknown[0]!r}, which is not in benchmark.games: correct it.")
         chosen = [game for game in games if played is None or game in played]
         self.games = {game: _labels(game, classes) for game in chosen[:n_games]}
 

@@ -337,10 +337,11 @@ def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
     pieces = {name: concept_pieces(tokenizer, name) for name in names}
     kept = tuple(name for name, tokens in pieces.items() if len(tokens) == 1 and tokenizer.unk_token not in tokens)
     if not kept:
-        raise UserError("no class name is one token of the T5 tokenizer: give benchmark.tokenizer that of the model.")
+        raise UserError("no class name is a single T5 token: set benchmark.tokenizer to that of the model.")
     left_out = [f"{name} ({', '.join(tokens)})" for name, tokens in pieces.items() if name not in kept]
     if left_out:
-        log.info("%d of %d classes are not one T5 token: %s.", len(left_out), len(names), "; ".join(left_out))
+        message = "segmentation: %d of %d classes are left out, not being a single T5 token: %s."
+        log.info(message, len(left_out), len(names), "; ".join(left_out))
     return kept
 
 

@@ -99,5 +99,5 @@ class VOC:
         try:
             ids = self.list.read_text(encoding="utf-8").split()
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.list} is no text: get the list again.") from error
+            raise UserError(f"{self.list} is not a text file: get the list again.") from error
         return [VOCImage(each, self.root, by_label) for each in ids]

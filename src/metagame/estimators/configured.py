@@ -36,7 +36,7 @@ class ConfiguredEstimator:
                 " other: set one of them to null."
             )
         if not isinstance(self.budget_per_player, int) or self.budget_per_player < 1:
-            raise UserError(f"estimator.budget_per_player={self.budget_per_player!r}: give a positive whole number.")
+            raise UserError(f"estimator.budget_per_player={self.budget_per_player!r} must be a positive integer.")
 
     def budget_of(self, n_players: int) -> int | None:
         """The coalitions that a game of so many players may evaluate; None: the estimator's own choice."""

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         parts = {"data": [data], "weights": [weights], "all": [data, weights]}[given.what]
         well = [fetch(*part, given.dry_run) for part in parts]
     except (UserError, HydraException, KeyboardInterrupt) as error:
-        sys.exit(" ".join(str(error).split()) or "Stopped: run the same command again, it goes on where it stopped.")
+        sys.exit(" ".join(str(error).split()) or "Stopped: rerun the same command to resume.")
     sys.exit(0 if all(well) else 1)
 
 
@@ -58,7 +58,7 @@ def fetch(things: Sequence[Source | Repository], folder: Path, advice: str, dry_
     told = [plan[0] for _, plan in plans] + [f"{decimal(room)} needed, {decimal(free)} free in {folder}."]
     log.info("%s", "\n".join(told))
     if room > free:
-        raise UserError(f"{folder} has too little room, nothing was fetched: free some space, or {advice}.")
+        raise UserError(f"{folder} does not have enough room; nothing was fetched: free some space, or {advice}.")
     done = plans if dry_run else [one for name, plan in plans for one in _try(name, folder, plan[2])]
     return len(done) == len(plans) == len(things)
 
@@ -76,7 +76,7 @@ def _try(name: str, folder: Path, call: Callable[[], Result]) -> list[Result]:
         log.error("%s is not on the hub, or private: correct its name or revision, or run 'hf auth login'.", name)
     except (*NETWORK, OSError, RuntimeError) as error:
         text = "no connection" if isinstance(error, NETWORK) else str(error).strip().partition("\n")[0].rstrip(".")
-        log.error("%s cannot be fetched (%s): run the same command again, it goes on where it stopped.", name, text)
+        log.error("%s cannot be fetched (%s): rerun the same command to resume.", name, text)
     return []
 
 

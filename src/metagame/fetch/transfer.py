@@ -39,7 +39,9 @@ def transfer(url: str, path: Path, size: int | None, checksum: str | None) -> No
     with part.open("rb") as file:
         if digits not in ("", hashlib.file_digest(file, algorithm).hexdigest()):
             part.unlink()
-            raise UserError(f"{url} has not {checksum}, what came was removed: fetch it again, or get it elsewhere.")
+            raise UserError(
+                f"{url}: checksum mismatch; the download was discarded: fetch it again, or get it elsewhere."
+            )
     part.replace(path)
     version.unlink(missing_ok=True)
 

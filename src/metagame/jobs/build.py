@@ -215,8 +215,8 @@ def _check_gpu(cfg: DictConfig) -> None:
     undecided = "device" in cfg.model and cfg.model.device is None
     if undecided and cfg.scale.get("needs_gpu", False) and not has_gpu():
         raise UserError(
-            f"scale={cfg.scale.name} is for a GPU and there is none here: run on a GPU node, or add model.device=cpu,"
-            " which may take very long."
+            f"scale={cfg.scale.name} needs a GPU, and none was found: run on a GPU node, or add model.device=cpu,"
+            " which may be very slow."
         )
 
 

@@ -177,7 +177,7 @@ class RecordStore:
             version = fields["version"]
             record = Record(**fields) if version == VERSION else None
         except (ValueError, TypeError, KeyError) as error:
-            raise RecordError(f"{where} is no record ({error}): remove that line.") from error
+            raise RecordError(f"{where} is not a record ({error}): remove that line.") from error
         if record is None:
             raise RecordError(f"{where} has version {version}, this is version {VERSION}: move the file away.")
         return record
@@ -279,14 +279,14 @@ def writing(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _MENDS:
+        if error.errno not in _REMEDIES:
             raise
-        raise RecordError(f"{path} cannot be written ({error.strerror}): {_MENDS[error.errno]}.") from error
+        raise RecordError(f"{path} cannot be written ({error.strerror}): {_REMEDIES[error.errno]}.") from error
 
 
-_FREE = "free some space and run the same command again, it goes on where it stopped"
+_FREE = "free some space and rerun the same command to resume"
 _CHOOSE = "choose a folder that can be written, for results with output_dir=FOLDER"
-_MENDS = {
+_REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
     errno.EROFS: _CHOOSE,

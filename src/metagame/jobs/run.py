@@ -425,7 +425,7 @@ def _batches(tasks: dict[str, Task], size: int) -> Iterator[dict[str, Task]]:
 
 
 def memory_advice(cfg: DictConfig, methods: Iterable[Method[BoundInput]]) -> str:
-    """What to do where the device's memory does not suffice, in settings that this job, with these methods, has."""
+    """What to do where out of memory on the device, in settings that this job, with these methods, has."""
     sizes = ["estimator.batch_size"] if any(isinstance(method, Metagame) for method in methods) else []
     sizes += [
         key
@@ -439,7 +439,7 @@ def memory_advice(cfg: DictConfig, methods: Iterable[Method[BoundInput]]) -> str
 
 def _message(error: Exception, memory_advice: str) -> str:
     if any(map(is_out_of_memory, _with_causes(error))):
-        return f"the device's memory is too small: {memory_advice}."
+        return f"out of memory on the device: {memory_advice}."
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 

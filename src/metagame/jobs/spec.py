@@ -348,15 +348,15 @@ def check_values(cfg: DictConfig) -> None:
     for name, node in (cfg.attribution.get("variants") or {}).items():
         unknown += [f"attribution.variants.{name}.{key}" for key in node if key not in known_of_attribution]
     if unknown:
-        raise UserError(f"{', '.join(unknown)}: a job has no such setting; correct its name or remove it.")
+        raise UserError(f"{', '.join(unknown)}: unknown setting; check the spelling, or remove it.")
     if cfg.limit is not None and not _is_whole(cfg.limit, 1):
-        raise UserError(f"limit={cfg.limit}: give a positive whole number of samples, or null for all.")
+        raise UserError(f"limit={cfg.limit} must be a positive integer, or null for all samples.")
     if not _is_whole(cfg.seed, 0):
-        raise UserError(f"seed={cfg.seed}: give a whole number that is 0 or positive.")
+        raise UserError(f"seed={cfg.seed} must be a non-negative integer.")
     if not _is_whole(cfg.shards, 1):
-        raise UserError(f"shards={cfg.shards}: give a positive whole number.")
+        raise UserError(f"shards={cfg.shards} must be a positive integer.")
     if cfg.reuse not in ("fresh", "stale"):
-        raise UserError(f"reuse={cfg.reuse}: give fresh, or stale to keep what other code or other files gave.")
+        raise UserError(f"reuse={cfg.reuse}: give fresh, or stale to keep results of other code or files.")
 
 
 def check_scale(cfg: DictConfig) -> None:
@@ -398,7 +398,7 @@ def check_shard(cfg: DictConfig) -> None:
     if cfg.shard is None and cfg.shards > 1:
         raise UserError(f"shards={cfg.shards} needs a sweep over them: add -m, or give shard=0 to {cfg.shards - 1}.")
     if cfg.shard is not None and cfg.shard not in range(cfg.shards):
-        raise UserError(f"shard={cfg.shard}: give a whole number from 0 to {cfg.shards - 1}, as shards={cfg.shards}.")
+        raise UserError(f"shard={cfg.shard} must be an integer from 0 to {cfg.shards - 1}, since shards={cfg.shards}.")
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -80,7 +80,7 @@ class Sum(Sample):
         match = re.fullmatch(r"\s*(-?\d+)\s*([+-])\s*\(?\s*(-?\d+)\s*\)?\s*", text)
         if match is None or max(abs(int(match[1])), abs(int(match[3]))) > LARGEST:
             raise UserError(
-                f"example {text!r} is no sum of the adder: write 'a + b' or 'a - (-b)' with -9 <= a, b <= 9."
+                f"example {text!r} is not a sum that the adder knows: write 'a + b' or 'a - (-b)' with -9 <= a, b <= 9."
             )
         return cls(text, int(match[1]), match[2], int(match[3]))
 
@@ -118,7 +118,7 @@ class Adder(Model[Sum, MaskedModel]):
             self.net.load_state_dict(load_file(path))
         except (RuntimeError, SafetensorError) as error:
             raise UserError(
-                f"model.checkpoint={str(checkpoint)!r} is no adder: {str(error).splitlines()[-1].strip()}"
+                f"model.checkpoint={str(checkpoint)!r} is not an adder: {str(error).splitlines()[-1].strip()}"
             ) from error
         self.revision = folder_digest(path.parent)
 

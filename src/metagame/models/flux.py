@@ -196,7 +196,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         else:
             pipeline = moved(pipeline, device, checkpoint, MEMORY_ADVICE)
         if denoising.noise == "device" and torch.device(device).type != "cuda":
-            log.warning("Noise is drawn on %s; the published numbers are of a GPU's (model.denoising.noise).", device)
+            log.warning("Noise is drawn on %s; the published numbers used a GPU's (model.denoising.noise).", device)
         return cls(pipeline, _revision(Path(folder)), device, denoising, text_length)
 
     def prepare(self, samples: Sequence[ConceptSample]) -> list[Mapping[str, ConceptLogits] | Failure]:
@@ -208,7 +208,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
 
         Raises:
             UserError: a concept is not one token, or is asked as player and background; the sample has no image and is
-                none to paint; the device's memory does not suffice.
+                none to paint; out of memory on the device.
         """
         questions = dict(sample.questions())
         for question in questions.values():
@@ -310,7 +310,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         ids = tokenizer(prompt, verbose=False)["input_ids"]
         if len(ids) > tokenizer.model_max_length:
             cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-            log.warning("The pooled text of CLIP is without %r, which T5 reads: CLIP has %d tokens.", cut, len(ids) - 2)
+            log.warning("CLIP's pooled text leaves out %r, which T5 reads: CLIP takes %d tokens.", cut, len(ids) - 2)
 
     @torch.no_grad()
     def _encode(self, text: str) -> Float[Tensor, "1 T e"]:

@@ -104,7 +104,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         max_new_tokens: the most tokens of an answer.
         end_token: whether the token that ends an answer is a generation step, whose logit counts in the mean, as in
             the paper's code (the text does not say); an answer that ends at once then has one step.
-        tokens_per_batch: tokens in a forward and backward pass; shrinks by itself where memory does not suffice.
+        tokens_per_batch: tokens in a forward and backward pass; shrinks by itself when memory runs out.
         absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
         whole_characters: whether tokens that spell a character only together are one player.
 
@@ -134,7 +134,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         # configs of other architectures than Gemma do not declare it
         if getattr(self.net.config, "final_logit_softcapping", None) is not None:
             raise UserError(
-                "this model caps its logits (final_logit_softcapping), which no attribution here knows of: choose a"
+                "this model caps its logits (final_logit_softcapping), which no attribution method supports: choose a"
                 " model whose config has none, such as Gemma 3."
             )
         self.tokenizer = tokenizer
@@ -230,7 +230,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         answer = self.answer(prompt)
         if not answer:
             raise UserError(
-                f"the model's answer to {sample.text!r} is empty, it ended at once: there is nothing to explain; ask"
+                f"the model's answer to {sample.text!r} is empty, so there is nothing to explain: ask"
                 " differently, check model.chat, or set model.end_token=true."
             )
         return {WHOLE: self.bind_answer(prompt, answer)}
@@ -281,7 +281,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"an answer of {self.max_new_tokens} tokens is too much for the device's memory: lower"
+                f"an answer of {self.max_new_tokens} tokens does not fit the device's memory: lower"
                 " model.max_new_tokens, or choose a smaller model."
             ) from error
         finally:
@@ -355,7 +355,7 @@ def _check_settings(
 ) -> None:
     """Raise UserError where a setting is off, or does not fit the tokenizer."""
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise UserError(f"model.max_new_tokens={max_new_tokens!r}: give a positive whole number of tokens.")
+        raise UserError(f"model.max_new_tokens={max_new_tokens!r} must be a positive integer.")
     for name, value in (("chat", chat), ("end_token", end_token)):
         if not isinstance(value, bool):
             raise UserError(f"model.{name}={value!r}: give true or false.")

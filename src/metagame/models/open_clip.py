@@ -52,8 +52,8 @@ class OpenCLIP(VisionLanguage):
         pooled = bool(blocks) and visual.attn_pool is None and visual.pool_type == "tok"
         if not pooled or not all(type(block) is ResidualAttentionBlock for block in blocks):
             raise UserError(
-                f"the image encoder {type(visual).__name__} is no plain vision transformer with a [CLS] token: choose a"
-                " ViT CLIP, or model=siglip2_vitl16 for a SigLIP."
+                f"the image encoder {type(visual).__name__} is not a plain vision transformer with a [CLS] token:"
+                " choose a ViT CLIP, or model=siglip2_vitl16 for a SigLIP."
             )
 
         def project(x: Tensor) -> Tensor:

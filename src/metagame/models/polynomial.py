@@ -36,7 +36,7 @@ class Polynomial(Sample, BoundInput):
         """Read numbers, names, ``+ - * / **`` and brackets; no code is run.
 
         Raises:
-            UserError: the text is no polynomial with at least one variable.
+            UserError: the text is not a polynomial with at least one variable.
         """
         expression = sympy.expand(parse_expression(str(text)))
         features = tuple(sorted(expression.free_symbols, key=_natural_order))
@@ -76,14 +76,14 @@ def parse_expression(text: str) -> Expr:
     """The polynomial of ``text``, not expanded; every name in it is a feature, none a constant or a function.
 
     Raises:
-        UserError: the text is no polynomial.
+        UserError: the text is not a polynomial.
     """
-    mend = "use numbers, names such as x1, + - * and ** with whole powers, for example '(x1+x2)**2*x3'"
+    remedy = "use numbers, names such as x1, + - * and ** with whole powers, for example '(x1+x2)**2*x3'"
     try:
         return _convert(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if type(error) is ValueError else "it cannot be read"
-        raise UserError(f"benchmark.function={text!r} is no polynomial ({reason}): {mend}.") from error
+        raise UserError(f"benchmark.function={text!r} is not a polynomial ({reason}): {remedy}.") from error
 
 
 def _convert(node: ast.expr) -> Expr:
@@ -123,7 +123,7 @@ def _divisor(divisor: Expr) -> Expr:
 
 def _power(power: Expr) -> Expr:
     if not (power.is_Integer and 0 <= power <= LARGEST_POWER):
-        raise ValueError(f"power '{power}' is no whole number from 0 to {LARGEST_POWER}")
+        raise ValueError(f"power '{power}' is not an integer from 0 to {LARGEST_POWER}")
     return power
 
 

@@ -117,7 +117,7 @@ def gguf_folder(checkpoint: str, revision: str | None, gguf: str) -> Path:
         return Path(load_pretrained(partial(hf_hub_download, filename=gguf), checkpoint, revision)).parent
     if not Path(checkpoint, gguf).is_file():
         raise UserError(
-            f"model.gguf={gguf!r} is no file of model.checkpoint={checkpoint!r}: give the folder there, and here the"
+            f"model.gguf={gguf!r} is not a file in model.checkpoint={checkpoint!r}: give the folder there, and here the"
             " file's name in it."
         )
     return Path(checkpoint)
@@ -153,12 +153,12 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
             return f"{name} has a GGUF file that transformers cannot load ({_first_line(error)}): choose another."
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
     if isinstance(error, HFValidationError):
-        return f"{name} is no folder here, and no name on the hub: give a folder, or a name such as 'owner/model'."
+        return f"{name} is neither a local folder nor a Hub name: give a folder, or a name such as 'owner/model'."
     if isinstance(error, OSError):
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "no network"
         command = f"hf download {checkpoint}" + (f" --revision {revision}" if revision not in (None, "main") else "")
         return (
-            f"{name} is no folder here, and neither in the Hugging Face cache nor to be had from the hub (a wrong name,"
+            f"{name} is not a local folder, and was not found in the Hugging Face cache or on the Hub (a wrong name,"
             f" or {offline}): fetch it with '{command}' where there is a network."
         )
     return f"{name} cannot be loaded ({type(error).__name__}: {_first_line(error)})."
@@ -181,7 +181,7 @@ def load_model(
 
     Raises:
         UserError: as :func:`load_pretrained`, the checkpoint is of another architecture, ``dtype`` is none of
-            :data:`DTYPES`, or the device's memory does not suffice.
+            :data:`DTYPES`, or out of memory on the device.
     """
     check_dtype(dtype)
     model_class = classes[find_architecture(classes, checkpoint, revision, gguf)]
@@ -211,7 +211,7 @@ def moved(net: Any, device: str, checkpoint: str, advice: str = "choose a smalle
     """The model or pipeline on ``device``.
 
     Raises:
-        UserError: the device's memory does not suffice; says the ``advice``.
+        UserError: out of memory on the device; says the ``advice``.
     """
     try:
         return net.to(device)
@@ -253,7 +253,7 @@ def settle_dtype(dtype: str, device: str) -> str:
     on_cpu = torch.device(device).type == "cpu"
     if dtype != "bfloat16" or not on_cpu or torch.cpu._is_avx512_bf16_supported():
         return dtype
-    log.warning("this CPU has no bfloat16 of its own: the model is loaded in float32, and records say so.")
+    log.warning("this CPU does not support bfloat16: the model is loaded in float32, and records say so.")
     return "float32"
 
 

@@ -59,7 +59,7 @@ def tokenize_prompt(
         UserError: the tokenizer is not fast, has no chat template, or fewer than two players are left.
     """
     if not tokenizer.is_fast:
-        raise UserError("the tokenizer cannot tell where its tokens stand: use a fast one (a tokenizer.json).")
+        raise UserError("the tokenizer does not report where its tokens are: use a fast one (a tokenizer.json).")
     if chat:
         rendered, start, stop = _render(tokenizer, text, template_settings or {})
     else:
@@ -103,7 +103,7 @@ def absent_token_id(tokenizer: PreTrainedTokenizerBase, name: str | None = None)
         token = tokenizer.get_vocab().get(name)
         if token is None:
             raise UserError(
-                f"model.absent_token={name!r} is no token of the tokenizer: give one as it is spelled there."
+                f"model.absent_token={name!r} is not a token of the tokenizer: spell it as the tokenizer does."
             )
         return token
     for token in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id):

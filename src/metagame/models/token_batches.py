@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class TokenBatches:
-    """Batches of sequences with at most ``budget`` tokens together; halved, for good, where memory does not suffice.
+    """Batches of sequences with at most ``budget`` tokens together; halved, for good, when memory runs out.
 
     Args:
         budget: tokens of a batch, at least one sequence.
@@ -25,14 +25,14 @@ class TokenBatches:
 
     def __init__(self, budget: int) -> None:
         if not isinstance(budget, int) or budget < 1:
-            raise UserError(f"model.tokens_per_batch={budget!r}: give a positive whole number of tokens.")
+            raise UserError(f"model.tokens_per_batch={budget!r} must be a positive integer.")
         self.budget = budget
 
     def map(self, function: Callable[[Tensor], Tensor], rows: Tensor, length: int) -> Tensor:
         """``function`` of all rows, batch by batch; a row stands for a sequence of ``length`` tokens.
 
         Raises:
-            UserError: the memory does not suffice for a single row.
+            UserError: out of memory for a single row.
         """
         parts: list[Tensor] = []
         start = 0
@@ -44,12 +44,12 @@ class TokenBatches:
                 start += size
             elif size == 1:
                 raise UserError(
-                    f"one sequence of {length} tokens is too much for the device's memory: lower model.max_new_tokens,"
+                    f"one sequence of {length} tokens does not fit the device's memory: lower model.max_new_tokens,"
                     " shorten the prompt, or choose a smaller model."
                 )
             else:
                 self.budget = length * (size // 2)
-                log.info("out of memory: going on with batches of %d tokens (model.tokens_per_batch).", self.budget)
+                log.info("out of memory: continuing with batches of %d tokens (model.tokens_per_batch).", self.budget)
         return torch.cat(parts) if parts else function(rows)
 
 

@@ -143,7 +143,7 @@ class RetokenizedPlayers(TokenPlayers):
                 of_players[owner].append(token)
         parts = any(UNFINISHED in tokenizer.decode(ids) for ids in of_players)
         if parts or self.dropped(whole) != super().dropped(whole):
-            raise UserError(f"caption {caption!r} is not one that its tokens can be read as: choose absent=dropped.")
+            raise UserError(f"caption {caption!r} cannot be reconstructed from its tokens: choose absent=dropped.")
 
     def dropped(self, present: Sequence[bool]) -> Text:
         pieces = zip(self._pieces, self.masked(present).attended, strict=True)
@@ -372,7 +372,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         """What block ``layer`` of the image encoder is given; one forward pass, up to there.
 
         Raises:
-            UserError: the device's memory does not suffice.
+            UserError: out of memory on the device.
         """
         seen = []
 

@@ -186,7 +186,7 @@ def _missing_for_model(cfg: DictConfig, facts: Mapping[str, Any]) -> Iterator[st
     """What the model cannot be loaded without."""
     if cfg.scale.get("needs_gpu", False) and cfg.model.get("device", "") is None and not has_gpu():
         memory = f" of {facts['memory_gb']} GB" if "memory_gb" in facts else ""
-        yield f"a GPU{memory}: run on a GPU node, or add model.device=cpu, which may take very long."
+        yield f"a GPU{memory}: run on a GPU node, or add model.device=cpu, which may be very slow."
     checkpoint = cfg.model.get("checkpoint")
     if not checkpoint or Path(checkpoint).exists() or "/" not in checkpoint:
         return

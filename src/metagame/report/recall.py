@@ -27,7 +27,7 @@ SHOWN = (1, 5, 10, 15)
 """Percentages with a column of their own."""
 END_TOKEN_NOTES = {
     True: "The token that ends an answer is a generation step, too, as in the paper's code.",
-    False: "The token that ends an answer is no generation step; in the paper's code it is (model.end_token=true).",
+    False: "The token that ends an answer is not a generation step; in the paper's code it is (model.end_token=true).",
 }
 CLAIM = "Meta-AttnLRP recalls more of the annotated pairs than sums of AttnLRP (mean over K = 1 to 15 %)"
 MATCHED_CLAIM = "beyond the paper: among pairs of the same distance, Meta-AttnLRP ranks annotated pairs above {rival}"
@@ -278,7 +278,7 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
         unmatched = {name: record.scores["unmatched"] for name, record in records.items() if record.scores["unmatched"]}
         count = sum(len(record.scores["ranks"]) for record in records.values())
         text = "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in unmatched.items())
-        left_out = f"; left out, since they are no two tokens of their prompt: {text}" if unmatched else ""
+        left_out = f"; left out, since they are not two tokens of their prompt: {text}" if unmatched else ""
         notes.append(f"{group.name}: {count} pairs in {len(records)} prompts{left_out}.")
         ambiguous = {name: record.scores.get("ambiguous") for name, record in records.items()}
         if text := "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in ambiguous.items() if pairs):

@@ -112,7 +112,7 @@ def read_table(folder: Path) -> Table:
         content = json.loads(path.read_text(encoding="utf-8"))
         table = Table(**content | {"columns": [Column(**column) for column in content["columns"]]})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{path} is no table ({error}): run the experiment again.") from error
+        raise RecordError(f"{path} is not a table ({error}): run the experiment again.") from error
     if table.version != VERSION:
         raise RecordError(f"{path} has version {table.version}, this is version {VERSION}: run the experiment again.")
     return table

@@ -44,7 +44,7 @@ def track_job(
     def sync(last: bool = False) -> None:
         nonlocal tracker, looked
         if last or time.monotonic() >= looked + SECONDS_BETWEEN:
-            unharmed = f"the job goes on, its records are in {folder}"
+            unharmed = f"the job continues, and its records are in {folder}"
             tracker = _guarded(tracker, lambda tracker: tracker.sync(cfg, folder, keys, last), unharmed)
             looked = time.monotonic()
 

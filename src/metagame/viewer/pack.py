@@ -26,7 +26,7 @@ def pack(values: np.ndarray) -> dict[str, Any]:
         UserError: it holds NaN or inf, or no numbers.
     """
     if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        raise UserError("an array of the sample holds what is no finite number: remove its record, run it again.")
+        raise UserError("an array of the sample contains NaN or inf: remove its record and run it again.")
     if values.size <= LARGEST_EXACT:
         kind, scale, stored = "float32", 1.0, values.astype("<f4")
     else:
