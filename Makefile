@@ -29,7 +29,7 @@ lint: setup  ## check style, format and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ty check
 
-test: lint  ## check style and types, then run the tests but those of the system tier
+test: lint  ## check style and types, then run all tests except the system tier
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/system
 
 test-system: setup  ## run the system tier: SLURM, kills, downloads, a browser, the wheel, training, the whole demo
@@ -56,16 +56,16 @@ figures: setup $(FIGURES)  ## every figure at this scale
 report: setup  ## one HTML page of all results at this scale, in outputs/SCALE/report/
 	$(PYTHON) -m metagame.cli report --page-only --scale $(SCALE)
 
-data: setup  ## fetch the data of the paper scale, or with SCALE=small (EXPERIMENT=name: of one)
+data: setup  ## download the data for the paper scale, or SCALE=small (EXPERIMENT=name: of one)
 	$(PYTHON) -m metagame.cli fetch data $(EXPERIMENT) $(OF_SCALE)
 
-weights: setup  ## fetch the weights of the paper scale, or with SCALE=small (EXPERIMENT=name: of one)
+weights: setup  ## download the weights for the paper scale, or SCALE=small (EXPERIMENT=name: of one)
 	$(PYTHON) -m metagame.cli fetch weights $(EXPERIMENT) $(OF_SCALE)
 
-plan: setup  ## say what an experiment will cost, and what it misses (EXPERIMENT=name SCALE=paper)
+plan: setup  ## estimate the cost of an experiment, and list what is missing (EXPERIMENT=name SCALE=paper)
 	$(PYTHON) -m metagame.cli plan experiment=$(EXPERIMENT) scale=$(SCALE) $(ARGS)
 
-bench: setup  ## compare speed with the reference procedures, in outputs/bench/
+bench: setup  ## measure speed against the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_import
 	$(PYTHON) -m scripts.bench_core
 	$(PYTHON) -m scripts.bench_concept
@@ -75,18 +75,18 @@ bench: setup  ## compare speed with the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.compare_estimators
 	$(PYTHON) -m scripts.compare_fixlip
 
-train-adder: setup  ## train the adder from scratch, in place of data/tiny/adder
+train-adder: setup  ## train the adder from scratch, and replace data/tiny/adder
 	$(PYTHON) scripts/train_adder.py
 
-train-vision-language: setup  ## train the four small vision-language models (80 minutes on a core), in place of data/tiny/*
+train-vision-language: setup  ## train the four small vision-language models (80 minutes on a core), and replace data/tiny/*
 	for model in clip metaclip2 siglip2_p8 siglip2_p16; do $(PYTHON) -m scripts.train_vision_language --model $$model || exit; done
 	$(PYTHON) -m scripts.convert_to_open_clip
 
-train-language: setup  ## train the small Gemma 3 (ten minutes on a core), in place of data/tiny/gemma3
+train-language: setup  ## train the small Gemma 3 (ten minutes on a core), and replace data/tiny/gemma3
 	$(PYTHON) -m scripts.train_language
 
-train-diffusion: setup  ## train the small FLUX (80 minutes on a core), in place of data/tiny/flux
+train-diffusion: setup  ## train the small FLUX (80 minutes on a core), and replace data/tiny/flux
 	$(PYTHON) -m scripts.train_diffusion
 
-clean:  ## remove all results of both scales, keep the environment
+clean:  ## remove all results, keep the environment
 	git clean -fdXq outputs

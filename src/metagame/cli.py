@@ -30,10 +30,10 @@ from metagame.jobs.spec import configs_folder, register
 log = logging.getLogger("metagame.cli")
 
 USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment, as python run.py does
-       metagame report [EXPERIMENTS]   render tables, figures and the page again, from records alone
+       metagame report [EXPERIMENTS]   render tables, figures and the page from the records, without a model
        metagame diff FIRST SECOND      what changed from one run of an experiment to another
-       metagame plan OVERRIDES         what jobs will cost and what they miss, before any weights are loaded
-       metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    get what experiments need at paper scale"""
+       metagame plan OVERRIDES         estimate the cost of jobs and list what is missing, without loading weights
+       metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    download what experiments need at paper scale"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

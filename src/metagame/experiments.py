@@ -227,13 +227,13 @@ def _check_folder(config: DictConfig) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Render the tables and figures of a scale again from records alone, and the page of all of them."""
+    """Render the tables, figures and the page of a scale from its records, without a model."""
     parser = argparse.ArgumentParser(prog="metagame report", description=report.__doc__)
-    parser.add_argument("experiments", nargs="*", help="folders of the scale's results; none: all of them")
+    parser.add_argument("experiments", nargs="*", help="folders of results to render; default: all")
     parser.add_argument("--scale", default="tiny")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of all results")
-    parser.add_argument("--samples", type=int, default=N_SAMPLES, help="of each job, the first ones, on the page")
-    parser.add_argument("--page-only", action="store_true", help="leave tables and figures as they are")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of all results; default: outputs")
+    parser.add_argument("--samples", type=int, default=N_SAMPLES, help="how many samples of each job the page shows")
+    parser.add_argument("--page-only", action="store_true", help="write only the page")
     asked = parser.parse_args(list(arguments))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("metagame").setLevel(logging.INFO)

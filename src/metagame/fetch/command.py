@@ -1,4 +1,4 @@
-"""Fetch what a scale needs, the paper's unless it is told: the data of benchmarks, and the weights of models."""
+"""Download what a scale needs: the data of benchmarks, and the weights of models. The default is scale=paper."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Result = TypeVar("Result")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Sizes and licences are told before. Run the same command again after a cut or a kill: it goes on."""
+    """Sizes and licences are shown first. If interrupted, rerun the same command to resume."""
     parser = argparse.ArgumentParser("metagame fetch", description=f"{__doc__} {main.__doc__}")
     parser.add_argument("what", choices=("data", "weights", "all"))
-    parser.add_argument("asked", nargs="*", metavar="EXPERIMENT", help="or an override, KEY=VALUE; none: of all")
-    parser.add_argument("--dry-run", action="store_true", help="only tell")
+    parser.add_argument("asked", nargs="*", metavar="EXPERIMENT", help="or an override, KEY=VALUE; default: all")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be downloaded")
     given = parser.parse_intermixed_args(list(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what stopped its last attempt is told in a sentence

@@ -1,4 +1,4 @@
-"""What the jobs of an experiment will cost, and what they miss: ``metagame plan experiment=table2 scale=paper``."""
+"""Estimate the cost of jobs and list what is missing, as in ``metagame plan experiment=table2 scale=paper``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("metagame plan", description=__doc__)
     parser.add_argument(
         "overrides", nargs="+", metavar="KEY=VALUE",
-        help="as of metagame run; plan.tflops=RATE is the matrix rate in 10^12 FLOPs a second that hours are for",
+        help="as for metagame run; plan.tflops=RATE is the matrix rate that hours assume, in 10^12 FLOPs per second",
     )  # fmt: skip
     given = parser.parse_args(list(arguments)).overrides
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
