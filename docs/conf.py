@@ -83,8 +83,8 @@ def result(folder: Path, page: Path) -> str:
 
 
 def how(made: dict[str, Any]) -> list[str]:
-    """The command, and with what it ran."""
-    lines = [f"- `{made['command']}`", f"- {made['minutes']:g} minutes"]
+    """The commands and their minutes, and with what they ran."""
+    lines = [f"- `{each['command']}`: {each['seconds'] / 60:.0f} minutes" for each in made["runs"]]
     for each in made["environments"]:
         libraries = ", ".join(f"{name} {version}" for name, version in each["libraries"].items() if version)
         lines.append(f"- on {each['accelerator'] or each['device']}, weights {each['model_revision']}, {libraries}")

@@ -69,8 +69,8 @@ def test_the_model_paints_the_prompt_from_the_seed_which_is_that_of_the_paper_by
         ([["car"], ["train", "dog"]], "has 'train', which is not in benchmark.players: add it there"),
         ([["Car"]], "has 'Car', which is not in benchmark.players: add it there"),
         ([["sky"]], "has 'sky', which is not in benchmark.players: add it there"),
-        ([], r"is empty, or one of them: give the concepts to show, such as \[\[car, bike\]\]"),
-        ([["car"], []], "is empty, or one of them"),
+        ([], r"is empty, or contains an empty set: give the concepts to show, such as \[\[car, bike\]\]"),
+        ([["car"], []], "is empty, or contains an empty set"),
     ],
 )
 def test_sets_without_concepts_or_with_one_that_is_no_player_are_refused(sets, reason):

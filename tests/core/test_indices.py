@@ -236,8 +236,8 @@ def test_many_players_need_no_table_of_subsets():
     [
         (np.zeros((7, 1)), "values has shape"),
         (np.zeros((8, 1, 1)), "values has shape"),
-        (np.full((8, 1), np.nan), "values contains NaN"),
-        (np.full(8, np.inf), "values contains NaN or inf"),
+        (np.full((8, 1), np.nan), "values contain NaN"),
+        (np.full(8, np.inf), "values contain NaN or inf"),
     ],
 )
 def test_values_of_no_game_are_refused(values, message):
@@ -245,7 +245,7 @@ def test_values_of_no_game_are_refused(values, message):
         indices.shapley(values, 3)
 
 
-@pytest.mark.parametrize(("order", "message"), [(0, "order=0: give"), (4, "order=4 is above")])
+@pytest.mark.parametrize(("order", "message"), [(0, "order=0 must be"), (4, "order=4 is above")])
 @pytest.mark.parametrize("name", indices.INDICES)
 def test_other_orders_are_refused(name, order, message):
     with pytest.raises(UserError, match=message):

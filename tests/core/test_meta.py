@@ -215,7 +215,7 @@ def test_a_budget_for_each_player_grows_with_the_game():
         UserError, match=r"budget=50 and estimator\.budget_per_player=3 exclude each other: set one of them to null"
     ):
         ConfiguredEstimator("trees", budget=50, budget_per_player=3)
-    with pytest.raises(UserError, match="budget_per_player=0: give a positive"):
+    with pytest.raises(UserError, match="budget_per_player=0 must be a positive"):
         ConfiguredEstimator("trees", budget_per_player=0)
 
 

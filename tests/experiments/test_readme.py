@@ -1,4 +1,4 @@
-"""The README and the notebook say what is true."""
+"""The README, the documentation and the notebook say what is true."""
 
 import re
 import shlex
@@ -20,14 +20,17 @@ from tests.tiny.jobs import ROOT, shipped_configs
 from tests.tiny.runs import run
 
 README = (ROOT / "README.md").read_text()
+PAGES = {page.relative_to(ROOT / "docs").as_posix(): page.read_text() for page in (ROOT / "docs").rglob("*.md")}
+TEXT = "\n".join([README, *PAGES.values()])
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=TEXT):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def lines_starting(start):
-    return [line for block in blocks("bash") for line in block.splitlines() if line.startswith(start)]
+    found = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(start)]
+    return list(dict.fromkeys(found))
 
 
 RUN = [shlex.split(line, comments=True)[2:] for line in lines_starting("python run.py")]
@@ -53,7 +56,7 @@ def test_commands_for_a_cluster_compose():
 
 
 def test_make_targets_exist():
-    targets = [line.split()[1] for line in lines_starting("make")] + re.findall(r"`make (\w+)", README)
+    targets = [line.split()[1] for line in lines_starting("make")] + re.findall(r"`make (\w+)", TEXT)
     assert targets
     for target in set(targets) - {"NAME"}:
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
@@ -62,7 +65,7 @@ def test_make_targets_exist():
 
 def test_every_experiment_is_listed_and_has_a_target():
     names = {path.stem for path in (ROOT / "configs/experiment").glob("*.yaml")}
-    listed = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)` \|", PAGES["experiments.md"], re.MULTILINE))
     lists = re.findall(r"^(?:TABLES|FIGURES|EXPERIMENTS) := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     targets = {name for name in " ".join(lists).split() if not name.startswith("$")}
     assert names == listed == targets
@@ -73,13 +76,13 @@ def test_table_1_is_the_one_that_is_written(tmp_path):
     status, errors = run("experiment=table1", output_dir=tmp_path)
     assert status == 0, errors
     written = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
-    shown = re.search(r"<!-- table1 -->\n(.*)\n<!-- /table1 -->", README, re.DOTALL)[1].splitlines()
+    shown = re.search(r"<!-- table1 -->\n(.*)\n<!-- /table1 -->", PAGES["results/tiny.md"], re.DOTALL)[1].splitlines()
     assert shown == written
 
 
 def test_code_gives_what_its_comments_say():
     namespace = {}
-    exec(blocks("python")[0], namespace)
+    exec(blocks("python", README)[0], namespace)
     phi = namespace["phi"]
     assert (phi.values.tolist(), phi.first_order.tolist()) == ([[1, 1], [2, 0]], [2, 2])
     assert len(phi.to_shapiq()) == 2
@@ -87,7 +90,8 @@ def test_code_gives_what_its_comments_say():
 
 def test_added_method_keeps_one_feature_and_has_a_metagame(monkeypatch):
     """It is importable by the name in its YAML."""
-    source, config = blocks("python")[1], yaml.safe_load(blocks("yaml")[0])
+    page = PAGES["add_your_own.md"]
+    source, config = blocks("python", page)[0], yaml.safe_load(blocks("yaml", page)[0])
     module = types.ModuleType(config["method"]["_target_"].rsplit(".", 1)[0])
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -107,3 +111,10 @@ def test_notebook_runs_and_its_saved_outputs_are_clean(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
     assert "stderr" not in notebook.read_text()
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]

@@ -97,8 +97,8 @@ def test_limit_takes_the_first_samples_and_later_runs_only_what_is_left(tmp_path
 
 
 REFUSED = {
-    **{f"limit={value}": ({"limit": value}, f"limit={value}: give a positive") for value in (0, -1, "abc", 1.5)},
-    **{f"seed={value}": ({"seed": value}, f"seed={value}: give") for value in ("abc", -1)},
+    **{f"limit={value}": ({"limit": value}, f"limit={value} must be a positive") for value in (0, -1, "abc", 1.5)},
+    **{f"seed={value}": ({"seed": value}, f"seed={value} must be") for value in ("abc", -1)},
     "reuse": ({"reuse": "old"}, "reuse=old: give fresh, or stale"),
     **{f"shards={value}": ({"shards": value}, f"shards={value} must be a positive integer") for value in (0, 2.5)},
     "which shard": ({"shards": 3}, "shards=3 needs a sweep over them: add -m, or give shard=0 to 2"),

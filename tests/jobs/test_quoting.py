@@ -40,7 +40,7 @@ def test_advice_how_to_quote_is_an_override_that_hydra_reads(value):
 
 
 def test_an_argument_that_is_no_utf8_is_said_to_be_none():
-    with pytest.raises(SystemExit, match=r"^the argument 'name=\\udcff' is no UTF-8 text"):
+    with pytest.raises(SystemExit, match=r"^the argument 'name=\\udcff' is not valid UTF-8"):
         explain_parse_errors(["name=\udcff"])
 
 

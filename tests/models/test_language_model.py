@@ -277,7 +277,7 @@ def test_answer_stops_at_a_token_that_ends_it_which_is_a_step_only_if_it_is_aske
         assert near(bound.values(EVERYTHING), [own_mean_logit(net, model, answer)], FLOAT32_TOLERANCE)
     net, tokenizer = build_net(), build_tokenizer()
     declare(net, tokenizer, whole[0])
-    with refused(f"the model's answer to '{TEXT}' is empty, it ended at once.*set model.end_token=true"):
+    with refused(f"the model's answer to '{TEXT}' is empty, so there is nothing to explain.*set model.end_token=true"):
         adapter(net, tokenizer, end_token=False).bind(Asked())
     model = adapter(net, tokenizer)
     answer = model.generate(model.tokenize(TEXT))

@@ -83,7 +83,7 @@ def test_rows_that_are_done_are_not_done_again():
 
 def test_a_row_that_is_too_large_is_refused():
     memory, batches = Memory(0), TokenBatches(40)
-    with refused("one sequence of 10 tokens is too much .* lower model.max_new_tokens, shorten the prompt, or"):
+    with refused("one sequence of 10 tokens does not fit .* lower model.max_new_tokens, shorten the prompt, or"):
         batches.map(memory, ROWS, 10)
     assert memory.calls == [4, 2, 1]
 

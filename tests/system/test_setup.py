@@ -212,7 +212,7 @@ def test_what_a_killed_set_up_left_running_is_waited_for(machine):
     first.kill()
     os.kill(pid, signal.SIGKILL)  # and not what it has started
     second = machine.start()
-    assert second.stdout.readline().startswith("Another set-up is at work in this folder")
+    assert second.stdout.readline().startswith("Another set-up is running in this folder")
     assert second.poll() is None
     os.killpg(first.pid, signal.SIGKILL)
     second.communicate(timeout=60)

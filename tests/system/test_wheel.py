@@ -30,7 +30,8 @@ TORCH = (
     "torch, which is not installed: pip install 'metagame[language]' or 'metagame[vision]' or 'metagame[diffusion]'."
 )
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OWN = re.search(r"^metagame (run -m --config-dir .*)$", README, re.MULTILINE)[1]
+OWN_FOLDER = (ROOT / "docs/add_your_own.md").read_text(encoding="utf-8")
+OWN = re.search(r"^metagame (run -m --config-dir .*)$", OWN_FOLDER, re.MULTILINE)[1]
 HIDING = """
 import sys
 class Hidden:
@@ -125,7 +126,7 @@ def test_what_the_readme_computes_needs_no_extra(python, tmp_path):
 
 @pytest.mark.parametrize(("line", "name", "n_rows"), [("run experiment=table1", "table1", 11), (OWN, "occlusion", 2)])
 def test_commands_need_no_file_of_the_clone(python, tmp_path, line, name, n_rows):
-    for file, content in re.findall(r"```\w+\n# (mine/\S+)\n(.*?)```", README, re.DOTALL):
+    for file, content in re.findall(r"```\w+\n# (mine/\S+)\n(.*?)```", OWN_FOLDER, re.DOTALL):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(content)
     status, errors = metagame(python, *shlex.split(line), cwd=tmp_path)

@@ -47,7 +47,7 @@ PARTS = {
     "browser": Part(("viewer",), ("src/metagame/viewer", "src/metagame/report/results.py")),
     "wheel": Part(
         ("wheel", "setup"),
-        ("README.md", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),
+        ("README.md", "docs", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),
     ),
     "fuzz": Part(
         ("config_fuzz", "text_fuzz"),

@@ -72,7 +72,7 @@ class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
             raise UserError(f"benchmark.sets has {strange[0]!r}, which is not in benchmark.players: add it there.")
         if not sets or not all(sets):
             raise UserError(
-                "benchmark.sets, or one of its sets, is empty: give the concepts to show, such as [[car, bike]]."
+                "benchmark.sets is empty, or contains an empty set: give the concepts to show, such as [[car, bike]]."
             )
         named = {", ".join(each): each for each in sets} | {ALL: players}
         prompt_seen = prompt if image is not None else ""
