@@ -18,7 +18,7 @@ from pathlib import Path
 
 from metagame.errors import UserError
 from metagame.experiments import RUNS
-from metagame.report.results import read_jobs
+from metagame.report.results import read_experiment
 
 COPIED = ("table.json", "table.md", "figure.png")
 
@@ -53,11 +53,11 @@ def _runs(run: Path, checkpoint: Path | None) -> list[dict]:
 
 
 def _environments(run: Path) -> list[dict]:
-    """The distinct environments of the run's jobs."""
+    """The distinct environments of the run's jobs; a commit of a branch may not be found again and is left out."""
     found = []
-    for name in read_jobs(run):
-        path = run.parent / "jobs" / name / "environment.json"
-        own = json.loads(path.read_text(encoding="utf-8"))
+    for result in read_experiment(run):
+        own = json.loads((result.folder / "environment.json").read_text(encoding="utf-8"))
+        del own["git_commit"]
         if own not in found:
             found.append(own)
     return found
