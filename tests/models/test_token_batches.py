@@ -136,7 +136,8 @@ def test_attributions_survive_a_shortage_of_memory(method):
             raise torch.OutOfMemoryError
         return bound.f(inputs)
 
-    model.batches.budget = 8 * len(masked_ids(model, TEXT, ANSWER, [True] * 5))
+    played = masked_ids(model, TEXT, ANSWER, [True] * 5)[model.tokenize(TEXT).positions[0] :]
+    model.batches.budget = 8 * len(played)
     coalitions = all_coalitions(5)[:16]
     found = method.game(replace(bound, f=scarce))(coalitions)
     assert sizes == [8, 4, *[2] * 8]
