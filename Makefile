@@ -70,6 +70,7 @@ bench: setup  ## measure speed against the reference procedures, in outputs/benc
 	$(PYTHON) -m scripts.bench_core
 	$(PYTHON) -m scripts.bench_concept
 	$(PYTHON) -m scripts.bench_vision_language
+	$(PYTHON) -m scripts.bench_patch_ig
 	$(PYTHON) -m scripts.bench_language
 	$(PYTHON) -m scripts.bench_diffusion
 	$(PYTHON) -m scripts.compare_estimators

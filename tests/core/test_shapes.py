@@ -20,7 +20,9 @@ from metagame import concept, contracts, games, images, indices, kept_values, me
 from metagame.attributions import (
     attnlrp,
     concept_attention,
+    exclip,
     fixlip,
+    fixlip_banzhaf,
     fixlip_least_squares,
     fixlip_masks,
     fixlip_moments,
@@ -29,6 +31,7 @@ from metagame.attributions import (
     gradients,
     leave_one_out,
     mask_clip,
+    patch_ig,
     shapley,
     symbolic,
 )
@@ -128,6 +131,10 @@ def three_dimensional_voc_mask(monkeypatch):
     voc.VOCImage.mask(SimpleNamespace(mask_path=Path(), names={}), ["dog"])
 
 
+def flags_in_two_dimensions(_):
+    return SimpleNamespace(attended=[[True]])
+
+
 def three_dimensional_coco_mask(monkeypatch):
     coco.InstanceImage.mask(SimpleNamespace(size=(2, 2, 2), instances=(), path=Path()), ["dog"])
 
@@ -165,6 +172,9 @@ CASES = {
     images: ("values", lambda _: images._of_8_bits(np.zeros((2, 2, 2), np.uint16), "a picture")),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
+    exclip: (RESULT, lambda _: exclip.owners(SimpleNamespace(labels=("one",), masked=flags_in_two_dimensions))),
+    fixlip_banzhaf: ("masks", lambda _: fixlip_banzhaf.probabilities(an(2, kind=bool), 0.5)),
+    patch_ig: ("parts", lambda _: patch_ig.patches(None, a_tensor(3))),
     fixlip: ("masks", lambda _: fixlip.masked_pixels(a_tensor(3, 2, 2), a_tensor(4) > 0)),
     fixlip_least_squares: (
         "weights",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metagame.attributions.fixlip import FIxLIP, masked_pixels
+from metagame.attributions.fixlip_banzhaf import BanzhafMasks
 from metagame.attributions.fixlip_least_squares import (
     CrossedCoalitions,
     LeastSquares,
@@ -475,3 +476,70 @@ def test_auto_fits_every_pair_where_there_are_64_patches_or_less():
     for n_patches, n_pairs in ((64, 65 * 64 // 2), (65, 65)):
         solver = FIxLIP(SampledCoalitions(4000), interactions="auto")._make_solver(n_patches, 1)
         assert len(solver.first) == n_pairs
+
+
+@each_interactions
+@pytest.mark.parametrize("p", [0.5, 0.3])
+@each_size
+def test_banzhaf_interactions_of_all_masks_are_weighted_least_squares(n_patches, n_pieces, p, interactions):
+    n = n_patches + n_pieces
+    values = random_values(n)
+    found, error = interactions_of(BanzhafMasks(16, p=p), n_patches, n_pieces, values)
+    pairs = pairs_of(interactions, n_patches, n)
+    assert close(found, reference.banzhaf_least_squares(values, n_patches, n, p, pairs), 1e-8)
+    assert not error.any()
+    if p == 0.5:
+        assert close(found, reference_indices.banzhaf(values, n, 2)[:n_patches, n_patches:], 1e-8)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.3])
+def test_two_standard_errors_of_drawn_banzhaf_interactions_cover_the_exact_ones(p):
+    values = smooth_values(12)
+    exact = interactions_of(BanzhafMasks(1024, p=p), 10, 2, values)[0]
+    drawn = [interactions_of(BanzhafMasks(400, seed, p), 10, 2, values) for seed in range(60)]
+    found, error = (np.array(each) for each in zip(*drawn, strict=True))
+    assert 0.9 < np.mean(np.abs(found - exact) <= 2 * error) < 0.99
+    assert np.abs(found.mean(0) - exact).max() < 0.6 * error.mean()
+    games = [random_values(12), values]
+    more = [np.abs(interactions_of(BanzhafMasks(900, 1, p), 10, 2, v)[0]).max() for v in games]
+    assert np.isfinite(more).all()
+
+
+@pytest.mark.usefixtures("float64_by_default")
+def test_banzhaf_interactions_are_products_of_banzhaf_values_of_embeddings():
+    """The logit is bilinear and the masks of both sides are independent."""
+    bound = small()
+    images = FIxLIP(BanzhafMasks(16))._image_embeddings(bound, all_coalitions(4), None).numpy()
+    texts = bound.masked_texts(all_coalitions(2)).numpy()
+    of_images, of_texts = (reference_indices.banzhaf(each, n, 1) for each, n in ((images, 4), (texts, 2)))
+    expected = of_images @ of_texts.T * bound.model.logit_scale.item()
+    assert close(FIxLIP(BanzhafMasks(16), "cross").explain(bound).meta.values, expected, 1e-5)
+
+
+def test_drawn_masks_are_followed_by_their_opposites_and_have_the_probability():
+    masks, weights = BanzhafMasks(2000, seed=1).image_masks(12)
+    assert weights is None
+    assert (masks[::2] ^ masks[1::2]).all()
+    drawn, _ = BanzhafMasks(20_000, p=0.3).image_masks(16)
+    assert np.abs(drawn.mean(0) - 0.3).max() < 0.01
+    assert (drawn[::2] & drawn[1::2]).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        *(({"budget": 100, "p": p}, f"design.p={p}: give a probability between 0 and 1") for p in (0, 1, -0.1, 1.5)),
+        *(({"budget": b}, f"design.budget={b} is too few image masks: give at least 4") for b in (-1, 0, 3)),
+        ({"budget": 100, "ridge": 0}, "design.ridge=0: give a positive number"),
+    ],
+)
+def test_settings_that_banzhaf_masks_do_not_have_are_refused(settings, match):
+    with refused(match):
+        BanzhafMasks(**settings)
+
+
+def test_pairs_that_change_no_banzhaf_interaction_are_refused():
+    with refused("interactions=all changes no Banzhaf interaction: choose interactions=cross"):
+        FIxLIP(BanzhafMasks(100), "all").explain(small())
+    with refused("11 pieces of text have too many masks"):
+        BanzhafMasks(100).solver(4, 11, "cross")

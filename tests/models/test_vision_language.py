@@ -14,6 +14,7 @@ from metagame.attributions.generic_attention import GenericAttention
 from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP, min_max
 from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP
 from metagame.attributions.method import FirstOrder
+from metagame.attributions.patch_ig import PatchIG
 from metagame.contracts import Failure
 from metagame.errors import GameError
 from metagame.estimators.configured import ConfiguredEstimator
@@ -58,6 +59,8 @@ FAMILY_OF = {
     "mask_clip": "metaclip2",
     "grad_eclip-one": "open_clip",
     "grad_eclip-native": "clip",
+    "patch_ig": "metaclip2",
+    "patch_ig-2": "open_clip",
 }
 SOME = [
     (family, method) for family, method in FAMILIES_AND_METHODS if family in ("siglip2", FAMILY_OF.get(method.name))
@@ -242,7 +245,7 @@ def test_an_image_goes_through_the_tower_once_for_all_texts_and_coalitions(famil
         lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
     )
     explain_all(model, method.make(), method.make().metagame())
-    assert seen == [3]
+    assert seen == ([3, 1] if method.name.startswith("patch_ig") else [3])  # a blank one
 
 
 def test_a_distinct_text_is_encoded_once_over_several_images(monkeypatch):
@@ -256,7 +259,7 @@ def test_a_distinct_text_is_encoded_once_over_several_images(monkeypatch):
 
 
 @some_pairs
-def test_a_batch_of_coalitions_takes_one_backward_pass(family, method, monkeypatch):
+def test_a_batch_of_coalitions_takes_one_backward_pass_or_one_for_each_text(family, method, monkeypatch):
     seen, grad = [], torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **settings: seen.append(1) or grad(*args, **settings))
     for size, batches in ((None, 1), (4, 4)):
@@ -264,7 +267,8 @@ def test_a_batch_of_coalitions_takes_one_backward_pass(family, method, monkeypat
         assert not seen
         game.batch_size = size
         game(all_coalitions(4))
-        assert len(seen) == (0 if method.name.startswith("mask") else batches)
+        expected = {"mask": 0, "patc": 16}.get(method.name[:4], batches)
+        assert len(seen) == expected
         seen.clear()
 
 
@@ -292,6 +296,8 @@ def families_of(method):
     kind = type(first_order_of(method))
     if kind in (MaskSigLIP, GradESigLIP):
         return ("siglip2",)
+    if kind is PatchIG:
+        return (FAMILIES[getattr(method, "order", 0)],)
     if kind in (MaskCLIP, GradECLIP):
         return (CLASS_TOKEN_FAMILIES[getattr(method, "order", 0)],)
     return FAMILIES
@@ -299,8 +305,8 @@ def families_of(method):
 
 def test_methods_are_found():
     found = set(map(method_name, METHODS))
-    assert {"FIxLIP", "Meta-GradECLIP", "Pairs-MaskSigLIP", "GenericAttention"} <= found
-    assert len(found) == 16
+    assert {"FIxLIP", "Meta-GradECLIP", "Pairs-MaskSigLIP", "GenericAttention", "Meta-PatchIG"} <= found
+    assert len(found) == 20
 
 
 @pytest.mark.parametrize(

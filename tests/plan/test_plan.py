@@ -65,6 +65,7 @@ def counted_run(cfg, monkeypatch):
 
 EXACT = {
     "words": "experiment=table2 model=clip_vitb16 attribution=mask_clip,meta_grad_eclip,fixlip limit=3",
+    "Patch IG": "experiment=table2 model=clip_vitb16 attribution=patch_ig,meta_patch_ig,fixlip_banzhaf limit=2",
     "words of SigLIP": "experiment=table4 model=siglip2_vitb32 attribution=meta_mask_siglip,fixlip limit=2",
     "concepts": "experiment=figure13 benchmark=voc limit=3",
     "painting": "experiment=figure4",
@@ -88,6 +89,18 @@ def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletio
         assert passes["forward"] <= plan.count.passes["forward"] < passes["forward"] + curves
         assert plan.count.passes - Counter(forward=10**9) == passes - Counter(forward=10**9)
         assert any("curves" in note and "upper bound" in note for note in plan.notes)
+
+
+def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_one_of_a_blank_image(monkeypatch):
+    (cfg,), (plan,) = planned(
+        "experiment=table4", "model=siglip2_vitb32", "attribution=exclip", "scale=tiny", "limit=2"
+    )
+    passes, encode = Counter(), SigLIP2.encode_texts
+    counted = lambda self, texts: passes.update(texts=len(texts)) or encode(self, texts)  # noqa: E731
+    monkeypatch.setattr(SigLIP2, "encode_texts", counted)
+    passes["images"] = counted_run(cfg, monkeypatch)["images"]
+    assert plan.count.passes == passes == {"images": 3, "texts": 4 * 3 + 8 * (2 + 3 + 4 + 5)}
+    assert any("derivatives" in note for note in plan.notes)
 
 
 @pytest.mark.parametrize(

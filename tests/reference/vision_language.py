@@ -196,6 +196,95 @@ def grad_esiglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: st
     return _weighted_channels(mean(list(gradients)), z, weights)
 
 
+def patch_ig(model: nn.Module, pixels: Tensor, ids: Sequence[int], steps: int = 8, block: int = -1) -> np.ndarray:
+    """Of each patch: (x_p - r_p) . mean over midpoints of d<g, t>/dx_p, over |g(x)|; a backward pass each."""
+    return patch_ig_tokens(model, pixels, ids, steps, block)[has_class_token(model) :]
+
+
+def patch_ig_tokens(model: nn.Module, pixels: Tensor, ids: Sequence[int], steps: int, block: int) -> np.ndarray:
+    """The same of every token of the image encoder."""
+    text = text_embedding(model, ids)
+    text = text / text.norm()
+    x, r = (encode(model, image).inputs[block].detach() for image in (pixels, torch.zeros_like(pixels)))
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for k in range(steps):
+        point = (r + (k + 0.5) / steps * (x - r)).requires_grad_()
+        (gradient,) = torch.autograd.grad(embedding_from(model, point, block) @ text, point)
+        for p in range(len(x)):
+            total[p] += gradient[p] @ (x[p] - r[p]) / steps
+    return (total / embedding_from(model, x, block).norm()).detach().numpy()
+
+
+def embedding_from(model: nn.Module, x: Tensor, block: int) -> Tensor:
+    """``(E,)``, not normalised, of what layer ``block`` of the image encoder is given."""
+    for layer in model.vision_model.encoder.layers[block:]:
+        x = finish(layer, x, attend(*projections(layer, x), layer.self_attn.num_heads)[1])
+    if has_class_token(model):
+        return project(model, x[0])
+    return pool(model, model.vision_model.post_layernorm(x))[1]
+
+
+def text_states(model: nn.Module, ids: Sequence[int]) -> list[Tensor]:
+    """What each layer of the text encoder is given, ``(T, D)``; all tokens are attended to."""
+    states = []
+    x = model.text_model.embeddings(input_ids=torch.tensor([ids]))[0].detach()
+    for layer in model.text_model.encoder.layers:
+        states.append(x)
+        x = text_layer(model, layer, x).detach()
+    return states
+
+
+def text_layer(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer of the text encoder, causal in a CLIP."""
+    q, k, v = projections(layer, x)
+    n_heads, width = layer.self_attn.num_heads, x.shape[1] // layer.self_attn.num_heads
+    later = torch.ones(len(x), len(x)).triu(1).bool() & has_class_token(model)
+    mixed = []
+    for head in range(n_heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = (q[:, part] @ k[:, part].T / width**0.5).masked_fill(later, float("-inf"))
+        mixed.append(torch.softmax(scores, dim=1) @ v[:, part])
+    return finish(layer, x, torch.cat(mixed, dim=1))
+
+
+def text_embedding_from(model: nn.Module, x: Tensor, block: int, position: int) -> Tensor:
+    """``(E,)``, not normalised, of what layer ``block`` of the text encoder is given, pooled at ``position``."""
+    for layer in model.text_model.encoder.layers[block:]:
+        x = text_layer(model, layer, x)
+    pooled = model.text_model.final_layer_norm(x)[position]
+    return model.text_projection(pooled) if has_class_token(model) else model.text_model.head(pooled)
+
+
+def exclip(
+    model: nn.Module,
+    pixels: Tensor,
+    ids: Sequence[int],
+    reference: Sequence[int],
+    position: int,
+    steps: int,
+    block: int,
+) -> np.ndarray:
+    """``(T text, T image)``: (y - s)_t^T J_h^T J_g (x - r)_p / (|g| |h|), with the product of both mean Jacobians.
+
+    ``reference`` are the ids of the reference text, ``position`` is where the text is pooled.
+    """
+    y, s = (text_states(model, each)[block] for each in (ids, reference))
+    x, r = (encode(model, image).inputs[block].detach() for image in (pixels, torch.zeros_like(pixels)))
+
+    def of_text(point: Tensor) -> Tensor:
+        return text_embedding_from(model, point, block, position)
+
+    def of_image(point: Tensor) -> Tensor:
+        return embedding_from(model, point, block)
+
+    alphas = [(k + 0.5) / steps for k in range(steps)]
+    j_h = mean([torch.autograd.functional.jacobian(of_text, s + a * (y - s)) for a in alphas])  # (E, T, D)
+    j_g = mean([torch.autograd.functional.jacobian(of_image, r + a * (x - r)) for a in alphas])
+    product = torch.einsum("etd,epc->tdpc", j_h, j_g)
+    matrix = torch.einsum("td,tdpc,pc->tp", y - s, product, x - r)
+    return (matrix / (of_image(x).norm() * of_text(y).norm())).detach().numpy()
+
+
 def _min_max(values: list[float]) -> list[float]:
     return [(value - min(values)) / (max(values) - min(values)) for value in values]
 
@@ -240,6 +329,24 @@ def fixlip(
     ]
     found = weighted_least_squares(values, n, pairs)
     return np.array([[found[patch, word] for word in range(n_patches, n)] for patch in range(n_patches)])
+
+
+def banzhaf_least_squares(
+    values: np.ndarray, n_patches: int, n: int, p: float, pairs: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """``(P, m)``: coefficients of pairs of a patch and a piece in the least squares on constant, players and ``pairs``.
+
+    Coalition S weighs p^|S| (1 - p)^(n - |S|); nothing is met exactly.
+    """
+    terms = [(), *((player,) for player in range(n)), *pairs]
+    rows, targets = [], []
+    for number in range(1 << n):
+        size = number.bit_count()
+        weight = np.sqrt(p**size * (1 - p) ** (n - size))
+        rows.append([weight * all(number >> player & 1 for player in term) for term in terms])
+        targets.append(weight * values[number])
+    found = dict(zip(terms, np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0], strict=True))
+    return np.array([[found[patch, piece] for piece in range(n_patches, n)] for patch in range(n_patches)])
 
 
 def weighted_least_squares(values: np.ndarray, n: int, pairs: Sequence[tuple[int, int]]) -> dict[tuple, float]:

@@ -134,6 +134,19 @@ def test_the_table_says_with_which_settings_published_values_were_made_and_which
     assert [note for note in notes if note.startswith("Published values were made with heads=one") and said in note]
 
 
+def test_rows_that_are_not_in_the_paper_are_named_and_its_claims_are_not_about_them():
+    paper = [meta_eclip(0.4, 0.4), fixlip(0.5, 0.5)]
+    others = [result("meta_patch_ig", [0.6, 0.6]), result("exclip", [0.7, 0.7])]
+    table = pointing_game_table([*paper, *others], "tiny")
+    notes = [note for note in table.notes if note.startswith("Not in the paper: ")]
+    assert notes == ["Not in the paper: Meta-PATCH_IG, EXCLIP. The paper's claims are not about them."]
+    assert claims([*paper, *others])["meta_beats_fixlip"] is claims(paper)["meta_beats_fixlip"] is False
+    own = [claim for claim in table.claims if claim["claim"].startswith("not in the paper")]
+    assert [(each["holds"], each["published"]) for each in own] == [(True, None)]
+    assert "Meta-PATCH_IG - FIXLIP, CLIP: +0.100" in own[0]["difference"]
+    assert not any("ot in the paper" in text for text in pointing_game_table(paper, "tiny").notes)
+
+
 @pytest.mark.parametrize(("scale", "said"), [("tiny", True), ("paper", False)])
 def test_the_tiny_table_says_that_the_published_values_are_of_other_models(scale, said):
     notes = pointing_game_table([result()], scale).notes

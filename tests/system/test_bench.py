@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from metagame.benchmarks.prompts import review_prompts
-from scripts import bench_concept, bench_core, bench_language, bench_vision_language, compare_estimators, compare_fixlip
+from scripts import (
+    bench_concept,
+    bench_core,
+    bench_language,
+    bench_patch_ig,
+    bench_vision_language,
+    compare_estimators,
+    compare_fixlip,
+)
 
 
 @pytest.mark.slow
@@ -48,6 +56,20 @@ def test_vision_language_bench_reports_ratio_error_and_memory(monkeypatch):
     assert result["memory"] > 0
     assert {"ratio", "ratio_short_backward", "ratio_to_bare_encoder", "error", "memory"} <= set(result["units"])
     assert set(result["seconds"]) >= {f"ours, {name}" for name in bench_vision_language.METHODS}
+
+
+@pytest.mark.slow
+def test_patch_ig_bench_compares_exclip_with_the_product_and_meta_patch_ig_with_fixlip(monkeypatch):
+    monkeypatch.setitem(bench_patch_ig.SHAPES, "small", bench_patch_ig.SMALL)
+    monkeypatch.setattr(bench_patch_ig, "BUDGETS", (34, 64))
+    result = bench_patch_ig.bench("small", 4, ["siglip2_p16"], n_images=1)
+    assert result["error"] < 1e-5
+    assert result["ratio"] > 1
+    ours, _, *fixlip = result["measured"]
+    assert (ours["products"], ours["forwards"]) == (11, 1)
+    assert [each["forwards"] for each in fixlip] == [34, 64]
+    assert result["siglip2_p16: Patch IG, left out"] == 0
+    assert result.keys() >= result["units"].keys()
 
 
 @pytest.mark.slow

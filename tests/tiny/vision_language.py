@@ -31,6 +31,7 @@ from metagame.attributions.generic_attention import GenericAttention
 from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP
 from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP
 from metagame.attributions.method import FirstOrder
+from metagame.attributions.patch_ig import PatchIG
 from metagame.contracts import Failure, InputT, Model, SampleT
 from metagame.models.clip import CLIP
 from metagame.models.open_clip import OpenCLIP
@@ -72,6 +73,10 @@ class Method:
 
 
 MEAN_OF = {"start_layer": 0, "product": "mean_of"}
+PATCH_IG = (
+    Method("patch_ig", PatchIG, reference.patch_ig),
+    Method("patch_ig-2", partial(PatchIG, 3, -2), partial(reference.patch_ig, steps=3, block=-2)),
+)
 CLASS_TOKEN_METHODS = (
     Method("attention", GenericAttention, reference.attention),
     Method("attention-0", partial(GenericAttention, 0), partial(reference.attention, start_layer=0)),
@@ -80,6 +85,7 @@ CLASS_TOKEN_METHODS = (
     Method("mask_clip", MaskCLIP, reference.mask_clip),
     Method("grad_eclip-one", GradECLIP, reference.grad_eclip),
     Method("grad_eclip-native", partial(GradECLIP, "native"), partial(reference.grad_eclip, heads="native")),
+    *PATCH_IG,
 )
 PROBE_METHODS = (
     Method("attention", GenericAttention, reference.attention_siglip),
@@ -88,6 +94,7 @@ PROBE_METHODS = (
     Method(
         "attention-0-mean_of", partial(GenericAttention, 0, "mean_of"), partial(reference.attention_siglip, **MEAN_OF)
     ),
+    *PATCH_IG,
     Method("mask_siglip-native", partial(MaskSigLIP, "native"), partial(reference.mask_siglip, heads="native")),
     Method("grad_esiglip-native", partial(GradESigLIP, "native"), partial(reference.grad_esiglip, heads="native")),
     Method("mask_siglip-one", MaskSigLIP, reference.mask_siglip),

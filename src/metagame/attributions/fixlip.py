@@ -33,8 +33,8 @@ class Solver(Protocol):
     """Turns the logits of chosen masks into interactions.
 
     Attributes:
-        image_masks: distinct masks of P patches, ``(a, P)``: the empty one first, the full one last.
-        text_masks: distinct masks of m pieces of text, ``(b, m)``, in the same way.
+        image_masks: masks of P patches, ``(a, P)``.
+        text_masks: masks of m pieces of text, ``(b, m)``.
         error_note: why there is no standard error, where there is none.
     """
 

@@ -45,7 +45,7 @@ class IntegratedGradients(FirstOrder[MaskedModel]):
     input_type = MaskedModel
 
     def __init__(self, steps: int = 32) -> None:
-        self.steps = _check_steps(steps)
+        self.steps = check_steps(steps)
 
     def game(self, bound: MaskedModel) -> AttributionGame:
         def attribute(single: MaskedModel, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
@@ -72,7 +72,7 @@ class IntegratedHessians(Method[MaskedModel]):
     input_type = MaskedModel
 
     def __init__(self, steps: int = 12) -> None:
-        self.steps = _check_steps(steps)
+        self.steps = check_steps(steps)
 
     def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
         """The values of every pair of features.
@@ -107,7 +107,12 @@ def midpoints(steps: int, like: Tensor) -> Float[Tensor, " {steps}"]:
     return (torch.arange(steps, dtype=like.dtype, device=like.device) + 0.5) / steps
 
 
-def _check_steps(steps: int) -> int:
+def check_steps(steps: int) -> int:
+    """``steps``, if a path can have so many.
+
+    Raises:
+        UserError: it is no positive whole number.
+    """
     if not isinstance(steps, Integral) or steps < 1:
         raise UserError(f"steps={steps!r} must be a positive integer.")
     return steps

@@ -42,14 +42,18 @@ class ConfiguredEstimator:
         """The coalitions that a game of so many players may evaluate; None: the estimator's own choice."""
         return self.budget if self.budget_per_player is None else self.budget_per_player * n_players
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether all coalitions are played, by ``exact`` with whatever settings."""
+        return (self.estimator if isinstance(self.estimator, str) else _function(self.estimator)) in ("exact", exact)
+
     def require_closed_form(self, method: str) -> None:
         """Refuse settings that a metagame in closed form would ignore.
 
         Raises:
             UserError: another estimator than ``exact``, or a budget.
         """
-        chosen = self.estimator if isinstance(self.estimator, str) else _function(self.estimator)
-        if chosen not in ("exact", exact) or (self.budget, self.budget_per_player) != (None, None):
+        if not self.is_exact or (self.budget, self.budget_per_player) != (None, None):
             raise UserError(
                 f"the metagame of {method} is computed in closed form: leave estimator=exact, without a budget."
             )

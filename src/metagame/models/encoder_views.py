@@ -115,6 +115,16 @@ EncoderView = ClassTokenView | ProbeView
 HEADS = ("one", "native")
 
 
+def embed_from(view: EncoderView, x: Float[Tensor, "B T D"], start: int = -1) -> Float[Tensor, "B E"]:
+    """The image embeddings, not normalised, of what block ``start`` is given."""
+    *inner, last = view.blocks[start:]
+    for block in inner:
+        _, x = block.forward(x)
+    if isinstance(view, ClassTokenView):
+        return view.project(last.forward(x, rows=slice(0, 1))[1][:, 0])
+    return view.head.forward(view.norm(last.forward(x)[1]))[1]
+
+
 def check_heads(heads: str) -> str:
     """``heads``, as :func:`last_block` takes it.
 

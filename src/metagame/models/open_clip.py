@@ -16,7 +16,7 @@ from open_clip.pretrained import is_pretrained_cfg
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from metagame.digests import file_digest, folder_digest
 from metagame.errors import UserError
@@ -103,6 +103,13 @@ class OpenCLIP(VisionLanguage):
     @property
     def patch_size(self) -> int:
         return self.net.visual.patch_size[0]
+
+    @property
+    def text_blocks(self) -> Sequence[nn.Module]:
+        owner = self.net if isinstance(self.net, open_clip.CLIP) else self.net.text
+        if not isinstance(owner, open_clip.CLIP | TextTransformer):
+            return super().text_blocks
+        return list(owner.transformer.resblocks)
 
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
         return self.transform(image)

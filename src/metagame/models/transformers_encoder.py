@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, CLIPModel, PreTrainedModel, SiglipModel
 from transformers.models.metaclip_2 import MetaClip2Model
 
@@ -85,6 +85,10 @@ class TransformersEncoder(VisionLanguage):
     @property
     def patch_size(self) -> int:
         return self.net.config.vision_config.patch_size
+
+    @property
+    def text_blocks(self) -> Sequence[nn.Module]:
+        return list(self.net.text_model.encoder.layers)
 
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]

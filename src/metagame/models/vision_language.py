@@ -213,6 +213,10 @@ class ImageText(BoundInput):
             known |= zip(part, attribute(self.model.embed(part)), strict=True)
         return torch.stack([known[text] for text in texts])
 
+    def dropped_texts(self, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k E"]:
+        """Unit embeddings of the text of each coalition: absent pieces are dropped."""
+        return self.model.embed([self.pieces.dropped(row) for row in coalitions.tolist()])
+
     def masked_texts(self, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k E"]:
         """Unit embeddings of the text of each coalition: absent pieces are masked by attention."""
         return self.model.embed([self.pieces.masked(row) for row in coalitions.tolist()])
@@ -295,6 +299,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         self.batch_size = batch_size
         self.text_batch = TEXT_BATCH
         self._embeddings: dict[Text, Tensor] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -330,6 +335,18 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     @abstractmethod
     def encode_texts(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
         """The model's own text embeddings, not normalised, of texts that have one padded length."""
+
+    @property
+    def text_blocks(self) -> Sequence[nn.Module]:
+        """The blocks of the text encoder, in order; the input of each is ``(k, T, D)``.
+
+        Raises:
+            UserError: this adapter does not know them.
+        """
+        raise UserError(
+            f"nothing is known of the blocks of {type(self).__name__}'s text encoder, which attribution=exclip takes"
+            " apart: define text_blocks in the model's adapter."
+        )
 
     def padded_length(self, text: Text) -> int:
         """To how many tokens a text is padded."""
@@ -374,24 +391,41 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         Raises:
             UserError: out of memory on the device.
         """
-        seen = []
-
-        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-            raise ForwardPassEnds
-
-        handle = self.encoder_view.blocks[layer].module.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            self.encode_images(pixels)
-        except ForwardPassEnds:
-            pass
+            return input_of(self.encoder_view.blocks[layer].module, lambda: self.encode_images(pixels))
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{len(pixels)} images at once exceed the device's memory: lower model.batch_size."
             ) from error
+
+    def blank_input(self, pixels: Float[Tensor, "3 H W"], layer: int) -> Float[Tensor, "1 T D"]:
+        """What block ``layer`` is given of an image of this size whose normalised pixels are 0; encoded once."""
+        return self.keep(
+            ("blank", layer, pixels.shape), lambda: self.block_input(torch.zeros_like(pixels)[None], layer)
+        )
+
+    @torch.no_grad()
+    def text_block_input(self, texts: Sequence[Text], layer: int) -> Float[Tensor, "k T D"]:
+        """What block ``layer`` of the text encoder is given of texts of one padded length."""
+        return input_of(self.text_blocks[layer], lambda: self.encode_texts(texts))
+
+    def embed_text_from(self, text: Text, x: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B E"]:
+        """Embeddings of a text, not normalised, had block ``layer`` been given ``x``: pooled where the text is."""
+
+        def put(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+
+        handle = self.text_blocks[layer].register_forward_pre_hook(put, with_kwargs=True)
+        try:
+            return self.encode_texts([text] * len(x))
         finally:
             handle.remove()
-        return seen[0].detach()
+
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """``make()``, once for all images, until texts are forgotten."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def _check_length(self, text: Text) -> None:
         if len(text.ids) > self.tokenizer.context:
@@ -401,8 +435,9 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             )
 
     def forget_texts(self) -> None:
-        """Encode texts anew when they are asked for again."""
+        """Encode texts, and what else is kept for all images, anew when they are asked for again."""
         self._embeddings.clear()
+        self._kept.clear()
 
     @torch.no_grad()
     def embed(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
@@ -423,6 +458,24 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
                 filled = [part[min(row, len(part) - 1)] for row in range(self.text_batch)]
                 self._embeddings |= zip(part, normalize(self.encode_texts(filled), dim=-1)[: len(part)], strict=True)
         return torch.stack([self._embeddings[text] for text in texts])
+
+
+def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a module is given while ``run`` runs, which ends there."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+        raise ForwardPassEnds
+
+    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        run()
+    except ForwardPassEnds:
+        pass
+    finally:
+        handle.remove()
+    return seen[0].detach()
 
 
 def padded(texts: Sequence[Text], length: int, pad_id: int) -> tuple[Tensor, Tensor]:

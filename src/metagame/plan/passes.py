@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from metagame.attributions.attnlrp import RelevancePropagation
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
+from metagame.attributions.exclip import ExCLIP
 from metagame.attributions.fixlip import FIxLIP
 from metagame.attributions.generic_attention import GenericAttention
 from metagame.attributions.grad_eclip import GradECLIP
@@ -24,6 +25,7 @@ from metagame.attributions.gradients import GradientInput, IntegratedGradients
 from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.attributions.mask_clip import MaskCLIP
 from metagame.attributions.method import FirstOrder, Metagame
+from metagame.attributions.patch_ig import PatchIG
 from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.contracts import Method, Sample
@@ -111,6 +113,7 @@ def _(method: FirstOrder, n: int) -> Bool[np.ndarray, "k n"]:
     return np.ones((1, n), bool)
 
 
+@coalitions_asked.register(ExCLIP)
 @coalitions_asked.register(Proximity)
 @coalitions_asked.register(RandomPairs)
 def _(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
@@ -301,7 +304,19 @@ def _count_images(n_patches: int | None, methods: Sequence[Method], samples: Seq
             texts |= {text(row) for row in coalitions.tolist()}
         count.passes[IMAGE] += sum(encoded_images.values())
     count.passes[TEXT] = len(texts)
+    integrated = [method for method in map(_first_order, methods) if isinstance(method, PatchIG | ExCLIP)]
+    if integrated and samples:
+        count.passes[IMAGE] += len({method.block for method in integrated})  # the blank image
+        count.notes["derivatives of an encoder's last blocks are not counted, as those of other methods"] = None
+    whole = {players.labels for sample in samples for players in sample.texts(tokenizer).values()}
+    for method in {method for method in integrated if isinstance(method, ExCLIP)}:
+        count.passes[TEXT] += sum(3 + method.steps * (len(labels) + 1) for labels in whole)  # two ends, and the path
     return count
+
+
+def _first_order(method: Method) -> Method:
+    """What a metagame is of, or the method itself."""
+    return method.method if isinstance(method, Metagame) else method
 
 
 def _patches(cfg: DictConfig) -> int | None:
@@ -330,6 +345,7 @@ def _encoded(method: Method, n_patches: int | None, n: int) -> tuple[dict[bytes,
 @coalition_passes.register(GenericAttention)
 @coalition_passes.register(GradECLIP)
 @coalition_passes.register(MaskCLIP)
+@coalition_passes.register(PatchIG)
 def _(method: Method, n: int) -> Passes:
     return Counter()  # all coalitions share the image's pass, and texts are counted one by one
 

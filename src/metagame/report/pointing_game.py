@@ -33,6 +33,7 @@ PROTOCOL = {"start_layer": "last", "heads": "one", "product": "of_means"}
 """Arguments of the methods with which the published numbers were made."""
 PUBLISHED_FIXLIP = "fixlip_paper"
 """The choice of FIxLIP whose coalitions are drawn as theirs."""
+OWN_CLAIM = "not in the paper: Meta-Patch IG beats FIxLIP on every model"
 PUBLISHED_NOTE = (
     "Published values were made with heads=one, product=of_means and encoding=jpeg, those of FIxLIP with"
     " attribution=fixlip_paper; the paper's text does not say heads and encoding, and cites product=mean_of. "
@@ -51,7 +52,7 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
         rows=[_row(result) for result in results],
         published=[_published_row(result) for result in results],
         n_samples=max(len(result.done) for result in results),
-        claims=_claims(results),
+        claims=_claims([result for result in results if is_of_the_paper(result)]) + _own_claims(results),
         notes=[
             "Recognition: share of the attribution that lies, positive, on the quadrant of its word or, negative, off"
             " it; mean ± 2 standard errors. Image k serves several games, so errors are clustered by it, within games."
@@ -59,6 +60,7 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
             "Claims compare means over the four columns, unless they speak of each, sample by sample; with FIxLIP, on"
             " its images. They are decided beyond two standard errors; in brackets what stands most against them.",
             PUBLISHED_NOTE + _other_settings(results),
+            *_other_rows(results),
             *([SCALE_NOTES[scale]] if scale in SCALE_NOTES else []),
             *_zero_notes(results),
             *failure_notes(results),
@@ -83,6 +85,17 @@ def published_name(result: JobResult) -> Row | None:
     if any(method.get(name, value) != value for name, value in PROTOCOL.items()):
         return None
     return result.config.model.name, result.variant.base, result.variant.meta
+
+
+def is_of_the_paper(result: JobResult) -> bool:
+    """Whether Table 2 or 4 has rows of this method, with whatever arguments and model."""
+    return any(base == result.variant.base for _, base, _ in published_means())
+
+
+def _other_rows(results: list[JobResult]) -> list[str]:
+    """Which rows are not in the paper, and what they leave out."""
+    others = dict.fromkeys(result.label for result in results if not is_of_the_paper(result))
+    return [f"Not in the paper: {', '.join(others)}. The paper's claims are not about them."] if others else []
 
 
 def is_other_fixlip(result: JobResult) -> bool:
@@ -143,6 +156,19 @@ def _claims(results: list[JobResult]) -> list[dict]:
         ]
     claims = published("pointing_game")["claims"]
     return [decide(**claims[name], differences=differences) for name, differences in found.items()]
+
+
+def _own_claims(results: list[JobResult]) -> list[dict]:
+    """What is not in the paper: whether the metagame of Patch IG reaches FIxLIP."""
+    games = grouped([result for result in results if result.done], _game).values()
+    differences = [
+        _difference(meta, rival)
+        for game in games
+        for meta in _metagames(game, "patch_ig")
+        for rival in game
+        if rival.uses("fixlip")
+    ]
+    return [decide(OWN_CLAIM, differences)] if differences else []
 
 
 def _metagames(game: Sequence[JobResult], base: str) -> list[JobResult]:
