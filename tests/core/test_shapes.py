@@ -131,8 +131,9 @@ def three_dimensional_voc_mask(monkeypatch):
     voc.VOCImage.mask(SimpleNamespace(mask_path=Path(), names={}), ["dog"])
 
 
-def flags_in_two_dimensions(_):
-    return SimpleNamespace(attended=[[True]])
+def words_with_flags_in_two_dimensions():
+    masked_text = SimpleNamespace(attended=[[True]])
+    return blank(vision_language.WordPlayers, labels=("one",), masked=lambda present: masked_text)
 
 
 def three_dimensional_coco_mask(monkeypatch):
@@ -172,9 +173,9 @@ CASES = {
     images: ("values", lambda _: images._of_8_bits(np.zeros((2, 2, 2), np.uint16), "a picture")),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
-    exclip: (RESULT, lambda _: exclip.owners(SimpleNamespace(labels=("one",), masked=flags_in_two_dimensions))),
+    exclip: (RESULT, lambda _: exclip.owners(words_with_flags_in_two_dimensions())),
     fixlip_banzhaf: ("masks", lambda _: fixlip_banzhaf.probabilities(an(2, kind=bool), 0.5)),
-    patch_ig: ("parts", lambda _: patch_ig.patches(None, a_tensor(3))),
+    patch_ig: ("parts", lambda _: patch_ig.patches(blank(vision_language.ImageText), a_tensor(3))),
     fixlip: ("masks", lambda _: fixlip.masked_pixels(a_tensor(3, 2, 2), a_tensor(4) > 0)),
     fixlip_least_squares: (
         "weights",

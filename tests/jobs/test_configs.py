@@ -184,6 +184,7 @@ def methods():
 METAGAMES = {
     "metagame.attributions.method.Metagame": "meta_ig",
     "metagame.attributions.concept_attention.MetaConceptAttention": "meta_concept_attention",
+    "metagame.attributions.patch_ig.MetaPatchIG": "meta_patch_ig",
     "metagame.attributions.symbolic.SymbolicMetagame": "symbolic/meta_sv",
 }
 

@@ -511,7 +511,10 @@ def test_banzhaf_interactions_are_products_of_banzhaf_values_of_embeddings():
     bound = small()
     images = FIxLIP(BanzhafMasks(16))._image_embeddings(bound, all_coalitions(4), None).numpy()
     texts = bound.masked_texts(all_coalitions(2)).numpy()
-    of_images, of_texts = (reference_indices.banzhaf(each, n, 1) for each, n in ((images, 4), (texts, 2)))
+    of_images, of_texts = (
+        np.stack([reference_indices.banzhaf(column, n) for column in embeddings.T], axis=1)
+        for embeddings, n in ((images, 4), (texts, 2))
+    )
     expected = of_images @ of_texts.T * bound.model.logit_scale.item()
     assert close(FIxLIP(BanzhafMasks(16), "cross").explain(bound).meta.values, expected, 1e-5)
 
