@@ -124,7 +124,7 @@ def test_the_text_side_of_exclip_is_made_once_for_all_images(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        *(({"steps": steps}, f"steps={steps!r}: give a positive whole number") for steps in (0, -1, 2.5)),
+        *(({"steps": steps}, f"steps={steps!r} must be a positive integer") for steps in (0, -1, 2.5)),
         *(({"block": block}, f"block={block!r}: count blocks from the last") for block in (0, 3, "last", True, -1.0)),
     ],
 )
