@@ -118,7 +118,7 @@ def curve_figure(result: dict) -> Figure:
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
     estimators = [name for name in ESTIMATORS if name != "exact"]
-    for name, color, marker in zip(estimators, COLORS, "osD", strict=False):
+    for name, color, marker in zip(estimators, COLORS, "osD^", strict=False):
         keys = [f"{name}, {budget:g} B" for budget in BUDGETS]
         means = [result["errors"][key] for key in keys]
         spread = [2 * result["standard_errors"][key] for key in keys]

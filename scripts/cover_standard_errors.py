@@ -19,7 +19,7 @@ from metagame.games import all_coalitions
 
 BUDGETS = (8, 16, 32, 64)
 """Coalitions for each player."""
-ESTIMATORS = ("permutation", "regression")
+ESTIMATORS = ("permutation", "regression", "auto")
 PROMISED = 0.9
 
 
@@ -51,7 +51,7 @@ def coverage(values: np.ndarray, estimator: str, budget: int, n_seeds: int) -> f
 
 def draw(result: dict[str, dict[str, list[float]]]) -> Figure:
     """A panel for each estimator, a line for each kind of game."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
+    figure = Figure(figsize=(11, 3), layout="constrained")
     for axes, (estimator, kinds) in zip(figure.subplots(1, len(result), sharey=True), result.items(), strict=True):
         for kind, shares in kinds.items():
             axes.plot(BUDGETS, shares, "o-", label=kind)

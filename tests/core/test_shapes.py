@@ -48,7 +48,18 @@ from metagame.benchmarks import (
     segmentation_metrics,
     voc,
 )
-from metagame.estimators import coalition_sample, estimate, shapiq_bridge
+from metagame.estimators import (
+    balance,
+    boosting,
+    coalition_sample,
+    estimate,
+    gaussian_process,
+    least_squares,
+    problem,
+    shapiq_bridge,
+    stacking,
+    surrogates,
+)
 from metagame.models import (
     adder,
     concept_stream,
@@ -161,10 +172,29 @@ CASES = {
     exact: ("values", lambda _: exact.endogenous_index(an(4))),
     permutation: ("chain", lambda _: permutation._by_player(an(1, 2, kind=int), an(1, 2, 3))),
     coalition_sample: (
-        "weights",
-        lambda _: coalition_sample.CoalitionSample(an(4, 2, kind=bool), an(3), an(4, kind=int), paired=True),
+        "shares",
+        lambda _: coalition_sample.CoalitionSample(an(4, 2, kind=bool), an(3), an(4), paired=True),
     ),
-    regression: ("values", lambda _: regression.fit_exogenous(a_coalition_sample(), an(4))),
+    regression: ("values", lambda _: regression.fit(a_coalition_sample(), an(4))),
+    balance: ("weights", lambda _: balance.balanced(an(4, 2, kind=bool), an(3), an(4, kind=bool), paired=False)),
+    problem: (
+        "values",
+        lambda _: problem.Problem(
+            an(1, kind=int),
+            an(2, kind=int),
+            an(3, kind=int),
+            an(3, 2, kind=bool),
+            an(3),
+            *(an(1),) * 2,
+            *(an(3),) * 2,
+            odd=True,
+        ),
+    ),
+    least_squares: ("residuals", lambda _: least_squares.sandwich(an(3, 2), an(2, 1), an(3))),
+    boosting: ("values", lambda _: boosting.boost(an(3, 2, kind=bool), an(3), an(3, 1))),
+    gaussian_process: ("values", lambda _: gaussian_process.posterior(an(3, 3), an(3), an(3))),
+    surrogates: ("phi", lambda _: surrogates.Surrogate(an(3), an(1, 1))),
+    stacking: ("left_out", lambda _: stacking.Ridge(an(3), an(1, 2))),
     shapiq_bridge: ("coalitions", lambda _: shapiq_bridge.with_bounds(an(3, kind=bool))),
     trees: (
         "values",

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
+from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, kernel, least_budget
 from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget
 from metagame.estimators.exact import enumerate_all
 from metagame.estimators.regression import (
-    fit_endogenous,
-    fit_exogenous,
+    fit,
     kernel_shap_iq,
-    kernel_weights,
     least_pairwise_budget,
 )
 from metagame.estimators.shapiq_bridge import Lookup, pairwise, requested_coalitions, with_bounds
@@ -101,7 +99,6 @@ def _play_players(game: AttributionGame, rules: Rules, budget: int, boost: Any, 
     values = game(sample.coalitions, rules.progress)
     phi, rest = _boost_targets(boost, sample, values, rules, n_threads, leaf_weight)
     if rules.index is None:
-        fit = fit_endogenous if rules.endogenous else fit_exogenous
         phi += fit(sample, rest)[0]
     if rules.endogenous:
         own = sample.coalitions.sum(1) == 1
@@ -133,19 +130,35 @@ def _boost_targets(
             seen, others[target] = sample.coalitions[:, target], False
         if not others.any():
             return
-        sub = sample.restricted(seen, others)
-        weights = kernel_weights(sub)
-        weights = np.where(weights > 0, weights, weights.max(initial=0) or 1)
+        weights = tree_weights(sample, target if rules.endogenous else None)[seen]
+        coalitions = sample.coalitions[np.ix_(seen, others)]
         scale = values[seen, target].std() or 1.0  # scikit-learn splits nothing that varies by less than 1e-8
-        fitted = clone(boost).fit(sub.coalitions, values[seen, target] / scale, weights)
+        fitted = clone(boost).fit(coalitions, values[seen, target] / scale, weights)
         phi[target, others] = scale * tree_index(fitted, 1, leaf_weight)
-        rest[seen, target] -= scale * fitted.predict(sub.coalitions)
+        rest[seen, target] -= scale * fitted.predict(coalitions)
 
     with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
         for number, _ in enumerate(executor.map(fit_target, range(values.shape[1])), start=1):
             if rules.progress is not None:
                 rules.progress(number, values.shape[1])
     return phi, rest
+
+
+def tree_weights(sample: CoalitionSample, target: int | None) -> Float[np.ndarray, " k"]:
+    """Shapley kernel weight of each coalition, in the subgame of an endogenous ``target``.
+
+    The bounds count as the heaviest; coalitions without the target 0.
+    """
+    n = sample.coalitions.shape[1]
+    size = sample.coalitions.sum(1)
+    if target is None:
+        weights = kernel(n, False)[size] * sample.shares
+    else:
+        seen = sample.coalitions[:, target]
+        weights = np.where(seen, kernel(n - 1, False)[size - 1] * sample.shares / np.maximum(size, 1), 0.0)
+    bounds = (size == 0) | (size == n) | ((size == 1) & (target is not None))
+    bounds &= True if target is None else sample.coalitions[:, target]
+    return np.where(bounds, weights.max(initial=0) or 1, weights)
 
 
 def shapley_leaf_weight(p: int, a: int) -> float:

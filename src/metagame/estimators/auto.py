@@ -1,0 +1,96 @@
+"""Meta-attributions by what predicts left out coalitions best: trees, smooth games, a regression, or a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from metagame.estimators.coalition_sample import draw_coalition_sample, least_budget
+from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget, too_few_for_an_error
+from metagame.estimators.exact import enumerate_all
+from metagame.estimators.problem import Problem, problems
+from metagame.estimators.regression import fit
+from metagame.estimators.stacking import Candidates, candidates, combined, stack
+from metagame.estimators.surrogates import Smooth, boosted_trees
+from metagame.games import AttributionGame, GameError
+
+SHARING = 64
+"""The most targets that share their weights where rows are few."""
+OF_TREES = 1 / 3
+"""What the trees' own estimate counts in an endogenous game whose rows are too few to tell how good it is."""
+
+
+def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> Estimate:
+    """Fit several surrogates to a shared sample of coalitions, and weigh them by how well they predict left out ones.
+
+    The surrogates are boosted trees, as in ``trees``, and Gaussian processes over coalitions with a product kernel
+    (:class:`metagame.estimators.gaussian_process.Kernel`), with one width for all players and with widths of their own.
+    Their Shapley values are known in closed form. A ridge regression on what they leave completes them; weights and
+    penalty have the least leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own, but
+    below 6 coalitions for each player (endogenous: 8) targets share them, and the trees' own estimate, as of ``trees``,
+    counts a third in an endogenous game. Rows are efficient. Order 1 and the Shapley value only.
+
+    Estimates are biased, since surrogates are smoother than games. The standard error is the sandwich estimate of a
+    regression on what is left of left out values; it takes no account of the bias, and how often two of them cover the
+    exact value is measured by ``python -m scripts.cover_standard_errors``. None below 8 coalitions for each player.
+
+    ``n_threads`` targets are fitted side by side; None: as many as there are cores.
+
+    Raises:
+        GameError: another order or index, or a budget below 2n + 2.
+    """
+    if rules.order == 2:
+        raise GameError("estimator='auto' gives values of single players: use 'trees' for order=2.")
+    require_shapley("auto", rules)
+    n = game.n_players
+    budget = settle_budget("auto", rules.budget, least_budget(n), n)
+    if budget >= 1 << n:
+        return enumerate_all(game, rules)
+    sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
+    values = game(sample.coalitions, rules.progress)
+    trees = boosted_trees(sample, values, rules.endogenous)
+    few = budget < (8 if rules.endogenous else 6) * n
+    phi, error = np.zeros((values.shape[1], n)), np.zeros((values.shape[1], n))
+
+    def prepare(place: tuple[Problem, Smooth, int]) -> Candidates:
+        problem, smooth, target = place
+        importance = np.abs(trees.phi[problem.targets[target], problem.players])
+        surrogates = [trees.surrogate(problem, target), *smooth.surrogates(target, importance)]
+        return candidates(problem, target, surrogates)
+
+    from joblib import cpu_count  # that a job of a cluster may use, not of the node
+
+    done = 0
+    with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
+        left = _places(problems(sample, values))
+        while places := list(islice(left, SHARING)):
+            prepared = list(executor.map(prepare, places))
+            for group in [prepared] if few else [[each] for each in prepared]:
+                penalty, weights = stack(group)
+                for each in group:
+                    where = each.problem.targets[each.target], each.problem.players
+                    phi[where], error[where] = combined(each, penalty, weights)
+            done += len(places)
+            if rules.progress is not None:
+                rules.progress(done, values.shape[1])
+    if few and rules.endogenous:
+        phi += OF_TREES * (trees.phi + fit(sample, values - trees.fitted)[0] - phi)
+    if rules.endogenous:
+        singles = sample.coalitions.sum(1) == 1
+        np.fill_diagonal(phi, (values * sample.coalitions)[singles].sum(0))
+    note = too_few_for_an_error(n, budget)
+    return Estimate(phi, values[1], values[0], None if note else error, note)
+
+
+vars(auto)["runtime_arguments"] = frozenset({"n_threads"})  # results do not depend on it
+
+
+def _places(found: Iterator[Problem]) -> Iterator[tuple[Problem, Smooth, int]]:
+    """Each target with its problem."""
+    for problem in found:
+        smooth = Smooth(problem)
+        for target in range(len(problem.targets)):
+            yield problem, smooth, target

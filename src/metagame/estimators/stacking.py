@@ -1,0 +1,124 @@
+"""Which surrogates to trust how much, and how much of what they leave is left to a regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from metagame.estimators.least_squares import LEAST_LEFT, sandwich
+from metagame.estimators.problem import Problem
+from metagame.estimators.surrogates import Surrogate
+
+PENALTIES = (0.0, 0.03, 0.3, 3.0, 30.0, 300.0)
+"""Of the ridge regression, relative to the mean squared contrast."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A ridge regression of one target's values and its surrogates on the contrasts, for one penalty.
+
+    The q columns are those of the values, then of each surrogate.
+
+    Attributes:
+        left_out: residuals of each row, from fits without it, ``(m, q)``.
+        phi: of sum 0, ``(q, p)``.
+    """
+
+    left_out: Float[np.ndarray, "m q"]
+    phi: Float[np.ndarray, "q p"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All that can be made of one target's game.
+
+    Attributes:
+        problem, target: the target counts within the problem.
+        surrogates: s of them.
+        ridges: for each penalty.
+    """
+
+    problem: Problem
+    target: int
+    surrogates: Sequence[Surrogate]
+    ridges: Sequence[Ridge]
+
+    def residuals(self, penalty: int) -> Float[np.ndarray, "m q"]:
+        """Left out, such that their squares add up to the loss, relative to that of an equal split."""
+        weights = self.problem.loss_weights
+        scale = weights @ self.problem.beyond[:, self.target] ** 2
+        return self.ridges[penalty].left_out * np.sqrt(weights / (scale or 1.0))[:, None]
+
+
+def candidates(problem: Problem, target: int, surrogates: Sequence[Surrogate]) -> Candidates:
+    """Regressions on the contrasts, and on powers of the size, of which no player has more than another."""
+    columns = np.stack([problem.beyond[:, target], *(each.left_out for each in surrogates)], axis=1)
+    return Candidates(problem, target, surrogates, [_ridge(problem, columns, penalty) for penalty in PENALTIES])
+
+
+def _ridge(problem: Problem, columns: Float[np.ndarray, "m q"], penalty: float) -> Ridge:
+    x = np.concatenate([problem.contrasts, size_terms(problem)], axis=1)
+    p = len(problem.players)
+    weighted = problem.weights[:, None] * x
+    gram = x.T @ weighted
+    scale = gram[:p, :p].trace() / p
+    gram[:p, :p] += scale * (penalty * np.eye(p) + 1 / p)  # the latter for what contrasts cannot see
+    influence = weighted @ np.linalg.pinv(gram, rcond=1e-12, hermitian=True)
+    left = np.maximum(1 - np.einsum("kp,kp->k", influence, x), LEAST_LEFT)
+    found = columns.T @ influence
+    return Ridge((columns - x @ found.T) / left[:, None], found[:, :p])
+
+
+def size_terms(problem: Problem) -> Float[np.ndarray, "m c"]:
+    """Polynomials of the size that are 0 for the empty and the grand coalition."""
+    size = 2 * problem.fraction - 1
+    cubic = size**3 - size
+    return np.stack([cubic] if problem.odd else [size**2 - 1, cubic], axis=1)
+
+
+def stack(group: Sequence[Candidates]) -> tuple[int, Float[np.ndarray, " s"]]:
+    """Penalty (by its number) and weights of the surrogates of least leave-one-out loss over these targets.
+
+    Weights are not negative and add up to 1 at most.
+    """
+    tried = []
+    for penalty in range(len(PENALTIES)):
+        residuals = np.concatenate([each.residuals(penalty) for each in group])
+        weights = _simplex_weights(residuals[:, 1:], residuals[:, 0])
+        tried.append((((residuals[:, 0] - residuals[:, 1:] @ weights) ** 2).sum(), penalty, weights))
+    _, penalty, weights = min(tried, key=lambda each: each[0])
+    return penalty, weights
+
+
+def _simplex_weights(columns: Float[np.ndarray, "m s"], values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " s"]:
+    from scipy.optimize import nnls  # here, since importing it takes as long as all of metagame
+
+    weights, _ = nnls(columns, values)
+    if weights.sum() <= 1:
+        return weights
+    heavy = 1e4 * np.abs(columns).max(initial=1) * np.sqrt(len(columns))
+    weights, _ = nnls(np.vstack([columns, np.full((1, columns.shape[1]), heavy)]), np.append(values, heavy))
+    return weights / weights.sum()
+
+
+def combined(
+    each: Candidates, penalty: int, weights: Float[np.ndarray, " s"]
+) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
+    """Shapley values by the surrogates and the regression of what they leave, with standard errors.
+
+    The errors are the sandwich of a regression without penalty, on what is left of values that are left out.
+    """
+    problem, ridge = each.problem, each.ridges[penalty]
+    p = len(problem.players)
+    signs = np.append(1.0, -weights)
+    phi = problem.total[each.target] / p + signs @ ridge.phi
+    phi += sum(
+        (weight * surrogate.phi for weight, surrogate in zip(weights, each.surrogates, strict=True)), np.zeros(p)
+    )
+    weighted = problem.weights[:, None] * problem.contrasts
+    gram = problem.contrasts.T @ weighted
+    influence = weighted @ np.linalg.inv(gram + gram.trace() / p**2)
+    return phi, sandwich(influence, (ridge.left_out @ signs)[:, None], problem.inclusion)[0]

@@ -1,0 +1,137 @@
+"""The parts of estimator=auto against their slow twins, and what must hold of the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.ensemble import GradientBoostingRegressor
+
+from metagame import AttributionGame, GameError, meta_attributions
+from metagame.estimators.balance import balanced
+from metagame.estimators.boosting import boost, shapley_of
+from metagame.estimators.coalition_sample import draw_coalition_sample, draw_of_size
+from metagame.estimators.gaussian_process import NOISES, Kernel, OddKernel, posterior
+from metagame.estimators.least_squares import least_squares, sandwich
+from metagame.estimators.problem import problems
+from metagame.estimators.trees import tree_index
+from metagame.games import all_coalitions
+from tests.conftest import random_game
+from tests.reference import estimators as reference
+from tests.reference import indices
+
+SIGNS = np.where(all_coalitions(5), 1.0, -1.0)
+
+
+def a_kernel(offset, seed=0):
+    return Kernel(np.random.default_rng(seed).uniform(0.05, 0.9, 5), offset)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1.0, 0.3])
+def test_kernel_and_its_shapley_values_are_those_of_the_equation(offset):
+    kernel = a_kernel(offset)
+    slow = np.array([[reference.kernel(left, right, kernel.widths, offset) for right in SIGNS] for left in SIGNS])
+    assert kernel(SIGNS, SIGNS) == pytest.approx(slow, abs=1e-12)
+    for row in (0, 11, 31):
+        exact = indices.shapley(slow[row], 5).astype(float)
+        assert kernel.shapley(SIGNS[[row]])[0] == pytest.approx(exact, abs=1e-12)
+        odd = (slow[row] - slow[row][::-1] - slow[31 - row] + slow[31 - row][::-1]) / 4
+        assert OddKernel(kernel)(SIGNS[[row]], SIGNS)[0] == pytest.approx(odd, abs=1e-12)
+        assert OddKernel(kernel).shapley(SIGNS[[row]])[0] == pytest.approx(
+            indices.shapley(odd, 5).astype(float), abs=1e-12
+        )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("odd", [False, True])
+def test_effects_are_differences_of_the_game(offset, odd):
+    kernel = OddKernel(a_kernel(offset)) if odd else a_kernel(offset)
+    coefficients = np.random.default_rng(1).normal(size=32)
+    game = kernel(SIGNS, SIGNS) @ coefficients
+    changed = np.stack([game[np.arange(32) ^ (1 << player)] - game for player in range(5)], axis=1)
+    whole = a_kernel(offset)(SIGNS, SIGNS) @ coefficients
+    if odd:  # of the whole process on rows and their complements, taken odd: enter or leave, here and there
+        full = (whole - a_kernel(offset)(SIGNS, -SIGNS) @ coefficients) / 2
+        step = np.stack([full[np.arange(32) ^ (1 << player)] - full for player in range(5)], axis=1)
+        changed = (step - step[::-1]) / 2
+    assert kernel.effects(SIGNS, coefficients, SIGNS) == pytest.approx(changed, abs=1e-10)
+
+
+def test_left_out_residuals_are_those_of_fits_without_each_row():
+    rng = np.random.default_rng(0)
+    gram, values = a_kernel(0.0)(SIGNS, SIGNS)[:20, :20], rng.normal(size=(20, 2))
+    found = posterior(gram, values, np.ones(20))
+    for target in range(2):
+        slow = [reference.left_out(gram, values[:, target], noise * gram.diagonal().mean()) for noise in NOISES]
+        best = min(slow, key=lambda each: (each**2).sum())
+        assert found.left_out[:, target] == pytest.approx(best, abs=1e-6)
+
+
+def test_sandwich_is_that_of_the_equation():
+    rng = np.random.default_rng(0)
+    influence, residuals, inclusion = rng.normal(size=(6, 3)), rng.normal(size=(6, 2)), rng.uniform(size=6)
+    slow = reference.sandwich(influence, residuals, inclusion)
+    assert sandwich(influence, residuals, inclusion) == pytest.approx(slow, abs=1e-12)
+
+
+@pytest.mark.parametrize("endogenous", [True, False])
+def test_least_squares_is_that_with_a_lagrange_multiplier(endogenous):
+    values = random_game(7, 7)
+    sample = draw_coalition_sample(7, 60, endogenous=endogenous, seed=0)
+    for problem in problems(sample, values[sample.coalitions @ (1 << np.arange(7))]):
+        phi, _ = least_squares(problem)
+        for target, (start, total) in enumerate(zip(problem.start, problem.total, strict=True)):
+            members, each = problem.members, problem.values[:, target]
+            weights = problem.weights
+            if problem.odd:  # with the other half of each pair
+                members, each = np.concatenate([members, ~members]), np.concatenate([each, -each])
+                weights = np.concatenate([weights, weights])
+            slow = reference.constrained_least_squares(members, each, weights, start, total)
+            assert phi[target] == pytest.approx(slow, abs=1e-9)
+
+
+def test_trees_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    x, values, weights = rng.random((300, 8)) < 0.5, rng.normal(size=(300, 3)), rng.random((300, 3))
+    weights[:50, 1] = 0
+    forest = boost(x, values, weights, n_trees=10)
+    for target in range(3):
+        used = weights[:, target] > 0
+        theirs = GradientBoostingRegressor(n_estimators=10, max_depth=4, random_state=0)
+        theirs.fit(x[used], values[used, target], weights[used, target])
+        assert forest.predictions[:, target] == pytest.approx(theirs.predict(x), abs=1e-12)
+        assert shapley_of(forest, 8)[target] == pytest.approx(tree_index(theirs, 1), abs=1e-12)
+
+
+@given(n=st.integers(5, 9), seed=st.integers(0, 9), paired=st.booleans())
+def test_balancing_keeps_sizes_and_rows_distinct_and_lowers_the_imbalance(n, seed, paired):
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([draw_of_size(rng, n, size, 5, False) for size in (1, 2)])
+    after = balanced(rows, np.ones(10), np.ones(10, bool), paired=paired)
+    assert np.array_equal(after.sum(1), rows.sum(1))
+    assert len(np.unique(after, axis=0)) == 10
+    assert reference.imbalance(after, np.ones(10)) <= reference.imbalance(rows, np.ones(10)) + 1e-9
+
+
+@pytest.mark.parametrize("endogenous", [True, False])
+@pytest.mark.parametrize("budget", [40, 100])
+def test_linear_games_are_exact(endogenous, budget):
+    values = all_coalitions(8) @ np.random.default_rng(0).normal(size=(8, 8)) + 2.0
+    game = AttributionGame.from_values(values)
+    exact = meta_attributions(game, "exact", endogenous).values
+    assert meta_attributions(game, "auto", endogenous, budget).values == pytest.approx(exact, abs=1e-6)
+
+
+def test_players_that_change_nothing_and_those_that_are_alike_have_such_values_in_the_mean():
+    present = all_coalitions(10)
+    values = (2.0 * present[:, :2].all(1) + present[:, 2:4].any(1))[:, None]
+    game = AttributionGame.from_values(values)
+    found = np.mean([meta_attributions(game, "auto", False, 80, seed).values[0] for seed in range(12)], axis=0)
+    assert np.abs(found[4:]).max() < 0.03
+    assert abs(found[0] - found[1]) < 0.06 > abs(found[2] - found[3])
+
+
+def test_order_two_is_refused():
+    with pytest.raises(GameError, match="estimator='auto' gives values of single players"):
+        meta_attributions(AttributionGame.from_values(random_game(5, 1)), "auto", False, 25, order=2)
