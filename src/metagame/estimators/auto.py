@@ -31,7 +31,7 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
     Their Shapley values are known in closed form. A ridge regression on what they leave completes them; weights and
     penalty have the least leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own, but
     below 6 coalitions for each player (endogenous: 8) targets share them, and the trees' own estimate, as of ``trees``,
-    counts a third in an endogenous game, where linear games are not exact then. Rows are efficient. Order 1 and the Shapley value only.
+    counts a third in an endogenous game (so that linear ones are not exact). Rows are efficient. Order 1 and the Shapley value only.
 
     Estimates are biased, since surrogates are smoother than games. The standard error is the sandwich estimate of a
     regression on what is left of left out values; it takes no account of the bias, and how often two of them cover the

@@ -65,6 +65,8 @@ def draw_coalition_sample(n: int, budget: int, *, endogenous: bool, seed: int) -
     drawn = [draw_of_size(rng, n, s, count, halved and 2 * s == n) for s, count in enumerate(counts.tolist())]
     rows = np.concatenate(drawn)
     shares = 1 / np.repeat(due, counts)  # by what is due rather than drawn: unbiased
+    if halved:
+        shares[2 * rows.sum(1) == n] /= 2  # both coalitions of a pair are of this size
     inclusion = np.repeat(np.minimum(due / np.maximum(available, 1), 1), counts)
     if len(rows) <= ROWS_PER_PLAYER * n:
         rows = balanced(rows, kernel(n, endogenous)[rows.sum(1)] * shares, inclusion < 1, paired=not endogenous)
