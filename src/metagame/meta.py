@@ -152,7 +152,8 @@ def meta_attributions(
 
     Args:
         game: maps coalitions to the attributions of all targets.
-        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, or a function that is called as they are.
+        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, ``auto``, or a function that is called as they
+            are.
         endogenous: the players are the targets: player i is fixed as present while the others play on phi_i, and
             phi_i({i}) stands on the diagonal. Otherwise all players play on phi_i and ``empty`` keeps phi_i(empty).
             None: endogenous when there are as many targets as players (logged).

@@ -384,7 +384,7 @@ def test_regression_finds_the_interactions_of_a_game_without_any_beyond_them(ord
     assert close(found.values, exact.values, tolerance)  # shapiq's FSII is good to 1e-6 times the values
 
 
-@each_estimator
+@pytest.mark.parametrize("estimator", ["permutation", "regression", "trees"])
 def test_ksv_of_order_two_is_that_of_the_interactions_that_are_found(estimator):
     sii, ksv = (
         play(random_game(7, 2), estimator, "order 2", budget=100, index=index).values for index in ("sii", "ksv")

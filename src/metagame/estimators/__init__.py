@@ -10,6 +10,6 @@ from metagame.estimators.permutation import permutation
 from metagame.estimators.regression import regression
 from metagame.estimators.trees import trees
 
-ESTIMATORS = {"exact": exact, "auto": auto, "permutation": permutation, "regression": regression, "trees": trees}
+ESTIMATORS = {"exact": exact, "permutation": permutation, "regression": regression, "trees": trees, "auto": auto}
 
 __all__ = ["ESTIMATORS", "Estimate", "Estimator", "Rules", "auto", "exact", "permutation", "regression", "trees"]

@@ -15,6 +15,7 @@ from metagame.estimators.problem import Problem, problems
 from metagame.estimators.regression import fit
 from metagame.estimators.stacking import Candidates, candidates, combined, stack
 from metagame.estimators.surrogates import Smooth, boosted_trees
+from metagame.extras import needed_by
 from metagame.games import AttributionGame, GameError
 
 SHARING = 64
@@ -30,20 +31,24 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
     (:class:`metagame.estimators.gaussian_process.Kernel`), with one width for all players and with widths of their own.
     Their Shapley values are known in closed form. A ridge regression on what they leave completes them; weights and
     penalty have the least leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own, but
-    below 6 coalitions for each player (endogenous: 8) targets share them, and the trees' own estimate, as of ``trees``,
-    counts a third in an endogenous game (so that linear ones are not exact). Rows are efficient. Order 1 and the Shapley value only.
+    below 6 coalitions for each player (endogenous: 8) targets share them. There the trees' own estimate, as of
+    ``trees``, also counts a third in an endogenous game, so that linear games are not exact. Rows are efficient. Order
+    1 and the Shapley value only.
 
     Estimates are biased, since surrogates are smoother than games. The standard error is the sandwich estimate of a
-    regression on what is left of left out values; it takes no account of the bias, and how often two of them cover the
-    exact value is measured by ``python -m scripts.cover_standard_errors``. None below 8 coalitions for each player.
+    regression on what is left of left out values. It takes no account of the bias, so no coverage is promised;
+    ``python -m scripts.cover_standard_errors`` measures it. None below 8 coalitions for each player.
 
     ``n_threads`` targets are fitted side by side; None: as many as there are cores.
 
     Raises:
         GameError: another order or index, or a budget below 2n + 2.
+        UserError: joblib, which comes with scikit-learn, is not installed.
     """
-    if rules.order == 2:
-        raise GameError("estimator='auto' gives values of single players: use 'trees' for order=2.")
+    if rules.order > 1:
+        raise GameError(
+            "estimator='auto' gives values of single players: use 'exact', or 'trees' for exogenous pairs (order=2)."
+        )
     require_shapley("auto", rules)
     n = game.n_players
     budget = settle_budget("auto", rules.budget, least_budget(n), n)
@@ -61,7 +66,8 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
         surrogates = [trees.surrogate(problem, target), *smooth.surrogates(target, importance)]
         return candidates(problem, target, surrogates)
 
-    from joblib import cpu_count  # that a job of a cluster may use, not of the node
+    with needed_by("estimator='auto'"):
+        from joblib import cpu_count  # that a job of a cluster may use, not of the node
 
     done = 0
     with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
