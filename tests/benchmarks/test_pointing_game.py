@@ -291,7 +291,7 @@ def test_table_2_leaves_mask_clip_on_metaclip_out():
     ]
     left_out = [(cfg.model.name, cfg.attribution.name) for cfg in jobs if is_left_out(cfg)]
     assert left_out == [(METACLIP, "mask_clip"), (METACLIP, "meta_mask_clip")]
-    assert len(jobs) == 14
+    assert len(jobs) == 22
 
 
 def play(output_dir, *overrides):

@@ -14,6 +14,7 @@ from tests.tiny.runs import TABLES, contents, n_by_an_earlier_run, records, run,
 pytestmark = pytest.mark.slow
 
 
+ROWS_OF_OURS = "Meta-LOO, Meta-AttnLRP, left, Meta-AttnLRP, right"
 CELLS = ("meta_sv", "moebius", "moebius")
 
 
@@ -41,9 +42,9 @@ def test_a_quoted_function_of_three_features_has_columns_for_them(cells):
 def test_a_sweep_of_one_cell_leaves_the_other_cells_to_a_note(cells):
     _, ((_, first, _), (_, second, _), _) = cells
     assert [row["method"] for row in first["rows"]] == ["Meta-SV"]
-    assert first["notes"][-1] == "Not run yet: SV, IH, Moebius, Shapley, SOP, Meta-GI, Meta-IG."
+    assert first["notes"][-1] == f"Not run yet: SV, IH, Moebius, Shapley, SOP, Meta-GI, Meta-IG, {ROWS_OF_OURS}."
     assert [row["method"] for row in second["rows"]] == ["Moebius", "Meta-SV"]
-    assert second["notes"][-1] == "Not run yet: SV, IH, Shapley, SOP, Meta-GI, Meta-IG."
+    assert second["notes"][-1] == f"Not run yet: SV, IH, Shapley, SOP, Meta-GI, Meta-IG, {ROWS_OF_OURS}."
 
 
 def test_the_same_command_again_computes_nothing_and_writes_the_same_bytes(cells):

@@ -64,5 +64,5 @@ def test_rows_and_columns_of_one_table_alone_are_named(ran):
 
 
 def test_a_folder_without_a_table_is_refused(ran, tmp_path):
-    with refused("table.json is no table"):
+    with refused("table.json is not a table"):
         compare_runs(ran("one", {1: {}}), tmp_path)

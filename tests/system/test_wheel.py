@@ -115,7 +115,6 @@ def test_what_the_readme_computes_needs_no_extra(python, tmp_path):
     process = run(python, "-c", HIDING.format(names=hidden) + PLAYING, cwd=tmp_path)
     assert process.stdout.splitlines() == [
         f"to_shapiq() needs shapiq, {RESEARCH}",
-        f"estimator='regression' or 'trees' needs shapiq, {RESEARCH}",
         f"estimator='trees' needs scikit-learn, {RESEARCH}",
         f"order=2 of estimator='regression' or 'trees' needs shapiq, {RESEARCH}",
         f"concept_metagame needs {TORCH}",

@@ -59,7 +59,8 @@ class Metagame(Method[InputT], Generic[InputT]):
     Args:
         method: the first-order method.
         estimator: with its settings.
-        order, index: as in :func:`metagame.meta.meta_attributions`.
+        order, index: as in :func:`metagame.meta.meta_attributions`. An input of fewer players, such as one word of a
+            caption, is played at the order that they are.
     """
 
     def __init__(
@@ -83,14 +84,15 @@ class Metagame(Method[InputT], Generic[InputT]):
         settings = self.estimator
         if settings.batch_size is not None:
             game.batch_size = settings.batch_size
+        order = min(self.order, game.n_players)
         phi = meta_attributions(
             game,
             settings.estimator,
             endogenous=self.method.endogenous,
             budget=settings.budget_of(game.n_players),
             seed=settings.seed,
-            order=self.order,
-            index=self.index,
+            order=order,
+            index=self.index if order > 1 else None,
             progress=progress,
         )
         phi = replace(phi, players=bound.players, targets=bound.targets, grid=bound.grid)
