@@ -325,7 +325,7 @@ def free(disk):
     (disk / "ballast").unlink(missing_ok=True)
 
 
-FULL = r"{} cannot be written \(No space left on device\): free some space and run the same command again"
+FULL = r"{} cannot be written \(No space left on device\): free some space and rerun the same command"
 
 
 def told_of_full_disk(end):
