@@ -405,7 +405,10 @@ def test_fetched_weights_are_loaded_without_a_network(hub, monkeypatch):
 GATE = "is gated: accept its licence at https://huggingface.co/{}, then log in with 'hf auth login'"
 UNAVAILABLE = {
     "cut": ({"always_cut": 10}, r"cannot be fetched \(no connection\): rerun the same command to resume"),
-    "damaged": ({"content": CONTENT[::-1]}, r"cannot be fetched \(model\.safetensors is not what the hub says\): rerun"),
+    "damaged": (
+        {"content": CONTENT[::-1]},
+        r"cannot be fetched \(model\.safetensors is not what the hub says\): rerun",
+    ),
     "gated": ({"denied": 401}, GATE),
     "gated, logged in": ({"denied": 403}, GATE),
     "absent": (None, "is not on the hub, or private: correct its name or revision, or run 'hf auth login'"),
