@@ -6,7 +6,7 @@ Needs data.noun of WordNet 3.0 and gtsegs_ijcv.mat in the root; writes names.jso
 the names in imagenet_class_map.json (3,535 images, 53 names of one token), which the folder
 experiments/imagenet_segmentation/data of https://github.com/helblazer811/ConceptAttention has. If it lies in the root,
 an id gets the name that it gives the first lemma of the id's synset. Without it, an id gets the first of its synset's
-lemmas that is one token; where there is none, its hypernyms' are tried, up to --levels above.
+lemmas that is one token, or else one of its hypernyms', up to --levels above.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _synset(line: str) -> tuple[str, Synset]:
 
 
 def find_name(key: str, synsets: Mapping[str, Synset], tokenizer: PreTrainedTokenizerBase, levels: int) -> str | None:
-    """The first lemma of one token, of the synset or of those up to ``levels`` above; None where there is none."""
+    """The first one-token lemma of the synset, or of those up to ``levels`` above it; None without one."""
     here = [key]
     for _ in range(levels + 1):
         known = [synsets[each] for each in here if each in synsets]

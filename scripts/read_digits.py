@@ -82,7 +82,7 @@ def read(reader: nn.Module, pictures: Pictures) -> dict[str, float]:
 
 
 def paint(checkpoint: str, prompts: list[str], n_steps: int, guidance: float) -> Float[Tensor, "k 3 48 48"]:
-    """What the pipeline makes of the prompts; ``guidance`` 1 is none."""
+    """The pictures that the pipeline makes of the prompts; ``guidance`` 1 means no guidance."""
     pipeline = FluxPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     painted = []

@@ -35,7 +35,7 @@ def save_checkpoint(model: nn.Module, optimiser: torch.optim.Optimizer, state: P
 
 @torch.no_grad()
 def load_checkpoint(model: nn.Module, optimiser: torch.optim.Optimizer, state: Path) -> int:
-    """Take up the last checkpoint; the step to go on with, 0 where there is none.
+    """Load the last checkpoint, if there is one, and return the step to continue from; 0 without one.
 
     Raises:
         KeyError: it is of another model.
