@@ -17,8 +17,7 @@ import shutil
 from pathlib import Path
 
 from metagame.errors import UserError
-from metagame.experiments import RUNS
-from metagame.report.results import read_experiment
+from metagame.report.results import RUNS, read_experiment
 
 COPIED = ("table.json", "table.md", "figure.png")
 

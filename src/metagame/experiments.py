@@ -27,14 +27,11 @@ from metagame.jobs.records import writing
 from metagame.jobs.run import Outcome, run_job
 from metagame.jobs.spec import OUTPUTS, check_values, configs_folder, is_left_out, merged, plain
 from metagame.report.experiment import write_report
-from metagame.report.results import EXPERIMENT, read_job, read_jobs
+from metagame.report.results import EXPERIMENT, RUNS, read_job, read_jobs
 from metagame.tracking import Tracker, track_job, track_report
 from metagame.viewer.write import N_SAMPLES, write_page
 
 log = logging.getLogger("metagame.experiments")
-
-RUNS = "runs.jsonl"
-"""In an experiment's folder: a line for each command that wrote its table, with when it began and how long it took."""
 
 
 def run_one(cfg: DictConfig) -> str | None:

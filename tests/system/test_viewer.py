@@ -7,9 +7,11 @@ import io
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hydra import compose
 from PIL import Image
@@ -288,6 +290,46 @@ def test_the_address_of_a_page_leads_back_to_the_same_view(stub, open_page):
         page.choose(control, value)
     again = open_page(stub, page.evaluate("location.hash"))
     assert again.each("#panels", "node.innerHTML") == page.each("#panels", "node.innerHTML")
+
+
+def click(page, panel, text):
+    """Click the button of a panel that says so."""
+    buttons = f"[...document.querySelectorAll('[data-panel={panel}] button')]"
+    page.evaluate(f"{buttons}.find((node) => node.textContent === '{text}').click()")
+
+
+def saved(folder, name):
+    """The file that the browser saves there, once it is whole."""
+    limit = time.monotonic() + 10
+    while not (folder / name).exists():
+        assert time.monotonic() < limit, [path.name for path in folder.iterdir()]
+        time.sleep(0.02)
+    return (folder / name).read_bytes()
+
+
+@needs_chromium
+def test_a_view_leaves_the_page_as_csv_json_and_png_with_what_made_it(real, open_page, tmp_path):
+    folder, configs = real
+    first, meta = (explanation_of(cfg, "4") for cfg in configs["pointing"])
+    page = open_page(folder, "#experiment=pointing&question=4&a=Meta-Grad-ECLIP&b=Grad-ECLIP")
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    click(page, "a", "Copy as CSV")
+    rows = pd.read_csv(io.StringIO(page.evaluate("globalThis.copied")))
+    words = rows[rows.what == "influence of each word"].pivot(index=["row", "column"], columns="map", values="value")
+    assert np.allclose(words[list(meta.meta.players)], meta.meta.values, rtol=1e-6)
+    (result,) = read_job(configs["pointing"][0])
+    record, stem = result.done[0], "pointing-zero-one-three-six_0-Grad-ECLIP-4"
+    click(page, "b", "Save JSON")
+    content = json.loads(saved(tmp_path, f"{stem}.json"))
+    assert content["view"]["layers"][0]["values"] == [pytest.approx(first.attribution.tolist(), rel=1e-6)]
+    assert (folder / "report" / content["exact_arrays"]).resolve().exists()
+    assert (content["key"], content["scores"]) == (record.key, pytest.approx(record.scores, rel=1e-5))
+    click(page, "b", "Save PNG")
+    drawn = Image.open(io.BytesIO(saved(tmp_path, f"{stem}.png")))
+    assert len(drawn.convert("RGB").getcolors(1 << 20)) > 100
+    assert page.each("[data-panel=b] .source a", "new URL(node.href).pathname") == [f"{result.folder}/"]
+    assert f"objects_1 {record.scores['objects_1']:.3g}" in page.texts("[data-panel=b] .scores")[0]
 
 
 @needs_chromium

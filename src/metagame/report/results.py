@@ -26,6 +26,8 @@ MOST_FAILURES = 10
 EXPERIMENT_VERSION = 1
 EXPERIMENT = "experiment.json"
 """The file of an experiment's folder that lists the configs of its jobs, in the order of the table."""
+RUNS = "runs.jsonl"
+"""In an experiment's folder: a line for each command that wrote its table, with when it began and how long it took."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,13 @@ def read_jobs(folder: Path) -> dict[str, DictConfig]:
             f"{path} has version {content['version']}, this is version {EXPERIMENT_VERSION}: run the experiment again."
         )
     return {each["name"]: OmegaConf.create(each["config"]) for each in content["jobs"]}
+
+
+def read_command(folder: Path) -> str | None:
+    """The last command that wrote the table of an experiment's folder; None where none is known."""
+    path = folder / RUNS
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.exists() else ""
+    return json.loads(whole.splitlines()[-1])["command"] if whole else None
 
 
 def tell_apart(results: list[JobResult]) -> list[JobResult]:

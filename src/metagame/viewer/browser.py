@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,18 @@ class Browser:
 
     Attributes:
         n_samples: of each job, the first ones that have arrays or failed.
+        folder: of the page; paths of jobs lead on from it.
         pictures: by a hash of their content, each once.
     """
 
     n_samples: int
+    folder: Path
     pictures: dict[str, str] = field(default_factory=dict)
     _groups: list[dict[str, Any]] = field(default_factory=list)
     _subjects: Subjects = field(default_factory=Subjects)
 
-    def add(self, experiment: str, results: Sequence[JobResult]) -> bool:
-        """Add an experiment's jobs; whether there is anything to show of them."""
+    def add(self, experiment: str, results: Sequence[JobResult], command: str | None) -> bool:
+        """Add an experiment's jobs and the command that ran them; whether there is anything to show of them."""
         by_model: dict[tuple[str, str], list[JobResult]] = {}
         for result in sorted(results, key=_order_among(results)):
             bare = replace(result, label=result.variant.label)  # told apart among those that are shown together
@@ -49,6 +52,7 @@ class Browser:
                 "experiment": experiment,
                 "model": model,
                 "benchmark": benchmark,
+                "command": command,
                 "samples": self._samples(tell_apart(jobs)),
             }
             for (model, benchmark), jobs in by_model.items()
@@ -82,7 +86,11 @@ class Browser:
                 name = result.label
                 if name in {method["label"] for method in sample["methods"]}:
                     name = f"{name} of {result.config.model.name}"
-                sample["methods"].append({"label": name, "views": views, "error": error})
+                path = Path(relpath(result.folder, self.folder)).as_posix()
+                sample["methods"].append(
+                    {"label": name, "job": path, "key": record.key, "scores": numbers(record.scores), "error": error}
+                    | {"views": views}
+                )
         return list(samples.values())
 
     def _views(self, result: JobResult, record: Record, subject: Subject) -> tuple[list[View], str | None, str | None]:
@@ -121,6 +129,17 @@ def _sample(subject: Subject, picture: str | None) -> dict[str, Any]:
         "id": subject.record.sample, "text": subject.text, "answer": answer if isinstance(answer, str) else None,
         "picture": picture, "notes": subject.notes(), "methods": [],
     }  # fmt: skip
+
+
+def numbers(scores: Mapping[str, Any], within: str = "") -> dict[str, float]:
+    """The numbers among a record's scores, to six digits; those of a mapping have its name before their own."""
+    found: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{within}{name}: ")
+        elif isinstance(value, int | float):
+            found[f"{within}{name}"] = float(f"{value:.6g}")
+    return found
 
 
 def _order_among(results: Iterable[JobResult]) -> Callable[[JobResult], tuple]:

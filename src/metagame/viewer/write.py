@@ -17,13 +17,13 @@ from yaml import YAMLError
 
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
-from metagame.report.results import JobResult, read_asked, read_experiment
+from metagame.report.results import JobResult, read_asked, read_command, read_experiment
 from metagame.viewer.browser import Browser
 from metagame.viewer.errors import error_text
 from metagame.viewer.tables import Section, read_section
 
 N_SAMPLES = 8
-SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "browser.js")
+SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "browser.js")
 """In this order they are one module."""
 
 
@@ -34,11 +34,13 @@ class Experiment:
     Attributes:
         section: its table and figure.
         results: of its jobs.
+        command: the last one that wrote its table; None where none is known.
         errors: what could not be read of them.
     """
 
     section: Section
     results: list[JobResult]
+    command: str | None
     errors: list[str]
 
 
@@ -61,18 +63,18 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
         raise UserError(f"{folder} has no results: run an experiment first, such as 'make table1'.")
     experiments = [_read(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
     missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
-    page = render(folder.name, experiments, missing, n_samples)
     path = folder / "report" / "index.html"
+    page = render(path.parent, experiments, missing, n_samples)
     path.parent.mkdir(exist_ok=True)
     with replace_atomically(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def render(scale: str, experiments: Sequence[Experiment], missing: Sequence[str], n_samples: int) -> str:
-    """The page as text, with style and script inside, whose hashes are all that it lets run."""
-    browser = Browser(n_samples)
-    browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.results)}
+def render(folder: Path, experiments: Sequence[Experiment], missing: Sequence[str], n_samples: int) -> str:
+    """The page of this folder as text, with style and script inside, whose hashes are all that it lets run."""
+    browser = Browser(n_samples, folder)
+    browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.results, each.command)}
     assets = files("metagame.viewer") / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
     script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -82,7 +84,7 @@ def render(scale: str, experiments: Sequence[Experiment], missing: Sequence[str]
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     return environment.get_template("template.html").render(
-        scale=scale, experiments=experiments, browsed=browsed, missing=missing, n_samples=n_samples,
+        scale=folder.parent.name, experiments=experiments, browsed=browsed, missing=missing, n_samples=n_samples,
         style=Markup(style), style_hash=_hash(style), script=Markup(script), script_hash=_hash(script),  # noqa: S704
         data=browser.content(),
     )  # fmt: skip
@@ -109,7 +111,9 @@ def _read(folder: Path) -> Experiment:
     except UNREADABLE as error:
         results, errors = _readable_jobs(folder)
         errors = errors or [error_text(error, folder.parent)]
-    return Experiment(read_section(folder), results, [*errors, *dict.fromkeys(_missing(results))])
+    return Experiment(
+        read_section(folder), results, read_command(folder), [*errors, *dict.fromkeys(_missing(results))]
+    )  # fmt: skip
 
 
 def _missing(results: Sequence[JobResult]) -> Iterator[str]:

@@ -132,7 +132,7 @@ function resolve(given) {
   }));
   const items = drawnNames(shown);
   if (items.length) state.item = pick(items, state.item, (name) => name);
-  return { experiments, groups, names, sample, questions, shown };
+  return { experiments, groups, group, names, sample, questions, shown };
 }
 
 /** Names of the maps that A and B have. */
@@ -234,7 +234,37 @@ function drawSubject(sample) {
   );
 }
 
-function drawPanels(sample, shown) {
+const FEW_SCORES = 4;
+
+/** The numbers that the benchmark gave the sample; more than a few are folded. */
+function drawScores(scores) {
+  const texts = Object.entries(scores).map(([name, value]) => `${name} ${format(value).replace("+", "")}`);
+  if (!texts.length) return null;
+  const first = html("p", { class: "scores" }, texts.slice(0, FEW_SCORES).join(" · "));
+  if (texts.length <= FEW_SCORES) return first;
+  const rest = html("summary", {}, `All ${texts.length} scores`);
+  return [first, html("details", {}, rest, html("p", { class: "scores" }, texts.join(" · ")))];
+}
+
+/** Where a method's answer lies, and the command that made it. */
+function drawSource(group, method) {
+  const job = method.job.split("/").map(encodeURIComponent).join("/");
+  const line = (name, ...content) => [html("dt", {}, name), html("dd", {}, ...content)];
+  return html(
+    "details",
+    { class: "source" },
+    html("summary", {}, "Where this comes from"),
+    html(
+      "dl",
+      {},
+      line("Job", html("a", { href: `${job}/` }, method.job.replace(/^(\.\.\/)+/, ""))),
+      line("Record", html("code", {}, method.key), ", in the job’s records.jsonl"),
+      group.command ? line("Command", html("code", {}, group.command), " ", copyButton("Copy", group.command)) : null,
+    ),
+  );
+}
+
+function drawPanels(group, sample, shown) {
   const share = {
     maps: [],
     move: (down, right) => share.maps.forEach((map) => map.point(down, right)),
@@ -243,7 +273,7 @@ function drawPanels(sample, shown) {
   const alike = shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
   const all = shown.map(({ view }) => view);
   const made = shown.map(({ method, view }, place) => {
-    const title = html("h3", {}, html("span", { class: "letter" }, "AB"[place]), method.label);
+    const title = html("h3", {}, html("span", { class: "letter" }, "AB"[place]), html("span", { class: "name" }, method.label));
     const panel = (...content) =>
       html(
         "section",
@@ -251,11 +281,20 @@ function drawPanels(sample, shown) {
         title,
         ...content,
       );
+    const scores = drawScores(method.scores),
+      source = drawSource(group, method);
     if (!view)
-      return panel(html("p", { class: "error" }, method.error ?? "This method was not asked this question."));
+      return panel(
+        scores,
+        html("p", { class: "error" }, method.error ?? "This method was not asked this question."),
+        source,
+      );
     const { limits, draw } = KINDS[view.kind];
     return panel(
+      scores,
       draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample.picture, share),
+      takeOut(group, sample, method, view),
+      source,
     );
   });
   panels.replaceChildren(...made);
@@ -270,7 +309,7 @@ function render(given = []) {
   const found = resolve(given);
   drawControls(found);
   drawSubject(found.sample);
-  drawPanels(found.sample, found.shown);
+  drawPanels(found.group, found.sample, found.shown);
 }
 
 function follow() {
