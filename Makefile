@@ -9,7 +9,7 @@ FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figur
 EXPERIMENTS := $(TABLES) $(FIGURES) distant_pairs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint test test-system test-due test-all test-slurm docs demo figures report plan data weights bench train-adder train-vision-language train-language train-diffusion clean $(EXPERIMENTS)
+.PHONY: help setup lock lint test test-system test-due test-all test-slurm docs demo figures report plan data weights bench train-adder train-vision-language train-language train-classifiers train-diffusion clean $(EXPERIMENTS)
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9$$() -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -85,6 +85,10 @@ train-vision-language: setup  ## train the four small vision-language models (80
 
 train-language: setup  ## train the small Gemma 3 (ten minutes on a core), and replace data/tiny/gemma3
 	$(PYTHON) -m scripts.train_language
+
+train-classifiers: setup  ## train the small BERT and ViT (ten minutes on a core), and replace data/tiny/bert and vit
+	$(PYTHON) -m scripts.train_text_classifier
+	$(PYTHON) -m scripts.train_image_classifier
 
 train-diffusion: setup  ## train the small FLUX (80 minutes on a core), and replace data/tiny/flux
 	$(PYTHON) -m scripts.train_diffusion

@@ -62,10 +62,13 @@ from metagame.estimators import (
 )
 from metagame.models import (
     adder,
+    attended,
+    classified,
     concept_stream,
     concepts,
     encoder_views,
     flux,
+    image_classifier,
     language_model,
     masked,
     open_clip,
@@ -80,6 +83,7 @@ from metagame.report import jackknife, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
 from metagame.viewer import views
 from tests.conftest import smooth_model
+from tests.tiny.classifiers import bound_image, bound_text
 from tests.tiny.language import bound_of, build
 
 exact, permutation, regression, trees = (  # functions of these names hide the modules
@@ -225,6 +229,12 @@ CASES = {
     concepts: ("background_logits", lambda _: concepts.ConceptLogits((), (), a_tensor(1, 2, 4), a_tensor(2, 1, 4))),
     flux: ("latents", lambda _: flux.Flux.inputs(None, a_tensor(2, 3, 4, 4), a_tensor(1, 2, 3))),
     language_model: ("inputs", lambda _: bound_of(build()).f(a_tensor(2))),
+    attended: ("weights", lambda _: bound_text()._of_players(a_tensor(1, 6))),
+    classified: ("coalitions", lambda _: bound_text().probabilities(an(4, kind=bool))),
+    image_classifier: (
+        "pixels",
+        lambda _: image_classifier.ClassifiedImage(**vars(bound_image()) | {"pixels": a_tensor(3)}),
+    ),
     masked: ("baseline", lambda _: masked.MaskedModel(torch.sum, a_tensor(3, 1), a_tensor(2, 1))),
     open_clip: ("pixels", lambda _: open_clip.OpenCLIP.encode_images(None, a_tensor(1, 2, 2))),
     encoder_views: ("v", lambda _: encoder_views.attend(a_tensor(1, 1, 4), a_tensor(1, 3, 4), a_tensor(1, 2, 4), 2)),

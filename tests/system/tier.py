@@ -54,7 +54,10 @@ PARTS = {
         ("src/metagame/jobs", "configs", "src/metagame/cli.py", "src/metagame/viewer", "src/metagame/report/table.py"),
     ),
     "training": Part(
-        ("train_language", "train_vision_language", "train_diffusion", "read_digits", "make_digit_scenes"),
+        (
+            "train_language", "train_classifiers", "train_vision_language", "train_diffusion", "read_digits",
+            "make_digit_scenes",
+        ),
         ("scripts", "src/metagame/benchmarks", "src/metagame/models"),
     ),
     "paper_encoders": Part(

@@ -24,6 +24,7 @@ from metagame.benchmarks.pair_deletion import deletion_and_insertion
 from metagame.benchmarks.reviews import Review, reviews
 from metagame.contracts import WHOLE, Benchmark, Explanation, Score
 from metagame.errors import UserError
+from metagame.models.classified import Classified
 from metagame.models.language_model import AnsweredPrompt, Prompt
 
 ANNOTATED = Path(__file__).with_name("annotated_prompts.yaml")
@@ -134,7 +135,7 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
     ]
 
 
-class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
+class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
     """The scores are Recall@K of the prompts' pairs, what closeness and chance would find, and the areas of deletion.
 
     Args:
@@ -173,7 +174,7 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
     def score(
         self,
         sample: AnnotatedPrompt,
-        inputs: Mapping[str, AnsweredPrompt],
+        inputs: Mapping[str, AnsweredPrompt | Classified],
         explanations: Mapping[str, Explanation],
     ) -> dict[str, Score]:
         bound, explanation = inputs[WHOLE], explanations[WHOLE]

@@ -30,7 +30,7 @@ from transformers import (
 from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
 from metagame.digests import digest, file_digest
 from metagame.errors import UserError, is_out_of_memory
-from metagame.models.masked import MaskedModel
+from metagame.models.attended import AttendedModel, require_attention_weights
 from metagame.models.pretrained import (
     find_architecture,
     gguf_folder,
@@ -74,7 +74,7 @@ class Prompt(Sample, Protocol):
 
 
 @dataclass(frozen=True)
-class AnsweredPrompt(MaskedModel):
+class AnsweredPrompt(AttendedModel):
     """A prompt and its answer: f_S is the mean logit of the answer's tokens, given those of the prompt in S.
 
     Attributes:
@@ -310,20 +310,31 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         before = [prompt.players[:at].count(player) for at, player in enumerate(prompt.players)]
         slots = torch.tensor(before, device=self.device)
 
-        def mean_logit(inputs: Float[Tensor, "k n w"]) -> Float[Tensor, " k"]:
+        def decode(inputs: Float[Tensor, "k n w"], **asked: bool) -> Any:
             tokens = inputs.unflatten(-1, (-1, sequence.shape[-1]))[:, players, slots].to(sequence.dtype)
             rows = sequence.expand(len(inputs), -1, -1).index_copy(1, positions, tokens)
             cache = deepcopy(prefix)  # a pass adds to it
             cache.batch_repeat_interleave(len(rows))
-            hidden = decoder(inputs_embeds=rows, past_key_values=cache).last_hidden_state[:, -len(answer) :]
+            return decoder(inputs_embeds=rows, past_key_values=cache, **asked)
+
+        def mean_logit_of(decoded: Any) -> Float[Tensor, " k"]:
+            hidden = decoded.last_hidden_state[:, -len(answer) :]
             return (hidden.to(precise) * directions).sum(-1).mean(1) + offset
+
+        def mean_logit(inputs: Float[Tensor, "k n w"]) -> Float[Tensor, " k"]:
+            return mean_logit_of(decode(inputs))
+
+        def attend(inputs: Float[Tensor, "k n w"]) -> tuple[Float[Tensor, " k"], tuple[Tensor, ...]]:
+            require_attention_weights(self.net)
+            decoded = decode(inputs, output_attentions=True)
+            return mean_logit_of(decoded), decoded.attentions
 
         def of_players(tokens: Float[Tensor, "t d"]) -> Float[Tensor, "n w"]:
             shape = (len(prompt.labels), max(before) + 1, tokens.shape[-1])
             rows = torch.zeros(shape, dtype=precise, device=self.device)
             return rows.index_put((players, slots), tokens.to(precise)).flatten(1)
 
-        rows = max(1, self.batches.budget // len(ids))
+        rows, n_positions = max(1, self.batches.budget // len(ids)), first + len(ids)
         return AnsweredPrompt(
             mean_logit,
             of_players(sequence[positions]),
@@ -332,6 +343,10 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             in_batches=partial(self.batches.map, length=len(ids)),
             batch_size=rows if rows < SLOW else COALITIONS,
             names=prompt.labels,
+            attend=attend,
+            places=prompt.positions,
+            owners=prompt.players,
+            readers=tuple(range(n_positions - len(answer), n_positions)),
             answer=self.tokenizer.decode(list(answer), skip_special_tokens=True).strip(),
         )
 

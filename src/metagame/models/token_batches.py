@@ -18,15 +18,19 @@ class TokenBatches:
 
     Args:
         budget: tokens of a batch, at least one sequence.
+        advice: what to do where a single sequence does not fit.
 
     Raises:
         UserError: the budget is no positive whole number.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(
+        self, budget: int, advice: str = "lower model.max_new_tokens, shorten the prompt, or choose a smaller model"
+    ) -> None:
         if not isinstance(budget, int) or budget < 1:
             raise UserError(f"model.tokens_per_batch={budget!r} must be a positive integer.")
         self.budget = budget
+        self.advice = advice
 
     def map(self, function: Callable[[Tensor], Tensor], rows: Tensor, length: int) -> Tensor:
         """``function`` of all rows, batch by batch; a row stands for a sequence of ``length`` tokens.
@@ -43,10 +47,7 @@ class TokenBatches:
                 parts.append(part)
                 start += size
             elif size == 1:
-                raise UserError(
-                    f"one sequence of {length} tokens does not fit the device's memory: lower model.max_new_tokens,"
-                    " shorten the prompt, or choose a smaller model."
-                )
+                raise UserError(f"one sequence of {length} tokens does not fit the device's memory: {self.advice}.")
             else:
                 self.budget = length * (size // 2)
                 log.info("out of memory: continuing with batches of %d tokens (model.tokens_per_batch).", self.budget)

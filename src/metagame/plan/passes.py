@@ -81,6 +81,8 @@ def count_passes(
     Raises:
         UserError: a method, or what it explains, cannot be counted.
     """
+    if "explained_label" in cfg.model:
+        return _count_classified(cfg, methods, samples)
     prompts = [sample for sample in samples if isinstance(sample, Prompt)]
     images = [sample for sample in samples if isinstance(sample, ImageAndTexts)]
     concepts = [sample for sample in samples if isinstance(sample, ConceptSample)]
@@ -212,17 +214,25 @@ def _count_prompts(cfg: DictConfig, methods: Sequence[Method], prompts: Sequence
         count.tokens += Counter({kind: number * length for kind, number in passes.items()})
         count.tokens[FORWARD] += tokens.positions[0]
         count.tokens[ANSWER] += tokens.positions[0] + length
+    _note_shared_coalitions(methods, count)
+    return count
+
+
+def _note_shared_coalitions(methods: Sequence[Method], count: Count) -> None:
     if any(isinstance(method, Metagame) and isinstance(method.method, LeaveOneOut) for method in methods):
         count.notes["leave-one-out inside a metagame shares coalitions: an upper bound"] = None
-    return count
 
 
 def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
     """What the scores of a job add: the curves of deletion and insertion."""
     count = Count()
-    for tokens, length in _sequences(cfg, prompts, count):
-        count.passes[FORWARD] += 2 * len(tokens.labels)
-        count.tokens[FORWARD] += 2 * len(tokens.labels) * length
+    if "explained_label" in cfg.model:
+        lengths = _classified(cfg, prompts, count)
+    else:
+        lengths = ((len(tokens.labels), length) for tokens, length in _sequences(cfg, prompts, count))
+    for n, length in lengths:
+        count.passes[FORWARD] += 2 * n
+        count.tokens[FORWARD] += 2 * n * length
     count.notes["the curves of deletion and insertion have at most one point for each token: an upper bound"] = None
     return count
 
@@ -247,15 +257,22 @@ def _passes_of(method: Method, n: int) -> Passes:
 
 
 def _prompt_tokenizer(cfg: DictConfig) -> Callable[[str], PromptTokens] | None:
-    """The tokenizer of the checkpoint, where it is here."""
+    """What the tokenizer of the checkpoint makes of a prompt, where it is here."""
+    found = _tokenizer(cfg)
+    if found is None:
+        return None
+    settings, whole = cfg.model.get("template_settings"), cfg.model.get("whole_characters", True)
+    return lambda text: tokenize_prompt(found, text, cfg.model.chat, settings, whole_characters=whole)
+
+
+def _tokenizer(cfg: DictConfig) -> Any:
+    """The tokenizer of the checkpoint; None where it is not here."""
     try:
-        found = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             cfg.model.checkpoint, revision=cfg.model.get("revision"), local_files_only=True
         )
     except (OSError, ValueError):
         return None
-    settings, whole = cfg.model.get("template_settings"), cfg.model.get("whole_characters", True)
-    return lambda text: tokenize_prompt(found, text, cfg.model.chat, settings, whole_characters=whole)
 
 
 def _words(text: str) -> PromptTokens:
@@ -263,6 +280,41 @@ def _words(text: str) -> PromptTokens:
     pieces = tuple(re.findall(r"\w+|[^\w\s]", text))
     places = tuple(range(8, 8 + len(pieces)))
     return PromptTokens(tuple(range(len(pieces) + 16)), places, tuple(range(len(pieces))), pieces)
+
+
+# classifiers
+
+
+def _count_classified(cfg: DictConfig, methods: Sequence[Method], samples: Sequence[Sample]) -> Count:
+    """Each text or image goes through a classifier once for its label, and as the methods ask."""
+    count = Count()
+    for n, length in _classified(cfg, samples, count):
+        passes = sum((_passes_of(method, n) for method in methods), Counter({FORWARD: 1}))
+        count.passes += passes
+        count.tokens += Counter({kind: number * length for kind, number in passes.items()})
+    _note_shared_coalitions(methods, count)
+    return count
+
+
+def _classified(cfg: DictConfig, samples: Sequence[Sample], count: Count) -> Iterator[tuple[int, int]]:
+    """The players and the tokens of each sample; the count is told what is not exact.
+
+    Raises:
+        UserError: the patches of images are not known.
+    """
+    texts = [sample.text for sample in samples if isinstance(sample, Prompt)]
+    if len(texts) < len(samples):
+        n = _patches(cfg)
+        if n is None:
+            raise UserError(f"model={cfg.model.name} cannot be counted: its config is not here.")
+        yield from ((n, n + 1) for _ in samples)
+        return
+    tokenizer = _tokenizer(cfg)
+    if tokenizer is None:
+        count.notes["tokens are estimated, one for each word and mark: the tokenizer is not here"] = None
+    for text in texts:
+        n = len(_words(text).labels if tokenizer is None else tokenizer(text, add_special_tokens=False)["input_ids"])
+        yield n, n + 2
 
 
 # vision-language encoders
@@ -322,7 +374,8 @@ def _first_order(method: Method) -> Method:
 def _patches(cfg: DictConfig) -> int | None:
     """How many patches an image of the model has."""
     try:
-        config = AutoConfig.from_pretrained(cfg.model.checkpoint, local_files_only=True).vision_config
+        config = AutoConfig.from_pretrained(cfg.model.checkpoint, local_files_only=True)
+        config = config if "explained_label" in cfg.model else config.vision_config
     except (OSError, ValueError, AttributeError):
         return None
     return (config.image_size // config.patch_size) ** 2

@@ -1,0 +1,175 @@
+"""Vision transformers that classify images: patches are players, the embedding of an absent one is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    PreTrainedModel,
+    ViTForImageClassification,
+)
+
+from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
+from metagame.errors import UserError
+from metagame.models.classified import Classified, bind_classifier, label_names, label_number
+from metagame.models.pretrained import load_model, load_pretrained, model_revision, settle_device
+from metagame.models.token_batches import TokenBatches
+
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    "vit": ViTForImageClassification,
+    "deit": DeiTForImageClassification,
+    "dinov2": Dinov2ForImageClassification,
+}
+"""Model class of each architecture that the adapter is for."""
+ABSENT = ("zero", "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedImage(Classified):
+    """An image of a classifier, whose patches are players and targets.
+
+    Attributes:
+        rows, columns: of patches.
+        pixels: what the model sees, in the range of its processor.
+    """
+
+    rows: int
+    columns: int
+    pixels: Float[Tensor, "3 H W"]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return ("image",)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.rows, self.columns
+
+    @property
+    def picture(self) -> UInt8[np.ndarray, "H W 3"]:
+        """What the model sees, stretched to the range from black to white."""
+        pixels = self.pixels.cpu().double().permute(1, 2, 0).numpy()
+        low, high = pixels.min(), pixels.max()
+        return np.round(255 * (pixels - low) / max(high - low, 1e-12)).astype(np.uint8)
+
+
+class ImageClassifier(Model[Sample, ClassifiedImage]):
+    """A vision transformer that classifies images, explained through the embeddings of its patches.
+
+    Players are the patches; position embeddings and [CLS] are always present. f_S is the logit of one label: that which
+    is predicted for the whole image, unless ``explained_label`` is given.
+
+    Args:
+        net: the model, in evaluation mode.
+        processor: its image processor.
+        revision: of the weights.
+        explained_label: name or number of the label that is explained; None: the predicted one.
+        absent: what replaces the embedding of an absent patch, its position embedding stays: ``zero``, or ``mean``,
+            that of the image's patches.
+        tokens_per_batch: patches in a forward and backward pass; shrinks by itself when memory runs out.
+
+    Raises:
+        UserError: the model has fewer than two labels, or none of that name, or ``absent`` is neither.
+    """
+
+    sample_type = Sample
+    runtime_arguments: ClassVar[frozenset[str]] = frozenset({"device", "tokens_per_batch"})
+
+    def __init__(
+        self,
+        net: PreTrainedModel,
+        processor: Any,
+        revision: str,
+        *,
+        explained_label: int | str | None = None,
+        absent: str = ABSENT[0],
+        tokens_per_batch: int = 4096,
+    ) -> None:
+        if absent not in ABSENT:
+            raise UserError(f"model.absent={absent!r}: give one of {', '.join(ABSENT)}.")
+        self.net = net.eval().requires_grad_(False)
+        self.processor = processor
+        self.revision = revision
+        self.device = str(net.device)
+        self.labels = label_names(net)
+        self.explained_label = label_number(explained_label, self.labels)
+        self.absent = absent
+        self.batches = TokenBatches(tokens_per_batch, "choose a model with fewer patches")
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        revision: str | None = None,
+        device: str | None = None,
+        attention: str | None = "eager",
+        *,
+        explained_label: int | str | None = None,
+        absent: str = ABSENT[0],
+        tokens_per_batch: int = 4096,
+    ) -> Self:
+        """From a folder, or an id on the Hugging Face hub, in float32.
+
+        Args:
+            checkpoint: the folder or id.
+            revision: commit, tag or branch on the hub.
+            device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
+            attention: the implementation that transformers is to use; methods that read attention need ``eager``.
+            explained_label: this and what follows as for the class.
+            absent: likewise.
+            tokens_per_batch: likewise.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
+        """
+        net = load_model(CLASSES, checkpoint, revision, settle_device(device), attention)
+        processor = load_pretrained(AutoImageProcessor.from_pretrained, checkpoint, revision, use_fast=False)
+        found = model_revision(net, checkpoint)
+        return cls(
+            net, processor, found, explained_label=explained_label, absent=absent, tokens_per_batch=tokens_per_batch
+        )
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ClassifiedImage] | Failure]:
+        return prepare_each(self.bind, samples)
+
+    def bind(self, sample: Sample) -> dict[str, ClassifiedImage]:
+        """The image as a masked model over the embeddings of its patches, ``(n, d)``.
+
+        Raises:
+            UserError: the sample has no image.
+        """
+        image = sample.image()
+        if image is None:
+            raise UserError(f"sample {sample.id} has no image: choose a benchmark of images.")
+        pixels = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.device)
+        embed = self.net.base_model.embeddings.patch_embeddings
+        with torch.no_grad():
+            x = embed(pixels)[0]
+        side = embed.patch_size[0]
+        rows, columns = pixels.shape[2] // side, pixels.shape[3] // side
+
+        def run(inputs: Float[Tensor, "k n d"], **asked: bool) -> Any:
+            handle = embed.register_forward_hook(lambda module, given, output: inputs)
+            try:
+                return self.net(pixels.expand(len(inputs), -1, -1, -1), **asked)
+            finally:
+                handle.remove()
+
+        n_special = 2 if self.net.config.model_type == "deit" else 1  # DeiT's distillation token stands behind [CLS]
+        absent = torch.zeros_like(x) if self.absent == "zero" else x.mean(0).expand_as(x)
+        bound = bind_classifier(
+            ClassifiedImage, self.net, run, x, absent, self.explained_label, self.batches, n_special + len(x),
+            names=tuple(f"row {row}, column {column}" for row in range(rows) for column in range(columns)),
+            places=tuple(range(n_special, n_special + len(x))), labels=self.labels,
+            rows=rows, columns=columns, pixels=pixels[0],
+        )  # fmt: skip
+        return {WHOLE: bound}

@@ -1,0 +1,168 @@
+"""Classifiers of texts and images: what is masked, what is explained, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from metagame.attributions.attnlrp import CPLRP, AttnLRP
+from metagame.attributions.gradients import GradientInput, IntegratedGradients
+from metagame.attributions.leave_one_out import LeaveOneOut
+from metagame.attributions.shapley import ShapleyValue
+from metagame.contracts import Failure
+from metagame.games import all_coalitions
+from scripts.train_text_classifier import MASK, VOCABULARY
+from tests.conftest import close
+from tests.reference.attention import influence
+from tests.tiny.classifiers import (
+    CONTEXT,
+    IMAGE_NETS,
+    PATCH,
+    SIDE,
+    TEXT,
+    TEXT_NETS,
+    Read,
+    bound_image,
+    bound_text,
+    image_classifier,
+    image_net,
+    text_classifier,
+    text_net,
+)
+from tests.tiny.language import adapter, bound_of, build_net
+from tests.tiny.vision_language import refused
+
+PRESENT = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], bool)
+each_family = pytest.mark.parametrize("family", TEXT_NETS)
+each_image_family = pytest.mark.parametrize("family", IMAGE_NETS)
+
+
+@each_family
+def test_a_text_without_some_tokens_is_the_text_with_masks_in_their_places(family):
+    model, bound = text_classifier(family), bound_text(family=family)
+    ids = torch.tensor(model.tokenizer(TEXT)["input_ids"]).repeat(len(PRESENT), 1)
+    ids[:, 1:-1][~torch.from_numpy(PRESENT)] = VOCABULARY[MASK]
+    logits = model.net(ids).logits
+    assert bound.players == tuple(TEXT.split())
+    assert bound.label == logits[0].argmax()
+    assert bound.answer == model.labels[bound.label]
+    assert close(bound.values(PRESENT), logits[:, bound.label])
+    assert close(bound.probabilities(PRESENT), logits.softmax(-1))
+
+
+def without_patches(net, pixels, present, absent):
+    """Logits of an image, the embeddings of whose absent patches are replaced one by one."""
+    embed = net.base_model.embeddings.patch_embeddings
+    tokens = embed(pixels)
+    mean = tokens[0].mean(0) if absent == "mean" else torch.zeros(tokens.shape[2])
+    for patch in np.flatnonzero(~present):
+        tokens[0, patch] = mean
+    handle = embed.register_forward_hook(lambda *_: tokens)
+    logits = net(pixels).logits
+    handle.remove()
+    return logits
+
+
+@each_image_family
+@pytest.mark.parametrize("absent", ["zero", "mean"])
+def test_an_image_without_some_patches_has_their_embeddings_replaced(family, absent):
+    bound = bound_image(family=family, absent=absent)
+    net, pixels = image_net(family), bound.pixels[None]
+    assert close(bound.values(np.ones((1, 9), bool)), net(pixels).logits[:, bound.label])
+    present = np.arange(9) % 2 == 0
+    assert close(bound.values(present[None]), without_patches(net, pixels, present, absent)[:, bound.label])
+    assert (bound.grid, bound.targets, len(bound.players)) == ((3, 3), ("image",), (SIDE // PATCH) ** 2)
+    assert bound.picture.shape == (SIDE, SIDE, 3)
+    assert not bound.module.base_model.embeddings.patch_embeddings._forward_hooks
+
+
+@pytest.mark.parametrize("family", [*TEXT_NETS, *IMAGE_NETS])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_influence_is_the_mean_over_layers_and_heads_of_weight_times_positive_slope(family, gradient):
+    bound = bound_text(family=family) if family in TEXT_NETS else bound_image(family=family)
+    present = np.random.default_rng(0).random((2, bound.n_players)) < 0.7
+    found = bound.influence(bound.masked(present), gradient=gradient)
+    assert found.shape == (2, bound.n_players + 1, bound.n_players)
+    assert all(close(m, influence(bound, row, gradient=gradient)) for m, row in zip(found, present, strict=True))
+
+
+def test_places_are_those_of_the_tokens_and_the_patches():
+    assert bound_text().places == (1, 2, 3, 4)
+    assert bound_image().places == tuple(range(1, 10))
+    assert bound_image(family="deit").places == tuple(range(2, 11))  # behind the distillation token
+
+
+def test_methods_explain_a_classifier_and_their_metagames_sum_to_them():
+    bound = bound_text()
+    values = bound.values(all_coalitions(4)).numpy()
+    gain = values[-1] - values[0]
+    assert close(ShapleyValue().explain(bound).attribution.sum(), gain)
+    assert abs(IntegratedGradients(64).explain(bound).attribution.sum() - gain) < 1e-2
+    for method in (GradientInput(), IntegratedGradients(4), LeaveOneOut(), ShapleyValue()):
+        meta = method.metagame().explain(bound).meta
+        assert close(meta.values.sum(1), method.explain(bound).attribution)
+
+
+def test_the_label_that_is_explained_can_be_chosen_by_name_or_number():
+    for label in ("bad", 0):
+        bound = bound_text(explained_label=label)
+        assert (bound.label, bound.answer) == (0, "bad")
+    with refused(r"model.explained_label='worse' is unknown: give a number from 0 to 2, or one of bad, good, neither"):
+        text_classifier(explained_label="worse")
+    with refused(r"model.explained_label=3 is unknown"):
+        image_classifier(explained_label=3)
+
+
+def test_a_classifier_of_one_label_is_refused():
+    with refused("has 1 label and so no class to explain"):
+        text_classifier(net=text_net(id2label={0: "score"}, label2id={"score": 0}))
+
+
+def test_a_text_beyond_the_models_positions_costs_itself_alone_or_is_cut_and_told(caplog):
+    texts = [Read("long", "good " * 20), Read("short", TEXT), Read("empty", " ")]
+    long, short, empty = text_classifier().prepare(texts)
+    assert "has 22 tokens, the model positions for 16: shorten it, or set model.truncate=true" in str(long.error)
+    assert not isinstance(short, Failure)
+    assert "has no token that can play" in str(empty.error)
+    with caplog.at_level(logging.WARNING):
+        bound = bound_text(texts[0].text, truncate=True)
+    assert (bound.n_players, bound.n_cut) == (CONTEXT - 2, 6)
+    assert "the last 6 are cut off" in caplog.text
+
+
+def test_roberta_has_fewer_positions_than_its_config_says():
+    assert (text_classifier("bert").context, text_classifier("roberta").context) == (CONTEXT, CONTEXT - 1)
+
+
+def test_attention_that_keeps_no_weights_is_refused_but_for_methods_that_need_none():
+    for bound in (bound_text(net=text_net(attention="sdpa")), bound_image(net=image_net(attention="sdpa"))):
+        assert GradientInput().explain(bound).attribution is not None
+        with refused("computes attention by 'sdpa', which keeps no weights: set model.attention=eager"):
+            bound.influence(bound.x[None], gradient=True)
+
+
+@pytest.mark.parametrize("method", [AttnLRP(), CPLRP()], ids=["AttnLRP", "CP-LRP"])
+def test_relevance_of_encoders_is_refused(method):
+    for bound in (bound_text(), bound_image()):
+        with refused("LXT has no .* rules for (Bert|ViT)For"):
+            method.explain(bound)
+
+
+def test_an_image_classifier_needs_an_image_and_a_known_way_to_leave_patches_out():
+    (failure,) = image_classifier().prepare([Read("one", "a text")])
+    assert "sample one has no image" in str(failure.error)
+    with refused("model.absent='grey': give one of zero, mean"):
+        image_classifier(absent="grey")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_influence_between_the_tokens_of_a_prompt_and_on_the_positions_that_its_answer_is_read_from(chat):
+    net = build_net("gemma3", torch.float64, attn_implementation="eager")
+    bound = bound_of(adapter(net, chat=chat))
+    present = np.array([[1, 1, 0, 1, 1]], bool)
+    (found,) = bound.influence(bound.masked(present), gradient=True)
+    assert close(found, influence(bound, present[0], gradient=True))
+    assert not found[1:].triu(1).any()  # no token attends to what comes after it

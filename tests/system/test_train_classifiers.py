@@ -1,0 +1,51 @@
+"""Training of the small BERT and ViT: a few steps write a model that loads, and the committed ones are good."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from metagame.benchmarks.prompts import AnnotatedPrompt
+from metagame.contracts import WHOLE
+from metagame.models.image_classifier import ImageClassifier
+from metagame.models.text_classifier import TextClassifier
+from scripts import train_image_classifier, train_text_classifier
+from tests.tiny.jobs import ROOT
+
+SCRIPTS = {"bert": (train_text_classifier, TextClassifier), "vit": (train_image_classifier, ImageClassifier)}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_few_steps_write_a_model_with_its_card_that_can_be_loaded(name, tmp_path, monkeypatch):
+    script, adapter = SCRIPTS[name]
+    monkeypatch.setattr(script, "BATCH", 8)
+    monkeypatch.setattr(script, "accuracy", lambda *arguments, **settings: 0.5)
+    card = script.train(2, 3, tmp_path)
+    assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8")) == card
+    assert (card["seed"], card["steps"]) == (3, 2)
+    model = adapter.load(str(tmp_path), device="cpu")
+    assert card["parameters"] == sum(parameter.numel() for parameter in model.net.parameters())
+
+
+@pytest.mark.parametrize(("name", "least"), [("bert", [0.99, 0.95]), ("vit", [0.95, 0.85, 0.5])])
+def test_the_committed_model_is_small_and_says_how_good_it_is(name, least):
+    folder = ROOT / "data/tiny" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2e6
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    (found,) = (value for key, value in card.items() if key.startswith("accuracy"))
+    assert all(value >= bound for value, bound in zip(found.values(), least, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("the food was good .", "positive"),
+        ("The film was not good.", "negative"),
+        ("it was a slow burn .", "positive"),
+        ("it was a cold comfort .", "negative"),
+    ],
+)
+def test_the_committed_bert_knows_negations_and_idioms(text, label):
+    model = TextClassifier.load(str(ROOT / "data/tiny/bert"), device="cpu")
+    assert model.bind(AnnotatedPrompt("one", text))[WHOLE].answer == label

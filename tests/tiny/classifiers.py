@@ -1,0 +1,101 @@
+"""Small classifiers with random weights of every family, and samples for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from metagame.contracts import WHOLE, Sample
+from metagame.models.classified import Classified
+from metagame.models.image_classifier import ClassifiedImage, ImageClassifier
+from metagame.models.language_model import Prompt
+from metagame.models.text_classifier import TextClassifier
+from scripts.train_text_classifier import PAD, VOCABULARY, build_tokenizer
+from tests.tiny.language import randomise
+
+CONTEXT, SIDE, PATCH = 16, 6, 2
+LABELS = {"id2label": {0: "bad", 1: "good", 2: "neither"}, "label2id": {"bad": 0, "good": 1, "neither": 2}}
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+TEXT_SHAPE = {"vocab_size": len(VOCABULARY), "max_position_embeddings": CONTEXT, "pad_token_id": VOCABULARY[PAD]}
+IMAGE_SHAPE = {"image_size": SIDE, "patch_size": PATCH}
+TEXT_NETS = {
+    "bert": (BertForSequenceClassification, BertConfig, SHAPE),
+    "distilbert": (DistilBertForSequenceClassification, DistilBertConfig,
+                   {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}),
+    "roberta": (RobertaForSequenceClassification, RobertaConfig, SHAPE),
+}  # fmt: skip
+IMAGE_NETS = {
+    "vit": (ViTForImageClassification, ViTConfig, SHAPE),
+    "deit": (DeiTForImageClassification, DeiTConfig, SHAPE),
+    "dinov2": (Dinov2ForImageClassification, Dinov2Config, {**SHAPE, "mlp_ratio": 2}),
+}
+TEXT = "the food was good"
+
+
+@dataclass(frozen=True)
+class Read(Prompt):
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Seen(Sample):
+    id: str
+
+    def image(self) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(1).integers(0, 255, (SIDE, SIDE, 3), np.uint8))
+
+
+def text_net(family: str = "bert", attention: str = "eager", **config) -> PreTrainedModel:
+    net_class, config_class, shape = TEXT_NETS[family]
+    net = net_class(config_class(**TEXT_SHAPE | LABELS | shape | config, attn_implementation=attention))
+    return randomise(net, 0).eval().double().requires_grad_(False)
+
+
+def image_net(family: str = "vit", attention: str = "eager") -> PreTrainedModel:
+    net_class, config_class, shape = IMAGE_NETS[family]
+    net = net_class(config_class(**IMAGE_SHAPE | LABELS | shape, attn_implementation=attention))
+    return randomise(net, 0).eval().double().requires_grad_(False)
+
+
+def text_classifier(family: str = "bert", net: PreTrainedModel | None = None, **settings) -> TextClassifier:
+    return TextClassifier(net or text_net(family), build_tokenizer(), "none", **settings)
+
+
+class Doubled:
+    """A processor whose pixels are float64, for nets in float64."""
+
+    def __call__(self, **asked) -> dict[str, torch.Tensor]:
+        processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+        return {name: value.double() for name, value in processor(**asked).items()}
+
+
+def image_classifier(family: str = "vit", net: PreTrainedModel | None = None, **settings) -> ImageClassifier:
+    return ImageClassifier(net or image_net(family), Doubled(), "none", **settings)
+
+
+def bound_text(text: str = TEXT, **settings) -> Classified:
+    return text_classifier(**settings).bind(Read("one", text))[WHOLE]
+
+
+def bound_image(**settings) -> ClassifiedImage:
+    return image_classifier(**settings).bind(Seen("one"))[WHOLE]
