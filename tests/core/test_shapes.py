@@ -18,6 +18,7 @@ import torch
 import metagame
 from metagame import concept, contracts, games, images, indices, kept_values, meta
 from metagame.attributions import (
+    alti_logit,
     attnlrp,
     concept_attention,
     exclip,
@@ -66,6 +67,7 @@ from metagame.models import (
     classified,
     concept_stream,
     concepts,
+    decoder_views,
     encoder_views,
     flux,
     image_classifier,
@@ -205,6 +207,10 @@ CASES = {
         lambda _: trees._boost_targets(None, a_coalition_sample(), an(4), False, 1, trees.banzhaf_leaf_weight),
     ),
     images: ("values", lambda _: images._of_8_bits(np.zeros((2, 2, 2), np.uint16), "a picture")),
+    alti_logit: (
+        "relevance",
+        lambda _: alti_logit.LogitParts(a_tensor(1), a_tensor(1, 2), a_tensor(1, 2), a_tensor(1), a_tensor(3)),
+    ),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
     exclip: (RESULT, lambda _: exclip.owners(words_with_flags_in_two_dimensions())),
@@ -235,6 +241,7 @@ CASES = {
         "pixels",
         lambda _: image_classifier.ClassifiedImage(**vars(bound_image()) | {"pixels": a_tensor(3)}),
     ),
+    decoder_views: ("gain", lambda _: decoder_views.Norm(torch.nn.Identity(), a_tensor(2, 3), None, 0.0, False)),
     masked: ("baseline", lambda _: masked.MaskedModel(torch.sum, a_tensor(3, 1), a_tensor(2, 1))),
     open_clip: ("pixels", lambda _: open_clip.OpenCLIP.encode_images(None, a_tensor(1, 2, 2))),
     encoder_views: ("v", lambda _: encoder_views.attend(a_tensor(1, 1, 4), a_tensor(1, 3, 4), a_tensor(1, 2, 4), 2)),

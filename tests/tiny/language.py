@@ -13,6 +13,8 @@ import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -42,6 +44,7 @@ NETS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, **SLIDING}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_inner": 24}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 2 * WINDOW}),
 }
 FAMILIES = tuple(NETS)
@@ -76,7 +79,8 @@ def randomise(net: PreTrainedModel, seed: int) -> PreTrainedModel:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 # Gemma's norms multiply by 1 + weight
-                plain_norm = name.endswith("norm.weight") and not isinstance(net, Gemma3ForCausalLM)
+                of_norm = name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
+                plain_norm = of_norm and not isinstance(net, Gemma3ForCausalLM)
                 parameter.copy_(plain_norm + 0.2 * noise)
             else:
                 parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)

@@ -47,7 +47,7 @@ class AttendedModel(MaskedModel):
         attend = self.attend
         if attend is None:
             raise UserError("this model keeps no attention weights: choose a transformer, or another attribution.")
-        return self._batched(lambda rows: self._influence(attend, rows, gradient), inputs)
+        return self.batched(lambda rows: self._influence(attend, rows, gradient), inputs)
 
     def _influence(
         self, attend: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], inputs: Tensor, gradient: bool
@@ -64,11 +64,11 @@ class AttendedModel(MaskedModel):
     def _of_players(self, weights: Float[Tensor, "k Q T"]) -> Float[Tensor, "k m n"]:
         """The rows of the readers and the players, and the players' columns."""
         skipped = weights.shape[2] - weights.shape[1]
-        columns = self._summed(weights[:, :, list(self.places)].transpose(1, 2)).transpose(1, 2)
+        columns = self.summed(weights[:, :, list(self.places)].transpose(1, 2)).transpose(1, 2)
         readers = columns[:, [place - skipped for place in self.readers]].mean(1, keepdim=True)
-        return torch.cat([readers, self._summed(columns[:, [place - skipped for place in self.places]])], dim=1)
+        return torch.cat([readers, self.summed(columns[:, [place - skipped for place in self.places]])], dim=1)
 
-    def _summed(self, tokens: Float[Tensor, "k t r"]) -> Float[Tensor, "k n r"]:
+    def summed(self, tokens: Float[Tensor, "k t r"]) -> Float[Tensor, "k n r"]:
         """Rows of tokens added up to those of their players."""
         if not self.owners:
             return tokens

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkab
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     DynamicCache,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     GenerationConfig,
+    GPT2LMHeadModel,
     LlamaForCausalLM,
     MistralForCausalLM,
     PreTrainedModel,
@@ -46,6 +47,7 @@ from metagame.models.token_batches import TokenBatches
 CLASSES: dict[str, type[PreTrainedModel]] = {
     "gemma3_text": Gemma3ForCausalLM,
     "gemma3": Gemma3ForConditionalGeneration,
+    "gpt2": GPT2LMHeadModel,
     "llama": LlamaForCausalLM,
     "mistral": MistralForCausalLM,
     "qwen2": Qwen2ForCausalLM,
@@ -79,9 +81,12 @@ class AnsweredPrompt(AttendedModel):
 
     Attributes:
         answer: the generated text.
+        directions: what the last hidden state of each of the answer's places is multiplied with; f is their mean, and
+            the bias of the head.
     """
 
     answer: str = ""
+    directions: Float[Tensor, "a d"] | None = None
 
 
 class LanguageModel(Model[Prompt, AnsweredPrompt]):
@@ -301,7 +306,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         embed = self.net.get_input_embeddings()
         sequence = embed(ids)
         absent = embed(torch.tensor(self.absent_id, device=self.device))
-        head, decoder = self.net.get_output_embeddings(), self.net.get_decoder()
+        head, decoder = self.net.get_output_embeddings(), decoder_of(self.net)
         prefix = self._keys_and_values(prompt.ids[:first])
         directions = head.weight[list(answer)].to(precise)
         offset = 0.0 if head.bias is None else head.bias[list(answer)].to(precise).mean()
@@ -348,6 +353,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             owners=prompt.players,
             readers=tuple(range(n_positions - len(answer), n_positions)),
             answer=self.tokenizer.decode(list(answer), skip_special_tokens=True).strip(),
+            directions=directions,
         )
 
     @torch.no_grad()
@@ -355,7 +361,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         """What each layer's attention sees of the tokens before the first player, which no coalition changes."""
         cache = DynamicCache()
         if ids:
-            self.net.get_decoder()(torch.tensor([ids], device=self.device), past_key_values=cache)
+            decoder_of(self.net)(torch.tensor([ids], device=self.device), past_key_values=cache)
         return cache
 
 
@@ -397,3 +403,8 @@ def text_part(net: PreTrainedModel) -> PreTrainedModel:
     text.model, text.lm_head = net.model.language_model, net.lm_head
     text.generation_config = net.generation_config
     return text
+
+
+def decoder_of(net: PreTrainedModel) -> nn.Module:
+    """The model without its head, which transformers does not give of GPT-2."""
+    return net.transformer if isinstance(net, GPT2LMHeadModel) else net.get_decoder()

@@ -117,7 +117,7 @@ class MaskedModel(BoundInput):
 
     def gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
         """df/dx of every row, with one backward pass for the rows of a batch; the parameters of f get no gradient."""
-        return self._batched(self._gradients, inputs)
+        return self.batched(self._gradients, inputs)
 
     def _gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
         with torch.enable_grad():
@@ -127,9 +127,10 @@ class MaskedModel(BoundInput):
     @torch.no_grad()
     def values(self, coalitions: Bool[np.ndarray | Tensor, "k n"]) -> Float[Tensor, " k"]:
         """f_S of each coalition."""
-        return self.over_background(lambda single: single._batched(self.outputs, single.masked(coalitions)))
+        return self.over_background(lambda single: single.batched(self.outputs, single.masked(coalitions)))
 
-    def _batched(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    def batched(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """``function`` of all rows, as many at a time as memory allows."""
         return function(rows) if self.in_batches is None else self.in_batches(function, rows)
 
     def game(

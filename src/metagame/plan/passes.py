@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer
 
+from metagame.attributions.alti_logit import ALTILogit
 from metagame.attributions.attnlrp import RelevancePropagation
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
 from metagame.attributions.exclip import ExCLIP
@@ -184,6 +185,11 @@ def _(method: Metagame, n: int) -> Passes:
 @coalition_passes.register(GradientInput)
 def _(method: Method, n: int) -> Passes:
     return Counter({FORWARD: 1, BACKWARD: 1})
+
+
+@coalition_passes.register
+def _(method: ALTILogit, n: int) -> Passes:
+    return Counter({FORWARD: 1})
 
 
 @coalition_passes.register

@@ -1,0 +1,155 @@
+"""ALTI-Logit (Ferrando et al., 2023): what attention adds to a logit, traced to the input by the messages of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from metagame.attributions.method import FirstOrder
+from metagame.errors import UserError
+from metagame.games import AttributionGame
+from metagame.models.attended import require_attention_weights
+from metagame.models.decoder_views import Layer, LayerPass, decoder_view, recorded
+from metagame.models.language_model import AnsweredPrompt
+
+
+class ALTILogit(FirstOrder[AnsweredPrompt]):
+    """phi_i(S): what attention's updates of the answer's logits owe to token i; signed, in units of f.
+
+    The message of token s to token t in layer l is F_{t<-s} = sum_h A^h_{ts} W_O^h v^h_s, with v the values, their
+    biases included; a normaliser behind the attention (Gemma 3) scales it by its frozen scale. Attention makes x_t to
+    y_t = x_t + sum_s F_{t<-s} + b_O. With g_t the direction of the answer's token in the residual stream, the scale of
+    the last normaliser frozen, layer l adds Delta^l_s = sum_t <g_t, F_{t<-s}> to the logits at the answer's places t.
+    The contributions c_{ts} = max(0, |y_t| - |y_t - (F_{t<-s} + [s=t] x_t)|), l1 norms, rows made to sum to 1, are how
+    a layer mixes tokens; the product of their matrices C below layer l traces Delta^l_s to the input:
+
+    phi_i = sum_l sum_s Delta^l_s (C^{l-1} ... C^0)_{si}.
+
+    It takes a forward pass and no gradient. What attention adds is shared among all tokens, those that do not play
+    included. The logit is more: the embedding of the answer's places, feed-forward layers and biases add to it, see
+    :func:`logit_parts`. Unlike the relevance of CP-LRP, which is exact where weights, gates and scales are frozen, the
+    tracing is a heuristic.
+
+    Differs from the paper: several places t at once, and models with RMSNorm, rotary positions and grouped queries; the
+    paper has GPT-2, OPT and BLOOM.
+
+    Raises:
+        UserError: the model is not one of the architectures of :mod:`metagame.models.decoder_views`, or its attention
+            implementation does not give weights.
+    """
+
+    input_type = AnsweredPrompt
+
+    def game(self, bound: AnsweredPrompt) -> AttributionGame:
+        decoder_view(bound.module, "ALTI-Logit")  # refuses what it does not know
+
+        def attribute(coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k n"]:
+            inputs = bound.masked(coalitions)
+            relevance = bound.batched(lambda rows: logit_parts(bound, rows).relevance, inputs)
+            passed = [place - bound.places[0] for place in bound.places]  # what precedes the players is cached
+            return bound.summed(relevance[:, passed, None])[..., 0]
+
+        return bound.game(attribute)
+
+
+@dataclass(frozen=True)
+class LogitParts:
+    """f as a sum: embedding + attention + feed-forward + constant, for each of k inputs with t tokens in a pass.
+
+    Attributes:
+        embedding: <g, x^0>: what the tokens at the answer's places add themselves.
+        attention: Delta of each layer, summed over the tokens that messages come from.
+        feedforward: of each layer.
+        constant: of the biases of W_O and of the last normaliser.
+        relevance: of each token of the pass, see :class:`ALTILogit`; what messages of earlier, cached tokens add is in
+            ``attention`` alone.
+    """
+
+    embedding: Float[Tensor, " k"]
+    attention: Float[Tensor, "k layers"]
+    feedforward: Float[Tensor, "k layers"]
+    constant: Float[Tensor, " k"]
+    relevance: Float[Tensor, "k t"]
+
+
+@torch.no_grad()
+def logit_parts(bound: AnsweredPrompt, inputs: Float[Tensor, "k n w"]) -> LogitParts:
+    """What adds to f at each input, from one forward pass.
+
+    Raises:
+        UserError: as :class:`ALTILogit`.
+    """
+    decoder, directions = decoder_view(bound.module, "ALTI-Logit"), bound.directions
+    if directions is None:
+        raise UserError("ALTI-Logit needs the directions of the answer's tokens: bind the prompt by a LanguageModel.")
+    require_attention_weights(bound.module)
+    with recorded(decoder) as found:
+        bound.outputs(inputs)
+    states, places = [*(layer.x for layer in found.layers), *found.last], slice(-len(directions), None)
+    last, norm = states[-1][:, places], decoder.norm
+    g = norm.pull_back(directions / len(directions), last)
+    constant = last.new_zeros(len(last))
+    if norm.bias is not None:
+        constant = constant + directions.mean(0) @ norm.bias.to(last)
+    k, t, _ = states[0].shape
+    relevance, rollout = last.new_zeros(k, t), torch.eye(t).to(last).expand(k, t, t)
+    attention, feedforward = [], []
+    for layer, own, following in zip(decoder.layers, found.layers, states[1:], strict=True):
+        updates = _updates(layer, own, g)
+        relevance = relevance + (updates[:, None, -t:] @ rollout)[:, 0]
+        attention.append(updates.sum(1))
+        feedforward.append(((following - own.y)[:, places] * g).sum((1, 2)))
+        constant = constant + _bias(layer, own, g)
+        if len(attention) < len(decoder.layers):
+            rollout = contributions(layer, own) @ rollout
+    embedding = (states[0][:, places] * g).sum((1, 2))
+    return LogitParts(embedding, torch.stack(attention, 1), torch.stack(feedforward, 1), constant, relevance)
+
+
+def _into_attention(layer: Layer, own: LayerPass, g: Float[Tensor, "k a d"]) -> Float[Tensor, "k a d"]:
+    """The directions as the attention's output sees them, before the normaliser behind it."""
+    if layer.behind is None:
+        return g
+    return g * layer.behind.scale(own.attended)[:, -g.shape[1] :]
+
+
+def _updates(layer: Layer, own: LayerPass, g: Float[Tensor, "k a d"]) -> Float[Tensor, "k s"]:
+    """Delta_s = sum_t <g_t, F_{t<-s}> of the last tokens t."""
+    into = torch.einsum("kad,dhe->khae", _into_attention(layer, own, g), layer.output_of_heads.to(g))
+    return (own.weights[:, :, -g.shape[1] :] * (into @ own.values.transpose(2, 3))).sum((1, 2))
+
+
+def _bias(layer: Layer, own: LayerPass, g: Float[Tensor, "k a d"]) -> Float[Tensor, " k"]:
+    """What the bias of W_O adds."""
+    if layer.output.bias is None:
+        return g.new_zeros(len(g))
+    return (_into_attention(layer, own, g) * layer.output.bias).sum((1, 2))
+
+
+def contributions(layer: Layer, own: LayerPass) -> Float[Tensor, "k t t"]:
+    """c_{ts} of the tokens of a pass, in rows that sum to 1 with those of cached tokens, which are left out.
+
+    A token that all messages lead away from y_t, its own included, is made from itself alone.
+    """
+    n_tokens, n_seen = own.weights.shape[2:]
+    messages = torch.einsum("khse,dhe->kshd", own.values, layer.output_of_heads.to(own.x))
+    size = vector_norm(own.y, 1, dim=-1)
+    found = own.x.new_zeros(len(own.x), n_tokens, n_seen)
+    scale = None if layer.behind is None else layer.behind.scale(own.attended)
+    for source in range(n_seen):
+        first = max(0, source - (n_seen - n_tokens))  # attention is causal
+        message = own.weights[:, :, first:, source].transpose(1, 2) @ messages[:, source]
+        if scale is not None:
+            message *= scale[:, first:]
+        if source >= n_seen - n_tokens:
+            message[:, 0] += own.x[:, first]
+        left = vector_norm(own.y[:, first:] - message, 1, dim=-1)
+        found[:, first:, source] = (size[:, first:] - left).clamp(min=0)
+    total = found.sum(-1, keepdim=True)
+    itself = torch.eye(n_tokens, n_seen).roll(n_seen - n_tokens, 1).to(found)
+    return torch.where(total > 0, found / total, itself)[:, :, -n_tokens:]
