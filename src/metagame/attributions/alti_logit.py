@@ -13,7 +13,6 @@ from torch.linalg import vector_norm
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.attended import require_attention_weights
 from metagame.models.decoder_views import Layer, LayerPass, decoder_view, recorded
 from metagame.models.language_model import AnsweredPrompt
 
@@ -87,7 +86,6 @@ def logit_parts(bound: AnsweredPrompt, inputs: Float[Tensor, "k n w"]) -> LogitP
     decoder, directions = decoder_view(bound.module, "ALTI-Logit"), bound.directions
     if directions is None:
         raise UserError("ALTI-Logit needs the directions of the answer's tokens: bind the prompt by a LanguageModel.")
-    require_attention_weights(bound.module)
     with recorded(decoder) as found:
         bound.outputs(inputs)
     states, places = [*(layer.x for layer in found.layers), *found.last], slice(-len(directions), None)

@@ -45,7 +45,7 @@ class Classified(AttendedModel):
     @torch.no_grad()
     def probabilities(self, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k c"]:
         """Softmax probabilities of all labels, for each coalition."""
-        return self._batched(self.logits, self.masked(coalitions)).double().softmax(-1)
+        return self.batched(self.logits, self.masked(coalitions)).double().softmax(-1)
 
 
 ClassifiedT = TypeVar("ClassifiedT", bound=Classified)

@@ -19,12 +19,14 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaForCausalLM,
     MistralForCausalLM,
+    PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
 )
 from transformers.pytorch_utils import Conv1D
 
 from metagame.errors import UserError
+from metagame.models.attended import require_attention_weights
 
 ForeignModule = Any
 """A part of a library's model; Any, since torch takes the parts of a module for ``Tensor | Module``."""
@@ -90,8 +92,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The layers of a decoder and the normaliser behind them."""
+    """The layers of a model and the normaliser behind them."""
 
+    net: PreTrainedModel
     layers: tuple[Layer, ...]
     norm: Norm
 
@@ -150,12 +153,12 @@ def decoder_view(net: nn.Module | None, user: str) -> Decoder:
 
 def _llama(net: ForeignModule) -> Decoder:
     layers = [_layer(block, None) for block in net.model.layers]
-    return Decoder(tuple(layers), _rms_norm(net.model.norm))
+    return Decoder(net, tuple(layers), _rms_norm(net.model.norm))
 
 
 def _gemma3(net: ForeignModule) -> Decoder:
     layers = [_layer(block, _gemma3_norm(block.post_attention_layernorm)) for block in net.model.layers]
-    return Decoder(tuple(layers), _gemma3_norm(net.model.norm))
+    return Decoder(net, tuple(layers), _gemma3_norm(net.model.norm))
 
 
 def _gpt2(net: ForeignModule) -> Decoder:
@@ -164,7 +167,7 @@ def _gpt2(net: ForeignModule) -> Decoder:
         for block in net.transformer.h
     ]
     last = net.transformer.ln_f
-    return Decoder(tuple(layers), Norm(last, last.weight, last.bias, last.eps, is_centred=True))
+    return Decoder(net, tuple(layers), Norm(last, last.weight, last.bias, last.eps, is_centred=True))
 
 
 VIEWS: dict[type, Callable[[ForeignModule], Decoder]] = {
@@ -192,7 +195,12 @@ def _gemma3_norm(norm: ForeignModule) -> Norm:
 
 @contextmanager
 def recorded(decoder: Decoder) -> Generator[DecoderPass]:
-    """Within: the next pass through the decoder is written down; its attention is to give weights."""
+    """Within: the next pass through the decoder is written down.
+
+    Raises:
+        UserError: its attention keeps no weights.
+    """
+    require_attention_weights(decoder.net)
     found = DecoderPass([], [])
     with ExitStack() as stack:
         for layer in decoder.layers:
