@@ -4,23 +4,31 @@ An implementation of "Attributions All the Way Down? The Metagame of Interpretab
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 from metagame import indices
 from metagame.errors import GameError, UserError
 from metagame.extras import needed_by
 from metagame.games import AttributionGame
+from metagame.handles.pairs import Pair
 from metagame.meta import MetaAttributions, meta_attributions
+from metagame.progress import progress_bar
 
 __all__ = [
-    "AttributionGame", "GameError", "MetaAttributions", "UserError", "concept_metagame", "indices", "meta_attributions",
+    "AttributionGame", "GameError", "MetaAttributions", "Pair", "UserError", "concept_metagame", "explain",
+    "indices", "load_model", "meta_attributions", "progress_bar",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Callable:
-    """``concept_metagame``, which needs torch, when it is asked for."""
-    if name == "concept_metagame":
-        with needed_by("concept_metagame"):
-            from metagame.concept import concept_metagame
+LAZY = {
+    "concept_metagame": "metagame.concept", "explain": "metagame.explainer", "load_model": "metagame.models.auto",
+}  # fmt: skip
+"""Functions that need torch, and more, by their module."""
 
-        return concept_metagame
+
+def __getattr__(name: str) -> Callable:
+    """A function of :data:`LAZY`, when it is asked for."""
+    if name in LAZY:
+        with needed_by(name):
+            return getattr(import_module(LAZY[name]), name)
     raise AttributeError(f"module 'metagame' has no attribute {name!r}")

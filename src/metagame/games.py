@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from metagame.errors import GameError, UserError
+from metagame.extras import needed_by
 from metagame.kept_values import KeptValues
 
 Coalitions = Bool[np.ndarray, "k n"]
@@ -57,17 +58,36 @@ class AttributionGame:
         n_players: the number n of players.
         batch_size: the most coalitions that ``fn`` is given at once; all of them when ``None``.
         cache: keep the values of all coalitions, so that none is evaluated twice, also where a later one fails.
+        players: names of the players, which results then carry.
+        targets: names of the targets; with a ``grid`` each stands for all of its patches, in reading order. Of an
+            endogenous game they are the players when None.
+        grid: rows and columns of patches, where the targets are patches of an image.
 
     Attributes:
         n_evaluations: coalitions evaluated so far (what a budget counts).
     """
 
-    def __init__(self, fn: Callable, n_players: int, *, batch_size: int | None = None, cache: bool = False) -> None:
+    def __init__(
+        self,
+        fn: Callable,
+        n_players: int,
+        *,
+        batch_size: int | None = None,
+        cache: bool = False,
+        players: Iterable[str] | None = None,
+        targets: Iterable[str] | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
         if not callable(fn):
             raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
         if not isinstance(n_players, Integral) or n_players < 1:
             raise GameError(f"n_players={n_players!r} must be a positive integer.")
         _check_batch_size(batch_size)
+        self.players = None if players is None else tuple(map(str, players))
+        self.targets = None if targets is None else tuple(map(str, targets))
+        self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
+        if self.players is not None and len(self.players) != n_players:
+            raise GameError(f"players has {len(self.players)} names for {n_players} players: give one for each.")
         self.fn = fn
         self.n_players = n_players
         self.batch_size = batch_size
@@ -87,6 +107,26 @@ class AttributionGame:
             raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition, n >= 1.")
         bits = 1 << np.arange(n_players)
         return cls(lambda coalitions: values[coalitions @ bits], n_players)
+
+    @classmethod
+    def of_torch(cls, fn: Callable, n_players: int, *, device: Any = "cpu", **settings: Any) -> AttributionGame:
+        """A game whose ``fn`` is given its coalitions as a torch tensor, bool ``(k, n)``, on ``device``.
+
+        Args:
+            fn: as of the class, for code such as ``torch.where(coalitions, x, baseline)``.
+            n_players: as of the class.
+            device: of the coalitions, such as ``cuda``; what ``fn`` returns may be on any.
+            settings: the other arguments of the class.
+
+        Raises:
+            UserError: torch is not installed.
+        """
+        with needed_by("AttributionGame.of_torch"):
+            import torch
+
+        if not callable(fn):
+            raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
+        return cls(lambda coalitions: fn(torch.from_numpy(coalitions).to(device)), n_players, **settings)
 
     def keep(self, kept: KeptValues) -> None:
         """Keep the values of each batch that others follow, and take those that an interrupted run has kept.
@@ -162,6 +202,8 @@ class AttributionGame:
                 f"fn returned shape {values.shape} for {_named(coalitions)}: return (k, t), a row per coalition and a"
                 " column per target, the same targets each time."
             )
+        if self._n_targets is None:
+            check_target_names(self.targets, self.grid, values.shape[1])
         self._n_targets = values.shape[1]
         bad = ~np.isfinite(values)
         if bad.any():
@@ -185,6 +227,9 @@ class AttributionGame:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             advice = "" if len(coalitions) == 1 else "; batch_size=1 finds the one"
+            reason = reason.partition(", but expected one of")[0]  # torch then lists all signatures
+            if isinstance(error, TypeError) and "numpy.ndarray" in reason and "Tensor" in reason:
+                advice = "; AttributionGame.of_torch gives coalitions as tensors"
             raise GameError(f"fn failed on {_named(coalitions)} ({reason}){advice}.") from error
 
 
@@ -192,6 +237,17 @@ def _named(coalitions: Coalitions) -> str:
     """The players present in a coalition, or in the first one of several."""
     first = f"coalition {np.flatnonzero(coalitions[0]).tolist()}"
     return first if len(coalitions) == 1 else f"{len(coalitions)} coalitions at once, the first one {first}"
+
+
+def check_target_names(targets: tuple[str, ...] | None, grid: tuple[int, int] | None, n_targets: int) -> None:
+    """Raise a GameError where names of targets, each with a grid of patches where there is one, are not as many."""
+    n_patches = 1 if grid is None else grid[0] * grid[1]
+    fits = n_targets % n_patches == 0 if targets is None else len(targets) * n_patches == n_targets
+    if not fits:
+        named = "" if targets is None else f"targets has {len(targets)} names"
+        patches = "" if grid is None else f"grid={grid} has {n_patches} patches"
+        reason = " and ".join(filter(None, (named, patches)))
+        raise GameError(f"{reason}, but {n_targets} targets are attributed: give names and a grid that make as many.")
 
 
 def _check_batch_size(batch_size: int | None) -> None:

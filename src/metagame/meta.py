@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 
 from metagame import indices
 from metagame.errors import UserError
 from metagame.estimators import ESTIMATORS, Estimator, Rules
 from metagame.extras import needed_by
-from metagame.games import AttributionGame, GameError, Progress
+from metagame.games import AttributionGame, GameError, Progress, check_target_names
+from metagame.handles.pairs import Pair, top_pairs
 
-if TYPE_CHECKING:  # importing it takes seconds
+if TYPE_CHECKING:  # importing them takes seconds
+    import pandas
     import shapiq
+    import xarray
+    from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +57,12 @@ class MetaAttributions:
         players: names of the players, ``n`` of them, where they are known.
         targets: names of the targets; with a ``grid`` each stands for all of its patches, in reading order.
         grid: rows and columns of patches, where the targets are patches of an image.
+        method: name of the attribution method, where it is known.
+        output: what of the model is attributed, such as a language model's answer, where it is known.
+        picture: the image whose patches they are, where it is known.
+
+    Raises:
+        UserError: there are not as many names as players or targets.
     """
 
     values: Shaped[np.ndarray, "t n ..."]
@@ -66,14 +79,118 @@ class MetaAttributions:
     targets: tuple[str, ...] | None = None
     grid: tuple[int, int] | None = None
 
+    method: str = ""
+    output: str = ""
+    picture: UInt8[np.ndarray, "H W 3"] | None = None
+
+    def __post_init__(self) -> None:
+        n_targets, n_players = self.values.shape[:2]
+        if self.players is not None and len(self.players) != n_players:
+            raise UserError(f"players has {len(self.players)} names for {n_players} players: give one for each.")
+        check_target_names(self.targets, self.grid, n_targets)
+
     def __repr__(self) -> str:
+        return "\n  ".join([f"MetaAttributions({self.summary})", *self._findings()])
+
+    @property
+    def summary(self) -> str:
+        """What was attributed and played, in one line."""
         n_targets, n_players = self.values.shape[:2]
         kind = "endogenous" if self.endogenous else "exogenous"
-        index = f", {self.index}" if self.index else ""
-        return (
-            f"MetaAttributions({kind}, order {self.order}{index}, {n_players} players, {n_targets} targets,"
-            f" {self.n_evaluations} evaluations)"
-        )
+        parts = [self.method, kind, f"order {self.order}", self.index or "", f"{n_players} players"]
+        return ", ".join(filter(None, [*parts, f"{n_targets} targets", f"{self.n_evaluations} evaluations"]))
+
+    def _findings(self) -> list[str]:
+        """The strongest pairs and the residual, where they are known numbers."""
+        if self.values.dtype == object:
+            return []
+        lines = [f"output: {shorten(self.output, 90)}"] if self.output else []
+        lines.append("strongest: " + "; ".join(map(str, self.top_pairs(3))))
+        if self.first_order is not None and (self.endogenous or self.empty is not None):
+            lines.append(f"residual: at most {np.abs(self.residual).max():.1e}")
+        return lines
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from metagame.handles.html import as_html
+
+        return as_html(self)
+
+    def top_pairs(self, k: int = 10) -> list[Pair]:
+        """The ``k`` influences of largest size, the largest first: of a player, or set of players, on a target.
+
+        Zeros are left out, and so is a player's influence on itself in an endogenous game.
+
+        Raises:
+            UserError: ``k`` is not positive, or the values are formulas.
+        """
+        return top_pairs(self, k)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each player, or set of players, and target: their names, ``value`` and ``standard_error``.
+
+        Columns are ``target`` (with a grid ``row`` and ``column``, from 0), ``player`` (from order 2 on ``player_1``,
+        ``player_2``, ..., of which the last is repeated where the set has fewer) and the numbers.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        from metagame.handles.tables import to_dataframe
+
+        return to_dataframe(self)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """``values``, ``standard_error``, ``first_order`` and ``empty``, by the names of targets and players.
+
+        With a grid the dimensions of a target are ``target``, ``row`` and ``column``.
+
+        Raises:
+            UserError: xarray is not installed.
+        """
+        from metagame.handles.tables import to_xarray
+
+        return to_xarray(self)
+
+    def plot(
+        self, axes: Axes | None = None, kind: str | None = None, *, top: int = 10, limit: float | None = None
+    ) -> Axes:
+        """Draw the values of order 1, and return the Axes.
+
+        Args:
+            axes: of matplotlib, to draw on; None: of a new figure.
+            kind: ``matrix``; ``arrows`` from players to targets, the strongest ones; or ``maps``, a heat map of the
+                image's patches for each player. None: ``maps`` where the targets are patches, else ``matrix``.
+            top: how many arrows, or of an image how many patches for each player.
+            limit: the size of a value at which the scale ends, so that several drawings can be compared; None: the
+                largest one.
+
+        Raises:
+            UserError: matplotlib is not installed, the kind is unknown, or the values are not of such a kind.
+        """
+        from metagame.handles.drawings import draw
+
+        return draw(self, axes, kind, top, limit)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything to one npz file, arrays beside a text in JSON; :meth:`load` reads it. Nothing is pickled.
+
+        Raises:
+            UserError: the values are formulas, or the file cannot be written.
+        """
+        from metagame.handles.files import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> MetaAttributions:
+        """What :meth:`save` has written.
+
+        Raises:
+            UserError: there is no such file, it is damaged, or of another version.
+        """
+        from metagame.handles.files import load
+
+        return load(path)
 
     def matrix(self) -> Shaped[np.ndarray, "t n"]:
         """The values at order 1.
@@ -137,6 +254,7 @@ class MetaAttributions:
 SHAPIQ_NAMES = {"sii": "SII", "ksv": "k-SII", "stii": "STII", "fsii": "FSII", "banzhaf": "BII"}
 
 
+@overload
 def meta_attributions(
     game: AttributionGame,
     estimator: str | Estimator = "exact",
@@ -147,11 +265,39 @@ def meta_attributions(
     order: int = 1,
     index: str | None = None,
     progress: Progress | None = None,
-) -> MetaAttributions:
+) -> MetaAttributions: ...
+
+
+@overload
+def meta_attributions(
+    game: Sequence[AttributionGame],
+    estimator: str | Estimator = "exact",
+    endogenous: bool | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+    *,
+    order: int = 1,
+    index: str | None = None,
+    progress: Progress | None = None,
+) -> list[MetaAttributions]: ...
+
+
+def meta_attributions(
+    game: AttributionGame | Sequence[AttributionGame],
+    estimator: str | Estimator = "exact",
+    endogenous: bool | None = None,
+    budget: int | None = None,
+    seed: int = 0,
+    *,
+    order: int = 1,
+    index: str | None = None,
+    progress: Progress | None = None,
+) -> MetaAttributions | list[MetaAttributions]:
     """Play the metagame of ``game``: Shapley values of its players, for every target (Definition 2).
 
     Args:
-        game: maps coalitions to the attributions of all targets.
+        game: maps coalitions to the attributions of all targets. Of a list of games, one for each input, all are
+            played with the same settings, and a list is returned.
         estimator: ``exact``, ``permutation``, ``regression``, ``trees``, ``auto``, or a function that is called as they
             are.
         endogenous: the players are the targets: player i is fixed as present while the others play on phi_i, and
@@ -165,11 +311,54 @@ def meta_attributions(
             any order; of exogenous games the approximations know ``sii`` and ``ksv`` at order 2, and
             ``regression`` ``fsii`` at any order. At order 1 these are all the Shapley value, but
             for ``banzhaf``: the Banzhaf value, by ``exact`` and ``trees``.
-        progress: called with (coalitions evaluated, planned) after each batch.
+        progress: called with (coalitions evaluated, planned) after each batch; of a list with those of all games, where
+            one that has not begun is taken to plan as many as the present one. See :func:`metagame.progress_bar`.
 
     Raises:
         GameError: an argument is off, the budget is too small, n is too large for ``exact``, or the game is not finite.
     """
+    settings = (estimator, endogenous, budget, seed, order, index)
+    if isinstance(game, Sequence):
+        return _play_each(game, settings, progress)
+    return _play(game, *settings, progress)
+
+
+def _play_each(games: Sequence[AttributionGame], settings: tuple, progress: Progress | None) -> list[MetaAttributions]:
+    """One result for each game; an error names the game."""
+    found, evaluated = [], 0
+    for number, game in enumerate(games):
+        overall = None if progress is None else _overall(progress, evaluated, len(games) - number)
+        try:
+            found.append(_play(game, *settings, overall))
+        except GameError as error:
+            raise GameError(f"game[{number}]: {error}") from error
+        evaluated += found[-1].n_evaluations
+    return found
+
+
+def _overall(progress: Progress, evaluated: int, n_left: int) -> Progress:
+    """Progress of the present game, as that of all; a second phase of it, such as fitting trees, is not counted."""
+    last = 0
+
+    def tell(done: int, planned: int) -> None:
+        nonlocal last
+        if done > last:
+            last = done
+            progress(evaluated + done, evaluated + max(done, planned) * n_left)
+
+    return tell
+
+
+def _play(
+    game: AttributionGame,
+    estimator: str | Estimator,
+    endogenous: bool | None,
+    budget: int | None,
+    seed: int,
+    order: int,
+    index: str | None,
+    progress: Progress | None,
+) -> MetaAttributions:
     play = _estimator(estimator)
     _check_settings(game, endogenous, budget, seed, order)
     if index is not None and index not in indices.INDICES:
@@ -193,7 +382,7 @@ def meta_attributions(
         warnings.warn(
             f"The {game.n_players} targets were taken for the players, since they are as many, but phi(empty) is not 0:"
             " pass endogenous=False where they are others, or endogenous=True.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return MetaAttributions(
         values=estimate.values,
@@ -205,6 +394,9 @@ def meta_attributions(
         order=order,
         index=index,
         n_evaluations=game.n_evaluations - before,
+        players=game.players,
+        targets=game.players if game.targets is None and game.grid is None and endogenous else game.targets,
+        grid=game.grid,
     )
 
 

@@ -1,0 +1,183 @@
+"""The adapter that fits a checkpoint, or a model that is loaded already."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedModel
+
+from metagame.contracts import Model
+from metagame.errors import UserError
+from metagame.extras import needed_by
+from metagame.models import image_classifier, language_model, text_classifier
+from metagame.models.clip import CLIP
+from metagame.models.image_classifier import ImageClassifier
+from metagame.models.language_model import LanguageModel
+from metagame.models.pretrained import PretrainedTokenizer, load_pretrained, load_tokenizer
+from metagame.models.siglip2 import SigLIP2
+from metagame.models.text_classifier import TextClassifier
+from metagame.models.transformers_encoder import TransformersEncoder
+
+PIPELINE = "model_index.json"
+"""The file that a checkpoint of diffusers has in place of a config."""
+PAINTS = "_pipeline"
+OBJECT = "an object"
+"""The revision of a model that was given as one; nothing is kept by it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures that an adapter is for.
+
+    Attributes:
+        classes: model class of each.
+        adapter: with ``load``.
+        beside: what the adapter of a model needs beside it, by the model's class, the model and its processor.
+    """
+
+    classes: Mapping[str, type[PreTrainedModel]]
+    adapter: Any
+    beside: Callable[[Any, PreTrainedModel, Any], dict[str, Any]]
+
+
+def _tokenizer(adapter: Any, net: PreTrainedModel, processor: Any) -> dict[str, Any]:
+    return {"tokenizer": processor or load_tokenizer(_source(net), None)}
+
+
+def _chat_tokenizer(adapter: Any, net: PreTrainedModel, processor: Any) -> dict[str, Any]:
+    tokenizer = processor or load_tokenizer(_source(net), None)
+    return {"tokenizer": tokenizer, "chat": tokenizer.chat_template is not None}
+
+
+def _image_processor(adapter: Any, net: PreTrainedModel, processor: Any) -> dict[str, Any]:
+    return {"processor": processor or load_pretrained(AutoImageProcessor.from_pretrained, _source(net), None)}
+
+
+def _both(adapter: type[TransformersEncoder], net: PreTrainedModel, processor: Any) -> dict[str, Any]:
+    processor = processor or load_pretrained(AutoProcessor.from_pretrained, _source(net), None)
+    context = net.config.text_config.max_position_embeddings
+    tokenizer = PretrainedTokenizer(processor.tokenizer, context, adapter.clean)
+    return {"processor": processor.image_processor, "tokenizer": tokenizer}
+
+
+def _source(net: PreTrainedModel) -> str:
+    if not net.name_or_path:
+        raise UserError(f"this {type(net).__name__} does not say where it was loaded from: give processor=.")
+    return net.name_or_path
+
+
+FAMILIES = (
+    Family(CLIP.classes, CLIP, _both),
+    Family(SigLIP2.classes, SigLIP2, _both),
+    Family(language_model.CLASSES, LanguageModel, _chat_tokenizer),
+    Family(text_classifier.CLASSES, TextClassifier, _tokenizer),
+    Family(image_classifier.CLASSES, ImageClassifier, _image_processor),
+)
+
+
+def load_model(model: Any, *, processor: Any = None, **settings: Any) -> Model:
+    """The adapter of a language model, a classifier of texts or images, CLIP, MetaCLIP-2, SigLIP(-2) or FLUX.
+
+    Args:
+        model: a folder, an id on the Hugging Face hub, or a model of transformers, which is put into evaluation mode
+            without gradients of its weights. An adapter is returned as it is.
+        processor: of a model of transformers: its tokenizer, image processor, or of a vision-language encoder its
+            processor; None: loaded from where the model was.
+        settings: arguments of the adapter's ``load``, such as ``device``, ``dtype`` and ``revision``; of a model that
+            is given, those of the adapter's class.
+
+    Raises:
+        UserError: the model cannot be loaded, no adapter fits it, or it does not take these settings.
+    """
+    if isinstance(model, Model):
+        _refuse_settings(processor, settings)
+        return model
+    if isinstance(model, PreTrainedModel):
+        return _wrapped(model, processor, settings)
+    if not isinstance(model, str | Path):
+        raise UserError(
+            f"model is a {type(model).__name__}: give a folder, a hub id, a model of transformers or one of"
+            " metagame.models; for other models see metagame.bridges."
+        )
+    if processor is not None:
+        raise UserError("processor is for a model that is given: a checkpoint has its own, leave it out.")
+    return _loaded(str(model), settings)
+
+
+def _refuse_settings(processor: Any, settings: dict[str, Any]) -> None:
+    names = sorted(settings) + ["processor"] * (processor is not None)
+    if names:
+        raise UserError(f"{', '.join(names)} would change nothing: the model is loaded already, leave it out.")
+
+
+def _loaded(checkpoint: str, settings: dict[str, Any]) -> Model:
+    kind = _kind(checkpoint, settings.get("revision"))
+    if kind == PAINTS:
+        with needed_by("a FLUX pipeline"):
+            from metagame.models.flux import Denoising, Flux
+
+        defaults = {"revision": None, "denoising": Denoising(side=1024), "text_length": 256}  # FLUX.1-schnell's
+        return _called(Flux.load, checkpoint, defaults | settings)
+    family = _family(kind, f"model={checkpoint!r}")
+    if family.adapter is LanguageModel and "chat" not in settings:
+        tokenizer = load_tokenizer(checkpoint, settings.get("revision"), gguf=settings.get("gguf"))
+        settings = settings | {"chat": tokenizer.chat_template is not None}
+    return _called(family.adapter.load, checkpoint, settings)
+
+
+def _kind(checkpoint: str, revision: str | None) -> str:
+    """The architecture that a checkpoint's config names, or :data:`PAINTS`."""
+    if (Path(checkpoint) / PIPELINE).is_file():
+        return PAINTS
+    try:
+        return load_pretrained(AutoConfig.from_pretrained, checkpoint, revision).model_type
+    except UserError:
+        if Path(checkpoint).is_dir() or not _is_pipeline(checkpoint, revision):
+            raise
+        return PAINTS
+
+
+def _is_pipeline(checkpoint: str, revision: str | None) -> bool:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(checkpoint, PIPELINE, revision=revision)
+    except (OSError, ValueError):  # of the hub, of many kinds
+        return False
+    return True
+
+
+def _family(kind: str, name: str) -> Family:
+    """The family of an architecture.
+
+    Raises:
+        UserError: no adapter is for it.
+    """
+    known = {architecture: family for family in FAMILIES for architecture in family.classes}
+    if kind not in known:
+        raise UserError(
+            f"{name} is of architecture {kind!r}, and adapters are shipped for {', '.join(sorted(known))} and FLUX:"
+            " choose one of them, or see metagame.bridges for other models."
+        )
+    return known[kind]
+
+
+def _called(load: Callable[..., Model], first: Any, settings: dict[str, Any]) -> Model:
+    try:
+        inspect.signature(load).bind(first, **settings)
+    except TypeError as error:
+        raise UserError(f"the settings do not fit this model ({error}): see its adapter in metagame.models.") from error
+    return load(first, **settings)
+
+
+def _wrapped(net: PreTrainedModel, processor: Any, settings: dict[str, Any]) -> Model:
+    kind, name = net.config.model_type, type(net).__name__
+    family = _family(kind, f"a {name}")
+    if not isinstance(net, family.classes[kind]):
+        raise UserError(f"a {name} cannot be explained: give a {family.classes[kind].__name__}.")
+    beside = family.beside(family.adapter, net, processor)
+    return _called(family.adapter, net, beside | {"revision": OBJECT} | settings)

@@ -1,0 +1,28 @@
+"""A progress bar for whatever tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from metagame.extras import needed_by
+from metagame.games import Progress
+
+
+@contextmanager
+def progress_bar(title: str = "coalitions") -> Generator[Progress]:
+    """Within: what is yielded draws one bar, in a terminal or a notebook; give it as ``progress``.
+
+    Raises:
+        UserError: rich is not installed.
+    """
+    with needed_by("progress_bar()"):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as bars:
+        bar = bars.add_task(title, total=None)
+        yield lambda done, planned: bars.update(bar, completed=done, total=planned)

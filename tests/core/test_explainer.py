@@ -1,0 +1,228 @@
+"""One call from a checkpoint, or a model, to the meta-attributions of one input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    CLIPModel,
+    CLIPVisionModel,
+    ElectraConfig,
+    ElectraModel,
+)
+
+import metagame
+from metagame import UserError, explain, load_model
+from metagame.attributions.attnlrp import AttnLRP
+from metagame.attributions.grad_eclip import GradECLIP
+from metagame.attributions.gradients import IntegratedGradients
+from metagame.contracts import WHOLE
+from metagame.jobs.spec import configs_folder, register
+from metagame.models.flux import Flux
+from metagame.models.masked import MaskedModel
+from metagame.models.vision_language import TokenPlayers
+from tests.tiny import flux
+from tests.tiny.jobs import ROOT
+from tests.tiny.vision_language import Scene, prepare_one
+
+TINY = ROOT / "data/tiny"
+PROMPT, CAPTION = "the service was never rude .", "two six"
+PICTURE = TINY / "images/two_six.png"
+
+
+@pytest.fixture(scope="module")
+def language_model():
+    return load_model(TINY / "gemma3", max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_model(TINY / "clip")
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return flux.build()
+
+
+@pytest.fixture(scope="module")
+def function():
+    return MaskedModel.of_function(lambda x: x[:, 0] * x[:, 1] + x[:, 2], [1.0, 2.0, 3.0])
+
+
+def test_a_prompt_is_explained_as_by_the_adapter_and_the_method(language_model):
+    phi = explain(language_model, PROMPT)
+    bound = language_model.bind(_prompt(language_model))[WHOLE]
+    expected = AttnLRP().metagame().explain(bound).meta
+    assert np.allclose(phi.values, expected.values, atol=1e-6)
+    assert (phi.players, phi.method, phi.output) == (expected.players, "AttnLRP", bound.answer)
+    assert phi.players[3] == "never"
+
+
+def _prompt(model):
+    from metagame.benchmarks.prompts import AnnotatedPrompt
+
+    return AnnotatedPrompt("own", PROMPT)
+
+
+def test_a_caption_is_explained_as_by_the_adapter_and_the_method(clip):
+    phi = explain(clip, CAPTION, PICTURE, estimator="exact")
+    with Image.open(PICTURE) as image:
+        picture = image.convert("RGB")
+    for given in (picture, np.asarray(picture), str(PICTURE)):
+        assert np.array_equal(explain(clip, CAPTION, given, estimator="exact").values, phi.values)
+    assert (phi.players, phi.targets, phi.grid, phi.method) == (("two", "six"), ("image",), (4, 4), "Grad-ECLIP")
+    assert np.array_equal(phi.picture, np.asarray(picture))
+    assert phi.residual == pytest.approx(0)
+
+
+@pytest.mark.parametrize("method", ["exclip", "mask_clip", GradECLIP("native")])
+def test_methods_are_named_with_the_settings_of_their_files_or_given(clip, method):
+    assert explain(clip, CAPTION, PICTURE, method).values.shape == (16, 2)
+
+
+def test_an_order_and_an_index_are_played(clip):
+    phi = explain(clip, CAPTION, PICTURE, "mask_clip", order=2, index="ksv", estimator="exact")
+    assert (phi.values.shape, phi.index) == ((16, 2, 2), "ksv")
+
+
+def test_siglip_has_a_method_of_its_own():
+    assert explain(TINY / "siglip2_p8", CAPTION, PICTURE).method == "Grad-ESigLIP"
+
+
+def test_classifiers_are_explained_by_their_label():
+    phi = explain(TINY / "bert", PROMPT, explained_label=1, method="leave_one_out")
+    assert (phi.players[3], phi.endogenous, phi.output) == ("never", True, load_model(TINY / "bert").labels[1])
+    net = AutoModelForSequenceClassification.from_pretrained(TINY / "bert", attn_implementation="eager")
+    again = explain(net, PROMPT, explained_label=1, method="leave_one_out")
+    assert np.allclose(again.values, phi.values, atol=1e-5)
+
+
+def test_patches_of_a_classified_image_play():
+    model = load_model(TINY / "vit")
+    phi = explain(model, image=PICTURE, budget=150)
+    assert phi.values.shape == (phi.grid[0] * phi.grid[1],) * 2
+    assert phi.output in model.labels
+    with pytest.raises(UserError, match="a classifier of images is explained with image=: leave out text="):
+        explain(model, "a text", PICTURE)
+
+
+def test_concepts_of_a_picture_play_and_are_the_targets(painter):
+    phi = explain(painter, image=PICTURE, concepts=flux.PLAYERS, background=flux.BACKGROUND)
+    assert phi.players == phi.targets == flux.PLAYERS
+    assert phi.values.shape == (len(flux.PLAYERS) * phi.grid[0] ** 2, len(flux.PLAYERS))
+    assert phi.plot().get_title() == "ConceptAttention"
+    painted = explain(painter, "one", concepts=flux.PLAYERS)
+    assert painted.picture.shape == (flux.SIDE, flux.SIDE, 3)
+
+
+def test_a_pipeline_is_known_by_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text("{}")
+    made = object.__new__(Flux)
+    monkeypatch.setattr(Flux, "load", lambda checkpoint, **settings: vars(made).update(settings) or made)
+    assert load_model(tmp_path, text_length=8).denoising.side == 1024
+    assert (made.text_length, made.revision) == (8, None)
+
+
+def test_models_of_transformers_are_explained_as_their_checkpoints(clip, language_model):
+    net = AutoModelForCausalLM.from_pretrained(TINY / "gemma3")
+    assert np.allclose(
+        explain(net, PROMPT, method="gradient_input", max_new_tokens=4).values,
+        explain(language_model, PROMPT, method="gradient_input").values,
+        atol=1e-6,
+    )
+    net = CLIPModel.from_pretrained(TINY / "clip")
+    values = explain(clip, CAPTION, PICTURE).values
+    assert np.array_equal(explain(net, CAPTION, PICTURE).values, values)
+
+
+def test_a_bound_input_is_explained_alone(function, clip):
+    phi = explain(function, method=IntegratedGradients(steps=8))
+    assert np.allclose(phi.values, IntegratedGradients(steps=8).metagame().explain(function).meta.values)
+    assert explain(function).method == "LOO"
+    image = prepare_one(clip, Scene("own", Image.open(PICTURE), {"": ("two", "six")}))
+    assert explain(next(iter(image.values()))).players == ("two", "six")
+
+
+def test_a_program_of_hydra_may_explain(function):
+    register()
+    with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+        explain(function)
+        assert compose("config").name == "adhoc"
+    with initialize_config_dir(str(configs_folder()), version_base="1.3"):
+        pass
+
+
+IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mask_clip"
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        ("language_model", {}, "nothing to explain: give text= to a language model, text= or image= to a"),
+        ("language_model", {"text": " "}, "text=' ': give one text; of several, call explain"),
+        (
+            "language_model",
+            {"text": PROMPT, "image": PICTURE},
+            "of texts is explained with text=: leave out image=",
+        ),
+        ("language_model", {"text": PROMPT, "method": "attnlpr"}, "'attnlpr' is unknown: choose one of .*attnlrp"),
+        ("language_model", {"text": PROMPT, "method": "mask_clip"}, "does not explain a language model: choose one of"),
+        ("language_model", {"text": PROMPT, "method": GradECLIP()}, "GradECLIP does not explain a language model"),
+        ("language_model", {"text": PROMPT, "method": "random_pairs", "budget": 8}, "leave out estimator, budget"),
+        ("language_model", {"text": PROMPT, "dtype": "float32"}, "dtype would change nothing: the model is loaded"),
+        ("clip", {"text": CAPTION}, "explained with text= and image=: give image="),
+        ("clip", {"image": PICTURE, "concepts": ["a"]}, "give text=, and leave out concepts="),
+        ("clip", {"text": CAPTION, "image": "nowhere.png"}, "image nowhere.png does not exist"),
+        ("clip", {"text": CAPTION, "image": np.zeros((2, 2))}, r"image is float64 of shape \(2, 2\): give uint8"),
+        ("clip", {"text": CAPTION, "image": PICTURE, "method": "ig"}, IMAGE_METHODS),
+        (
+            "clip",
+            {"text": CAPTION, "image": PICTURE, "method": "mask_siglip"},
+            "for a CLIP choose attribution=mask_clip",
+        ),
+        ("painter", {"concepts": ["one"]}, "FLUX is explained with concepts= and image=: give image="),
+        ("painter", {"text": "one"}, "FLUX is explained with concepts= and text=: give concepts="),
+        ("function", {"text": PROMPT}, "bound to its model is explained with nothing else: leave out text="),
+        ("function", {"device": "cpu"}, "device would change nothing: the input is bound already"),
+        ("function", {"method": "sv", "seed": 1, "budget": 2}, "budget=2 is too small"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(model, arguments, message, request):
+    with pytest.raises(UserError, match=message):
+        explain(request.getfixturevalue(model), **arguments)
+
+
+def test_a_model_that_is_not_shipped_is_refused_in_one_sentence(tmp_path):
+    small = ElectraConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    small.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"architecture 'electra', and adapters are shipped for bert, .* see metagame"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match=r"an? ElectraModel is of architecture 'electra'"):
+        load_model(ElectraModel(small))
+    with pytest.raises(UserError, match="a CLIPVisionModel is of architecture 'clip_vision_model'"):
+        load_model(CLIPVisionModel.from_pretrained(TINY / "clip"))
+    with pytest.raises(UserError, match="model is a Linear: give a folder, a hub id"):
+        load_model(torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match="processor is for a model that is given"):
+        load_model(TINY / "clip", processor=3)
+    with pytest.raises(
+        UserError, match=r"settings do not fit this model \(got an unexpected keyword argument 'colour'\)"
+    ):
+        load_model(TINY / "clip", colour="red")
+    with pytest.raises(UserError, match=r"model\.checkpoint='no where' is n"):
+        load_model(Path("no where"))
+
+
+def test_the_players_of_a_caption_stay_as_they_are(clip):
+    pieces = TokenPlayers(clip.tokenizer, CAPTION)
+    assert explain(clip, CAPTION, PICTURE, "mask_clip").players == pieces.labels
+
+
+def test_explain_comes_when_it_is_asked_for():
+    assert metagame.explain is explain

@@ -1,0 +1,291 @@
+"""What can be done with a result: names, pairs, tables, drawings, files, and several games at once."""
+
+import builtins
+import json
+import zipfile
+from dataclasses import fields, replace
+
+import matplotlib
+import matplotlib.figure
+import matplotlib.pyplot
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metagame import AttributionGame, GameError, MetaAttributions, UserError, meta_attributions, progress_bar
+from tests.conftest import close, endogenous_games, random_game, unchecked
+
+matplotlib.use("Agg")
+pytestmark = pytest.mark.filterwarnings("ignore:The 3 targets were taken for the players")
+WORDS = ("never", "was", "rude")
+BITS = 1 << np.arange(3)
+
+
+def game_of(values, **names):
+    return AttributionGame(lambda coalitions: values[coalitions @ BITS], 3, **names)
+
+
+def words(**settings):
+    return meta_attributions(game_of(random_game(3, 3), players=WORDS), **settings)
+
+
+def patches(order=1):
+    values = random_game(3, 4)
+    game = game_of(values, players=WORDS, targets=["image"], grid=(2, 2))
+    return replace(meta_attributions(game, order=order), method="Map", picture=np.zeros((8, 8, 3), np.uint8))
+
+
+def undirected():
+    values = np.array([[1.0, 3.0, -4.0], [3.0, 2.0, 0.0], [-4.0, 0.0, 5.0]])
+    return MetaAttributions(values, directed=False, index="stii", players=WORDS)
+
+
+def formulas():
+    return MetaAttributions(np.array([["x", 0], [0, 1]], dtype=object))
+
+
+def test_a_game_names_what_it_plays():
+    phi = words(endogenous=True)
+    assert phi.players == phi.targets == WORDS
+    assert patches().targets == ("image",)
+    assert meta_attributions(game_of(random_game(3, 3), players=WORDS), endogenous=False).targets is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"players": ["a"]}, "players has 1 names for 3 players: give one for each"),
+        ({"targets": ["a", "b"]}, "targets has 2 names, but 4 targets are attributed"),
+        ({"targets": ["a", "b"], "grid": (2, 2)}, r"grid=\(2, 2\) has 4 patches, but 4 targets are attributed"),
+        ({"grid": (3, 1)}, r"grid=\(3, 1\) has 3 patches, but 4 targets"),
+    ],
+)
+def test_names_of_another_number_are_refused(names, message):
+    with pytest.raises(UserError, match=message):
+        meta_attributions(game_of(random_game(3, 4), **names), endogenous=False)
+    with pytest.raises(UserError, match=message):
+        MetaAttributions(np.zeros((4, 3)), **{name: tuple(value) for name, value in names.items()})
+
+
+def test_repr_is_short_and_says_what_was_found():
+    lines = repr(replace(patches(), method="Grad-ECLIP")).splitlines()
+    assert lines[0] == "MetaAttributions(Grad-ECLIP, exogenous, order 1, 3 players, 4 targets, 8 evaluations)"
+    assert lines[1].count("→ image (") == 3
+    assert lines[2].startswith("  residual: at most ")
+    assert max(map(len, lines)) < 120
+    assert repr(formulas()).count("\n") == 0
+
+
+@given(values=endogenous_games(st.just(3)), k=st.integers(1, 8))
+def test_top_pairs_are_the_largest_influences_on_others(values, k):
+    phi = meta_attributions(game_of(values), endogenous=True)
+    found = phi.top_pairs(k)
+    others = np.abs(phi.values[~np.eye(3, dtype=bool)])
+    assert close([abs(pair.value) for pair in found], sorted(others[others > 0], reverse=True)[:k])
+    for pair in found:
+        (player,) = pair.players
+        assert phi.values[int(pair.target[-1]), int(player[-1])] == pair.value
+
+
+def test_top_pairs_of_an_undirected_matrix_have_each_pair_once():
+    assert list(map(str, undirected().top_pairs())) == ["never ↔ rude −4", "never ↔ was +3"]
+
+
+def test_top_pairs_of_order_two_are_sets_of_players_with_their_error():
+    phi = patches(order=2)
+    first = phi.top_pairs(1)[0]
+    row, column = int(first.target[7]), int(first.target[10])
+    places = [WORDS.index(name) for name in first.players] * 2
+    assert phi.values[2 * row + column, places[0], places[1]] == first.value
+    assert abs(first.value) == np.abs(phi.values).max()
+    assert first.standard_error == 0
+
+
+def test_names_that_occur_twice_are_told_apart():
+    phi = meta_attributions(game_of(random_game(3, 3), players=["so", "so", "good"]), endogenous=True)
+    assert set(phi.to_dataframe()["player"]) == {"so (1)", "so (2)", "good"}
+
+
+@pytest.mark.parametrize("make", [words, patches, lambda: patches(2), lambda: words(endogenous=True, order=2)])
+def test_the_data_frame_has_a_row_for_each_set_of_players_and_target(make):
+    phi = make()
+    table = phi.to_dataframe()
+    keys = ["player"] if phi.order == 1 else ["player_1", "player_2"]
+    for row in table.itertuples():
+        target = WORDS.index(row.target) if phi.grid is None else 2 * row.row + row.column
+        assert row.value == phi.values[target, *(WORDS.index(getattr(row, key)) for key in keys)]
+        assert row.standard_error == 0
+    assert len(table) == len(phi.values) * (3 if phi.order == 1 else 6)
+    assert not table.duplicated([name for name in table if name not in ("value", "standard_error")]).any()
+
+
+@pytest.mark.parametrize("make", [words, patches, lambda: patches(2), undirected])
+def test_the_xarray_dataset_has_the_same_arrays_by_name(make):
+    phi = make()
+    data = phi.to_xarray()
+    assert np.array_equal(data["values"].to_numpy().reshape(phi.values.shape), phi.values)
+    if phi.grid is not None:
+        at = {"player": "was"} if phi.order == 1 else {"player_1": "was", "player_2": "rude"}
+        place = (1,) if phi.order == 1 else (1, 2)
+        assert data["values"].sel(target="image", row=1, column=0, **at) == phi.values[2, *place]
+        assert data["first_order"].sel(target="image").shape == (2, 2)
+    assert data.attrs["n_evaluations"] == phi.n_evaluations
+
+
+@pytest.mark.parametrize(("package", "method"), [("pandas", "to_dataframe"), ("xarray", "to_xarray")])
+def test_a_package_that_is_missing_is_named_in_one_sentence(package, method, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=rf"{method}\(\) needs {package}, which is not installed: "):
+        getattr(words(), method)()
+
+
+@pytest.mark.parametrize("make", [words, patches, lambda: patches(2), undirected])
+def test_a_saved_result_is_the_same_when_loaded(make, tmp_path):
+    phi = make()
+    phi.save(tmp_path / "phi.npz")
+    loaded = MetaAttributions.load(tmp_path / "phi.npz")
+    for field in fields(MetaAttributions):
+        before, after = getattr(phi, field.name), getattr(loaded, field.name)
+        assert np.array_equal(before, after) if isinstance(before, np.ndarray) else before == after, field.name
+    assert [path.name for path in tmp_path.iterdir()] == ["phi.npz"]
+
+
+def with_about(path, change):
+    """The file with another text in it."""
+    arrays = dict(np.load(path))
+    about = change(json.loads(str(arrays.pop("about"))))
+    np.savez(path, about=np.array(json.dumps(about)), **arrays)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "does not exist: give the path of a file that"),
+        (lambda path: path.write_bytes(path.read_bytes()[:200]), "is damaged, or was not written by"),
+        (lambda path: path.write_text("no archive"), "is damaged, or was not written by"),
+        (lambda path: np.savez(path, values=np.zeros((2, 2))), "is damaged, or was not written by"),
+        (lambda path: np.save(path.open("wb"), np.zeros(3)), "is damaged, or was not written by"),
+        (lambda path: np.savez(path, a=np.array([{}], dtype=object)), "is damaged, or was not written by"),
+        (lambda path: with_about(path, lambda about: about | {"version": 99}), "has version 99, this is version 1"),
+        (lambda path: with_about(path, lambda about: about | {"strange": 1}), "is damaged, or was not written by"),
+        (lambda path: with_about(path, lambda about: [about]), "is damaged, or was not written by"),
+    ],
+)
+def test_a_file_that_cannot_be_loaded_is_refused_in_one_sentence(spoil, message, tmp_path):
+    path = tmp_path / "phi.npz"
+    words().save(path)
+    spoil(path)
+    with pytest.raises(UserError, match=message):
+        MetaAttributions.load(path)
+
+
+def test_nothing_in_a_file_is_pickled(tmp_path):
+    patches().save(tmp_path / "phi.npz")
+    with zipfile.ZipFile(tmp_path / "phi.npz") as file:
+        assert not any(b"|O" in file.read(name)[:128] for name in file.namelist())
+
+
+@pytest.mark.parametrize("make", [words, patches, undirected, formulas, lambda: patches(2)])
+def test_a_notebook_shows_a_table(make):
+    shown = replace(make(), method="<b>")._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "never" in shown or make is formulas
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (words, None), (words, "arrows"), (undirected, "arrows"), (patches, None), (patches, "matrix"),
+        (patches, "arrows"), (lambda: replace(patches(), picture=None), "maps"),
+        (lambda: meta_attributions(game_of(random_game(3, 5)), endogenous=False), "arrows"),
+        (lambda: MetaAttributions(np.ones((8, 4)), endogenous=False, grid=(2, 2)), "maps"),
+    ],
+)  # fmt: skip
+def test_a_result_is_drawn_on_the_axes_that_are_given(make, kind):
+    figure = matplotlib.figure.Figure()
+    axes = figure.subplots()
+    assert make().plot(axes, kind) is axes
+    figure.canvas.draw()
+    assert axes.get_title()
+
+
+def test_drawings_with_one_limit_can_be_compared():
+    axes = words().plot(limit=7.0)
+    assert axes.images[0].get_clim() == (-7.0, 7.0)
+    matplotlib.pyplot.close(axes.figure)
+
+
+@pytest.mark.parametrize(
+    ("make", "act", "message"),
+    [
+        (words, lambda phi: phi.plot(kind="pie"), "kind='pie' is unknown: choose one of matrix, arrows, maps"),
+        (words, lambda phi: phi.plot(kind="maps"), "kind='maps' draws patches of an image, and these targets are none"),
+        (lambda: patches(2), lambda phi: phi.plot(), "and these are values of order 2"),
+        (formulas, lambda phi: phi.plot(), "and these are formulas"),
+        (formulas, lambda phi: phi.top_pairs(), "formulas, which have no order"),
+        (formulas, lambda phi: phi.save("x"), "formulas, which no array file holds"),
+        (words, lambda phi: phi.top_pairs(0), "k=0 must be a positive integer"),
+        (words, lambda phi: phi.plot(top=0), "top=0 must be a positive integer"),
+        (words, lambda phi: phi.save("/nowhere/phi.npz"), "phi.npz cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_sentence(make, act, message):
+    with pytest.raises(UserError, match=message):
+        act(make())
+
+
+def test_a_game_of_torch_is_given_tensors():
+    values = random_game(3, 3)
+    x = torch.arange(1.0, 4.0, dtype=torch.float64)
+
+    def attribute(coalitions):
+        masked = torch.where(coalitions, x, 0.0)
+        return masked * masked.sum(1, keepdim=True)
+
+    tensors = meta_attributions(AttributionGame.of_torch(attribute, 3, players=WORDS))
+    arrays = meta_attributions(AttributionGame(lambda c: attribute(torch.as_tensor(c)), 3))
+    assert np.array_equal(tensors.values, arrays.values)
+    assert tensors.players == WORDS
+    with pytest.raises(GameError, match=r"AttributionGame\.of_torch gives coalitions as tensors"):
+        meta_attributions(AttributionGame(attribute, 3))
+    with unchecked(), pytest.raises(GameError, match="fn is a ndarray: give a function"):
+        AttributionGame.of_torch(values, 3)
+
+
+def test_a_list_of_games_is_played_with_the_same_settings_and_one_progress():
+    games = [AttributionGame.from_values(random_game(5, 2, seed)) for seed in range(3)]
+    seen = []
+    found = meta_attributions(
+        games, "permutation", endogenous=False, budget=20, seed=1, progress=lambda *now: seen.append(now)
+    )
+    for seed, phi in enumerate(found):
+        alone = meta_attributions(
+            AttributionGame.from_values(random_game(5, 2, seed)), "permutation", endogenous=False, budget=20, seed=1
+        )
+        assert np.array_equal(phi.values, alone.values)
+    done = sum(phi.n_evaluations for phi in found)
+    assert seen[-1] == (done, done)
+    assert seen == sorted(seen)
+    assert meta_attributions([]) == []
+
+
+def test_an_error_names_the_game_of_a_list():
+    games = [AttributionGame.from_values(random_game(3, 2)), AttributionGame(lambda c: c / 0, 3)]
+    with np.errstate(all="ignore"), pytest.raises(GameError, match=r"game\[1\]: fn returned nan"):
+        meta_attributions(games, endogenous=False)
+    with unchecked(), pytest.raises(GameError, match=r"game\[0\]: game is a int: give an AttributionGame"):
+        meta_attributions([3])
+
+
+def test_a_progress_bar_is_told_of_what_is_done():
+    with progress_bar("inputs") as progress:
+        words(progress=progress)
