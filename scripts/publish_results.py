@@ -3,9 +3,9 @@
 python -m scripts.publish_results outputs/small/figure3 docs/results/small/smollm2-135m-instruct/figure3 \
     [--checkpoint FOLDER]
 
-Beside table.json, table.md and figure.png stands made.json: the commands of the run and the seconds that each took, the
-versions of the libraries, the revision of the weights, and the SHA-256 of the checkpoint's files and of those copied.
-A checkpoint's folder is named FOLDER in the commands.
+Beside the table, its figures and their caption stands made.json: the commands of the run and the seconds that each
+took, the versions of the libraries, the revision of the weights, and the SHA-256 of the checkpoint's files and of those
+copied. A checkpoint's folder is named FOLDER in the commands.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from metagame.errors import UserError
 from metagame.report.results import RUNS, read_experiment
 
-COPIED = ("table.json", "table.md", "figure.png")
+COPIED = ("table.json", "table.md", "figure.png", "figure_*.png", "caption.txt")
 
 
 def publish(run: Path, target: Path, checkpoint: Path | None = None) -> None:
@@ -31,7 +31,7 @@ def publish(run: Path, target: Path, checkpoint: Path | None = None) -> None:
     if not (run / "table.json").exists():
         raise UserError(f"{run} has no table.json: give the folder of an experiment that has run.")
     target.mkdir(parents=True, exist_ok=True)
-    copied = [name for name in COPIED if (run / name).exists()]
+    copied = [path.name for pattern in COPIED for path in sorted(run.glob(pattern))]
     for name in copied:
         shutil.copyfile(run / name, target / name)
     made = {

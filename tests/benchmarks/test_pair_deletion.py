@@ -41,6 +41,10 @@ def of_pairs(n, strengths):
     return MaskedModel.of_function(lambda x: sum(value * x[:, a] * x[:, b] for a, b, value in rows), torch.ones(n))
 
 
+def areas_of(scores):
+    return {name: scores[name] for name in ("deletion", "insertion", "area")}
+
+
 def matrix_of(n, strengths):
     matrix = np.zeros((n, n))
     for (a, b), value in strengths.items():
@@ -56,7 +60,9 @@ def test_the_curves_of_a_game_are_what_their_definition_says(case):
     def value(players):
         return float(values[sum(1 << player for player in players)])
 
-    deletion, insertion = twin.deletion_and_insertion(value, matrix)
+    (shares, *curves), (deletion, insertion) = twin.curves(value, matrix), twin.deletion_and_insertion(value, matrix)
+    assert close(scores["curve_shares"], shares, 1e-6)
+    assert close([scores["deletion_curve"], scores["insertion_curve"]], curves, 1e-6)
     assert close(scores["deletion"], deletion)
     assert close(scores["insertion"], insertion)
     assert close(scores["area"], insertion - deletion)
@@ -73,9 +79,11 @@ def test_the_curves_of_an_additive_game_add_up_to_all_weights(case):
 def test_the_areas_of_an_additive_game_by_hand():
     """Deletion: 10 -> 7 -> 0, insertion: 0 -> 3 -> 10, at none, half and all tokens."""
     scores = deletion_and_insertion(additive([1.0, 2, 3, 4]), matrix_of(4, {(0, 1): 2, (2, 3): 1}))
-    assert scores == {"deletion": 6.0, "insertion": 4.0, "area": -2.0}
+    areas = {"deletion": 6.0, "insertion": 4.0, "area": -2.0}
+    curves = {"deletion_curve": [10.0, 7.0, 0.0], "insertion_curve": [0.0, 3.0, 10.0]}
+    assert scores == areas | curves | {"curve_shares": [0.0, 0.5, 1.0]}
     two_tokens = deletion_and_insertion(table_model(np.array([1.0, 20, 300, 5])), np.zeros((2, 2)))
-    assert two_tokens == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
+    assert areas_of(two_tokens) == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
 
 
 def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one_and_its_reverse_has_the_opposite():
@@ -152,5 +160,5 @@ def test_values_of_low_precision_are_averaged_in_high_precision(dtype):
             return torch.as_tensor(coalitions).sum(1).to(dtype).requires_grad_(False)
 
     scores = deletion_and_insertion(Low(torch.sum, *torch.zeros(2, 3, 1)), np.ones((3, 3)))
-    assert scores == pytest.approx({"deletion": 1.5, "insertion": 1.5, "area": 0.0}, abs=1e-12)
-    assert all(type(value) is float for value in scores.values())
+    assert areas_of(scores) == pytest.approx({"deletion": 1.5, "insertion": 1.5, "area": 0.0}, abs=1e-12)
+    assert all(type(value) is float for value in areas_of(scores).values())

@@ -68,14 +68,21 @@ def recall(found, share: int, n: int) -> float | None:
 
 def deletion_and_insertion(value, matrix) -> tuple[float, float]:
     """Mean of the value of those that are present, along both curves; ``value`` takes the set of players present."""
+    shares, deletion, insertion = curves(value, matrix)
+    return area(list(zip(shares, deletion, strict=True))), area(list(zip(shares, insertion, strict=True)))
+
+
+def curves(value, matrix) -> tuple[list, list, list]:
+    """The share of players touched after each pair that touches a new one, and the values without and with them."""
     n = len(matrix)
     everyone, touched = set(range(n)), set()
-    deletion, insertion = [(0.0, value(everyone))], [(0.0, value(set()))]
+    points = [(0.0, value(everyone), value(set()))]
     for pair in strongest_first(matrix):
-        touched |= set(pair)
-        deletion.append((len(touched) / n, value(everyone - touched)))
-        insertion.append((len(touched) / n, value(touched)))
-    return area(deletion), area(insertion)
+        if not set(pair) <= touched:
+            touched |= set(pair)
+            points.append((len(touched) / n, value(everyone - touched), value(touched)))
+    shares, deletion, insertion = (list(each) for each in zip(*points, strict=True))
+    return shares, deletion, insertion
 
 
 def strongest_first(matrix) -> list:

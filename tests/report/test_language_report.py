@@ -12,7 +12,7 @@ from metagame.contracts import WHOLE
 from metagame.jobs.run import run_job
 from metagame.report.kinds import kinds_figure
 from metagame.report.labels import told_apart
-from metagame.report.pair_deletion import pair_deletion_table
+from metagame.report.pair_deletion import pair_deletion_figure, pair_deletion_table
 from metagame.report.recall import recall_figure, recall_table
 from metagame.report.results import read_job, tell_apart
 from metagame.report.token_pairs import Shown, shown_prompts, tokens_and_recall_figure, tokens_figure
@@ -343,6 +343,22 @@ def test_pair_deletion_has_means_and_the_gain_over_random_pairs_prompt_by_prompt
     assert "Gemma: Meta-ATTNLRP less sums of ATTNLRP, prompt by prompt" in " ".join(table.notes)
     assert "area +2.750 ± 0.500" in " ".join(table.notes)
     assert pair_deletion_table(jobs[1:], "tiny").claims[0]["holds"] is None
+
+
+def test_the_curves_of_pair_deletion_are_means_over_the_prompts_that_have_them(tmp_path):
+    insertions = [[0.0, 1.0, 4.0], [0.0, 3.0, 4.0]]
+    made = [
+        scores | {"curve_shares": [0.0, 0.5, 1.0], "insertion_curve": curve, "deletion_curve": curve[::-1]}
+        for scores, curve in zip(deleted(1.0, 1.0), insertions, strict=True)
+    ]
+    jobs = [job(tmp_path, "meta_attnlrp", [*made, *deleted(2.0)]), job(tmp_path, "attnlrp", deleted(1.0))]
+    figure = drawn(only(pair_deletion_figure(jobs).figures.values()))
+    insertion, deletion = figure.axes
+    (put,), (taken,) = insertion.lines, deletion.lines
+    assert close(np.interp([0, 25, 50, 100], *put.get_data()), [0.0, 1.0, 2.0, 4.0])
+    assert close(put.get_ydata(), taken.get_ydata()[::-1])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Meta-ATTNLRP"]
+    assert pair_deletion_figure(jobs[1:]) is None
 
 
 def test_pair_deletion_of_two_seeds_is_compared_seed_by_seed(tmp_path):

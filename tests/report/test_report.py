@@ -21,13 +21,15 @@ from metagame.jobs.records import Record
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_identity, variants
 from metagame.report.addition import PLAYERS, addition_figure, addition_table, teaser_figure
-from metagame.report.experiment import save_figure, write_report
+from metagame.report.drawing import Drawing, caption_of
+from metagame.report.experiment import save_drawing, save_figure, write_report
 from metagame.report.groups import by_setting, stacked
 from metagame.report.published import published
 from metagame.report.results import MOST_FAILURES, JobResult, failure_notes, tell_apart
 from metagame.report.scores import scores_table
 from metagame.report.separation import separation_table
 from metagame.report.table import Column, Table, markdown, write_table
+from metagame.viewer.tables import read_section
 from tests.conftest import close
 from tests.tiny.jobs import job_config, shipped_configs
 from tests.tiny.reports import TABLE, Made, column_keys, made_up, only, stub_config, tokens_explained
@@ -439,3 +441,19 @@ def test_quoted_values_of_a_sweep_stay_quoted():
     with shipped_configs():
         configs = sweep_configs([], ["benchmark.function='(x1+x2)**2','x1*x2'"])
     assert [cfg.benchmark.function for cfg in configs] == ["(x1+x2)**2", "x1*x2"]
+
+
+def test_a_drawing_is_its_figures_and_caption_and_replaces_an_earlier_one(tmp_path):
+    several = Drawing({"acc": Figure(), "map": Figure()}, caption_of("What is shown.", "", "How to read it."))
+    for drawing, found in (
+        (Drawing.single(Figure(), "One."), {"figure.png", "figure.pdf", "caption.txt"}),
+        (several, {"figure_acc.png", "figure_acc.pdf", "figure_map.png", "figure_map.pdf", "caption.txt"}),
+        (Drawing.single(Figure()), {"figure.png", "figure.pdf"}),
+        (None, set()),
+    ):
+        save_drawing(drawing, tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == found
+        if drawing is several:
+            assert (tmp_path / "caption.txt").read_text() == "What is shown. How to read it.\n"
+            section = read_section(tmp_path)
+            assert (len(section.figures), section.caption) == (2, "What is shown. How to read it.")

@@ -186,11 +186,14 @@ def test_there_is_a_row_for_each_benchmark_track_cell_and_method(tmp_path):
     assert {column.type for column in table.columns if column.key in METRICS} == {"mean"}
 
 
-def test_one_cell_is_named_in_the_notes_and_several_in_columns(tmp_path):
+def test_several_cells_have_columns_and_notes_say_what_their_names_mean(tmp_path):
     table = segmentation_table(job(tmp_path, players=("d4",), ablations=("decoupled",)), "tiny")
     assert column_keys(table) == ["benchmark", "track", "method", *METRICS, "n"]
-    assert noted(table, "Players: d4 decoupled.")
-    assert not noted(segmentation_table(job(tmp_path, players=("n0", "d4")), "tiny"), "Players:")
+    assert noted(table, "Players: d4: the classes of the image and 4 distractors.")
+    assert noted(table, "Ablations: in decoupled, concepts attend to the image only")
+    table = segmentation_table(job(tmp_path, players=("n0", "n20")), "tiny")
+    assert noted(table, "n0: only the classes of the image; n20: 20 concepts in all")
+    assert not noted(table, "Ablations:")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,9 @@ def test_one_image_has_no_error(tmp_path):
     assert {cell["two_se"] for row in table.rows for cell in cells_of(row)} == {None}
     (note,) = noted(table, "Mean over layers")
     assert note.count("± –") == 2 * len(METRICS)
-    (axes,) = grid(drawn(ablations_figure(results)))["mIoU"][0]
+    drawing = ablations_figure(results)
+    drawn(drawing.figures["miou"])
+    (axes,) = grid(drawing)["mIoU"][0]
     (bars,) = axes.containers[0].lines[2]
     assert all(segment[0, 1] == segment[1, 1] for segment in bars.get_segments())
 
@@ -429,7 +434,7 @@ def test_two_jobs_of_one_method_and_setting_have_rows_and_curves_of_their_own(tm
     table, figure = segmentation_table(tell_apart(results), "tiny"), ablations_figure(results)
     rows = [row for row in table.rows if row["track"] == "multi"]
     methods = [LABELS[FIRST], "Meta-ConceptAttention", "Meta-ConceptAttention, pairs"]
-    assert [row["method"] for row in rows] == [text.get_text() for text in figure.legends[0].texts] == methods
+    assert [row["method"] for row in rows] == shown_in(legend_of(figure)) == methods
     assert holds(table) == [False, False]
     (axes,) = grid(figure)["Acc"][1]
     lines = [container.lines[0] for container in axes.containers]
@@ -437,14 +442,25 @@ def test_two_jobs_of_one_method_and_setting_have_rows_and_curves_of_their_own(tm
     assert len({line.get_color() for line in lines}) == 3
 
 
-def grid(figure):
+def grid(drawing):
     """For each metric the rows of its panels."""
     found = {}
-    for block in figure.subfigs:
-        n_columns = block.axes[0].get_gridspec().ncols
-        starts = range(0, len(block.axes), n_columns)
-        found[block.get_suptitle()] = [block.axes[start : start + n_columns] for start in starts]
+    for metric, figure in drawing.figures.items():
+        n_columns = figure.axes[0].get_gridspec().ncols
+        starts = range(0, len(figure.axes), n_columns)
+        found[METRICS[metric]] = [figure.axes[start : start + n_columns] for start in starts]
     return found
+
+
+def legend_of(drawing):
+    """The legend, which is the same in all figures."""
+    ((legend,), *others) = [figure.legends for figure in drawing.figures.values()]
+    assert all([text.get_text() for text in other.texts] == shown_in(legend) for (other,) in others)
+    return legend
+
+
+def shown_in(legend):
+    return [text.get_text() for text in legend.texts]
 
 
 def curves(axes):
@@ -472,14 +488,14 @@ def blocks(all_cells):
     return grid(ablations_figure(all_cells))
 
 
-def test_a_figure_has_a_block_a_metric_a_column_an_ablation_and_a_row_a_track(blocks):
+def test_there_is_a_figure_a_metric_with_a_column_an_ablation_and_a_row_a_track(blocks):
     assert list(blocks) == list(METRICS.values())
     for rows in blocks.values():
         assert [row[0].get_ylabel() for row in rows] == ["VOC\nsingle", "VOC\nmulti", "ImageNet-Seg\nsingle"]
         assert [axes.get_title() for axes in rows[0]] == list(ABLATION_TITLES.values())
         assert {axes.get_xlabel() for axes in rows[-1]} == {"players"}
         assert {axes.get_title() for row in rows[1:] for axes in row} == {""}
-        assert all(len({axes.get_ylim() for axes in row}) == 1 for row in rows)  # a row shares its axis of scores
+        assert {axes.get_ylim() for row in rows for axes in row} == {(0, 1.02)}
         assert [label.get_text() for label in rows[0][0].get_xticklabels()] == list(SIZES)
         assert not any(dashed(axes) for row in rows for axes in row)  # published curves, which are of another scale
 
@@ -506,8 +522,8 @@ def test_published_curves_are_drawn_at_paper_scale_where_the_paper_has_them(tmp_
     sizes, ablations = ("n0", "n10", "n20"), (BASELINE, "prompt")  # it has no n10
     chosen = {"scale__name": "paper", "players": sizes, "ablations": ablations, "images": ("plane", "shed")}
     figure = ablations_figure(job(tmp_path, **chosen))
-    blocks, (legend,) = grid(figure), figure.legends
-    assert [text.get_text() for text in legend.texts] == [LABELS[FIRST], LABELS[META], "published"]
+    blocks, legend = grid(figure), legend_of(figure)
+    assert shown_in(legend) == [LABELS[FIRST], LABELS[META], "published"]
     assert "two standard errors" in legend.get_title().get_text()
     for (number, rows), ablation in product(enumerate(blocks.values()), ablations):
         cells = {place: FIGURE13["cells"]["voc"][Cell(sizes[place], ablation).name] for place in (0, 2)}
@@ -536,8 +552,7 @@ def test_the_metagame_is_compared_like_for_like_with_the_mean_first_on_the_same_
     assert [claim["holds"] for claim in alike][:2] == [False, False]
     assert alike[0]["difference"].startswith("Meta-ConceptAttention - ConceptAttention, mean first, ")
     assert "single" in alike[0]["difference"]
-    shown = [text.get_text() for text in ablations_figure(results).legends[0].texts]
-    assert shown == [LABELS[FIRST], LABELS[MEAN_FIRST], LABELS[META]]
+    assert shown_in(legend_of(ablations_figure(results))) == [LABELS[FIRST], LABELS[MEAN_FIRST], LABELS[META]]
 
 
 def test_the_reproduction_check_sets_every_metric_of_every_cell_beside_the_published_one(tmp_path):
@@ -556,7 +571,7 @@ def test_the_reproduction_check_sets_every_metric_of_every_cell_beside_the_publi
     assert {block.verdict() for block in limited.blocks} == {
         "not counted: limit=2, the published numbers are of all images"
     }
-    assert drawn(check.figure())
+    assert drawn(check.figure().figures[""])
 
 
 def test_at_paper_scale_the_check_stands_in_a_folder_of_its_own_and_its_verdict_in_the_notes(tmp_path, monkeypatch):

@@ -8,11 +8,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from metagame.contracts import Score
 from metagame.models.masked import MaskedModel
 
 
-def deletion_and_insertion(bound: MaskedModel, matrix: Float[np.ndarray, "n n"]) -> dict[str, float]:
+def deletion_and_insertion(bound: MaskedModel, matrix: Float[np.ndarray, "n n"]) -> dict[str, Score]:
     """``deletion`` and ``insertion``, the means of f_S along the two curves, and their difference, ``area``.
+
+    The curves themselves are ``deletion_curve`` and ``insertion_curve``, at the shares ``curve_shares`` of the tokens.
 
     Pairs are ranked by |M|, of its two directions the larger. Deletion takes the tokens of one pair after the other
     from the prompt, insertion puts them into one without any; what one pair took, the next finds gone. A curve is f_S
@@ -22,8 +25,11 @@ def deletion_and_insertion(bound: MaskedModel, matrix: Float[np.ndarray, "n n"])
     taken = pair_path(matrix)
     values = bound.values(np.concatenate([~taken, taken])).cpu().double().numpy()
     share = taken.mean(1)
-    deletion, insertion = (float(np.trapezoid(curve, share)) for curve in np.split(values, 2))
-    return {"deletion": deletion, "insertion": insertion, "area": insertion - deletion}
+    curves = np.split(values, 2)
+    deletion, insertion = (float(np.trapezoid(curve, share)) for curve in curves)
+    areas = {"deletion": deletion, "insertion": insertion, "area": insertion - deletion}
+    names = ("curve_shares", "deletion_curve", "insertion_curve")
+    return areas | {name: each.round(6).tolist() for name, each in zip(names, (share, *curves), strict=True)}
 
 
 def pair_path(matrix: Float[np.ndarray, "n n"]) -> Bool[np.ndarray, "k n"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from metagame.errors import RecordError, UserError
 from metagame.jobs.grid import read_refusal
 from metagame.jobs.records import replace_atomically
 from metagame.jobs.spec import job_label, job_name, merged, plain
+from metagame.report.drawing import CAPTION, Drawing
 from metagame.report.results import EXPERIMENT, EXPERIMENT_VERSION, JobResult, read_job, read_jobs, tell_apart
 from metagame.report.table import write_table
 
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 FIGURES = {"figure.png": {"Software": None}, "figure.pdf": {"CreationDate": None}}
 """Files of a figure, with metadata that have no date in them, so that equal runs give equal bytes."""
+DRAWN = re.compile(r"figure(_\w+)?\.(png|pdf)|caption\.txt")
+"""Names of the files of a drawing."""
 
 FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans CJK HK",
@@ -89,12 +93,9 @@ def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = No
 def _write_figure(settings: DictConfig, results: list[JobResult], folder: Path) -> None:
     try:
         with free_text():
-            figure = instantiate(settings.report.figure, _partial_=True)(results)
-            if figure is not None:
-                save_figure(figure, folder)
-        if figure is None:  # of an earlier table
-            for name in FIGURES:
-                (folder / name).unlink(missing_ok=True)
+            drawing = instantiate(settings.report.figure, _partial_=True)(results)
+            drawing = Drawing.single(drawing) if isinstance(drawing, Figure) else drawing
+            save_drawing(drawing, folder)
     except UserError:
         raise
     except Exception as error:  # whatever a drawing meets costs no more than itself
@@ -111,8 +112,7 @@ def _write_reproduction(settings: DictConfig, results: list[JobResult], folder: 
     write_table(check.table(settings.name, settings.scale.name), folder)
     with replace_atomically(folder / "comparisons.csv") as path:
         pd.DataFrame(check.comparisons()).to_csv(path, index=False)
-    if (figure := check.figure()) is not None:
-        save_figure(figure, folder)
+    save_drawing(check.figure(), folder)
     return f"{check.verdict} See {folder.name}."
 
 
@@ -149,14 +149,29 @@ def free_text() -> AbstractContextManager[None]:
     return rc_context({"text.parse_math": False, "font.family": families})
 
 
-def save_figure(figure: Figure, folder: Path) -> None:
-    """Write :data:`FIGURES`; one line says which characters no font has."""
+def save_drawing(drawing: Drawing | None, folder: Path) -> None:
+    """Write the figures and their caption; remove those of an earlier drawing that this one does not have."""
+    figures = {} if drawing is None else drawing.figures
+    kept = {_file(name, file) for name in figures for file in FIGURES}
+    for name, figure in figures.items():
+        save_figure(figure, folder, name)
+    if drawing is not None and drawing.caption:
+        kept.add(CAPTION)
+        with replace_atomically(folder / CAPTION) as path:
+            path.write_text(textwrap.fill(drawing.caption, 100) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        if DRAWN.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+
+
+def save_figure(figure: Figure, folder: Path, name: str = "") -> None:
+    """Write :data:`FIGURES`, ``figure_NAME.png`` of a named figure; one line says which characters no font has."""
     with rc_context({"pdf.fonttype": 42}), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for name, metadata in FIGURES.items():
+        for file, metadata in FIGURES.items():
             drawn = BytesIO()  # not the file: on a full disk matplotlib's PDF writer hides the system's error
-            figure.savefig(drawn, dpi=200, metadata=metadata, format=name.rsplit(".")[-1])
-            with replace_atomically(folder / name) as path:
+            figure.savefig(drawn, dpi=200, metadata=metadata, format=file.rsplit(".")[-1])
+            with replace_atomically(folder / _file(name, file)) as path:
                 path.write_bytes(drawn.getvalue())
     found = [(each, MISSING_GLYPH.match(str(each.message))) for each in caught]
     lacking = dict.fromkeys(chr(int(glyph[1])) for _, glyph in found if glyph)
@@ -164,7 +179,12 @@ def save_figure(figure: Figure, folder: Path) -> None:
         log.warning(
             "%s has boxes in place of %s, which no font in use has: install one that does, such as Noto Sans CJK"
             " (fonts-noto-cjk) for Chinese, Japanese and Korean, delete %s/fontlist*.json, and make the figure again.",
-            folder / "figure.png", "".join(lacking), get_cachedir(),
+            folder / _file(name, "figure.png"), "".join(lacking), get_cachedir(),
         )  # fmt: skip
     for each in (each for each, glyph in found if not glyph):
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
+def _file(name: str, file: str) -> str:
+    """``figure.png`` of a figure without a name, ``figure_acc.png`` of the figure ``acc``."""
+    return file.replace("figure", f"figure_{name}") if name else file

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from metagame.jobs.spec import Variant
+from metagame.report.drawing import Drawing
 from metagame.report.groups import grouped
 from metagame.report.maps import COLORS
 from metagame.report.pointing_game import OBJECTS, PUBLISHED_FIXLIP, is_other_fixlip, published_name, scene_scores
@@ -179,7 +180,7 @@ class Reproduction:
             for each in block.comparisons
         ]  # fmt: skip
 
-    def figure(self) -> Figure | None:
+    def figure(self) -> Drawing | None:
         """Ours against the published values, and the correlation of the images, for each model or benchmark.
 
         None where nothing is compared.
@@ -196,7 +197,16 @@ class Reproduction:
             _draw_values(column[0], blocks)
             if with_images:
                 _draw_correlations(column[1], blocks)
-        return figure
+        return Drawing.single(
+            figure,
+            "Values of this run against the published ones: a point for each scenario or metric, a colour for each"
+            " method, squares for metagames. Points on the grey line agree; bars are two standard errors of the"
+            " difference.",
+            "Below, how well the scores of single images correlate with the published ones: near 1 where the images"
+            " are the same."
+            if with_images
+            else "",
+        )
 
 
 def pointing_game_reproduction(results: Sequence[JobResult]) -> Reproduction:

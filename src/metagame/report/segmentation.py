@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, TRACKS, Cell
 from metagame.jobs.spec import Variant
+from metagame.report.drawing import Drawing, caption_of
 from metagame.report.groups import Group, by_setting, grouped
 from metagame.report.jackknife import JackknifeRatio
 from metagame.report.maps import COLORS
@@ -34,9 +35,18 @@ LIKE_FOR_LIKE = (
     "beyond the paper: a higher {metric} in every cell than the mean over layers before one softmax, on the same logits"
 )
 METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
+METRIC_NAMES = {
+    "acc": "Acc: pixel accuracy", "miou": "mIoU: mean intersection over union", "map": "mAP: mean average precision",
+}  # fmt: skip
 ABLATION_TITLES = {
     BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",
 }  # fmt: skip
+ABLATION_TEXTS = {
+    BASELINE: "baseline is the setting of Table 3",
+    "decoupled": "in decoupled, concepts attend to the image only, not to each other",
+    "last_layers": "last layers uses only the last half of the layers of the baseline",
+    "prompt": "in prompt, the model is also given a text prompt that names the classes in the image",
+}
 FULL_CLASS_NOTES = {
     "skipped": "A class that fills all labelled pixels of an image has no AP there, as in the paper's code.",
     "counted": "A class that fills all labelled pixels of an image has an AP of 1 there; the paper's code skips it.",
@@ -127,7 +137,7 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
             "single: images with one class, its map split at its mean; multi: the largest map of the image's classes"
             " and the background concepts at each pixel. Acc and mIoU are pooled over images; ± 2 standard errors,"
             " leaving out one image at a time.",
-            *(f"Players: {cell}." for cell in dict.fromkeys(score.cell.name for score in scores) if not several_cells),
+            *_cell_notes(scores),
             *_count_wins(scores),
             *setting_notes(results, "benchmark.full_classes", FULL_CLASS_NOTES),
             *setting_notes(results, "model.denoising.resample", RESAMPLE_NOTES),
@@ -155,6 +165,26 @@ def _scores(results: Sequence[JobResult]) -> Iterator[Score]:
             counts = {sample: each for sample, each in found.items() if each is not None}
             if counts:
                 yield Score(result, cell, track, counts)
+
+
+def players_text(players: str) -> str:
+    """What a size of :class:`metagame.benchmarks.segmentation.Cell` means."""
+    number = players[1:]
+    if players == "n0":
+        return "n0: only the classes of the image"
+    if players[0] == "d":
+        return f"{players}: the classes of the image and {number} distractors"
+    return f"{players}: {number} concepts in all, the classes of the image and distractors"
+
+
+def _cell_notes(scores: Sequence[Score]) -> list[str]:
+    """What the sizes and the ablations at hand mean."""
+    sizes = "; ".join(dict.fromkeys(players_text(score.cell.players) for score in scores))
+    ablations = list(dict.fromkeys(score.cell.ablation for score in scores))
+    notes = [f"Players: {sizes}. Distractors are classes that are not in the image."] if sizes else []
+    if ablations not in ([], [BASELINE]):
+        notes.append(f"Ablations: {'; '.join(ABLATION_TEXTS[ablation] for ablation in ablations)}.")
+    return notes
 
 
 def _by_class(values: Sequence[Mapping[str, float]], counts: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -305,33 +335,47 @@ def _count_notes(results: Sequence[JobResult]) -> list[str]:
     return notes
 
 
-def ablations_figure(results: list[JobResult]) -> Figure | None:
-    """Figure 13: a row for each benchmark and track, a panel for each metric and ablation, scores over players.
+def ablations_figure(results: list[JobResult]) -> Drawing | None:
+    """Figure 13: for each metric a figure with a row for each benchmark and track, a column for each ablation.
 
     Published curves are drawn faintly at paper scale. None where no image has a score of either method.
     """
     scores = [score for score in segmentation_scores(results) if score.role in (FIRST, MEAN_FIRST, META)]
     if not scores:
         return None
-    styles = _styles(scores)
     names = _full_names(results)
+    caption = caption_of(
+        "Segmentation by the maps of concepts, over the number of concepts that compete; one figure for each metric:"
+        f" {', '.join(METRIC_NAMES.values())}. All three range from 0 to 1, and higher is better.",
+        "Rows are benchmarks: in single, the map of an image's one class is split into foreground and background; in"
+        " multi, each pixel goes to the class or background concept with the largest map.",
+        "Columns are ablations:",
+        "; ".join(ABLATION_TEXTS[ablation] for ablation in dict.fromkeys(score.cell.ablation for score in scores))
+        + ".",
+        "Points are values over all images, bars are two standard errors.",
+        *_cell_notes(scores)[:1],
+        "In the paper, ConceptAttention falls as distractors are added and its metagame does not.",
+    )
+    return Drawing({metric: _metric_figure(scores, metric, names) for metric in METRICS}, caption)
+
+
+def _metric_figure(scores: Sequence[Score], metric: str, names: Mapping[str, str]) -> Figure:
+    styles = _styles(scores)
     rows = list(dict.fromkeys((score.result.setting, score.track) for score in scores))
     ablations = list(dict.fromkeys(score.cell.ablation for score in scores))
-    width, height = 1.25 * len(ablations) * len(METRICS) + 1.2, 1.45 * len(rows) + 1.1
-    figure = Figure(figsize=(width, height), layout="constrained")
-    blocks = figure.subfigures(1, len(METRICS), squeeze=False, wspace=0.02)[0]
-    for block, (metric, title) in zip(blocks, METRICS.items(), strict=True):
-        grid = block.subplots(len(rows), len(ablations), squeeze=False, sharey="row")
-        block.suptitle(title, fontsize=12, fontweight="bold")
-        for line, (setting, track) in zip(grid, rows, strict=True):
-            own = [each for each in scores if (each.result.setting, each.track) == (setting, track)]
-            for axes, ablation in zip(line, ablations, strict=True):
-                _draw_curves(axes, [each for each in own if each.cell.ablation == ablation], metric, styles)
-            line[0].set_ylabel("\n".join((*names[setting].rstrip(",").split(", "), track)), fontsize=9)
-        for axes, ablation in zip(grid[0], ablations, strict=True):
-            axes.set_title(ABLATION_TITLES[ablation], fontsize=9)
-        for axes in grid[-1]:
-            axes.set_xlabel("players", fontsize=8)
+    figure = Figure(figsize=(max(1.9 * len(ablations) + 1.2, 5.5), 1.5 * len(rows) + 1.4), layout="constrained")
+    figure.suptitle(METRIC_NAMES[metric], fontsize=12, fontweight="bold")
+    grid = figure.subplots(len(rows), len(ablations), squeeze=False, sharey=True)
+    for line, (setting, track) in zip(grid, rows, strict=True):
+        own = [each for each in scores if (each.result.setting, each.track) == (setting, track)]
+        for axes, ablation in zip(line, ablations, strict=True):
+            _draw_curves(axes, [each for each in own if each.cell.ablation == ablation], metric, styles)
+        line[0].set_ylabel("\n".join((*names[setting].rstrip(",").split(", "), track)), fontsize=9)
+    for axes, ablation in zip(grid[0], ablations, strict=True):
+        axes.set_title(ABLATION_TITLES[ablation], fontsize=9)
+    for axes in grid[-1]:
+        axes.set_xlabel("players", fontsize=8)
+    grid[0, 0].set_ylim(0, 1.02)
     _add_legend(figure, styles, with_published=_is_paper(scores[0]))
     return figure
 
@@ -382,7 +426,8 @@ def _add_legend(figure: Figure, styles: dict[str, tuple[str, str]], with_publish
     if with_published:
         lines.append(Line2D([], [], color="0.3", alpha=0.5, linestyle="--", label="published"))
     figure.legend(
-        handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9,
-        title="Players: nK is K in all (n0: the image's classes), dK these and K others. Bars: two standard errors.",
+        handles=lines, loc="outside lower center", ncols=min(3, len(lines)), frameon=False, fontsize=9,
+        title="Players: n0 is the image's classes alone, dK these and K distractors, nK is K concepts in all.\n"
+        "Bars are two standard errors.",
         title_fontsize=8,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from metagame.errors import UserError
 from metagame.extras import needed_by
 from metagame.jobs.records import RecordStore, replace_atomically
 from metagame.jobs.spec import job_folder, job_name
+from metagame.report.drawing import pictures_in
 from metagame.report.table import read_table
 from metagame.tracking import within
 
@@ -83,7 +84,7 @@ class WandbTracker:
     def report(self, configs: Sequence[DictConfig]) -> None:
         self._take(configs, of_job=len(configs) == 1 and configs[0].shards == 1)
         folder = Path(configs[0].output_dir)
-        figures = list(folder.glob("figure.png")) if configs[0].report.get("figure") is not None else []
+        figures = pictures_in(folder) if configs[0].report.get("figure") is not None else []
         content = digest([file_digest(path) for path in (folder / "table.json", *figures)])
         if content not in self._logged:
             self._open()

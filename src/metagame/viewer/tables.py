@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metagame.errors import RecordError, UserError
+from metagame.report.drawing import CAPTION, pictures_in
 from metagame.report.table import Column, Table, claim_text, plain, read_table, without_errors
 from metagame.viewer.errors import error_text
 from metagame.viewer.pack import figure_uri
@@ -41,7 +42,8 @@ class Section:
         table: None where there is none, or none that can be read.
         rows: the table's cells.
         claims: each with the class of its badge, its verdict and its text.
-        figure: a data URI, or None.
+        figures: data URIs.
+        caption: of the figures; empty where there is none.
         errors: what could not be read, in sentences.
     """
 
@@ -49,7 +51,8 @@ class Section:
     table: Table | None
     rows: list[list[Cell]]
     claims: list[tuple[str, str, str]]
-    figure: str | None
+    figures: list[str]
+    caption: str
     errors: list[str]
 
     @property
@@ -69,7 +72,7 @@ class Section:
 
 def read_section(folder: Path) -> Section:
     """The section of an experiment's folder; what is missing or broken in it is told there."""
-    table, rows, claims, figure, errors = None, [], [], None, []
+    table, rows, claims, figures, errors = None, [], [], [], []
     if (folder / "table.json").exists():
         try:
             table = read_table(folder)
@@ -77,13 +80,14 @@ def read_section(folder: Path) -> Section:
             claims = [(*VERDICTS[claim.get("holds")], claim_text(claim)) for claim in table.claims]
         except (RecordError, LookupError) as error:
             errors.append(error_text(error, folder.parent))
-    path = folder / "figure.png"
-    if path.exists():
+    for path in pictures_in(folder):
         try:
-            figure = figure_uri(path.read_bytes())
+            figures.append(figure_uri(path.read_bytes()))
         except (UserError, OSError) as error:
             errors.append(error_text(error, folder.parent))
-    return Section(folder.name, table, rows, claims, figure, errors)
+    caption = folder / CAPTION
+    text = " ".join(caption.read_text(encoding="utf-8").split()) if caption.exists() else ""
+    return Section(folder.name, table, rows, claims, figures, text, errors)
 
 
 def _rows(table: Table) -> list[list[Cell]]:
