@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor
 
 from metagame import AttributionGame, GameError, meta_attributions
+from metagame.estimators import balance
 from metagame.estimators.balance import balanced
 from metagame.estimators.boosting import boost, shapley_of
 from metagame.estimators.coalition_sample import draw_coalition_sample, draw_of_size
@@ -104,14 +105,41 @@ def test_trees_are_those_of_scikit_learn():
         assert shapley_of(forest, 8)[target] == pytest.approx(tree_index(theirs, 1), abs=1e-12)
 
 
-@given(n=st.integers(5, 9), seed=st.integers(0, 9), paired=st.booleans())
-def test_balancing_keeps_sizes_and_rows_distinct_and_lowers_the_imbalance(n, seed, paired):
+@given(n=st.integers(5, 9), seed=st.integers(0, 9), paired=st.booleans(), several=st.booleans())
+def test_balancing_keeps_sizes_and_rows_distinct_and_lowers_the_imbalance(n, seed, paired, several):
     rng = np.random.default_rng(seed)
     rows = np.concatenate([draw_of_size(rng, n, size, 5, False) for size in (1, 2)])
-    after = balanced(rows, np.ones(10), np.ones(10, bool), paired=paired)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(balance, "MANY_PLAYERS", n + 1 - several)
+        after = balanced(rows, np.ones(10), np.ones(10, bool), paired=paired)
     assert np.array_equal(after.sum(1), rows.sum(1))
     assert len(np.unique(after, axis=0)) == 10
     assert reference.imbalance(after, np.ones(10)) <= reference.imbalance(rows, np.ones(10)) + 1e-9
+
+
+@pytest.mark.parametrize("offers", [balance._single_pairs, balance._several_pairs])
+def test_swaps_lower_the_imbalance_by_what_they_offer(offers):
+    rng = np.random.default_rng(0)
+    rows, weights = draw_of_size(rng, 9, 4, 6, False), rng.uniform(size=6)
+    z = np.where(rows, 1.0, -1.0)
+    off = ~np.eye(9, dtype=bool)
+    moment = z.T @ (weights[:, None] * z)
+    excess = np.where(off, moment - moment[off].mean(), 0.0)
+    found = list(offers(rows[0], z[0], weights[0], excess, z[0] * (excess @ z[0])))
+    assert len(found) > 3
+    for gain, players in found:
+        after = rows.copy()
+        after[0, players] ^= True
+        lowered = reference.imbalance(rows, weights) - reference.imbalance(after, weights)
+        assert gain * 8 * weights[0] == pytest.approx(lowered, abs=1e-9)
+
+
+def test_balancing_ends_after_so_much_work(monkeypatch):
+    rows = draw_of_size(np.random.default_rng(0), 20, 10, 40, True)
+    monkeypatch.setattr(balance, "WORK", 5 * 20**2)
+    after = balanced(rows, np.ones(40), np.ones(40, bool), paired=True)
+    assert not np.array_equal(after[:5], rows[:5])
+    assert np.array_equal(after[5:], rows[5:])
 
 
 @pytest.mark.parametrize(("endogenous", "budget"), [(True, 100), (False, 40), (False, 100)])

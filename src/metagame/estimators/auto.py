@@ -13,7 +13,7 @@ from metagame.estimators.estimate import Estimate, Rules, require_shapley, settl
 from metagame.estimators.exact import enumerate_all
 from metagame.estimators.problem import Problem, problems
 from metagame.estimators.regression import fit
-from metagame.estimators.stacking import Candidates, candidates, combined, stack
+from metagame.estimators.stacking import Candidates, Ridges, candidates, combined, stack
 from metagame.estimators.surrogates import Smooth, boosted_trees
 from metagame.extras import needed_by
 from metagame.games import AttributionGame, GameError
@@ -60,19 +60,21 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
     few = budget < (8 if rules.endogenous else 6) * n
     phi, error = np.zeros((values.shape[1], n)), np.zeros((values.shape[1], n))
 
-    def prepare(place: tuple[Problem, Smooth, int]) -> Candidates:
-        problem, smooth, target = place
+    def prepare(place: Place) -> Candidates:
+        problem, smooth, ridges, target = place
         importance = np.abs(trees.phi[problem.targets[target], problem.players])
         surrogates = [trees.surrogate(problem, target), *smooth.surrogates(target, importance)]
-        return candidates(problem, target, surrogates)
+        return candidates(problem, target, surrogates, ridges)
 
     with needed_by("estimator='auto'"):
         from joblib import cpu_count  # that a job of a cluster may use, not of the node
 
     done = 0
-    with ThreadPoolExecutor(n_threads or cpu_count()) as executor:
+    workers = n_threads or cpu_count()
+    with ThreadPoolExecutor(workers) as executor:
         left = _places(problems(sample, values))
-        while places := list(islice(left, SHARING)):
+        at_once = SHARING if few else 2 * workers
+        while places := list(islice(left, at_once)):
             prepared = list(executor.map(prepare, places))
             for group in [prepared] if few else [[each] for each in prepared]:
                 penalty, weights = stack(group)
@@ -94,9 +96,12 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
 vars(auto)["runtime_arguments"] = frozenset({"n_threads"})  # results do not depend on it
 
 
-def _places(found: Iterator[Problem]) -> Iterator[tuple[Problem, Smooth, int]]:
-    """Each target with its problem."""
+Place = tuple[Problem, Smooth, Ridges, int]
+
+
+def _places(found: Iterator[Problem]) -> Iterator[Place]:
+    """Each target with its problem, and what all targets of a problem share."""
     for problem in found:
-        smooth = Smooth(problem)
+        smooth, ridges = Smooth(problem), Ridges(problem)
         for target in range(len(problem.targets)):
-            yield problem, smooth, target
+            yield problem, smooth, ridges, target

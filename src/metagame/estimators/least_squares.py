@@ -24,15 +24,15 @@ def least_squares(problem: Problem) -> tuple[Float[np.ndarray, "t p"], Float[np.
     if p == 1:
         return phi, error
     x = problem.contrasts
-    y = problem.beyond
     weighted = problem.weights[:, None] * x
     influence = weighted @ np.linalg.inv(x.T @ weighted + 1 / p)
     left = np.maximum(1 - np.einsum("kp,kp->k", influence, x), LEAST_LEFT)
     for start in range(0, n_targets, TARGETS_AT_ONCE):
         part = slice(start, start + TARGETS_AT_ONCE)
-        beta = y[:, part].T @ influence
+        y = problem.beyond(part)
+        beta = y.T @ influence
         phi[part] += beta
-        error[part] = sandwich(influence, (y[:, part] - x @ beta.T) / left[:, None], problem.inclusion)
+        error[part] = sandwich(influence, (y - x @ beta.T) / left[:, None], problem.inclusion)
     return phi, error
 
 

@@ -46,10 +46,9 @@ class Problem:
         """Of the players that are present."""
         return self.members.mean(1)
 
-    @property
-    def beyond(self) -> Float[np.ndarray, "m t"]:
-        """The values less what they were if all players were alike."""
-        return self.values - self.start - self.fraction[:, None] * self.total
+    def beyond(self, part: slice = slice(None)) -> Float[np.ndarray, "m part"]:
+        """The values of some targets less what they were if all players were alike."""
+        return self.values[:, part] - self.start[part] - self.fraction[:, None] * self.total[part]
 
     @property
     def contrasts(self) -> Float[np.ndarray, "m p"]:
@@ -79,10 +78,12 @@ def problems(sample: CoalitionSample, values: Values) -> Iterator[Problem]:
 def _exogenous(sample: CoalitionSample, values: Values, n: int) -> Problem:
     rows = np.arange(2, len(values), 2)
     total = values[1] - values[0]
+    odd = values[2::2] - values[3::2]
+    odd /= 2  # in place, as the array may be large
     members = sample.coalitions[rows]
     return Problem(
-        np.arange(values.shape[1]), np.arange(n), rows, members, (values[rows] - values[rows + 1]) / 2, -total / 2,
-        total, kernel(n, False)[members.sum(1)] * sample.shares[rows], sample.inclusion[rows], odd=True,
+        np.arange(values.shape[1]), np.arange(n), rows, members, odd, -total / 2, total,
+        kernel(n, False)[members.sum(1)] * sample.shares[rows], sample.inclusion[rows], odd=True,
     )  # fmt: skip
 
 

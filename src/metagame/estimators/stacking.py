@@ -31,45 +31,76 @@ class Ridge:
     phi: Float[np.ndarray, "q p"]
 
 
+class Ridges:
+    """The ridge regressions of a problem's targets, which differ in what they are fitted to only.
+
+    On the contrasts, and on powers of the size, of which no player has more than another.
+
+    Attributes:
+        influence: of a regression on the contrasts alone, without penalty: what a value adds to each player's value,
+            ``(m, p)``.
+    """
+
+    influence: Float[np.ndarray, "m p"]
+
+    def __init__(self, problem: Problem) -> None:
+        p = len(problem.players)
+        self.p = p
+        self.x = np.concatenate([problem.contrasts, size_terms(problem)], axis=1)
+        self.weighted = problem.weights[:, None] * self.x
+        gram = self.x.T @ self.weighted
+        scale = gram[:p, :p].trace() / p
+        self.inverses, self.left = [], []
+        for penalty in PENALTIES:
+            penalised = gram.copy()
+            penalised[:p, :p] += scale * (penalty * np.eye(p) + 1 / p)  # the latter for what contrasts cannot see
+            inverse = np.linalg.pinv(penalised, rcond=1e-12, hermitian=True)
+            leverage = np.einsum("kp,kp->k", self.weighted @ inverse, self.x)
+            self.inverses.append(inverse)
+            self.left.append(np.maximum(1 - leverage, LEAST_LEFT)[:, None])
+        self.influence = self.weighted[:, :p] @ np.linalg.inv(gram[:p, :p] + scale / p)
+
+    def fits(self, columns: Float[np.ndarray, "m q"]) -> list[Ridge]:
+        """One for each penalty."""
+        moments = columns.T @ self.weighted
+        found = [moments @ inverse for inverse in self.inverses]
+        return [
+            Ridge((columns - self.x @ each.T) / left, each[:, : self.p])
+            for each, left in zip(found, self.left, strict=True)
+        ]
+
+
 @dataclass(frozen=True)
 class Candidates:
     """All that can be made of one target's game.
 
     Attributes:
         problem, target: the target counts within the problem.
+        values: beyond what they were if all players were alike, ``(m,)``.
         surrogates: s of them.
         ridges: for each penalty.
+        influence: as of :class:`Ridges`.
     """
 
     problem: Problem
     target: int
+    values: Float[np.ndarray, " m"]
     surrogates: Sequence[Surrogate]
     ridges: Sequence[Ridge]
+    influence: Float[np.ndarray, "m p"]
 
     def residuals(self, penalty: int) -> Float[np.ndarray, "m q"]:
         """Left out, such that their squares add up to the loss, relative to that of an equal split."""
         weights = self.problem.loss_weights
-        scale = weights @ self.problem.beyond[:, self.target] ** 2
+        scale = weights @ self.values**2
         return self.ridges[penalty].left_out * np.sqrt(weights / (scale or 1.0))[:, None]
 
 
-def candidates(problem: Problem, target: int, surrogates: Sequence[Surrogate]) -> Candidates:
-    """Regressions on the contrasts, and on powers of the size, of which no player has more than another."""
-    columns = np.stack([problem.beyond[:, target], *(each.left_out for each in surrogates)], axis=1)
-    return Candidates(problem, target, surrogates, [_ridge(problem, columns, penalty) for penalty in PENALTIES])
-
-
-def _ridge(problem: Problem, columns: Float[np.ndarray, "m q"], penalty: float) -> Ridge:
-    x = np.concatenate([problem.contrasts, size_terms(problem)], axis=1)
-    p = len(problem.players)
-    weighted = problem.weights[:, None] * x
-    gram = x.T @ weighted
-    scale = gram[:p, :p].trace() / p
-    gram[:p, :p] += scale * (penalty * np.eye(p) + 1 / p)  # the latter for what contrasts cannot see
-    influence = weighted @ np.linalg.pinv(gram, rcond=1e-12, hermitian=True)
-    left = np.maximum(1 - np.einsum("kp,kp->k", influence, x), LEAST_LEFT)
-    found = columns.T @ influence
-    return Ridge((columns - x @ found.T) / left[:, None], found[:, :p])
+def candidates(problem: Problem, target: int, surrogates: Sequence[Surrogate], ridges: Ridges) -> Candidates:
+    """Of one target, with the regressions of what surrogates leave of it."""
+    values = problem.beyond(slice(target, target + 1))[:, 0]
+    columns = np.stack([values, *(each.left_out for each in surrogates)], axis=1)
+    return Candidates(problem, target, values, surrogates, ridges.fits(columns), ridges.influence)
 
 
 def size_terms(problem: Problem) -> Float[np.ndarray, "m c"]:
@@ -118,7 +149,4 @@ def combined(
     phi += sum(
         (weight * surrogate.phi for weight, surrogate in zip(weights, each.surrogates, strict=True)), np.zeros(p)
     )
-    weighted = problem.weights[:, None] * problem.contrasts
-    gram = problem.contrasts.T @ weighted
-    influence = weighted @ np.linalg.inv(gram + gram.trace() / p**2)
-    return phi, sandwich(influence, (ridge.left_out @ signs)[:, None], problem.inclusion)[0]
+    return phi, sandwich(each.influence, (ridge.left_out @ signs)[:, None], problem.inclusion)[0]

@@ -109,7 +109,7 @@ class Smooth:
         bounds = np.ones((1, p)) if problem.odd else np.array([[1.0] * p, [-1.0] * p])
         self.n_bounds = len(bounds)
         self.z = np.concatenate([bounds, np.where(problem.members, 1.0, -1.0)])
-        self.y = np.concatenate([np.zeros((self.n_bounds, len(problem.total))), problem.beyond])
+        self.y = np.concatenate([np.zeros((self.n_bounds, len(problem.total))), problem.beyond()])
         self.weights = np.append(np.zeros(self.n_bounds), problem.loss_weights)
         order = np.random.default_rng(0).permutation(np.arange(self.n_bounds, len(self.z)))
         self.order = np.append(np.arange(self.n_bounds), order)  # the bounds, which count in every fit, first
