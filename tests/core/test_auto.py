@@ -16,6 +16,8 @@ from metagame.estimators.coalition_sample import draw_coalition_sample, draw_of_
 from metagame.estimators.gaussian_process import NOISES, Kernel, OddKernel, posterior
 from metagame.estimators.least_squares import least_squares, sandwich
 from metagame.estimators.problem import problems
+from metagame.estimators.stacking import PENALTIES, Ridges, candidates, stack
+from metagame.estimators.surrogates import Surrogate
 from metagame.estimators.trees import tree_index
 from metagame.games import all_coalitions
 from tests.conftest import random_game
@@ -115,6 +117,27 @@ def test_balancing_keeps_sizes_and_rows_distinct_and_lowers_the_imbalance(n, see
     assert np.array_equal(after.sum(1), rows.sum(1))
     assert len(np.unique(after, axis=0)) == 10
     assert reference.imbalance(after, np.ones(10)) <= reference.imbalance(rows, np.ones(10)) + 1e-9
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("endogenous", [True, False])
+def test_penalty_and_weights_are_those_of_the_least_loss(endogenous, noise):
+    rng = np.random.default_rng(0)
+    values = random_game(6, 6)
+    sample = draw_coalition_sample(6, 50, endogenous=endogenous, seed=0)
+    problem = next(problems(sample, values[sample.coalitions @ (1 << np.arange(6))]))
+    group, predicted = [], []
+    for target in range(len(problem.targets))[:2]:
+        beyond = problem.beyond()[:, target]
+        predicted.append([rng.uniform(0.3, 1.5) * beyond + noise * rng.normal(size=len(beyond)) for _ in range(3)])
+        surrogates = [Surrogate(each, np.zeros(len(problem.players))) for each in predicted[-1]]
+        group.append(candidates(problem, target, surrogates, Ridges(problem)))
+    penalty, weights = stack(group)
+    loss, slow_penalty, slow_weights = reference.stacked(problem, range(len(group)), predicted, PENALTIES)
+    assert penalty == slow_penalty
+    assert weights == pytest.approx(slow_weights, abs=1e-6)
+    residuals = np.concatenate([each.residuals(penalty) for each in group])
+    assert ((residuals[:, 0] - residuals[:, 1:] @ weights) ** 2).sum() == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("offers", [balance._single_pairs, balance._several_pairs])

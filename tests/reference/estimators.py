@@ -55,3 +55,67 @@ def imbalance(coalitions, weights) -> float:
                 signs = [(1 if row[i] else -1) * (1 if row[j] else -1) for row in coalitions]
                 moments.append(sum(weight * sign for weight, sign in zip(weights, signs, strict=True)))
     return float(((np.array(moments) - np.mean(moments)) ** 2).sum())
+
+
+def left_out_by_ridge(x, values, weights, penalty) -> np.ndarray:
+    """What is left of each value by the regression of least sum of w (y - x b)^2 + b^T penalty b on the other rows."""
+    residuals = []
+    for row in range(len(values)):
+        others = np.delete(np.arange(len(values)), row)
+        normal = penalty + sum(weights[each] * np.outer(x[each], x[each]) for each in others)
+        right = sum(weights[each] * values[each] * x[each] for each in others)
+        residuals.append(values[row] - x[row] @ np.linalg.solve(normal, right))
+    return np.array(residuals)
+
+
+def stacked(problem, targets, surrogates, penalties) -> tuple[float, int, np.ndarray]:
+    """Least loss over penalties and weights a >= 0 of sum 1 at most; that penalty's number, and the weights.
+
+    The loss is the sum over targets and rows of u (r_0 - sum_s a_s r_s)^2 / sum of u y^2, where r_0 is what a
+    regression without the row leaves of the value y beyond an equal split, r_s what it leaves of surrogate s, and
+    u = w^2 s(p-s). ``targets`` are their numbers, ``surrogates`` of each the left out values.
+    """
+    p = problem.members.shape[1]
+    size = problem.members.sum(1)
+    x = np.stack([*(problem.members - size[:, None] / p).T, *_powers(2 * size / p - 1, problem.odd)], axis=1)
+    scale = np.mean([problem.weights @ x[:, player] ** 2 for player in range(p)])
+    importance = problem.weights**2 * size * (p - size)
+    tried = []
+    for number, penalty in enumerate(penalties):
+        ridge = np.zeros((x.shape[1], x.shape[1]))
+        ridge[:p, :p] = scale * (penalty * np.eye(p) + 1 / p)
+        left = []
+        for target, predicted in zip(targets, surrogates, strict=True):
+            y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
+            columns = [left_out_by_ridge(x, each, problem.weights, ridge) for each in (y, *predicted)]
+            left.append(np.stack(columns, axis=1) * np.sqrt(importance / (importance @ y**2))[:, None])
+        residuals = np.concatenate(left)
+        loss, weights = _least_squares_on_the_simplex(residuals[:, 0], residuals[:, 1:])
+        tried.append((loss, number, weights))
+    return min(tried, key=lambda each: each[0])
+
+
+def _powers(place, odd: bool) -> list[np.ndarray]:
+    return [place**3 - place] if odd else [place**2 - 1, place**3 - place]
+
+
+def _least_squares_on_the_simplex(y, columns) -> tuple[float, np.ndarray]:
+    """Over each set of columns that may be used, and whether the sum is 1: the best solution that is allowed."""
+    n = columns.shape[1]
+    best = (y @ y, np.zeros(n))
+    for chosen in range(1, 1 << n):
+        used = [column for column in range(n) if chosen >> column & 1]
+        a = columns[:, used]
+        for bound in (False, True):
+            normal, right = a.T @ a, a.T @ y
+            if bound:  # by a Lagrange multiplier
+                ones = np.ones((len(used), 1))
+                normal = np.block([[normal, ones], [ones.T, np.zeros((1, 1))]])
+                right = np.append(right, 1.0)
+            found = np.linalg.lstsq(normal, right, rcond=None)[0][: len(used)]
+            if found.min() < -1e-12 or found.sum() > 1 + 1e-9:
+                continue
+            weights = np.zeros(n)
+            weights[used] = found
+            best = min(best, (float(((y - a @ found) ** 2).sum()), weights), key=lambda each: each[0])
+    return best
