@@ -68,6 +68,7 @@ plan: setup  ## estimate the cost of an experiment, and list what is missing (EX
 bench: setup  ## measure speed against the reference procedures, in outputs/bench/
 	$(PYTHON) -m scripts.bench_import
 	$(PYTHON) -m scripts.bench_core
+	$(PYTHON) -m scripts.bench_attention_games
 	$(PYTHON) -m scripts.bench_concept
 	$(PYTHON) -m scripts.bench_vision_language
 	$(PYTHON) -m scripts.bench_patch_ig

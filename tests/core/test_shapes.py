@@ -19,6 +19,7 @@ import metagame
 from metagame import concept, contracts, games, images, indices, kept_values, meta
 from metagame.attributions import (
     alti_logit,
+    attention_games,
     attnlrp,
     concept_attention,
     exclip,
@@ -211,6 +212,7 @@ CASES = {
         "relevance",
         lambda _: alti_logit.LogitParts(a_tensor(1), a_tensor(1, 2), a_tensor(1, 2), a_tensor(1), a_tensor(3)),
     ),
+    attention_games: ("present", lambda _: attention_games.Cls().shapley(a_tensor(2, 4, 3), a_tensor(2) > 0)),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
     exclip: (RESULT, lambda _: exclip.owners(words_with_flags_in_two_dimensions())),

@@ -182,6 +182,7 @@ def methods():
 
 # What attribution.meta=true makes of a method, by its method ``metagame``.
 METAGAMES = {
+    "metagame.attributions.attention_games.ProxyAttentionMetagame": "meta_attention_game_mutual_proxy",
     "metagame.attributions.method.Metagame": "meta_ig",
     "metagame.attributions.concept_attention.MetaConceptAttention": "meta_concept_attention",
     "metagame.attributions.patch_ig.MetaPatchIG": "meta_patch_ig",

@@ -34,3 +34,43 @@ def influence(bound: AttendedModel, present: np.ndarray, *, gradient: bool) -> n
         for r, other in enumerate(owners):
             found[1 + other, owner] += token[n_readers + r, c]
     return found
+
+
+# The games on M, row 0 of which is that of [CLS]: v of a set of players, from the definition.
+
+
+def cls_value(m, members):
+    return sum(m[0, i] for i in members)
+
+
+def total_value(m, members):
+    return sum(m[1 + i, j] for i in members for j in members)
+
+
+def _of_pairs(pair):
+    def value(m, members):
+        if len(members) == 1:
+            return m[1 + members[0], members[0]]
+        return sum(pair(m[1 + i, j], m[1 + j, i]) for i in members for j in members if i < j)
+
+    return value
+
+
+def max_value(m, members):
+    return max((m[0, i] for i in members), default=0.0)
+
+
+def row_max_value(m, members):
+    return sum(max(m[1 + i, j] for j in members) for i in members)
+
+
+VALUES = {
+    "cls": cls_value, "total": total_value, "mutual": _of_pairs(lambda a, b: a + b), "max_mutual": _of_pairs(max),
+    "max": max_value, "row_max": row_max_value,
+}  # fmt: skip
+
+
+def game_values(name: str, m: np.ndarray) -> np.ndarray:
+    """v of all 2^n coalitions; bit j of the row number is player j."""
+    n = m.shape[1]
+    return np.array([VALUES[name](m, [i for i in range(n) if row >> i & 1]) for row in range(1 << n)], float)

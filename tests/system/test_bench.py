@@ -5,6 +5,7 @@ import torch
 
 from metagame.benchmarks.prompts import review_prompts
 from scripts import (
+    bench_attention_games,
     bench_concept,
     bench_core,
     bench_language,
@@ -28,6 +29,14 @@ def test_concept_bench_reports_ratio_error_and_memory(monkeypatch):
     assert result["ratio_before_n8"] > 0
     assert result["error_n8"] < 1e-9
     assert result["memory_pairs"] * 1e6 < bench_concept.MEMORY
+    assert result["units"].keys() <= result.keys()
+
+
+def test_attention_games_bench_reports_the_slowest_and_the_residual(monkeypatch):
+    monkeypatch.setattr(bench_attention_games, "TOKENS", 6)
+    result = bench_attention_games.bench()
+    assert result["residual"] < 1e-12
+    assert 0 < result["slowest"] < 1
     assert result["units"].keys() <= result.keys()
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, AutoTokenizer
 
 from metagame.attributions.alti_logit import ALTILogit
+from metagame.attributions.attention_games import AttentionGame, ProxyAttentionMetagame
 from metagame.attributions.attnlrp import RelevancePropagation
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
 from metagame.attributions.exclip import ExCLIP
@@ -111,8 +112,9 @@ def coalitions_asked(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
     )
 
 
-@coalitions_asked.register
-def _(method: FirstOrder, n: int) -> Bool[np.ndarray, "k n"]:
+@coalitions_asked.register(ProxyAttentionMetagame)
+@coalitions_asked.register(FirstOrder)
+def _(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
     return np.ones((1, n), bool)
 
 
@@ -200,6 +202,11 @@ def _(method: IntegratedGradients, n: int) -> Passes:
 @coalition_passes.register
 def _(method: LeaveOneOut, n: int) -> Passes:
     return Counter({FORWARD: n + 1})
+
+
+@coalition_passes.register
+def _(method: AttentionGame, n: int) -> Passes:
+    return Counter({FORWARD: 1, BACKWARD: 1} if method.gradient else {FORWARD: 1})
 
 
 @coalition_passes.register(Proximity)

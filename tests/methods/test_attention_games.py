@@ -1,0 +1,142 @@
+"""Games on attention weights: closed forms against enumeration, the two metagames, and the published sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metagame.attributions.attention_games import (
+    GAMES,
+    AttentionGame,
+    ProxyAttentionGame,
+    published_sampler,
+    times_counted,
+)
+from metagame.attributions.gradients import GradientInput
+from metagame.attributions.shapley import restricted_shapley
+from metagame.games import AttributionGame, all_coalitions
+from metagame.meta import meta_attributions
+from tests.conftest import close, smooth_model
+from tests.reference import attention as twins
+from tests.tiny.classifiers import bound_image, bound_text
+from tests.tiny.language import adapter, bound_of, build_net
+from tests.tiny.vision_language import refused
+
+each_game = pytest.mark.parametrize("name", GAMES)
+
+
+@st.composite
+def matrices(draw):
+    """M of up to five players, of any sign and with ties, ``(n + 1, n)``."""
+    n = draw(st.integers(1, 5))
+    entries = st.one_of(st.integers(-2, 2).map(float), st.floats(-5, 5))
+    return draw(arrays(np.float64, (n + 1, n), elements=entries, fill=st.nothing()))
+
+
+@each_game
+@given(m=matrices())
+def test_closed_forms_are_the_shapley_values_of_every_restriction_and_their_metagame(name, m):
+    n = m.shape[1]
+    expected = restricted_shapley(twins.game_values(name, m))  # row S: the game restricted to S
+    present = torch.from_numpy(all_coalitions(n))
+    found = GAMES[name].shapley(torch.from_numpy(m).expand(1 << n, -1, -1), present)
+    assert close(found, expected)
+    meta = meta_attributions(AttributionGame.from_values(expected), endogenous=True).values
+    assert close(GAMES[name].meta(torch.from_numpy(m)), meta)
+
+
+@pytest.mark.parametrize("build", [bound_text, bound_image])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_model_is_masked_and_the_game_played_on_what_is_present(build, gradient):
+    bound = build()
+    rows = np.random.default_rng(0).random((3, bound.n_players)) < 0.5
+    for name in ("cls", "mutual", "row_max"):
+        found = AttentionGame(name, gradient=gradient).game(bound)(rows)
+        for phi, row in zip(found, rows, strict=True):
+            values = twins.game_values(name, twins.influence(bound, row, gradient=gradient))
+            assert close(phi, restricted_shapley(values)[int(row @ (1 << np.arange(bound.n_players)))], 1e-9)
+
+
+@each_game
+def test_the_metagame_of_the_proxy_in_closed_form_is_that_which_is_played(name):
+    bound, method = bound_text(), ProxyAttentionGame(name)
+    closed, first = method.metagame().explain(bound), method.explain(bound).attribution
+    played = meta_attributions(method.game(bound), endogenous=True)
+    assert close(closed.meta.values, played.values)
+    assert close(closed.meta.residual, 0)
+    assert close(closed.attribution, first)
+    assert close(AttentionGame(name).explain(bound).attribution, first)
+    if name != "cls":  # of which no player influences another's, but for the model's own interactions
+        model = AttentionGame(name).metagame().explain(bound)
+        assert close(model.meta.values.sum(1), first)
+        assert not close(model.meta.values, closed.meta.values, 1e-6)
+
+
+def test_the_additive_game_has_no_influence_between_players_in_the_proxy_but_in_the_model():
+    bound, everyone = bound_text(), np.ones((4, 4), bool)
+    off = ~np.eye(4, dtype=bool) & everyone
+    assert not ProxyAttentionGame("cls").metagame().explain(bound).meta.values[off].any()
+    assert np.abs(AttentionGame("cls").metagame().explain(bound).meta.values[off]).max() > 1e-6
+
+
+def test_patches_and_tokens_of_a_prompt_are_explained_too():
+    image = bound_image()
+    explanation = ProxyAttentionGame("max_mutual").metagame().explain(image)
+    assert (explanation.grid, explanation.meta.values.shape) == ((3, 3), (9, 9))
+    net = build_net("gemma3", torch.float64, attn_implementation="eager")
+    assert AttentionGame("mutual").explain(bound_of(adapter(net))).attribution.shape == (5,)
+
+
+def test_what_has_no_attention_weights_or_no_closed_form_is_refused():
+    with refused("attribution.method.game='mean' is unknown: choose one of cls, total, mutual"):
+        AttentionGame("mean")
+    with refused("closed forms of attention games have order 1 only"):
+        ProxyAttentionGame("cls").metagame(order=2)
+    with refused("computes attention by 'sdpa', which keeps no weights: set model.attention=eager"):
+        AttentionGame().explain(bound_of(adapter(build_net("gemma3", attn_implementation="sdpa"))))
+    assert not isinstance(smooth_model(3), AttentionGame.input_type)
+    assert GradientInput.input_type is not AttentionGame.input_type
+
+
+# The published sampler
+
+
+@pytest.mark.parametrize(("sizes", "ratio"), [("kernel", 1.9), ("uniform", 0.19)])
+def test_the_published_sampler_is_biased_as_its_docstring_says(sizes, ratio):
+    n, rng = 10, np.random.default_rng(0)
+    m = rng.random((n + 1, n))
+    values = twins.game_values("max_mutual", m)
+    exact = restricted_shapley(values)[-1]
+    bits = 1 << np.arange(n)
+    found = np.mean([published_sampler(lambda rows: values[rows @ bits], n, rng, 100, sizes) for _ in range(400)], 0)
+    expected = expectation(values, n, times_counted(n, 100, sizes))
+    assert np.allclose(found, expected, rtol=0.05)
+    assert (found @ exact) / (exact @ exact) == pytest.approx(ratio, rel=0.15)
+
+
+def expectation(values, n, counted):
+    """The sum over all marginal contributions, each times its Shapley weight and how often it is counted."""
+    found, weights = np.zeros(n), np.array([1 / (n * np.prod([(n - 1 - k) / (k + 1) for k in range(s)]))
+                                            for s in range(n)])  # fmt: skip
+    for row in range(1 << n):
+        size = row.bit_count()
+        for i in range(n):
+            if not row >> i & 1:
+                found[i] += weights[size] * counted[size] * (values[row | 1 << i] - values[row])
+    return found
+
+
+def test_an_estimate_without_bias_would_count_each_marginal_contribution_once():
+    assert np.allclose(times_counted(10, 100, "uniform"), 200 / 1024)
+    kernel = times_counted(10, 100, "kernel")
+    assert kernel[0] == pytest.approx(kernel[9])
+    assert kernel[0] > 4
+    assert kernel[5] < 0.02
+    with refused("sizes='all': give one of kernel, uniform"):
+        times_counted(10, sizes="all")
+    with refused("n_players=1: the sampler needs two players or more"):
+        times_counted(1)
