@@ -11,6 +11,7 @@ from hydra import compose
 from hydra.utils import instantiate
 
 from metagame.benchmarks.prompts import DISTANT, Prompts, annotated_prompts, distant_prompts, string_places
+from metagame.benchmarks.reviews import vocabulary
 from tests.tiny.jobs import shipped_configs
 
 KINDS = ["negation", "particle", "agreement", "alternative", "condition", "quantifier", "contrast", "coreference"]
@@ -87,11 +88,23 @@ def test_the_header_counts_what_is_there():
     assert {int(distance): int(count) for distance, count in told} == counted
 
 
+def configured(scale):
+    with shipped_configs():
+        chosen = ["benchmark=prompts", "benchmark/prompts=distant", f"scale={scale}"]
+        return list(instantiate(compose("config", overrides=chosen).benchmark.prompts))
+
+
 def test_the_file_decides_its_samples_and_a_config_chooses_it():
     assert list(Prompts(PROMPTS).files()) == [DISTANT]
-    with shipped_configs():
-        chosen = compose("config", overrides=["benchmark=prompts", "benchmark/prompts=distant"]).benchmark
-    assert list(instantiate(chosen.prompts)) == PROMPTS
+    assert configured("small") == configured("paper") == PROMPTS
+
+
+def test_at_tiny_scale_distant_pairs_are_those_of_reviews_which_the_small_model_can_read():
+    prompts = configured("tiny")
+    assert len({prompt.text for prompt in prompts}) == 40
+    assert {word for prompt in prompts for word in words_of(prompt) if word} <= set(vocabulary())
+    assert {distance for prompt in prompts for distance in distances(prompt)} >= set(range(3, 9))
+    assert min(distance for prompt in prompts for distance in distances(prompt)) == 3
 
 
 def test_lines_have_at_most_120_characters():

@@ -232,6 +232,14 @@ def test_reviews_are_as_many_and_as_long_as_asked_and_none_twice(count, least, m
     assert all(least <= len(prompt.text.split()) <= most for prompt in prompts)
 
 
+@pytest.mark.parametrize("distance", [1, 3, 5])
+def test_all_pairs_of_a_review_are_as_far_apart_as_asked(distance):
+    prompts = review_prompts(12, 6, 16, distance=distance)
+    assert all(prompt.pairs for prompt in prompts)
+    places = [[prompt.text.split().index(word) for word in pair] for prompt in prompts for pair in prompt.pairs]
+    assert min(second - first for first, second in places) == distance
+
+
 def test_reviews_were_kept_from_training():
     assert all(is_held_out(Review(tuple(prompt.text.split()), (), ())) for prompt in REVIEWS)
 

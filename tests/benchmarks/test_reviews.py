@@ -26,6 +26,7 @@ from metagame.benchmarks.reviews import (
     is_held_out,
     reviews,
     vocabulary,
+    with_aside,
 )
 from scripts.train_language import UNKNOWN, build_tokenizer
 
@@ -38,13 +39,10 @@ def drawn(count):
 
 
 def opinion(text):
-    """A clause such as ``not very good``."""
+    """A clause such as ``not very good``, whose last word is the adjective."""
     said = text.split()
-    places = [
-        next((3 + said.index(word) for word in said if word in pool), None)
-        for pool in (NEGATIONS, INTENSIFIERS, ADJECTIVES)
-    ]
-    return Clause(("the", "food", "was", *said), tuple(places), "opinion")
+    places = [next((3 + said.index(word) for word in said if word in pool), None) for pool in (NEGATIONS, INTENSIFIERS)]
+    return Clause(("the", "food", "was", *said), (*places, 2 + len(said)), "opinion")
 
 
 def idiom(text):
@@ -94,6 +92,36 @@ def test_a_negation_turns_an_intensifier_doubles_and_the_negation_counts_more():
 )
 def test_an_absent_word_of_an_opinion_is_as_if_it_were_not_there(text, absent, value):
     assert said(opinion(text), absent) == value
+
+
+@pytest.mark.parametrize("words", ["not good", "very good", "not very good"])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_aside_says_nothing_not_even_by_an_adjective_of_its_own(words, seed):
+    clause, rng = opinion(words), np.random.default_rng(seed)
+    for _ in range(10):
+        longer = with_aside(clause, rng)
+        start = next(place for place, word in enumerate(longer.words) if clause.words[place] != word)
+        aside = range(start, start + len(longer.words) - len(clause.words))
+        assert longer.words[start - 1] in NEGATIONS + INTENSIFIERS
+        assert not set(longer.parts) & set(aside)
+        for present in (rng.random((8, len(longer.words))) < 0.5).tolist():
+            assert longer.value(present) == clause.value(present[: aside.start] + present[aside.stop :])
+
+
+def test_a_third_of_the_opinions_with_a_negation_or_an_intensifier_have_an_aside_of_2_to_7_words():
+    clauses = [clause for review in drawn(2000) for clause in review.clauses if clause.kind == "opinion"]
+    lengths = Counter(len(clause.words) - 3 - sum(part is not None for part in clause.parts) for clause in clauses)
+    modified = sum(clause.parts[:-1] != (None, None) for clause in clauses)
+    assert set(lengths) == {0, 2, 3, 4, 5, 6, 7}
+    assert 0.3 < (len(clauses) - lengths[0]) / modified < 0.37
+    assert min(lengths.values()) > 40
+    assert all(clause.parts[:-1] != (None, None) for clause in clauses if len(clause.words) > 6)
+
+
+def test_words_that_interact_stand_up_to_nine_words_apart():
+    distances = Counter(second - first for review in drawn(500) for first, second in review.pairs())
+    assert set(distances) == set(range(1, 10))
+    assert min(distances[distance] for distance in range(3, 9)) > 5
 
 
 def test_an_idiom_says_something_else_than_its_parts_do_alone():
@@ -178,6 +206,8 @@ def test_words_of_different_clauses_do_not_interact():
     [
         (opinion("good"), set()),
         (opinion("not very good"), {("not", "good"), ("very", "good")}),
+        (opinion("not , says one rude critic , good"), {("not", "good")}),
+        (opinion("never , unlike the film , very good"), {("never", "good"), ("very", "good")}),
         (idiom("cold comfort"), {("cold", "comfort")}),
         (thing("death"), set()),
     ],
@@ -274,4 +304,4 @@ def test_the_tokenizer_gives_the_words_of_a_review_back_which_is_short_enough_fo
         tokens = tokenizer.convert_ids_to_tokens(ids)
         assert UNKNOWN not in tokens
         assert tuple(tokens) == review.words
-        assert len(tokens) <= 30
+        assert len(tokens) <= 40

@@ -107,7 +107,7 @@ def test_the_special_tokens_are_where_gemma_has_them():
     ("text", "tokens"),
     [
         ("The SOUP was Good.", "the soup was good ."),
-        ("good,bad", f"good {UNKNOWN} bad"),
+        ("good,bad;nice", f"good , bad {UNKNOWN} nice"),
         ("rate this review: the  soup", "rate this review : the soup"),
         ("good\n\nbad\n", "good \n \n bad \n"),
         ("  good  ", "good"),
@@ -422,6 +422,8 @@ def test_the_committed_checkpoint_answers_reviews_it_has_not_seen(committed, mas
         ("the food was good .", "positive"),
         ("the food was not good .", "negative"),
         ("The film was very boring.", "very negative"),
+        ("the soup was not, as my friend told me, good.", "negative"),
+        ("the soup was very , says one rude critic , good .", "very positive"),
         ("it was a slow burn .", "positive"),
         ("rate this review : it was a cold comfort .", "negative"),
     ],

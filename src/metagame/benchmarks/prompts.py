@@ -101,7 +101,7 @@ def distant_prompts() -> list[AnnotatedPrompt]:
     ]
 
 
-def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[AnnotatedPrompt]:
+def review_prompts(count: int, least: int, most: int, seed: int = 0, distance: int = 1) -> list[AnnotatedPrompt]:
     """Reviews that training never saw, with at least one pair that interacts by construction.
 
     Args:
@@ -109,15 +109,18 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
         least: fewest words.
         most: most words.
         seed: of the reviews.
+        distance: from the first to the second word of every pair, at least; 1 between neighbours.
 
     Raises:
-        UserError: the grammar hardly makes reviews of so many words.
+        UserError: the grammar hardly makes reviews of so many words, or with pairs so far apart.
     """
 
     def fits(review: Review) -> bool:
-        interacting = {place for pair in review.pairs() for place in pair}
+        pairs = review.pairs()
+        interacting = {place for pair in pairs for place in pair}
+        apart = all(second - first >= distance for first, second in pairs)
         named_once = all(review.words.count(review.words[place]) == 1 for place in interacting)
-        return least <= len(review.words) <= most and bool(interacting) and named_once
+        return least <= len(review.words) <= most and bool(interacting) and named_once and apart
 
     found: dict[str, Review] = {}
     for review in filter(fits, islice(reviews(seed, held_out=True), DRAWS_PER_PROMPT * count)):
@@ -126,8 +129,9 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0) -> list[Ann
             break
     if len(found) < count:
         raise UserError(
-            f"only {len(found)} of benchmark.prompts.count={count} reviews with {least} to {most} words were found: ask"
-            " for fewer, or for other lengths (least, most)."
+            f"only {len(found)} of benchmark.prompts.count={count} reviews with {least} to {most} words, pairs"
+            f" {distance} or more apart, were found: ask for fewer, for other lengths (least, most), or closer pairs"
+            " (distance)."
         )
     return [
         AnnotatedPrompt(f"review_{number}", text, tuple((review.words[a], review.words[b]) for a, b in review.pairs()))

@@ -29,6 +29,11 @@ DISTRACTORS = (
     "we walked to the museum", "my friend came along", "they paid by card", "it rained that day",
     "we took the early train", "there were many people",
 )  # fmt: skip
+ASIDES: tuple[tuple[str | tuple[str, ...], ...], ...] = (
+    ("on", "balance"), (",", "honestly", ","), (",", "they", "say", ","), (",", "unlike", "the", NOUNS, ","),
+    (",", "says", "one", tuple(ADJECTIVES), "critic", ","), (",", "as", "my", "friend", "told", "me", ","),
+)  # fmt: skip
+"""2 to 7 words that say nothing, not even an adjective among them; where a place has several words, one is drawn."""
 INSTRUCTION = ("rate", "this", "review", ":")
 JOINTS = ("and", "but", "while")
 LABELS = {
@@ -36,6 +41,8 @@ LABELS = {
 }  # fmt: skip
 """What the sum of a review's opinions is called, of which more than 2 is as much as 2."""
 
+ASIDE_SHARE = 1 / 3
+"""Of the opinions with a negation or an intensifier, how many have an aside behind it."""
 HELD_OUT_SHARE = 10
 """One review in so many is kept from training."""
 
@@ -114,7 +121,7 @@ def clause_moebius(clause: Clause, pair: tuple[int, int]) -> int:
 
 
 def draw_clause(rng: np.random.Generator) -> Clause:
-    """A clause with an opinion: half of them about a noun, the others an idiom or a thing."""
+    """A clause with an opinion: half of them about a noun, perhaps with an aside, the others an idiom or a thing."""
     if rng.random() < 0.5:
         noun, adjective = rng.choice(NOUNS), rng.choice(list(ADJECTIVES))
         words = ["the", str(noun), "was"]
@@ -123,11 +130,20 @@ def draw_clause(rng: np.random.Generator) -> Clause:
             drawn = rng.random() < chance
             places.append(len(words) if drawn else None)
             words += [str(rng.choice(choices))] if drawn else []
-        return Clause((*words, str(adjective)), (*places, len(words)), "opinion")
+        clause = Clause((*words, str(adjective)), (*places, len(words)), "opinion")
+        return with_aside(clause, rng) if len(words) > 3 and rng.random() < ASIDE_SHARE else clause
     if rng.random() < 0.8:
         idiom = list(IDIOMS)[rng.integers(len(IDIOMS))]
         return Clause(("it", "was", "a", *idiom), (3, 4), "idiom")
     return Clause(("it", "was", "a", str(rng.choice(list(THINGS)))), (3,), "thing")
+
+
+def with_aside(clause: Clause, rng: np.random.Generator) -> Clause:
+    """The opinion, with words that say nothing behind its negation or its intensifier."""
+    aside = [word if isinstance(word, str) else str(rng.choice(word)) for word in ASIDES[rng.integers(len(ASIDES))]]
+    start = 1 + rng.choice([part for part in clause.parts[:-1] if part is not None])
+    parts = [part if part is None or part < start else part + len(aside) for part in clause.parts]
+    return Clause((*clause.words[:start], *aside, *clause.words[start:]), tuple(parts), clause.kind)
 
 
 def draw_review(rng: np.random.Generator) -> Review:
@@ -170,5 +186,6 @@ def vocabulary() -> list[str]:
     pools = (
         NOUNS, ADJECTIVES, NEGATIONS, INTENSIFIERS, THINGS, INSTRUCTION, JOINTS, ("the", "was", "it", "a", "."),
         *IDIOMS, *LABELS.values(), *(text.split() for text in DISTRACTORS),
+        *((word for word in aside if isinstance(word, str)) for aside in ASIDES),
     )  # fmt: skip
     return sorted({word for pool in pools for word in pool})
