@@ -134,7 +134,12 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0, distance: i
             " (distance)."
         )
     return [
-        AnnotatedPrompt(f"review_{number}", text, tuple((review.words[a], review.words[b]) for a, b in review.pairs()))
+        AnnotatedPrompt(
+            f"review_{number}",
+            text,
+            tuple((review.words[a], review.words[b]) for a, b in review.pairs()),
+            kinds=tuple(review.kinds()),
+        )
         for number, (text, review) in enumerate(found.items())
     ]
 

@@ -109,6 +109,13 @@ class Review:
             if clause_moebius(clause, (first, second))
         ]
 
+    def kinds(self) -> list[str]:
+        """The kind of each of :meth:`pairs`: ``negation``, ``intensifier`` or ``idiom``."""
+        return [
+            "negation" if self.words[first] in NEGATIONS else "intensifier" if self.words[first] in INTENSIFIERS else "idiom"
+            for first, _ in self.pairs()
+        ]
+
 
 def clause_moebius(clause: Clause, pair: tuple[int, int]) -> int:
     """What two words say together, beyond what each says alone."""

@@ -24,13 +24,14 @@ def kinds_figure(results: list[JobResult]) -> Figure | None:
     if not groups:
         return None
     names = [ALL, *kinds_of(results)]
-    figure = Figure(figsize=(1.6 + 1.15 * len(names), 0.8 + 3.0 * len(groups)), layout="constrained")
+    width = 1.6 + 1.15 * len(names)
+    figure = Figure(figsize=(width, 0.8 + 3.0 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axes, group in zip(panels, groups, strict=True):
         _draw(axes, group, names)
     panels[-1].set_xticks(range(len(names)), names)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.5), frameon=False, fontsize=9)
     return figure
 
 
