@@ -111,10 +111,8 @@ class Review:
 
     def kinds(self) -> list[str]:
         """The kind of each of :meth:`pairs`: ``negation``, ``intensifier`` or ``idiom``."""
-        return [
-            "negation" if self.words[first] in NEGATIONS else "intensifier" if self.words[first] in INTENSIFIERS else "idiom"
-            for first, _ in self.pairs()
-        ]
+        of_word = dict.fromkeys(NEGATIONS, "negation") | dict.fromkeys(INTENSIFIERS, "intensifier")
+        return [of_word.get(self.words[first], "idiom") for first, _ in self.pairs()]
 
 
 def clause_moebius(clause: Clause, pair: tuple[int, int]) -> int:
