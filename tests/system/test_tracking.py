@@ -113,6 +113,8 @@ def test_a_run_has_what_the_files_of_a_job_have(tmp_path, monkeypatch, arrays):
     (run,) = sessions(tmp_path)
     about = (run.run.project, run.run.job_type, run.run.display_name, run.run.run_group[:13])
     assert about == ("metagame", "job", folder.name, "numbers-tiny-")
+    assert {"numbers", "scale=tiny"} < {*run.run.tags}
+    assert "section `score`" in run.run.notes
     assert (run.config["seed"], run.config["benchmark"]["values"]) == (3, [1, 2, 3])
     assert run.config["environment"] == json.loads((folder / "environment.json").read_text())
     expected = [(1, "1", 1.0, None), (2, "2", None, "RuntimeError: no memory for 2"), (3, "3", 3.0, None)]
@@ -137,9 +139,10 @@ def test_the_table_is_in_the_run_of_its_job_or_several_have_one_for_it(tmp_path,
     assert [each.run.job_type for each in found] == kinds
     assert len({each.run.run_id for each in found}) == (1 if len(configs) == 1 else 3)
     row, written = found[-1].history[-1], pd.read_csv(tmp_path / "table.csv")
-    table, notes = (json.loads((found[-1].files / row[f"{name}/path"]).read_text()) for name in ("table", "notes"))
+    table, notes = (json.loads((found[-1].files / row[f"result/{name}/path"]).read_text()) for name in ("table", "notes"))
     assert (table["columns"], table["data"]) == (list(written), written.to_numpy().tolist())
     assert len(notes["data"]) == len(configs)
+    assert found[-1].run.display_name.startswith("numbers: table") == (len(configs) > 1)
 
 
 class Eventful(Plain):

@@ -92,8 +92,8 @@ class WandbTracker:
         claims, notes = pd.DataFrame(table.claims), pd.DataFrame({"note": table.notes})
         frames = {"table": pd.read_csv(folder / "table.csv"), "claims": claims, "notes": notes}
         frames = {name: frame.astype(object).where(frame.notna(), None) for name, frame in frames.items() if len(frame)}
-        row = {name: self._wandb.Table(dataframe=frame) for name, frame in frames.items()}
-        row |= {path.stem: self._wandb.Image(str(path), caption=table.title) for path in figures}
+        row = {f"result/{name}": self._wandb.Table(dataframe=frame) for name, frame in frames.items()}
+        row |= {f"result/{path.stem}": self._wandb.Image(str(path), caption=table.title) for path in figures}
         self._log({content: row}, exit_code=0)
 
     def abandon(self) -> None:
@@ -104,9 +104,12 @@ class WandbTracker:
     def _take(self, configs: Sequence[DictConfig], of_job: bool) -> None:
         """Take the bookmark of a job, or of the table of several; one process can have it, until the run is ended."""
         cfg, kind, name, config = configs[0], "table", "table", {"jobs": [job_name(each) for each in configs]}
+        tags, notes = [cfg.name, f"scale={cfg.scale.name}"], "The table is in the section `result`, with its figures."
         if of_job:
             kind, name = "job", job_name(cfg) + (f"-shard-{cfg.shard}-of-{cfg.shards}" if cfg.shards > 1 else "")
             config = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+            tags += [f"{group}={cfg[group].name}" for group in ("model", "attribution", "benchmark")]
+            notes = "The scores of each sample are in the section `score`, one sample a step."
             config["environment"] = json.loads((job_folder(cfg) / "environment.json").read_text(encoding="utf-8"))
         folder = (Path(cfg.output_dir) / "wandb").absolute()
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "staging"))  # not in the home directory
@@ -126,7 +129,8 @@ class WandbTracker:
         self._steps = {name: step for step, name in enumerate(known["rows"], start=1)}
         self._logged = dict.fromkeys(self._steps.keys() - set(known["unsure"]), -math.inf)
         self._about: dict[str, Any] = {
-            "project": self.project, "entity": self.entity, "id": known["id"], "name": name, "job_type": kind,
+            "project": self.project, "entity": self.entity, "id": known["id"], "job_type": kind,
+            "name": name if of_job else f"{cfg.name}: {name}", "tags": [tag[:64] for tag in tags], "notes": notes,
             "group": f"{cfg.name}-{cfg.scale.name}-{digest(str(folder))[:8]}", "config": config, "dir": folder.parent,
         }  # fmt: skip
 
