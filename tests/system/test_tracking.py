@@ -139,7 +139,9 @@ def test_the_table_is_in_the_run_of_its_job_or_several_have_one_for_it(tmp_path,
     assert [each.run.job_type for each in found] == kinds
     assert len({each.run.run_id for each in found}) == (1 if len(configs) == 1 else 3)
     row, written = found[-1].history[-1], pd.read_csv(tmp_path / "table.csv")
-    table, notes = (json.loads((found[-1].files / row[f"result/{name}/path"]).read_text()) for name in ("table", "notes"))
+    table, notes = (
+        json.loads((found[-1].files / row[f"result/{name}/path"]).read_text()) for name in ("table", "notes")
+    )
     assert (table["columns"], table["data"]) == (list(written), written.to_numpy().tolist())
     assert len(notes["data"]) == len(configs)
     assert found[-1].run.display_name.startswith("numbers: table") == (len(configs) > 1)
