@@ -1,0 +1,40 @@
+"""Relevances of tokens that ask no model: what every first-order method must beat."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from metagame.contracts import Explanation, Method
+from metagame.games import Progress
+from metagame.models.masked import MaskedModel
+
+
+class RandomTokens(Method[MaskedModel]):
+    """Independent standard normal numbers, one for each feature; they mean nothing.
+
+    Args:
+        seed: of the numbers, with the input itself.
+    """
+
+    input_type = MaskedModel
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """A number for each feature, the same for the same input."""
+        own = zlib.crc32(bound.x.detach().cpu().numpy().tobytes())
+        values = np.random.default_rng([self.seed, own]).normal(size=bound.n_players)
+        return Explanation(bound.players, bound.targets, attribution=values)
+
+
+class Recency(Method[MaskedModel]):
+    """1 / (n - i) of feature i = 0, ..., n-1: the later in the text, the more; positive, without a unit."""
+
+    input_type = MaskedModel
+
+    def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
+        """The closeness of every feature to the end."""
+        return Explanation(bound.players, bound.targets, attribution=1 / np.arange(bound.n_players, 0, -1))
