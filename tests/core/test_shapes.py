@@ -82,7 +82,7 @@ from metagame.plan import passes
 from metagame.report import addition as addition_report
 from metagame.report import concepts as concepts_report
 from metagame.report import illustration as illustration_report
-from metagame.report import jackknife, maps, results, token_pairs
+from metagame.report import jackknife, lrp_loo, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
 from metagame.viewer import views
 from tests.conftest import smooth_model
@@ -273,6 +273,7 @@ CASES = {
         "maps",
         lambda _: pointing_game_report.ShownScenes(blank(results.JobResult), [], {"one": {1: an(2, 2)}}),
     ),
+    lrp_loo: ("other", lambda _: lrp_loo.pearson(an(2), an(3))),
     jackknife: ("without", lambda _: jackknife.JackknifeRatio(0.0, an(2, 2))),
     token_pairs: ("matrix", lambda _: token_pairs.Shown("", "", [], an(2, 3))),
     views: ("attribution", lambda _: views.concept_view(contracts.Explanation((), ()), an(2, 2), (1, 1))),

@@ -150,7 +150,11 @@ def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
 # Of the experiments that have other cells at another scale also those there.
 WALKED = [
     *((name, "paper") for name in choices("experiment")),
-    *((name, scale) for name in ("figure10", "pair_deletion", "table2", "table4") for scale in ("tiny", "small")),
+    *(
+        (name, scale)
+        for name in ("figure10", "lrp_loo", "pair_deletion", "table2", "table4")
+        for scale in ("tiny", "small")
+    ),
 ]
 
 

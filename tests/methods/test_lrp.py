@@ -15,6 +15,7 @@ from metagame import UserError
 from metagame.attributions.attnlrp import CPLRP, AttnLRP
 from metagame.attributions.gradients import GradientInput
 from metagame.attributions.leave_one_out import LeaveOneOut
+from metagame.attributions.lrp_by_layer import LRPByLayer
 from metagame.attributions.lxt_rules import lxt_rules
 from metagame.models.decoder_views import decoder_view
 from tests.reference import language as reference
@@ -48,9 +49,8 @@ def twin(model, variant, present, answer=ANSWER):
     """The slow twin's relevance of the players, and of the whole sequence."""
     prompt = model.tokenize(TEXT)
     embeddings = model.net.get_input_embeddings()(torch.tensor(masked_ids(model, TEXT, answer, present)))
-    everything = reference.gemma3_relevance(
-        model.net, embeddings, len(prompt.ids) - 1, answer, constant_weights=variant == "cp_LRP"
-    )
+    constant = [variant == "cp_LRP"] * model.net.config.num_hidden_layers
+    everything = reference.gemma3_relevance(model.net, embeddings, len(prompt.ids) - 1, answer, constant)
     return everything[list(prompt.positions)], everything
 
 
@@ -119,6 +119,49 @@ def test_cp_lrp_conserves_the_output_without_biases_and_attnlrp_where_attention_
     assert not conserves("attnLRP")
     silence_attention(model)
     assert conserves("attnLRP")
+
+
+def test_cp_lrp_is_what_each_embedding_makes_alone_of_the_model_with_attention_gates_and_scales_frozen():
+    with float64_throughout():
+        model = build(dtype=torch.float64)
+        found, _ = relevance_of_everything(model, CPLRP())
+        ids = masked_ids(model, TEXT, ANSWER, [True] * 5)
+        embeddings = model.net.get_input_embeddings()(torch.tensor(ids))
+        parts = reference.gemma3_frozen_parts(model.net, embeddings, len(ids) - len(ANSWER), ANSWER)
+        assert near(found, parts, LXT_TOLERANCE)
+
+
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("side", ["above", "below"])
+def test_layers_have_the_rules_of_their_side_of_the_boundary(side, share):
+    with float64_throughout():
+        model = build(dtype=torch.float64, num_hidden_layers=3, layer_types=LAYERS)
+        found, _ = relevance_of_everything(model, LRPByLayer(share, side))
+        constant = [(layer >= round(3 * share)) == (side == "above") for layer in range(3)]
+        ids = masked_ids(model, TEXT, ANSWER, [True] * 5)
+        embeddings = model.net.get_input_embeddings()(torch.tensor(ids))
+        expected = reference.gemma3_relevance(model.net, embeddings, len(ids) - len(ANSWER), ANSWER, constant)
+        assert near(found, expected, LXT_TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_all_layers_on_one_side_are_cp_lrp_or_attnlrp(family):
+    bound = bound_of(build(family))
+    for method, same in ((LRPByLayer(0.0, "above"), CPLRP()), (LRPByLayer(0.0, "below"), AttnLRP())):
+        assert near(method.explain(bound).attribution, same.explain(bound).attribution, 1e-6)
+    assert not any(module._forward_hooks for module in bound.module.modules())
+
+
+def test_layers_that_are_not_there_are_refused():
+    with refused("share=1.5 must be from 0 to 1"):
+        LRPByLayer(1.5, "above")
+    with refused("cp_side='left': give one of above, below"):
+        LRPByLayer(0.5, "left")
+    with refused("GPT-2 has none: choose attribution=cp_lrp"):
+        LRPByLayer(0.5, "above").explain(bound_of(build("gpt2")))
 
 
 @each_variant

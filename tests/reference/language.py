@@ -22,13 +22,13 @@ def gemma3_logits(net: Gemma3ForCausalLM, embeddings: Tensor) -> Tensor:
 
 
 def gemma3_relevance(
-    net: Gemma3ForCausalLM, embeddings: Tensor, first: int, answer: Sequence[int], constant_weights: bool
+    net: Gemma3ForCausalLM, embeddings: Tensor, first: int, answer: Sequence[int], constant_weights: Sequence[bool]
 ) -> np.ndarray:
     """Relevance ``(n,)`` of each scaled embedding for the mean logit of ``answer``, read from place ``first`` on.
 
     Rules (Achtibat et al., 2024): epsilon rule at 0 for sums and linear layers, identity rule for normalisers and the
-    activation, uniform rule for products, deep Taylor rule for the softmax. Of CP-LRP (``constant_weights``) the same,
-    but a product of values with attention weights, or with a gate, belongs to the values alone.
+    activation, uniform rule for products, deep Taylor rule for the softmax. Of CP-LRP (layers with
+    ``constant_weights``) the same, but a product of values with attention weights, or with a gate, belongs to the values alone.
     """
     with torch.no_grad():
         layers = _forward(net, embeddings)
@@ -38,10 +38,42 @@ def gemma3_relevance(
             shares = normed[place] * net.lm_head.weight[token]
             logit = shares.sum()
             relevance[place] += shares / logit * (logit / len(answer))
-        for layer in reversed(layers):
-            relevance = _through_feedforward(layer, relevance, constant_weights)
-            relevance = _through_attention(layer, relevance, constant_weights)
+        for layer, constant in zip(reversed(layers), reversed(constant_weights), strict=True):
+            relevance = _through_feedforward(layer, relevance, constant)
+            relevance = _through_attention(layer, relevance, constant)
         return relevance.sum(1).numpy()
+
+
+def gemma3_frozen_parts(net: Gemma3ForCausalLM, embeddings: Tensor, first: int, answer: Sequence[int]) -> np.ndarray:
+    """The mean logit of ``answer`` that each embedding makes alone, ``(n,)``, all others zero.
+
+    Attention weights, gates and the scales of normalisers are those of the whole input.
+    """
+
+    def scaled(norm, x: Tensor, of: Tensor) -> Tensor:
+        return x / torch.sqrt((of * of).mean(-1, keepdim=True) + norm.eps) * (1 + norm.weight)
+
+    with torch.no_grad():
+        layers = _forward(net, embeddings)
+        parts = []
+        for place in range(len(embeddings)):
+            stream = torch.zeros_like(embeddings)
+            stream[place] = embeddings[place]
+            for layer in layers:
+                block, attention, mlp = layer.block, layer.block.self_attn, layer.block.mlp
+                values = scaled(block.input_layernorm, stream, layer.stream) @ attention.v_proj.weight.T
+                values = values.unflatten(1, (-1, attention.head_dim)).transpose(0, 1)
+                mixed = torch.cat([head.weights @ values[head.group] for head in layer.heads], dim=1)
+                whole = layer.mixed @ attention.o_proj.weight.T
+                stream = stream + scaled(block.post_attention_layernorm, mixed @ attention.o_proj.weight.T, whole)
+                normed = scaled(block.pre_feedforward_layernorm, stream, layer.middle)
+                gate = layer.gated / (layer.normed_middle @ mlp.up_proj.weight.T)
+                fed = (gate * (normed @ mlp.up_proj.weight.T)) @ mlp.down_proj.weight.T
+                whole = layer.gated @ mlp.down_proj.weight.T
+                stream = stream + scaled(block.post_feedforward_layernorm, fed, whole)
+            logits = scaled(net.model.norm, stream, layers[-1].out) @ net.lm_head.weight.T
+            parts.append(sum(logits[first + step, token] for step, token in enumerate(answer)) / len(answer))
+        return torch.stack(parts).numpy()
 
 
 def _forward(net: Gemma3ForCausalLM, stream: Tensor) -> list[SimpleNamespace]:

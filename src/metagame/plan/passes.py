@@ -30,6 +30,7 @@ from metagame.attributions.method import FirstOrder, Metagame
 from metagame.attributions.patch_ig import PatchIG
 from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
+from metagame.attributions.token_baselines import RandomTokens, Recency
 from metagame.contracts import Method, Sample
 from metagame.errors import UserError
 from metagame.estimators.configured import ConfiguredEstimator
@@ -121,6 +122,8 @@ def _(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
 @coalitions_asked.register(ExCLIP)
 @coalitions_asked.register(Proximity)
 @coalitions_asked.register(RandomPairs)
+@coalitions_asked.register(RandomTokens)
+@coalitions_asked.register(Recency)
 def _(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
     return np.zeros((0, n), bool)
 
@@ -211,6 +214,8 @@ def _(method: AttentionGame, n: int) -> Passes:
 
 @coalition_passes.register(Proximity)
 @coalition_passes.register(RandomPairs)
+@coalition_passes.register(RandomTokens)
+@coalition_passes.register(Recency)
 def _(method: Method, n: int) -> Passes:
     return Counter()
 

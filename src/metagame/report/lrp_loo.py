@@ -125,11 +125,13 @@ def layers_figure(results: list[JobResult]) -> Figure | None:
     groups = [group for group in by_setting(results) if any(result.uses("lrp_by_layer") for result in group.results)]
     if not groups:
         return None
-    figure = Figure(figsize=(6.4, 1.0 + 3.2 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(7.0, 1.2 + 3.4 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for axes, group in zip(panels, groups, strict=True):
         _draw(axes, group)
     panels[-1].set_xlabel("share of the layers below the boundary")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -140,7 +142,7 @@ def _draw(axes: Axes, group: Group) -> None:
     agreement = _agreements(group)
     cells = [(result, mean_cell(list(found["spearman"].values()))) for result, found in agreement if found["spearman"]]
     ends = {base: cell for result, cell in cells for base in ("attnlrp", "cp_lrp") if result.uses(base)}
-    for (side, label), color, marker in zip(SIDES.items(), COLORS, "os", strict=False):
+    for (side, label), color, marker, shift in zip(SIDES.items(), COLORS, "os", (-0.006, 0.006), strict=False):
         first, last = ("cp_lrp", "attnlrp") if side == "above" else ("attnlrp", "cp_lrp")
         points = {0.0: ends.get(first), 1.0: ends.get(last)}
         for result, cell in cells:
@@ -149,7 +151,7 @@ def _draw(axes: Axes, group: Group) -> None:
                 points[settings["share"]] = cell
         drawn = sorted((share, cell) for share, cell in points.items() if cell is not None)
         axes.errorbar(
-            [share for share, _ in drawn], [cell["mean"] for _, cell in drawn],
+            [share + shift for share, _ in drawn], [cell["mean"] for _, cell in drawn],
             yerr=[cell["two_se"] or 0.0 for _, cell in drawn], color=color, marker=marker, capsize=3, label=label,
         )  # fmt: skip
     others = [
@@ -160,5 +162,4 @@ def _draw(axes: Axes, group: Group) -> None:
     for (result, cell), style in zip(others, cycle((":", "--", "-.")), strict=False):
         axes.axhline(cell["mean"], color="0.4", linestyle=style, linewidth=1, label=result.label)
     axes.set_title(group.name, fontsize=10)
-    axes.set_ylabel("Spearman with leave-one-out")
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set_ylabel("Spearman with leave-one-out,\nmean ± 2 standard errors")
