@@ -132,8 +132,8 @@ class CPLRP(RelevancePropagation):
     """CP-LRP: attention weights (and gates of a gated feed-forward layer) are constants of the backward pass.
 
     With attention weights, gates and the scales of normalisers frozen at the input, a model without biases is linear in
-    its input embeddings, and this is its exact decomposition: an embedding's relevance is what the frozen model makes of
-    it alone, and those of all embeddings, players or not, sum to f. Biases take a share of f. Where LXT's rules are
+    its input embeddings, and this is its exact decomposition: an embedding's relevance is what the frozen model makes
+    of it alone, and those of all embeddings, players or not, sum to f. Biases take a share of f. Where LXT's rules are
     used, Gemma 3, Llama and Qwen3 have no biases, and Qwen2 and GPT-2 do.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -140,7 +141,9 @@ SIDES = {"above": "CP-LRP above the boundary, AttnLRP below", "below": "CP-LRP b
 
 def _draw(axes: Axes, group: Group) -> None:
     agreement = _agreements(group)
-    cells = [(result, mean_cell(list(found["spearman"].values()))) for result, found in agreement if found["spearman"]]
+    cells: list[tuple[JobResult, dict[str, Any]]] = [
+        (result, mean_cell(list(found["spearman"].values()))) for result, found in agreement if found["spearman"]
+    ]
     ends = {base: cell for result, cell in cells for base in ("attnlrp", "cp_lrp") if result.uses(base)}
     for (side, label), color, marker, shift in zip(SIDES.items(), COLORS, "os", (-0.006, 0.006), strict=False):
         first, last = ("cp_lrp", "attnlrp") if side == "above" else ("attnlrp", "cp_lrp")
