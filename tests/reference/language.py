@@ -28,8 +28,8 @@ def gemma3_relevance(
 
     Rules (Achtibat et al., 2024): epsilon rule at 0 for sums and linear layers, identity rule for normalisers and the
     activation, uniform rule for products, deep Taylor rule for the softmax. Of CP-LRP (layers with
-    ``constant_weights``) the same, but a product of values with attention weights, or with a gate, belongs to the values
-    alone.
+    ``constant_weights``) the same, but a product of values with attention weights, or with a gate, belongs to the
+    values alone.
     """
     with torch.no_grad():
         layers = _forward(net, embeddings)
