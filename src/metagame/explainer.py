@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
 from metagame.attributions.method import FirstOrder
+from metagame.bridges.black_box import BlackBox
 from metagame.contracts import WHOLE, BoundInput, Failure, Method, Model, Sample
 from metagame.errors import UserError
 from metagame.estimators import Estimator
@@ -96,7 +97,7 @@ def explain(
     picture = bound.picture
     if picture is None and question.image is not None and explanation.meta.grid is not None:
         picture = np.asarray(question.image)
-    answer = bound.answer if isinstance(bound, AnsweredPrompt | Classified) else ""
+    answer = bound.answer if isinstance(bound, AnsweredPrompt | Classified | BlackBox) else ""
     return replace(explanation.meta, method=label, picture=picture, output=answer)
 
 

@@ -50,6 +50,10 @@ from metagame.benchmarks import (
     segmentation_metrics,
     voc,
 )
+from metagame.bridges import black_box, sklearn
+from metagame.bridges import captum as captum_bridge
+from metagame.bridges import shap as shap_bridge
+from metagame.bridges import transformers as pipeline_bridge
 from metagame.estimators import (
     balance,
     boosting,
@@ -158,7 +162,41 @@ def three_dimensional_coco_mask(monkeypatch):
     coco.InstanceImage.mask(SimpleNamespace(size=(2, 2, 2), instances=(), path=Path()), ["dog"])
 
 
+def a_pipeline():
+    config = SimpleNamespace(label2id={"label": 0})
+    return SimpleNamespace(tokenizer=SimpleNamespace(mask_token="_"), model=SimpleNamespace(config=config))
+
+
+def values_of_a_bridge(monkeypatch, module, bridge):
+    """One coalition in place of a table of them."""
+    monkeypatch.setattr(module, "black_box", lambda values, *_, **about: values(an(3, kind=bool)))
+    return bridge()
+
+
 CASES = {
+    black_box: ("pixels", lambda _: black_box.black_box(np.sum, ["one"], pixels=an(2, 2))),
+    captum_bridge: (
+        "coalitions",
+        lambda _: captum_bridge.of_captum(SimpleNamespace(attribute=lambda inputs: inputs), a_tensor(1, 2)).fn(
+            an(3, kind=bool)
+        ),
+    ),
+    shap_bridge: (
+        "coalitions",
+        lambda patch: values_of_a_bridge(patch, shap_bridge, lambda: shap_bridge.of_masker(len, len, 1, ["one"])),
+    ),
+    sklearn: (
+        "coalitions",
+        lambda patch: values_of_a_bridge(
+            patch, sklearn, lambda: sklearn.of_estimator(None, [1.0], [[0.0]], predict=np.sum)
+        ),
+    ),
+    pipeline_bridge: (
+        "coalitions",
+        lambda patch: values_of_a_bridge(
+            patch, pipeline_bridge, lambda: pipeline_bridge._of_text(a_pipeline(), "one", "label", 1)
+        ),
+    ),
     distance_matched: (
         RESULT,
         lambda patch: patch.setattr(np, "maximum", lambda *_: an(3)) or distance_matched.pair_scores(an(2, 2)),

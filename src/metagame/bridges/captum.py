@@ -1,0 +1,146 @@
+"""Attribution methods of captum as games: the inputs are masked, captum attributes them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from metagame.errors import GameError
+from metagame.games import AttributionGame
+
+Tensors = Tensor | tuple[Tensor, ...]
+
+
+def of_captum(
+    attribution: Any,
+    inputs: Tensors,
+    baselines: float | Tensors = 0.0,
+    *,
+    feature_mask: Tensors | None = None,
+    players: Iterable[str] | None = None,
+    targets: Iterable[str] | None = None,
+    grid: tuple[int, int] | None = None,
+    reduce: Callable[[Any], Tensor] | None = None,
+    batch_size: int = 32,
+    **arguments: Any,
+) -> AttributionGame:
+    """The game of an attribution object of captum: phi_i(S) is what it attributes to i when only S is present.
+
+    Of each input the elements of absent players are replaced by the baseline. A method that has baselines or a feature
+    mask of its own is given these, unless ``arguments`` say otherwise.
+
+    Args:
+        attribution: such as ``captum.attr.IntegratedGradients(model)``; it must treat rows of a batch independently.
+        inputs: a tensor ``(1, ...)``, or several of them, as the model takes them.
+        baselines: what stands in for absent elements: a number, or for each input a tensor that broadcasts to it.
+        feature_mask: for each input the number of the player that an element belongs to, from 0, broadcast to it;
+            None: each element is a player.
+        players: their names.
+        targets: names of what is attributed; None: the players.
+        grid: rows and columns of patches, see :class:`metagame.AttributionGame`.
+        reduce: maps what the method returns for k rows to the attributions of targets, ``(k, t)``. None: those of a
+            player's elements are added up, and the targets are the players; of methods with a feature mask, which give
+            all elements of a player the same value, it is this value.
+        batch_size: the most coalitions that are attributed at once.
+        arguments: of its ``attribute``, such as ``target``.
+
+    Raises:
+        GameError: inputs are no batch of one, or the mask does not number the players; later, the method returns
+            attributions of another shape and there is no ``reduce``.
+    """
+    rows = inputs if isinstance(inputs, tuple) else (inputs,)
+    if any(len(row) != 1 for row in rows):
+        raise GameError(
+            f"inputs has batches of {', '.join(str(len(row)) for row in rows)}: give a batch of one, (1, ...)."
+        )
+    masks = _masks(rows, feature_mask)
+    absent = tuple(each.to(row) for each, row in zip(_of_each(baselines, rows, "baselines"), rows, strict=True))
+    numbers = torch.cat([mask.flatten() for mask in masks])
+    counts = torch.bincount(numbers)
+    own = _own_arguments(attribution, inputs, absent, masks) | arguments
+    grouped = "feature_mask" in own
+
+    def attribute(coalitions: Bool[Tensor, "k n"]) -> Float[Tensor, "k t"]:
+        masked = tuple(
+            _masked(coalitions[:, mask[0]], row, other) for row, mask, other in zip(rows, masks, absent, strict=True)
+        )
+        found = attribution.attribute(masked if isinstance(inputs, tuple) else masked[0], **own)
+        if reduce is not None:
+            return reduce(found)
+        parts = found if isinstance(found, tuple) else (found,)
+        if [part.shape for part in parts] != [each.shape for each in masked]:
+            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+            raise GameError(
+                f"{type(attribution).__name__} returned shapes {shapes}, not those of the inputs: give reduce=, a"
+                " function of them that returns (k, t)."
+            )
+        flat = torch.cat([part.flatten(1) for part in parts], 1)
+        total = flat.new_zeros(len(flat), len(counts)).index_add(1, numbers.to(flat.device), flat)
+        return total / counts.to(flat) if grouped else total
+
+    settings = {"batch_size": batch_size, "players": players, "targets": targets, "grid": grid}
+    return AttributionGame.of_torch(attribute, len(counts), device=rows[0].device, **settings)
+
+
+def patch_mask(inputs: Tensor, grid: tuple[int, int]) -> Int[Tensor, "1 1 H W"]:
+    """The feature mask of an image ``(1, c, H, W)`` whose ``grid`` of rows and columns of patches are the players.
+
+    Raises:
+        GameError: the image has fewer pixels than the grid patches.
+    """
+    height, width = inputs.shape[-2:]
+    rows, columns = grid
+    if not (0 < rows <= height and 0 < columns <= width):
+        raise GameError(f"grid={grid} does not fit {height} x {width} pixels: give fewer rows or columns.")
+    row, column = torch.arange(height) * rows // height, torch.arange(width) * columns // width
+    return (row[:, None] * columns + column)[None, None].to(inputs.device)
+
+
+def _masked(present: Tensor, row: Tensor, absent: Tensor) -> Tensor:
+    """Elements of the row where they are present; captum sets the need of gradients, and warns, where it is not set."""
+    masked = torch.where(present, row.detach(), absent)
+    return masked.requires_grad_(masked.is_floating_point())
+
+
+def _masks(rows: tuple[Tensor, ...], feature_mask: Tensors | None) -> tuple[Int[Tensor, "1 ..."], ...]:
+    """The player of each element."""
+    if feature_mask is None:
+        ends = torch.tensor([row.numel() for row in rows]).cumsum(0)
+        return tuple(
+            torch.arange(int(end) - row.numel(), int(end), device=row.device).reshape(row.shape)
+            for row, end in zip(rows, ends, strict=True)
+        )
+    masks = tuple(mask.long() for mask in _of_each(feature_mask, rows, "feature_mask"))
+    found = torch.cat([mask.flatten() for mask in masks]).unique()
+    if not torch.equal(found.cpu(), torch.arange(len(found))):
+        raise GameError(
+            f"feature_mask has the numbers {found.tolist()[:10]}: number the players from 0, without a gap."
+        )
+    return masks
+
+
+def _of_each(values: float | Tensors, rows: tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
+    """A tensor of the shape of each input."""
+    several = values if isinstance(values, tuple) else (values,) * len(rows)
+    try:
+        return tuple(
+            torch.as_tensor(each, device=row.device).broadcast_to(row.shape)
+            for row, each in zip(rows, several, strict=True)
+        )
+    except (ValueError, RuntimeError) as error:
+        raise GameError(f"{name} does not fit the inputs: give one that broadcasts to each of them.") from error
+
+
+def _own_arguments(
+    attribution: Any, inputs: Tensors, baselines: tuple[Tensor, ...], masks: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """Of the baselines and the mask those that the method takes itself."""
+    taken = inspect.signature(attribution.attribute).parameters
+    own = {"baselines": baselines, "feature_mask": masks}
+    several = isinstance(inputs, tuple)
+    return {name: value if several else value[0] for name, value in own.items() if name in taken}

@@ -1,0 +1,51 @@
+"""Maskers in the manner of shap, with a function of what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from metagame.bridges.black_box import BlackBox, black_box
+from metagame.errors import UserError
+from metagame.games import as_float64
+
+
+def of_masker(model: Callable[..., Any], masker: Any, x: Any, names: Sequence[str] | None = None) -> BlackBox:
+    """f_S is the mean output of ``model`` for what ``masker`` makes of x when only S is present.
+
+    Args:
+        model: maps what the masker returns to one number for each of its rows, ``(m,)``; of several outputs select one.
+        masker: is called with a mask, bool ``(n,)`` (True = present), and x, and returns rows, or a tuple of arguments
+            that have rows; such as ``shap.maskers.Independent(background)`` or ``shap.maskers.Text(tokenizer)``.
+        x: the input, as the masker takes it.
+        names: of the n players; None: x1, x2, ..., as many as the ``shape`` of the masker says.
+
+    Raises:
+        UserError: there are no names and the masker has no ``shape``; later, the model returns another shape.
+    """
+    known = _names(masker, x) if names is None else tuple(names)
+
+    def values(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
+        return np.array([_mean_output(model, masker(present, x)) for present in coalitions])
+
+    return black_box(values, known)
+
+
+def _mean_output(model: Callable[..., Any], masked: Any) -> float:
+    found = as_float64(model(*masked) if isinstance(masked, tuple) else model(masked), "the model's output")
+    if found.ndim != 1 or not found.size:
+        raise UserError(
+            f"the model returned shape {found.shape}: return one number for each row, such as output[:, 0]."
+        )
+    return float(found.mean())
+
+
+def _names(masker: Any, x: Any) -> tuple[str, ...]:
+    try:
+        shape = masker.shape(x) if callable(masker.shape) else masker.shape
+        return tuple(f"x{number}" for number in range(1, int(shape[1]) + 1))
+    except (AttributeError, TypeError, IndexError) as error:
+        raise UserError("this masker does not say how many players there are: give names=.") from error

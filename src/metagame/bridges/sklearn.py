@@ -1,0 +1,90 @@
+"""Estimators of scikit-learn with a background set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas
+from jaxtyping import Bool, Float
+from sklearn.base import is_classifier
+
+from metagame.bridges.black_box import BlackBox, black_box
+from metagame.errors import UserError
+from metagame.games import as_float64
+
+ROWS = 65536
+"""The most rows that an estimator is given at once."""
+
+
+def of_estimator(
+    estimator: Any,
+    x: Any,
+    background: Any,
+    output: Any = None,
+    *,
+    names: Sequence[str] | None = None,
+    predict: Callable[[Any], Any] | None = None,
+) -> BlackBox:
+    """Marginal imputation: f_S is the mean output over the background's rows, which replace the absent features of x.
+
+    Args:
+        estimator: a fitted classifier, regressor or pipeline of scikit-learn, or of its protocol.
+        x: the features of one input, ``(n,)`` or ``(1, n)``; a row of a DataFrame.
+        background: rows, ``(m, n)``; a DataFrame where the estimator was fitted to one, with columns of any type.
+        output: of a classifier the class whose probability is explained, None: the predicted one; of a regressor with
+            several outputs the number of one.
+        names: of the features; None: the columns of a DataFrame, else x1, x2, ...
+        predict: what is explained in place of the estimator's own: a function of rows ``(k, n)`` to numbers ``(k,)``,
+            such as ``lambda rows: svm.decision_function(rows)``.
+
+    Raises:
+        UserError: shapes do not fit each other, or the estimator has no such output.
+    """
+    row, rows = np.asarray(x, dtype=object).reshape(-1), np.asarray(background, dtype=object)
+    if rows.ndim != 2 or not len(rows) or row.shape != rows.shape[1:]:
+        raise UserError(
+            f"x has {len(row)} features, background shape {rows.shape}: give rows (m, n) with as many columns, one at"
+            " least."
+        )
+    frame = background if isinstance(background, pandas.DataFrame) else None
+    own = [f"x{number}" for number in range(1, len(row) + 1)] if frame is None else list(map(str, frame.columns))
+
+    def table(values: np.ndarray) -> Any:
+        if frame is None:
+            return values.astype(np.asarray(background).dtype)
+        return pandas.DataFrame(values, columns=frame.columns).astype(frame.dtypes)
+
+    answer, of_rows = _output(estimator, output, table(row[None])) if predict is None else ("", predict)
+
+    def values(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
+        imputed = np.where(coalitions[:, None], row, rows).reshape(-1, len(row))
+        found = as_float64(of_rows(table(imputed)), "the estimator's output")
+        if found.shape != imputed.shape[:1]:
+            raise UserError(f"the estimator returned shape {found.shape} for {len(imputed)} rows: choose one output=.")
+        return found.reshape(len(coalitions), len(rows)).mean(1)
+
+    return black_box(values, own if names is None else names, max(1, ROWS // len(rows)), answer=answer)
+
+
+def _output(estimator: Any, output: Any, x: Any) -> tuple[str, Callable[[Any], Any]]:
+    """What is explained, and its values for rows.
+
+    Raises:
+        UserError: there is no such class or output, or the classifier has no probabilities.
+    """
+    name = type(estimator).__name__
+    if not is_classifier(estimator):
+        if output is None:
+            return "", estimator.predict
+        return str(output), lambda rows: np.asarray(estimator.predict(rows))[:, output]
+    try:
+        probabilities = estimator.predict_proba
+    except AttributeError as error:
+        raise UserError(f"{name} has no predict_proba: give predict=, such as its decision_function.") from error
+    classes = list(estimator.classes_)
+    chosen = classes[int(np.argmax(probabilities(x)[0]))] if output is None else output
+    if chosen not in classes:
+        raise UserError(f"output={output!r} is none of the classes of {name}: choose one of {classes[:10]}.")
+    return str(chosen), lambda rows: probabilities(rows)[:, classes.index(chosen)]

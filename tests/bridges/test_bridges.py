@@ -1,0 +1,322 @@
+"""What other libraries attribute, mask and predict is what ours do with the same numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from captum.attr import (
+    FeatureAblation,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    LayerIntegratedGradients,
+    Saliency,
+    ShapleyValues,
+)
+from PIL import Image
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.svm import SVC
+from transformers import (
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    FillMaskPipeline,
+    ImageClassificationPipeline,
+    TextClassificationPipeline,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from metagame import GameError, UserError, explain, meta_attributions
+from metagame.attributions.gradients import GradientInput
+from metagame.attributions.leave_one_out import LeaveOneOut
+from metagame.attributions.shapley import ShapleyValue
+from metagame.bridges.black_box import black_box
+from metagame.bridges.captum import of_captum, patch_mask
+from metagame.bridges.shap import of_masker
+from metagame.bridges.sklearn import of_estimator
+from metagame.bridges.transformers import of_pipeline
+from metagame.games import all_coalitions
+from metagame.models.masked import MaskedModel
+from tests.conftest import close, unchecked
+from tests.tiny import classifiers
+from tests.tiny.jobs import ROOT
+
+N = 4
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(N, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+
+
+@pytest.fixture(scope="module")
+def points():
+    generator = np.random.default_rng(0)
+    return torch.tensor(generator.normal(size=(1, N))), torch.tensor(generator.normal(size=(1, N)))
+
+
+def meta_of(method, model):
+    return method.metagame().explain(model).meta.values
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "zero"),
+    [
+        (lambda f: InputXGradient(f), GradientInput(), True),
+        (lambda f: FeatureAblation(f), LeaveOneOut(), False),
+        (lambda f: ShapleyValues(f), ShapleyValue(), False),
+    ],
+    ids=["gradient", "ablation", "shapley"],
+)
+def test_methods_of_captum_have_the_metagame_of_ours(theirs, ours, zero, net, points):
+    x, baseline = points
+    baseline = torch.zeros_like(x) if zero else baseline
+    game = of_captum(theirs(net), x, baseline, target=1, players="abcd")
+    phi = meta_attributions(game, endogenous=True)
+    model = MaskedModel.of_function(lambda rows: net(rows)[:, 1], x[0], baseline[0])
+    assert close(phi.values, meta_of(ours, model), 1e-6)  # captum adds Shapley values up in float32
+    assert phi.targets == tuple("abcd")
+
+
+def test_a_method_of_captum_has_the_baseline_that_masks(net, points):
+    """IG is complete: it adds up to f_S - f(baseline) for each coalition."""
+    x, baseline = points
+    game = of_captum(IntegratedGradients(net), x, baseline, target=0, n_steps=64)
+    coalitions = all_coalitions(N)
+    masked = torch.where(torch.tensor(coalitions), x, baseline)
+    gained = (net(masked) - net(baseline))[:, 0].detach().numpy()
+    assert close(game(coalitions).sum(1), gained, 1e-8)
+
+
+@pytest.mark.parametrize("method", [FeatureAblation, ShapleyValues, InputXGradient])
+def test_elements_may_share_a_player(method, net, points):
+    x, _ = points
+    mask = torch.tensor([[0, 0, 1, 1]])
+    found = of_captum(method(net), x, feature_mask=mask, target=0)(all_coalitions(2))[-1]
+    if method is InputXGradient:
+        whole = InputXGradient(net).attribute(x, target=0)[0].detach()
+        assert close(found, [whole[:2].sum(), whole[2:].sum()])
+    else:
+        pairs = MaskedModel(lambda rows: net(rows.flatten(1))[:, 0], x.reshape(2, 2), torch.zeros(2, 2).double())
+        ours = LeaveOneOut() if method is FeatureAblation else ShapleyValue()
+        assert close(found, ours.explain(pairs).attribution, 1e-6)
+
+
+def test_several_inputs_are_masked_together(net, points):
+    x, baseline = points
+
+    def split(first, second):
+        return net(torch.cat([first, second], 1))
+
+    halves = (x[:, :1], x[:, 1:]), (baseline[:, :1], baseline[:, 1:])
+    found = meta_attributions(of_captum(FeatureAblation(split), *halves, target=0), endogenous=True)
+    whole = meta_attributions(of_captum(FeatureAblation(net), x, baseline, target=0), endogenous=True)
+    assert close(found.values, whole.values)
+
+
+def test_a_map_of_a_layer_is_attributed_by_patches():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(1, 2, 4, stride=4).double()
+    cnn = torch.nn.Sequential(layer, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 2).double())
+    x = torch.rand(1, 1, 8, 8).double()
+    mask = patch_mask(x, (2, 2))
+    assert mask[0, 0, ::4, ::4].tolist() == [[0, 1], [2, 3]]
+    settings = {"feature_mask": mask, "reduce": lambda maps: maps.flatten(1), "targets": ["image"], "grid": (2, 2)}
+    phi = meta_attributions(of_captum(LayerGradCam(cnn, layer), x, target=1, **settings), endogenous=False)
+    assert phi.grid == (2, 2)
+    assert close(phi.first_order, LayerGradCam(cnn, layer).attribute(x, target=1).detach().flatten())
+    with pytest.raises(
+        GameError, match=r"LayerGradCam returned shapes \(1, 1, 2, 2\), not those of the inputs: give red"
+    ):
+        of_captum(LayerGradCam(cnn, layer), x, feature_mask=mask, target=1).grand()
+
+
+def test_token_ids_are_masked_before_their_embeddings_are_attributed():
+    torch.manual_seed(0)
+    embed = torch.nn.Embedding(9, 3)
+    model = torch.nn.Sequential(embed, torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(12, 2)).double()
+    ids = torch.tensor([[3, 5, 7, 2]])
+    method = LayerIntegratedGradients(model, embed)
+    game = of_captum(method, ids, 1, target=0, reduce=lambda found: found.sum(-1), players=["a", "b", "c", "d"])
+    phi = meta_attributions(game, endogenous=True)
+    assert close(phi.residual, 0, 1e-6)
+    assert close(phi.first_order, method.attribute(ids, baselines=torch.ones_like(ids), target=0).sum(-1)[0].detach())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": torch.zeros(2, N)}, "inputs has batches of 2: give a batch of one"),
+        ({"baselines": torch.zeros(3)}, "baselines does not fit the inputs"),
+        ({"feature_mask": torch.tensor([[0, 2, 2, 2]])}, r"feature_mask has the numbers \[0, 2\]: number the players"),
+        ({"players": ["a"]}, "players has 1 names for 4 players"),
+    ],
+)
+def test_inputs_of_captum_that_do_not_fit_are_refused(arguments, message, net):
+    with pytest.raises(GameError, match=message):
+        of_captum(Saliency(net), **({"inputs": torch.zeros(1, N).double()} | arguments))
+    with pytest.raises(GameError, match=r"grid=\(9, 1\) does not fit 8 x 8 pixels"):
+        patch_mask(torch.zeros(1, 1, 8, 8), (9, 1))
+
+
+class Masker:
+    """In the manner of shap: absent features come from the rows of a background."""
+
+    def __init__(self, background):
+        self.background = background
+        self.shape = background.shape
+
+    def __call__(self, mask, x):
+        return (np.where(mask, x, self.background),)
+
+
+@pytest.fixture(scope="module")
+def table():
+    generator = np.random.default_rng(1)
+    rows = generator.normal(size=(60, N))
+    return rows, (rows[:, 0] * rows[:, 1] + rows[:, 2] > 0).astype(int)
+
+
+@pytest.fixture(scope="module")
+def forest(table):
+    return RandomForestClassifier(5, random_state=0).fit(*table)
+
+
+def test_maskers_and_estimators_impute_as_a_background_does(table, forest):
+    rows, _ = table
+    model = MaskedModel.of_function(
+        lambda inputs: torch.tensor(forest.predict_proba(inputs.numpy())[:, 1]), rows[0], rows[1:8]
+    )
+    estimated = of_estimator(forest, rows[0], rows[1:8], output=1, names="abcd")
+    masked = of_masker(lambda data: forest.predict_proba(data)[:, 1], Masker(rows[1:8]), rows[0])
+    expected = meta_of(LeaveOneOut(), model)
+    assert close(meta_of(LeaveOneOut(), estimated), expected)
+    assert close(meta_of(LeaveOneOut(), masked), expected)
+    assert (estimated.players, masked.players) == (tuple("abcd"), ("x1", "x2", "x3", "x4"))
+    assert explain(estimated, method="sv").output == "1"
+
+
+def test_maskers_of_shap_itself():
+    shap = pytest.importorskip("shap")
+    x, background = np.arange(1.0, 4.0), np.zeros((2, 3))
+    model = of_masker(lambda rows: rows[:, 0] * rows[:, 1] + rows[:, 2], shap.maskers.Independent(background), x)
+    assert close(meta_of(ShapleyValue(), model), [[0, 1, 0], [1, 0, 0], [0, 0, 3]])
+    text = of_masker(
+        lambda texts: np.array([len(each.replace("...", "").split()) for each in texts], float),
+        shap.maskers.Text(r"\W+"),
+        "not bad",
+    )
+    assert close(ShapleyValue().explain(text).attribution, [1, 1])
+
+
+def test_a_frame_with_columns_of_any_type_is_imputed():
+    frame = pd.DataFrame({"color": ["red", "blue", "red", "blue"], "size": [1.0, 2.0, 3.0, 4.0]})
+    encoder = make_column_transformer((OneHotEncoder(), ["color"]), remainder="passthrough")
+    fitted = make_pipeline(encoder, LinearRegression()).fit(frame, [1.0, 4.0, 3.0, 6.0])
+    model = of_estimator(fitted, frame.iloc[0], frame.iloc[1:])
+    whole = fitted.predict(frame)
+    assert model.players == ("color", "size")
+    assert close(model.values(all_coalitions(2)[[3, 0]]), [whole[0], whole[1:].mean()])
+
+
+def test_of_a_classifier_the_predicted_class_is_explained(table):
+    rows, classes = table
+    fitted = LogisticRegression().fit(rows, np.array(["no", "yes"])[classes])
+    model = of_estimator(fitted, rows[0], rows)
+    assert model.answer == fitted.predict(rows[:1])[0]
+    assert close(model.values(np.ones((1, N), bool)), fitted.predict_proba(rows[:1]).max())
+    machine = SVC().fit(rows, classes)
+    by_function = of_estimator(machine, rows[0], rows[:3], predict=machine.decision_function)
+    assert close(by_function.values(np.ones((1, N), bool)), machine.decision_function(rows[:1]))
+
+
+TEXT = "the service was never rude"
+
+
+@pytest.fixture(scope="module")
+def reader():
+    adapter = classifiers.text_classifier()
+    size = {"vocab_size": len(adapter.tokenizer), "hidden_size": 8, "embedding_size": 8, "intermediate_size": 8}
+    torch.manual_seed(0)
+    config = ElectraConfig(num_hidden_layers=1, num_attention_heads=2, num_labels=3, **size)
+    model = ElectraForSequenceClassification(config).eval()
+    return TextClassificationPipeline(model=model, tokenizer=adapter.tokenizer, device="cpu")
+
+
+def test_words_of_a_pipeline_are_masked(reader):
+    model = of_pipeline(reader, TEXT, "LABEL_2")
+    found = model.values(np.array([[True] * 5, [True, False, True, True, False]]))
+    mask = reader.tokenizer.mask_token
+    for value, text in zip(found, (TEXT, f"the {mask} was never {mask}"), strict=True):
+        with torch.no_grad():
+            expected = reader.model(**reader.tokenizer(text, return_tensors="pt")).logits[0, 2]
+        assert close(value, expected, 1e-5)
+    phi = explain(of_pipeline(reader, TEXT))
+    assert (phi.players, phi.endogenous) == (tuple(TEXT.split()), True)
+    assert phi.output == reader(TEXT)[0]["label"]
+
+
+def test_patches_of_a_pipeline_are_blanked():
+    net = ViTForImageClassification.from_pretrained(ROOT / "data/tiny/vit").eval()
+    processor = ViTImageProcessor.from_pretrained(ROOT / "data/tiny/vit")
+    seer = ImageClassificationPipeline(model=net, image_processor=processor, device="cpu")
+    with Image.open(ROOT / "data/tiny/images/two_six.png") as file:
+        image = file.convert("RGB")
+    model = of_pipeline(seer, image, grid=(2, 2))
+    phi = explain(model, method="sv")
+    assert (phi.grid, phi.values.shape) == ((2, 2), (4, 4))
+    assert np.array_equal(phi.picture, np.asarray(image))
+    pixels = np.array(image)
+    pixels[: len(pixels) // 2, : pixels.shape[1] // 2] = np.asarray(image).mean((0, 1)).round()
+    with torch.no_grad():
+        logits = net(**processor(Image.fromarray(pixels), return_tensors="pt")).logits[0]
+    assert close(model.values(np.array([[False, True, True, True]])), logits[net.config.label2id[phi.output]], 1e-4)
+    with pytest.raises(UserError, match=r"grid=\(999, 1\) does not fit"):
+        of_pipeline(seer, image, grid=(999, 1))
+    with unchecked(), pytest.raises(UserError, match="content is a str: give a PIL image"):
+        of_pipeline(seer, TEXT)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda rows, **_: black_box(len, []), "names is empty: give one for each player"),
+        (
+            lambda rows, **_: meta_of(GradientInput(), black_box(lambda c: c.sum(1), "ab")),
+            "has no gradients: choose .* sv",
+        ),
+        (lambda rows, **_: explain(black_box(lambda c: c, "ab")), r"returned shape \(\d, 2\) for \d coalitions"),
+        (lambda rows, **_: of_masker(len, lambda mask, x: x, rows[0]), "does not say how many players .*: give names"),
+        (
+            lambda rows, **_: explain(of_masker(lambda data: data, Masker(rows), rows[0])),
+            r"the model returned shape \(60, 4\): return one number for each row",
+        ),
+        (lambda rows, **_: of_estimator(None, rows[0, :3], rows), r"x has 3 features, background shape \(60, 4\)"),
+        (
+            lambda rows, forest, **_: of_estimator(forest, rows[0], rows, output=7),
+            "output=7 is none of the classes of Ra",
+        ),
+        (lambda rows, classes, **_: of_estimator(SVC().fit(rows, classes), rows[0], rows), "SVC has no predict_proba"),
+        (
+            lambda rows, **_: explain(of_estimator(LinearRegression().fit(rows, rows), rows[0], rows)),
+            r"the estimator returned shape \(\d+, 4\) for \d+ rows: choose one output=",
+        ),
+        (
+            lambda reader, **_: of_pipeline(reader, TEXT, "LABEL_9"),
+            "'LABEL_9' is unknown to this pipeline: choose one of",
+        ),
+        (lambda reader, **_: of_pipeline(reader, " "), "content=' ': give a text"),
+        (
+            lambda **_: of_pipeline(object.__new__(FillMaskPipeline), TEXT),
+            "FillMaskPipeline is not supported: give one",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(make, message, table, forest, reader):
+    with unchecked(), pytest.raises(UserError, match=message):
+        make(rows=table[0], classes=table[1], forest=forest, reader=reader)
