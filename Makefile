@@ -75,6 +75,7 @@ bench: setup  ## measure speed against the reference procedures, in outputs/benc
 	$(PYTHON) -m scripts.bench_language
 	$(PYTHON) -m scripts.bench_alti_logit
 	$(PYTHON) -m scripts.bench_diffusion
+	$(PYTHON) -m scripts.bench_estimators
 	$(PYTHON) -m scripts.compare_estimators
 	$(PYTHON) -m scripts.compare_fixlip
 

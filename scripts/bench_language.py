@@ -73,7 +73,7 @@ def bench_small() -> dict:
     prompt = prompt_with(model, n)
     answer = forced_answer(model, prompt, n_steps)
     bound = model.bind_answer(prompt, answer)
-    metagame = AttnLRP().metagame(ConfiguredEstimator("trees", budget=2 * generation.n_coalitions(n)))
+    metagame = AttnLRP().metagame(ConfiguredEstimator("auto", budget=2 * generation.n_coalitions(n)))
     metagame.explain(bound)
     seconds, explanation = timed(lambda: metagame.explain(bound))
     ours = explanation.meta
@@ -137,7 +137,7 @@ def bench_large(model: LanguageModel, shape: str) -> dict:
         "seconds": {
             f"{TIMED_PASSES} of our passes, {shape}, n = {n}, T = {n_steps}": seconds,
             f"{TIMED_PASSES} of the paper's": reference_seconds,
-            "all of ours, extrapolated, without trees": seconds * passes / TIMED_PASSES,
+            "all of ours, extrapolated, without fits": seconds * passes / TIMED_PASSES,
             "all of the paper's, extrapolated, without trees": reference_seconds * paper / TIMED_PASSES,
         },
     }
@@ -145,11 +145,11 @@ def bench_large(model: LanguageModel, shape: str) -> dict:
 
 UNITS = {
     "ratio": "passes of the paper's procedure / ours, small Gemma 3, 12 players, 20 steps",
-    "ratio_wall_clock": "the same in time, trees included, both in full",
+    "ratio_wall_clock": "the same in time, fits included, both in full",
     "error": "of ours, relative to the exact matrix; one prompt, its answer forced past its end",
     "error_of_the_paper": "of the paper's procedure",
     "ratio_large": "passes of the paper's procedure / ours, 30 players, 100 steps",
-    "ratio_large_wall_clock": "the same in time, extrapolated from 64 passes of each, without trees",
+    "ratio_large_wall_clock": "the same in time, extrapolated from 64 passes of each, without fits",
     "passes_per_second": "forward and backward passes of a whole prompt and answer, random Gemma 3",
     "teraflops": "10^12 operations a second in the matrices of the layers (4 for each weight and token)",
     "memory": "GiB, peak of the device in our passes, or of the whole process on a CPU",

@@ -1,21 +1,28 @@
-"""Compare the estimators of Meta-AttnLRP with the exact metagame, and with the paper's procedure, by what they cost.
+"""Compare the estimators with exact values by what they cost: with each other, with shapiq's, and with the paper's.
 
-    python -m scripts.compare_estimators [--prompts 8] [--seeds 3]
+    python -m scripts.compare_estimators [--prompts 8] [--seeds 3] [--game-seeds 5]
 
-Prompts are reviews of 12 words, short enough to play all 2^n coalitions with the small Gemma 3, for each step of the
-answer; budgets are multiples of B = 32(n-1) coalitions, of which 2 B are a sixth of all here. Writes
-outputs/bench/estimators.json and .png.
+Games are those of :mod:`scripts.estimator_games`. shapiq's KernelSHAP, PermutationSamplingSV, ProxySPEX (which needs
+lightgbm) and SPEX play those of one target, with as many evaluations. Prompts are reviews of 12 words, short enough to
+play all 2^n coalitions with the small Gemma 3, for each step of the answer; budgets are multiples of B = 32(n-1)
+coalitions, of which 2 B are a sixth of all here. Writes outputs/bench/estimators.json, estimators.png (prompts) and
+estimators_games.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.progress import track
 
 from metagame.attributions.attnlrp import AttnLRP
@@ -26,12 +33,18 @@ from metagame.games import AttributionGame, all_coalitions
 from metagame.meta import meta_attributions
 from metagame.models.language_model import LanguageModel
 from metagame.report.maps import COLORS
+from scripts.estimator_games import KnownGame, games
 from scripts.measure import report, timed
 from tests.reference import generation
 
 PLAYERS = 12
 BUDGETS = (0.5, 1, 2, 4)
-DEFAULT, DEFAULT_BUDGET = "trees", 2
+DEFAULT, DEFAULT_BUDGET = "auto", 2
+OURS = [name for name in ESTIMATORS if name != "exact"]
+PER_PLAYER = (4, 16, 64)
+"""Coalitions for each player that games are played on."""
+THEIRS = {"KernelSHAP": PER_PLAYER, "PermutationSamplingSV": PER_PLAYER, "ProxySPEX": (4, 16), "SPEX": (16,)}
+"""Those of shapiq, by what they are given: SPEX refuses 4 for each player, and both take many seconds with 64."""
 
 
 def small_gemma() -> LanguageModel:
@@ -69,7 +82,7 @@ def errors_of_prompt(tables: np.ndarray, seeds: range) -> dict[str, list[float]]
     n, exact = values.shape[1], endogenous_index(values)
     bits = 1 << np.arange(n)
     found: dict[str, list[float]] = {}
-    for seed, budget, name in product(seeds, BUDGETS, [each for each in ESTIMATORS if each != "exact"]):
+    for seed, budget, name in product(seeds, BUDGETS, OURS):
         coalitions = min(round(budget * generation.n_coalitions(n)), 1 << n)
         phi = meta_attributions(AttributionGame.from_values(values), name, True, coalitions, seed)
         found.setdefault(f"{name}, {budget:g} B", []).append(relative_error(phi.values, exact))
@@ -108,6 +121,117 @@ def compare(n_prompts: int, n_seeds: int) -> dict:
     }
 
 
+def shapiq_values(name: str, n: int, budget: int, seed: int, values: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Shapley values ``(n,)`` of one target by an approximator of shapiq."""
+    import shapiq.approximator  # here, since importing it takes seconds
+
+    settings = {
+        "KernelSHAP": {"pairing_trick": True},
+        "PermutationSamplingSV": {},
+        "ProxySPEX": {"index": "SV", "max_order": 1},
+        "SPEX": {"index": "SV", "max_order": 1},
+    }[name]
+    approximator = getattr(shapiq.approximator, name)(n=n, random_state=seed, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = approximator.approximate(budget, lambda rows: values(np.atleast_2d(rows).astype(bool))[:, 0])
+    return np.array([found.interactions.get((player,), 0.0) for player in range(n)])
+
+
+def estimate(game: KnownGame, name: str, per_player: int, seed: int) -> np.ndarray:
+    """Meta-attributions ``(t, n)`` by an estimator of ours or of shapiq."""
+    n = game.exact.shape[1]
+    if name in OURS:
+        return meta_attributions(game.play(), name, game.endogenous, per_player * n, seed).values
+    return shapiq_values(name, n, per_player * n, seed, game.values)[None]
+
+
+def errors_of_game(game: KnownGame, seed: int) -> list[dict]:
+    """Error and CPU seconds of each estimator and budget."""
+    asked = list(product(OURS, PER_PLAYER))
+    if not game.endogenous:
+        asked += [(name, each) for name in available() for each in THEIRS[name]]
+    found = []
+    for name, per_player in asked:
+        start = time.process_time()
+        error = game.error(estimate(game, name, per_player, seed))
+        seconds = time.process_time() - start
+        found.append({"estimator": name, "per_player": per_player, "error": error, "seconds": seconds})
+    return found
+
+
+def available() -> list[str]:
+    """Those of shapiq that what is installed can run."""
+    return [name for name in THEIRS if name != "ProxySPEX" or find_spec("lightgbm")]
+
+
+def compare_games(n_seeds: int) -> list[dict]:
+    """Errors on each game: a mean over seeds, the standard error of it, and seconds."""
+    measured: dict[tuple, list[dict]] = {}
+    for seed in track(range(n_seeds), "games"):
+        for kind, game in games(seed):
+            for each in errors_of_game(game, seed):
+                measured.setdefault((kind, each["estimator"], each["per_player"]), []).append(each)
+    return [
+        {
+            "game": kind,
+            "estimator": estimator,
+            "per_player": per_player,
+            "error": float(np.mean([each["error"] for each in found])),
+            "standard_error": _standard_error([each["error"] for each in found]),
+            "seconds": float(np.mean([each["seconds"] for each in found])),
+        }
+        for (kind, estimator, per_player), found in measured.items()
+    ]
+
+
+def ratios(rows: list[dict]) -> dict[str, float]:
+    """Error of auto over that of the best other estimator of ours and of shapiq's, a game and budget each."""
+    found = {}
+    for kind, per_player in dict.fromkeys((row["game"], row["per_player"]) for row in rows):
+        of = {row["estimator"]: row["error"] for row in rows if (row["game"], row["per_player"]) == (kind, per_player)}
+        auto = of.pop("auto")
+        found[f"{kind}, {per_player} for each player"] = auto / min(of.values())
+    return found
+
+
+def games_figure(rows: list[dict]) -> Figure:
+    """Error over coalitions for each player, a panel for each game."""
+    kinds = list(dict.fromkeys(row["game"] for row in rows))
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    axes = figure.subplots(2, -(-len(kinds) // 2), sharex=True).ravel()
+    names = [*OURS, *(name for name in THEIRS if any(row["estimator"] == name for row in rows))]
+    for panel, kind in zip(axes, kinds, strict=False):
+        for name, color, marker in zip(
+            names, [*COLORS[: len(OURS)], *["0.55"] * len(THEIRS)], "osD^vPX*", strict=False
+        ):
+            of = [row for row in rows if (row["game"], row["estimator"]) == (kind, name)]
+            line = "-" if name in OURS else ":"
+            x, y = [row["per_player"] for row in of], [row["error"] for row in of]
+            panel.plot(x, y, color=color, marker=marker, linestyle=line, markersize=4, label=name)
+        panel.set(xscale="log", yscale="log")
+        panel.set_title(kind, fontsize=9)
+        panel.set_xticks(PER_PLAYER, [str(each) for each in PER_PLAYER])
+        panel.xaxis.minorticks_off()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
+        panel.grid(alpha=0.3)
+    for panel in axes[-(-len(kinds) // 2) :]:
+        panel.set_xlabel("coalitions for each player")
+    figure.supylabel("relative error", fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        [name if name in OURS else f"{name} (shapiq)" for name in labels],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
 def _standard_error(values: list[float]) -> float:
     """Of the mean over prompts; 0 of a single one."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
@@ -117,8 +241,7 @@ def curve_figure(result: dict) -> Figure:
     """Error over budget of each estimator; the paper's procedure is a line at its error."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    estimators = [name for name in ESTIMATORS if name != "exact"]
-    for name, color, marker in zip(estimators, COLORS, "osD^", strict=False):
+    for name, color, marker in zip(OURS, COLORS, "osD^", strict=False):
         keys = [f"{name}, {budget:g} B" for budget in BUDGETS]
         means = [result["errors"][key] for key in keys]
         spread = [2 * result["standard_errors"][key] for key in keys]
@@ -139,12 +262,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--game-seeds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seconds, result = timed(lambda: compare(arguments.prompts, arguments.seeds))
-    result["seconds"]["all"] = seconds
+    for name in set(THEIRS) - set(available()):
+        print(f"{name} is left out: install lightgbm to compare with it.")
+    seconds, rows = timed(lambda: compare_games(arguments.game_seeds))
+    of_games = ratios(rows)
+    seconds_of_prompts, result = timed(lambda: compare(arguments.prompts, arguments.seeds))
+    result |= of_games | {"games": rows}
+    result["units"] |= dict.fromkeys(of_games, f"error of auto / of the best other, {arguments.game_seeds} seeds")
+    result["seconds"] |= {"games": seconds, "prompts": seconds_of_prompts}
     report(result, "estimators")
     curve_figure(result).savefig(Path("outputs/bench/estimators.png"), dpi=200)
+    games_figure(rows).savefig(Path("outputs/bench/estimators_games.png"), dpi=200)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """The speed comparison measures what it says, on a size that takes a moment."""
 
+import numpy as np
 import pytest
 import torch
 
+from metagame import meta_attributions
 from metagame.benchmarks.prompts import review_prompts
 from scripts import (
     bench_attention_games,
     bench_concept,
     bench_core,
+    bench_estimators,
     bench_language,
     bench_patch_ig,
     bench_vision_language,
     compare_estimators,
     compare_fixlip,
+    estimator_games,
 )
 
 
@@ -108,6 +112,45 @@ def test_estimators_are_compared_with_the_exact_metagame_and_the_paper(monkeypat
     assert result["error_of_the_paper"] == result["errors"]["paper"]
     axes = compare_estimators.curve_figure(result | {"standard_errors": dict.fromkeys(result["errors"], 0.0)}).axes[0]
     assert axes.get_xlabel().startswith("coalitions in all")
+
+
+@pytest.mark.slow
+def test_games_of_the_comparison_have_the_exact_values_that_they_say():
+    rng = np.random.default_rng(0)
+    for game in (estimator_games.sparse(rng, 8), estimator_games.parity(8, np.array([1, 4, 6]))):
+        exact = meta_attributions(game.play(), "exact", False).values
+        assert game.exact == pytest.approx(exact, abs=1e-12)
+        assert game.error(1.1 * exact) == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+def test_estimators_are_compared_on_games_with_those_of_shapiq(monkeypatch):
+    monkeypatch.setattr(
+        compare_estimators, "games", lambda seed: [("a", estimator_games.sparse(np.random.default_rng(seed), 9))]
+    )
+    monkeypatch.setattr(compare_estimators, "PER_PLAYER", (16,))
+    monkeypatch.setattr(compare_estimators, "THEIRS", {"KernelSHAP": (16,), "PermutationSamplingSV": (16,)})
+    rows = compare_estimators.compare_games(2)
+    assert {row["estimator"] for row in rows} == {*compare_estimators.OURS, "KernelSHAP", "PermutationSamplingSV"}
+    assert all(0 < row["error"] < 1 for row in rows)
+    (ratio,) = compare_estimators.ratios(rows).values()
+    assert 0 < ratio < 2
+    assert [panel.get_title() for panel in compare_estimators.games_figure(rows).axes[:1]] == ["a"]
+
+
+@pytest.mark.slow
+def test_growth_of_estimators_is_measured_over_players_targets_and_coalitions(monkeypatch):
+    monkeypatch.setattr(bench_estimators, "alone", bench_estimators.measure)
+    monkeypatch.setattr(bench_estimators, "LARGE", {"regression": (2, 4)})
+    monkeypatch.setattr(bench_estimators, "LARGE_PLAYERS", 12)
+    sizes = {"players": [(6, 2, 4)], "targets": [(6, 2, 4)], "coalitions for each player": [(6, 2, 4)]}
+    monkeypatch.setattr(bench_estimators, "GROWTH", sizes)
+    result = bench_estimators.bench()
+    assert {cell["estimator"] for cell in result["cells"]} == set(bench_estimators.ESTIMATORS)
+    assert all(cell["memory"] > 0 for cell in result["cells"])
+    assert result["ratio_before"] > 1
+    assert result.keys() >= result["units"].keys()
+    assert len(bench_estimators.growth_figure(result).axes) == 3
 
 
 @pytest.mark.slow
