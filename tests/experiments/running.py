@@ -43,5 +43,6 @@ def run_experiment(experiment: str, folder: Path) -> dict:
     assert Counter(outcome.errors for outcome in outcomes) == {(): len(configs)}
     assert all(0 < outcome.n_done == outcome.n_samples <= n_samples for outcome in outcomes)
     assert finish(configs)
-    assert any(output_dir.glob("figure*.pdf")) == (configs[0].report.figure is not None)
+    has_figure = configs[0].report.figure is not None
+    assert any(output_dir.glob("figure*.pdf")) == (output_dir / "caption.txt").exists() == has_figure
     return json.loads((output_dir / "table.json").read_text(encoding="utf-8"))

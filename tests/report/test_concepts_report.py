@@ -14,12 +14,14 @@ from PIL import Image, ImageOps
 from metagame.benchmarks.concepts import ALL
 from metagame.contracts import Explanation
 from metagame.meta import MetaAttributions
-from metagame.report.concepts import concepts_figure, concepts_table
+from metagame.report import concepts
+from metagame.report.concepts import concepts_table
 from metagame.report.maps import heat_scale
 from metagame.report.results import tell_apart
 from tests.conftest import close
-from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, made_up, stub_config
+from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, figure_of, made_up, stub_config
 
+concepts_figure = figure_of(concepts.concepts_figure)
 FIRST, META, MEAN_FIRST = "concept_attention", "meta_concept_attention", "mean_first"
 PLAYERS = ("one", "two", "three", "four", "five")
 SHOWN = ("four", "two", "one")
@@ -174,7 +176,7 @@ def test_maps_share_one_scale_from_zero_and_who_does_not_compete_is_said_to_be_n
             assert shows(axes, values, ScalarMappable(Normalize(0, largest), "viridis"))
     assert sum(values is None for _, values in shown) == 1
     assert close(bar_of(block).get_ylim(), [0, largest], 1e-6)
-    assert bar_of(block).get_ylabel() == "map of a concept (one scale)"
+    assert bar_of(block).get_ylabel() == "map of a concept (share of a patch)"
 
 
 def test_influences_share_one_scale_with_zero_in_its_middle(tmp_path):
@@ -183,7 +185,7 @@ def test_influences_share_one_scale_with_zero_in_its_middle(tmp_path):
     assert shows_influences(block, maps)
     largest = heat_scale([influence(maps, target, player) for target in SHOWN for player in SHOWN]).norm.vmax
     assert close(bar_of(block).get_ylim(), [-largest, largest])
-    assert bar_of(block).get_ylabel() == "influence, all players (one scale)"
+    assert bar_of(block).get_ylabel() == "influence on the map, all concepts compete"
     assert [row[0].get_ylabel() for row in rows_of(block)] == [f"on {target}" for target in SHOWN]
     assert [axes.get_title() for axes in rows_of(block)[0]] == [f"influence of\n{player}" for player in SHOWN]
 
@@ -276,7 +278,7 @@ def test_two_options_of_a_method_have_columns_and_influences_of_their_own(tmp_pa
         assert close(means, [map_of(maps, ALL, META, concept).mean() for concept in SHOWN], 1e-6)
         means = [row["mean"] for row in rows if row["map"] == f"directional, {label}"]
         assert close(means, [influence(maps, i, j).mean() for i in SHOWN for j in SHOWN], 1e-6)
-        assert bar_of(block).get_ylabel() == f"influence, all players, {label} (one scale)"
+        assert bar_of(block).get_ylabel() == f"influence on the map, all concepts compete, {label}"
         assert shows_influences(block, maps)
 
 

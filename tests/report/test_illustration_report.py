@@ -13,11 +13,14 @@ from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.illustration import CAPTION, PART
 from metagame.digests import file_digest
 from metagame.images import composite
-from metagame.report.illustration import MOST_PAIRS, illustration_figure, illustration_table
+from metagame.report import illustration
+from metagame.report.illustration import MOST_PAIRS, illustration_table
+from metagame.report.maps import edge_scale
 from metagame.report.results import tell_apart
 from tests.conftest import close
-from tests.tiny.reports import Made, column_keys, drawn, image_explained, made_up, only, stub_config
+from tests.tiny.reports import Made, column_keys, drawn, figure_of, image_explained, made_up, only, stub_config
 
+illustration_figure = figure_of(illustration.illustration_figure)
 KINDS = {
     "first": {"name": "x", "meta": False},
     "meta": {"name": "meta_x", "meta": True},
@@ -127,9 +130,34 @@ def test_the_figure_has_panels_of_parts_tokens_and_the_strongest_pairs(jobs):
     expected = ["", "whole caption", "black dog", "hydrant", *tokens, *joint]
     expected += ["", "whole caption", "a", "cat", "a + cat"]
     assert sorted(panels(figure)) == sorted(expected)
-    assert headings(figure) == [f"“{caption}” (Model)" for caption in CAPTIONS]
+    assert headings(figure) == [f"“{caption}”: X, Model" for caption in CAPTIONS]
     lines = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.lines]
     assert lines == [caption.split() for caption in CAPTIONS]
+
+
+def test_images_of_one_method_and_model_share_a_scale_and_small_pictures_keep_their_pixels(jobs):
+    figure = illustration_figure(jobs)
+    assert len({tuple(bar.get_ylim()) for part in figure.subfigs for bar in bars_of(part)}) == 1
+    assert {axes.images[0].get_interpolation() for axes in axes_of(figure)} == {"nearest"}
+    assert "interaction (k-SV)" in {axes.get_ylabel() for axes in axes_of(figure)}
+    (left, *_), *_ = [part.subfigs for part in figure.subfigs]
+    widest = max(line.get_linewidth() for line in left.axes[0].lines)
+    scale = edge_scale([values_of(jobs[1], place) for place in range(2)])
+    assert close(widest, scale.width(np.abs(values_of(jobs[1], 0)).max()))
+
+
+def bars_of(figure):
+    """The axes of colour bars."""
+    return [bar for part in figure.subfigs for bar in bars_of(part)] or [
+        axes for axes in figure.axes if axes.get_label() == "<colorbar>"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "columns"), [([3, 4, 6], 4), ([3, 7, 6], 4), ([6, 6], 6), ([1], 1), ([], 1), ([2, 10, 6], 6)]
+)
+def test_the_columns_leave_the_fewest_places_empty(counts, columns):
+    assert illustration._fewest_gaps(counts) == columns
 
 
 def test_the_picture_that_the_model_was_given_is_drawn_where_it_is_not_the_samples_own(pictures, tmp_path):
@@ -183,7 +211,7 @@ def test_a_sample_that_no_job_finished_is_not_counted_and_does_not_stop_the_figu
     table, caption = illustration_table(chosen, "tiny"), list(CAPTIONS)[done]
     assert {row["caption"] for row in table.rows} == {caption}
     assert table.n_samples == 1
-    assert headings(illustration_figure(chosen)) == [f"“{caption}” (Model)"]
+    assert headings(illustration_figure(chosen)) == [f"“{caption}”: X, Model"]
 
 
 def numbers(table, *names):
@@ -202,24 +230,27 @@ Y = {"attribution__base": "y", "attribution__label": "Y", "attribution__method":
 @pytest.mark.parametrize(
     ("changes", "column", "names", "titles"),
     [
-        ([{}, OTHER], "model", ["Model", "Other"], [f"“{CAT}” (Model)", f"“{CAT}” (Other)"]),
+        ([{}, OTHER], "model", ["Model", "Other"], [f"“{CAT}”: X, Model", f"“{CAT}”: X, Other"]),
         (
             [{}, {"model__name": "other"}], "setting", ["model=model", "model=other"],
-            [f"“{CAT}” (Model, model=model)", f"“{CAT}” (Model, model=other)"],
+            [f"“{CAT}”: X, Model, model=model", f"“{CAT}”: X, Model, model=other"],
         ),
         (
             [{"seed": 1}, {"seed": 2}], "setting", ["seed=1", "seed=2"],
-            [f"“{CAT}” (Model, seed=1)", f"“{CAT}” (Model, seed=2)"],
+            [f"“{CAT}”: X, Model, seed=1", f"“{CAT}”: X, Model, seed=2"],
         ),
-        ([{}, {"captions": ["two dogs"]}], "caption", [CAT, "two dogs"], [f"“{CAT}” (Model)", "“two dogs” (Model)"]),
+        (
+            [{}, {"captions": ["two dogs"]}], "caption", [CAT, "two dogs"],
+            [f"“{CAT}”: X, Model", "“two dogs”: X, Model"],
+        ),
         (
             [{}, Y], "method", ["Meta-X", "Meta-X, pairs", "Meta-Y", "Meta-Y, pairs"],
-            [f"“{CAT}” (Model, X)", f"“{CAT}” (Model, Y)"],
+            [f"“{CAT}”: X, Model", f"“{CAT}”: Y, Model"],
         ),
         (
             HEADS, "method",
             [f"Meta-X{pairs} (method.heads={heads})" for heads in ("one", "all") for pairs in ("", ", pairs")],
-            [f"“{CAT}” (Model, X (method.heads={heads}))" for heads in ("one", "all")],
+            [f"“{CAT}”: X (method.heads={heads}), Model" for heads in ("one", "all")],
         ),
     ],
     ids=["model", "model of the same label", "seed", "caption", "method", "argument"],
@@ -254,13 +285,13 @@ def test_two_estimators_have_a_part_each(pictures, tmp_path):
 def test_a_method_with_other_arguments_in_its_metagame_is_one_part(pictures, tmp_path):
     first = job(tmp_path, "first", pictures, [CAT], attribution__method__steps=32)
     meta = job(tmp_path, "meta", pictures, [CAT], attribution__method__steps=16)
-    assert headings(illustration_figure([first, meta])) == [f"“{CAT}” (Model)"]
+    assert headings(illustration_figure([first, meta])) == [f"“{CAT}”: X, Model"]
 
 
 def test_a_picture_that_is_gone_is_left_out_of_the_figure_and_not_of_the_table(pictures, tmp_path):
     result = job(tmp_path, "meta", pictures)
     Path(pictures[1]).unlink()
-    assert headings(illustration_figure([result])) == [f"“{LONG}” (Model)"]
+    assert headings(illustration_figure([result])) == [f"“{LONG}”: Meta-X, Model"]
     captions = {row["caption"] for row in illustration_table([result], "tiny").rows}
     assert captions == {LONG, result.sample_ids[1]}
     Path(pictures[0]).unlink()

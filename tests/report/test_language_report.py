@@ -10,16 +10,21 @@ from scipy.stats import spearmanr
 from metagame.benchmarks.prompts import SHARES, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.jobs.run import run_job
-from metagame.report.kinds import kinds_figure
+from metagame.report import kinds, pair_deletion, recall, token_pairs
 from metagame.report.labels import told_apart
-from metagame.report.pair_deletion import pair_deletion_figure, pair_deletion_table
-from metagame.report.recall import recall_figure, recall_table
+from metagame.report.pair_deletion import pair_deletion_table
+from metagame.report.recall import recall_table
 from metagame.report.results import read_job, tell_apart
-from metagame.report.token_pairs import Shown, shown_prompts, tokens_and_recall_figure, tokens_figure
+from metagame.report.token_pairs import Shown, shown_prompts
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.reports import Made, drawn, made_up, only, stub_config, tokens_explained
+from tests.tiny.reports import Made, drawn, figure_of, made_up, only, stub_config, tokens_explained
 
+kinds_figure = figure_of(kinds.kinds_figure)
+pair_deletion_figure = figure_of(pair_deletion.pair_deletion_figure)
+recall_figure = figure_of(recall.recall_figure)
+tokens_and_recall_figure = figure_of(token_pairs.tokens_and_recall_figure)
+tokens_figure = figure_of(token_pairs.tokens_figure)
 FAMILIES = {"leave_one_out": "removal", "random_pairs": "random"}
 """Of methods that are not of LRP."""
 TOKENS = ("a", "b", "c")
@@ -129,8 +134,7 @@ PERCENTILES = [[0.9, None], [0.2, 0.4]]
 @pytest.fixture
 def of_kinds(tmp_path):
     shown = [
-        recalled(0.0) | {"kinds": kinds, "percentiles": values}
-        for kinds, values in zip(KINDS, PERCENTILES, strict=True)
+        recalled(0.0) | {"kinds": own, "percentiles": values} for own, values in zip(KINDS, PERCENTILES, strict=True)
     ]
     return [job(tmp_path, method, shown) for method in ("attnlrp", "cp_lrp")]
 
@@ -289,11 +293,11 @@ def test_jobs_of_two_seeds_are_apart_in_the_table_the_curves_and_the_maps(tmp_pa
         ("ATTNLRP", 0.25), ("Meta-ATTNLRP (seed=0)", 0.5), ("Meta-ATTNLRP (seed=1)", 0.75),
     ]  # fmt: skip
     assert {f"{names[0]}: 1 pairs in 1 prompts.", f"{names[1]}: 2 pairs in 2 prompts."} <= set(table.notes)
-    recall, maps, both = recall_figure(results), tokens_figure(results), tokens_and_recall_figure(results, ["s0"])
+    curves, maps, both = recall_figure(results), tokens_figure(results), tokens_and_recall_figure(results, ["s0"])
     for figure in (maps, both):
         assert [label.split(", in")[0] for label in scales_of(figure)] == [f"Meta-ATTNLRP of {name}" for name in names]
         assert {float(axes.images[0].get_array().max()) for axes in maps_of(figure)} == {1.0, 2.0}
-    for panels in (curves_of(recall), [panel for panel in curves_of(both) if "mean over prompts" in panel[0]]):
+    for panels in (curves_of(curves), [panel for panel in curves_of(both) if "mean over prompts" in panel[0]]):
         assert [title.split(":")[0] for title, _ in panels] == names
         (_, (_, left)), (_, (right,)) = panels
         assert (left[-1], right[-1]) == (0.5, 0.75)
@@ -352,7 +356,7 @@ def test_the_curves_of_pair_deletion_are_means_over_the_prompts_that_have_them(t
         for scores, curve in zip(deleted(1.0, 1.0), insertions, strict=True)
     ]
     jobs = [job(tmp_path, "meta_attnlrp", [*made, *deleted(2.0)]), job(tmp_path, "attnlrp", deleted(1.0))]
-    figure = drawn(only(pair_deletion_figure(jobs).figures.values()))
+    figure = drawn(pair_deletion_figure(jobs))
     insertion, deletion = figure.axes
     (put,), (taken,) = insertion.lines, deletion.lines
     assert close(np.interp([0, 25, 50, 100], *put.get_data()), [0.0, 1.0, 2.0, 4.0])

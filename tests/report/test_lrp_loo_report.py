@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from metagame.contracts import WHOLE
 from metagame.errors import UserError
-from metagame.report.lrp_loo import layers_figure, lrp_loo_table, pearson, spearman
-from tests.tiny.reports import Made, made_up, only, stub_config, tokens_explained
+from metagame.report import lrp_loo
+from metagame.report.lrp_loo import lrp_loo_table, pearson, spearman
+from tests.tiny.reports import Made, figure_of, made_up, only, stub_config, tokens_explained
 
+layers_figure = figure_of(lrp_loo.layers_figure)
 TOKENS = ("a", "b", "c", "d")
 
 

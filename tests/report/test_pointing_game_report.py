@@ -16,15 +16,18 @@ from metagame.benchmarks.pointing_game import (
 )
 from metagame.jobs.records import Record, RecordStore, pack
 from metagame.jobs.spec import variants
+from metagame.report import pointing_game
 from metagame.report.maps import TOP, edge_scale
-from metagame.report.pointing_game import OBJECTS, pointing_game_table, scenes_figure
+from metagame.report.pointing_game import OBJECTS, pointing_game_table
 from metagame.report.published import published
 from metagame.report.results import JobResult, tell_apart
 from metagame.report.scores import clustered_cell
 from metagame.report.table import markdown, without_errors
 from tests.conftest import close
 from tests.tiny.benchmarks import explained
+from tests.tiny.reports import figure_of
 
+scenes_figure = figure_of(pointing_game.scenes_figure)
 CLASSES = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
 GAMES = ["zero-one-two-three", "four-three-two-one"]
 CLAIMS = {name: each["claim"] for name, each in published("pointing_game")["claims"].items()}
@@ -381,8 +384,8 @@ def test_the_figure_of_scenes_has_a_row_for_each_image_that_was_computed_and_a_c
     assert [[text.get_text() for text in axes.texts] for axes in panels(figure)] == 2 * [words[:m] for m in range(1, 5)]
     assert [len(axes.lines) for axes in panels(figure)] == 2 * [TOP * m for m in range(1, 5)]
     check_shares_one_scale(figure, [maps[0], maps[2]])
-    (legend,) = figure.legends
-    assert legend.get_title().get_text().startswith("Meta-GRAD_ECLIP, CLIP")
+    assert figure.get_suptitle() == "Meta-GRAD_ECLIP of CLIP"
+    assert all(len(axes.collections) == 2 for axes in panels(figure))  # the borders of the quadrants
     assert scenes_figure([scenes_result(tmp_path, maps)], images=[7]) is None
 
 
@@ -392,8 +395,8 @@ def test_each_job_has_a_part_of_the_figure_with_its_own_maps_and_scale(tmp_path)
     config = OmegaConf.merge(jobs[1].config, {"model": {"label": "Other"}})
     figure = scenes_figure([jobs[0], replace(jobs[1], config=config)], images=[0])
     figure.savefig(io.BytesIO(), dpi=20, format="png")
-    names = [part.legends[0].get_title().get_text().split(":")[0] for part in figure.subfigs]
-    assert names == ["Meta-GRAD_ECLIP, CLIP", "Meta-GRAD_ECLIP, Other"]
+    names = [part.get_suptitle() for part in figure.subfigs]
+    assert names == ["Meta-GRAD_ECLIP of CLIP", "Meta-GRAD_ECLIP of Other"]
     for part, shown in zip(figure.subfigs, maps, strict=True):
         check_shares_one_scale(part, shown)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from metagame.contracts import Explanation
 from metagame.jobs.records import Record, RecordStore, pack
 from metagame.jobs.spec import job_folder, job_identity, variants
 from metagame.meta import MetaAttributions
+from metagame.report.drawing import Drawing
 from metagame.report.results import JobResult
 from metagame.report.table import Column, Table
 
@@ -133,6 +134,19 @@ def column_keys(table: Table) -> list[str]:
 def drawn(figure: Figure) -> Figure:
     """The figure, once it is laid out: what cannot be drawn raises."""
     figure.draw_without_rendering()
+    return figure
+
+
+def figure_of(draw: Callable[..., Drawing | None]) -> Callable[..., Figure | None]:
+    """The same, but returns the only figure of the drawing, which must have a caption."""
+
+    def figure(*args, **kwargs) -> Figure | None:
+        drawing = draw(*args, **kwargs)
+        if drawing is None:
+            return None
+        assert drawing.caption
+        return drawing.figures[""]
+
     return figure
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from metagame.contracts import WHOLE, Explanation
+from metagame.report.drawing import Drawing
 from metagame.report.groups import Group, by_setting, grouped, stacked
 from metagame.report.maps import DIVERGING
 from metagame.report.results import JobResult, failure_notes
@@ -23,6 +24,12 @@ PLAYERS = ("a", "op", "b")
 SIGNED, WEIGHTS = DIVERGING, "Greys"
 ATTENTION = "attention"
 """The family of methods whose values are attention weights."""
+WEIGHT = "attention weight"
+HOW_TO_READ = (
+    "φ is the attribution of a token, in the unit of the sum. In a matrix, the row is the target i, the column is the"
+    " player j, and the entry is the influence of j on the attribution of i; orange is positive, purple is negative."
+    " The rows of a metagame's matrix sum to φ; with Meta-IG only nearly so, since it takes fewer steps along the path."
+)
 
 
 def addition_table(results: list[JobResult], scale: str) -> Table:
@@ -97,8 +104,8 @@ class Panel:
     columns: Sequence[str]
 
 
-def addition_figure(results: list[JobResult]) -> Figure:
-    """A row of panels per method, a column per example; one colour scale per family of methods.
+def addition_figure(results: list[JobResult]) -> Drawing:
+    """A row of panels per method, a column per example; one colour scale for attributions, one for attention weights.
 
     First-order panels have one row; second-order panels have a row per target i and a column per player j. Jobs of
     several models, seeds or benchmarks have a part each.
@@ -115,7 +122,14 @@ def addition_figure(results: list[JobResult]) -> Figure:
         _draw_group(part, group, own, n_rows)
         if len(groups) > 1:
             part.suptitle(group.name, fontsize=11)
-    return figure
+    return Drawing.single(
+        figure,
+        "How each method explains the model's answer to a sum, f(x). Columns are sums, rows are methods.",
+        HOW_TO_READ,
+        "Attention weights have a scale of their own: a row is a query, a column is a key, and rows sum to 1.",
+        "Expect φ to sum to f(x), less the output for no token, for SV and IG; in a second-order matrix, expect large"
+        " values where the operator meets the number that it adds or subtracts.",
+    )
 
 
 def _most_rows(panels: Sequence[Panel | None]) -> int:
@@ -125,20 +139,22 @@ def _most_rows(panels: Sequence[Panel | None]) -> int:
 def _draw_group(part: Figure | SubFigure, group: Group, panels: list[list[Panel | None]], n_rows: list[int]) -> None:
     examples, results = group.sample_ids, group.results
     grid = part.subplots(len(results), len(examples), squeeze=False, height_ratios=[n + 0.6 for n in n_rows])
-    for family, rows in _families(results).items():
-        scale = _scale(family, [panel for row in rows for panel in panels[row] if panel is not None])
+    for unit, rows in grouped(range(len(results)), lambda row: _unit(results[row])).items():
+        scale = _scale(unit, [panel for row in rows for panel in panels[row] if panel is not None])
         for row in rows:
             _draw_method(grid[row], results[row], panels[row], scale)
         bar = part.colorbar(scale, ax=list(grid[rows].flat), aspect=4 + 5 * len(rows), shrink=0.9, pad=0.02)
-        bar.set_label("attention weight" if family == ATTENTION else "attribution (units of the sum)", fontsize=8)
+        bar.set_label(unit, fontsize=8)
         bar.ax.tick_params(labelsize=8)
     for column, example in enumerate(examples):
         grid[0, column].set_title(_heading(group, example), fontsize=10)
     part.supxlabel("columns: player j (attention: key); rows: target i (attention: query)", fontsize=8)
 
 
-def teaser_figure(results: list[JobResult]) -> Figure:
+def teaser_figure(results: list[JobResult]) -> Drawing:
     """One example, a column per family: its first-order method above, that method's meta-attributions below.
+
+    All attributions share one colour scale, since all have the unit of the model's output.
 
     Jobs of several models, seeds or benchmarks have a part each.
     """
@@ -151,27 +167,38 @@ def teaser_figure(results: list[JobResult]) -> Figure:
         _draw_teaser(part, group, own, depth)
         title = _heading(group, group.sample_ids[0]).replace("\n", ",  ")
         part.suptitle(f"{group.name}:  {title}" if len(groups) > 1 else title, fontsize=11)
-    return figure
+    return Drawing.single(
+        figure,
+        "Three ways to explain the model's answer to a sum, f(x): first-order methods above, and below, for each, how"
+        " every token influences the attribution of every other.",
+        HOW_TO_READ,
+        "Expect the operator and the number behind it to act through each other: their entries off the diagonal are"
+        " large, those with the first number are near zero.",
+    )
 
 
 def _draw_teaser(part: Figure | SubFigure, group: Group, families: list[list[int]], depth: int) -> None:
     example, results = group.sample_ids[0], group.results
     grid = part.subplots(depth, len(families), squeeze=False, height_ratios=[1.4, *[3.3] * (depth - 1)])
-    for column, rows in enumerate(families):
-        panels = [_panel_of(results[row], example) for row in rows]
-        scale = _scale(results[rows[0]].variant.family, [panel for panel in panels if panel is not None])
+    panels_of = [[_panel_of(results[row], example) for row in rows] for rows in families]
+    by_unit = grouped(range(len(families)), lambda column: _unit(results[families[column][0]]))
+    scales = {
+        unit: _scale(unit, [panel for column in columns for panel in panels_of[column] if panel is not None])
+        for unit, columns in by_unit.items()
+    }
+    for column, (rows, panels) in enumerate(zip(families, panels_of, strict=True)):
+        scale = scales[_unit(results[rows[0]])]
         for axes in grid[len(rows) :, column]:
             axes.set_axis_off()
         for axes, row, panel in zip(grid[:, column], rows, panels, strict=False):
             _draw_or_say_missing(axes, panel, scale)
             axes.set_title(results[row].label, fontsize=10, fontweight="bold")
-        bar = part.colorbar(scale, ax=list(grid[:, column]), location="bottom", shrink=0.8, pad=0.02)
-        bar.ax.tick_params(labelsize=7)
+    for unit, columns in by_unit.items():
+        bar = part.colorbar(scales[unit], ax=list(grid[:, columns].flat), shrink=0.9, pad=0.02)
+        bar.set_label(unit, fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     grid[-1, 0].set_ylabel("target i", fontsize=9)
-    part.supxlabel(
-        "player j; entry (i, j): influence of j on the attribution of i; row i sums to φ of i at equal steps",
-        fontsize=8,
-    )
+    part.supxlabel("player j; entry (i, j): influence of j on the attribution of i", fontsize=8)
 
 
 def _heading(group: Group, example: str) -> str:
@@ -204,9 +231,14 @@ def _panel(explanation: Explanation) -> Panel | None:
     return Panel(explanation.attribution[None, :], ["φ"], explanation.targets)
 
 
-def _scale(family: str, panels: Sequence[Panel]) -> ScalarMappable:
-    """Signed values: symmetric about 0 up to the largest in the family. Attention weights: from 0 to 1."""
-    if family == ATTENTION:
+def _unit(result: JobResult) -> str:
+    """What a colour scale measures."""
+    return WEIGHT if result.variant.family == ATTENTION else "attribution (units of the sum)"
+
+
+def _scale(unit: str, panels: Sequence[Panel]) -> ScalarMappable:
+    """Signed values: symmetric about 0 up to the largest. Attention weights: from 0 to 1."""
+    if unit == WEIGHT:
         lowest = min((panel.values.min() for panel in panels), default=0.0)
         highest = max((panel.values.max() for panel in panels), default=1.0)
         return ScalarMappable(Normalize(min(lowest, 0), max(highest, 1)), WEIGHTS)

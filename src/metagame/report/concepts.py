@@ -19,8 +19,9 @@ from metagame.benchmarks.concepts import ALL, OwnImage
 from metagame.contracts import Explanation
 from metagame.errors import UserError
 from metagame.jobs.build import build_part
+from metagame.report.drawing import Drawing
 from metagame.report.groups import Group, by_setting, share_samples, stacked
-from metagame.report.maps import draw_map, heat_scale, on_grid
+from metagame.report.maps import draw_map, heat_scale, interpolation, on_grid
 from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.segmentation import FIRST, role
 from metagame.report.table import Column, Table
@@ -166,7 +167,7 @@ def concepts_table(results: list[JobResult], scale: str) -> Table:
     )
 
 
-def concepts_figure(results: list[JobResult]) -> Figure | None:
+def concepts_figure(results: list[JobResult]) -> Drawing | None:
     """The picture, the maps of the concepts that are shown, and their influence on each other; two scales.
 
     Each picture and setting has a part of its own. None where no job has a finished one.
@@ -181,7 +182,18 @@ def concepts_figure(results: list[JobResult]) -> Figure | None:
         _draw_picture(part, picture, own)
         if len(pictures) > 1:
             part.suptitle(picture.group.name, fontsize=11)
-    return figure
+    directional = any(picture.directional() for picture in pictures)
+    return Drawing.single(
+        figure,
+        "Maps of concepts on a picture. Each row is a concept, each column is a method and the concepts that compete;"
+        " a map is the share of each patch that the concept wins, from 0 to 1, on one scale.",
+        "Expect the map of a concept that is not in the picture to fade as soon as the concept that is there competes,"
+        " and less so in Meta-ConceptAttention, a mean over sets of competitors.",
+        "On the right, how each concept (column) changes the map of another (row) when all compete: purple, it takes"
+        " patches away. On the diagonal is the map that a concept has without rivals."
+        if directional
+        else "",
+    )
 
 
 def _widths(picture: ConceptPicture) -> list[float]:
@@ -193,7 +205,7 @@ def _draw_picture(part: Figure | SubFigure, picture: ConceptPicture, widths: Seq
     blocks = part.subfigures(1, len(widths), squeeze=False, width_ratios=widths, wspace=0.02)[0]
     image = picture.image()
     axes = blocks[0].subplots()
-    axes.imshow(image)
+    axes.imshow(image, interpolation=interpolation(image))
     axes.set_axis_off()
     axes.set_title(textwrap.fill(picture.sample, 26), fontsize=9, parse_math=False)
     _draw_maps(blocks[1], picture, image)
@@ -214,7 +226,7 @@ def _draw_maps(block: SubFigure, picture: ConceptPicture, image: Image.Image) ->
     for axes, (method, question) in zip(grid[0], columns, strict=True):
         axes.set_title(picture.title(method, question, "\n"), fontsize=8)
     bar = block.colorbar(scale, ax=list(grid.flat), shrink=0.8, aspect=30, pad=0.01)
-    bar.set_label("map of a concept (one scale)", fontsize=8)
+    bar.set_label("map of a concept (share of a patch)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
@@ -230,7 +242,7 @@ def _draw_influence(
     for axes, player in zip(grid[0], shown, strict=True):
         axes.set_title(f"influence of\n{player}", fontsize=8)
     bar = block.colorbar(scale, ax=list(grid.flat), shrink=0.8, aspect=30, pad=0.01, extend="both")
-    bar.set_label(f"influence, all players{which} (one scale)", fontsize=8)
+    bar.set_label(f"influence on the map, all concepts compete{which}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 

@@ -17,14 +17,18 @@ from metagame.digests import digest
 from metagame.errors import UserError
 from metagame.jobs.build import build_part
 from metagame.jobs.records import Record
+from metagame.report.drawing import Drawing
 from metagame.report.groups import by_setting, grouped, share_samples
 from metagame.report.labels import told_apart
-from metagame.report.maps import draw_edges, draw_map, edge_scale, heat_scale, on_grid
+from metagame.report.maps import TOP, draw_edges, draw_map, edge_scale, heat_scale, interpolation, on_grid
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
 MOST_PAIRS = 6
 COLUMNS = 6
+"""At most."""
+INDEX_NAMES = {"ksv": "k-SV", "stii": "STII", "fsii": "FSII", "sii": "SII", "banzhaf": "Banzhaf"}
+"""What figures call the indices of :mod:`metagame.indices`."""
 
 Map = Float[np.ndarray, "rows columns"]
 
@@ -44,6 +48,7 @@ class Illustrated:
         single: meta-attributions of the tokens, ``(rows, columns, n)``, or None where no such job is done.
         pairs: interactions, ``(rows, columns, n, n)``, or None.
         labels: of the jobs that gave ``parts``, ``single`` and ``pairs``, by these names.
+        index: of the pairs' interactions, such as ``ksv``; empty where there are none.
     """
 
     sample: str
@@ -56,6 +61,7 @@ class Illustrated:
     pairs: Float[np.ndarray, "rows columns n n"] | None = None
     picture: Image.Image | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    index: str = ""
 
     @property
     def caption(self) -> str:
@@ -85,9 +91,14 @@ class Illustrated:
         rows = [
             ("map of the text", self.parts),
             ("influence of a token", self.singles()),
-            ("interaction of tokens", self.strongest_pairs()),
+            (f"interaction ({INDEX_NAMES.get(self.index, self.index)})", self.strongest_pairs()),
         ]
         return [(heading, panels) for heading, panels in rows if panels]
+
+    @property
+    def scale_key(self) -> tuple[str, str, str]:
+        """The same for what shares its units: maps of one method and model."""
+        return self.model, self.setting, self.method
 
 
 def illustration_table(results: list[JobResult], scale: str) -> Table:
@@ -143,26 +154,44 @@ def _settings(results: Sequence[JobResult]) -> str:
     return " and ".join(sorted(found))
 
 
-def illustration_figure(results: list[JobResult]) -> Figure | None:
+def illustration_figure(results: list[JobResult]) -> Drawing | None:
     """For each image: lines from tokens to patches on the left; maps of coalitions, tokens and pairs on the right.
 
-    Each setting and method has a part of its own, whose heat maps share one colour scale. None where there is no image
-    to draw on.
+    Each image, setting and method has a part of its own; those of one setting and method share their scales of colours
+    and of lines. None where there is no image to draw on.
     """
     shown = [each for each in _illustrated(results) if each.captioned is not None]
     if not shown:
         return None
-    columns = min(COLUMNS, max((len(panels) for each in shown for _, panels in each.rows()), default=1))
+    columns = _fewest_gaps([len(panels) for each in shown for _, panels in each.rows()])
     heights = [max(2, sum(ceil(len(panels) / columns) for _, panels in each.rows())) for each in shown]
     figure = Figure(figsize=(5.4 + 1.7 * columns, 1.9 * sum(heights) + 0.5 * len(shown)), layout="constrained")
     parts = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     captioned = [each.captioned for each in shown if each.captioned is not None]
-    several_methods = _several_methods(shown)
+    alike = grouped(shown, lambda each: each.scale_key)
     for part, each, own, height in zip(parts, shown, captioned, heights, strict=True):
-        _draw(part, each.picture or own.image(), each, (height, columns))
-        names = [each.model, each.setting, each.method if several_methods else ""]
-        part.suptitle(f"“{each.caption}” ({', '.join(filter(None, names))})", fontsize=11)
-    return figure
+        _draw(part, each.picture or own.image(), each, (height, columns), alike[each.scale_key])
+        names = [each.method, each.model, each.setting]
+        part.suptitle(f"“{each.caption}”: {', '.join(filter(None, names))}", fontsize=11)
+    return Drawing.single(
+        figure,
+        "How the tokens of a caption shape the map that a method draws for it. Left: lines lead from each token to the"
+        f" {TOP} patches whose attribution it changes most. Width is the size of the change; dashed lines are"
+        " negative.",
+        "Right, first row: the method's maps of the whole caption and of parts of it. Then the influence of each token"
+        " on the map of the caption, which is what the metagame computes, and the interactions of the"
+        f" {MOST_PAIRS} strongest pairs of tokens: what two tokens add together, beyond each alone.",
+        "Orange raises the attribution of a patch and purple lowers it; maps show the picture in grey where they are"
+        " zero. Values are in the units of the method's map, and all maps of one method and model share a scale, beyond"
+        " whose arrows lies the largest hundredth of the values.",
+        "Expect the lines and the orange patches of a token to lie on what it names.",
+    )
+
+
+def _fewest_gaps(counts: Sequence[int]) -> int:
+    """The number of columns, from four to COLUMNS, that leaves the fewest places empty; of equal ones the largest."""
+    columns = min(range(COLUMNS, 3, -1), key=lambda columns: sum(-count % columns for count in counts))
+    return min(columns, max(counts, default=1))
 
 
 def _several_methods(shown: Sequence[Illustrated]) -> bool:
@@ -171,12 +200,13 @@ def _several_methods(shown: Sequence[Illustrated]) -> bool:
     return len(set(places)) < len(places)
 
 
-def _draw(figure: SubFigure, image: Image.Image, shown: Illustrated, size: tuple[int, int]) -> None:
+def _draw(
+    figure: SubFigure, image: Image.Image, shown: Illustrated, size: tuple[int, int], alike: Sequence[Illustrated]
+) -> None:
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[4.4, 1 + 1.7 * size[1]])[0]
-    _draw_lines(left, image, shown)
+    _draw_lines(left, image, shown, alike)
     grid = right.subplots(*size, squeeze=False)
-    maps = [values for _, panels in shown.rows() for _, values in panels]
-    scale = heat_scale(maps)
+    scale = heat_scale([values for each in alike for _, panels in each.rows() for _, values in panels])
     for axes in grid.flat:
         axes.set_axis_off()
     row = 0
@@ -189,17 +219,17 @@ def _draw(figure: SubFigure, image: Image.Image, shown: Illustrated, size: tuple
         grid[row, 0].set_ylabel(heading, fontsize=9)
         row += ceil(len(panels) / size[1])
     bar = right.colorbar(scale, ax=list(grid.flat), shrink=0.7, aspect=30, pad=0.01, extend="both")
-    bar.set_label("attribution of a patch (one scale)", fontsize=8)
+    bar.set_label(f"attribution of a patch (units of {shown.method})", fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
-def _draw_lines(figure: SubFigure, image: Image.Image, shown: Illustrated) -> None:
+def _draw_lines(figure: SubFigure, image: Image.Image, shown: Illustrated, alike: Sequence[Illustrated]) -> None:
     axes = figure.subplots()
     if shown.single is None:
-        axes.imshow(image)
+        axes.imshow(image, interpolation=interpolation(image))
         axes.set_axis_off()
         return
-    scale = edge_scale([shown.single])
+    scale = edge_scale([each.single for each in alike if each.single is not None])
     draw_edges(axes, image, shown.tokens, shown.single, scale)
     scale.add_legend(figure, "influence of a token on a patch")
 
@@ -238,6 +268,8 @@ def _with(shown: Illustrated, result: JobResult, record: Record) -> Illustrated:
         if whole.meta.order > 2:
             raise UserError(f"the figure shows single tokens and pairs: order={whole.meta.order} is neither.")
         found = {"single": values} if whole.meta.order == 1 else {"pairs": values}
+        index = whole.meta.index or ""
+        shown = replace(shown, index=index) if "pairs" in found else shown
     labels = shown.labels | dict.fromkeys(found, result.label)
     return replace(shown, tokens=told_apart(list(whole.players)), labels=labels, **found)
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metagame.report.drawing import Drawing
 from metagame.report.groups import Group, by_setting
 from metagame.report.maps import COLORS
 from metagame.report.recall import kinds_of, measure, percentiles_of_kind
@@ -18,7 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ALL = "all pairs"
 
 
-def kinds_figure(results: list[JobResult]) -> Figure | None:
+def kinds_figure(results: list[JobResult]) -> Drawing | None:
     """A panel for each model: percentile at equal distance by kind, ± 2 standard errors; None without pairs."""
     groups = [group for group in by_setting(results) if any(measure(each, "percentile") for each in group.results)]
     if not groups:
@@ -32,7 +33,13 @@ def kinds_figure(results: list[JobResult]) -> Figure | None:
     panels[-1].set_xticks(range(len(names)), names)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 1.5), frameon=False, fontsize=9)
-    return figure
+    return Drawing.single(
+        figure,
+        "Where annotated pairs of tokens rank among the pairs of the same distance in their prompt, by the kind of the"
+        " pair. 1 is above all of them, the dashed line at 0.5 is chance, so closeness alone gains nothing here.",
+        "Points are means over prompts, bars are two standard errors: a method finds a kind of pair where its bar lies"
+        " above the line.",
+    )
 
 
 def _draw(axes: Axes, group: Group, names: list[str]) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 
 from metagame.contracts import WHOLE
 from metagame.errors import UserError
+from metagame.report.drawing import Drawing
 from metagame.report.groups import Group, by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes
@@ -121,7 +122,7 @@ def _claim(group: Group, agreement: Sequence[tuple[JobResult, dict[str, Correlat
     )
 
 
-def layers_figure(results: list[JobResult]) -> Figure | None:
+def layers_figure(results: list[JobResult]) -> Drawing | None:
     """A panel for each model: Spearman over the layer at which the rules change; None without such jobs."""
     groups = [group for group in by_setting(results) if any(result.uses("lrp_by_layer") for result in group.results)]
     if not groups:
@@ -133,7 +134,13 @@ def layers_figure(results: list[JobResult]) -> Figure | None:
     panels[-1].set_xlabel("share of the layers below the boundary")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return figure
+    return Drawing.single(
+        figure,
+        "How well relevances agree with leave-one-out when the layers on one side of a boundary use the rules of CP-LRP"
+        " and those on the other side the rules of AttnLRP.",
+        "Vertical axis: Spearman's rank correlation over the tokens of a prompt, from -1 to 1, the mean over prompts."
+        " At the two ends of the horizontal axis, all layers use the rules of one method.",
+    )
 
 
 SIDES = {"above": "CP-LRP above the boundary, AttnLRP below", "below": "CP-LRP below the boundary, AttnLRP above"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +27,10 @@ COLORS = (
 )  # fmt: skip
 DIVERGING = "PuOr_r"
 TOP = 10
+SMALL = 128
+"""Pixels of the longer side of a picture that is drawn pixel by pixel."""
+FADING = 0.15
+"""How much white is mixed into a picture below lines."""
 
 
 def on_grid(
@@ -81,11 +86,14 @@ def draw_edges(
     maps: Float[np.ndarray, "rows columns m"],
     scale: EdgeScale,
 ) -> None:
-    """The picture, the pieces below it, and lines from each to its ten patches of largest size, which are tinted."""
+    """The picture, the pieces below it, and lines from each to its ten patches of largest size, which are tinted.
+
+    Small pictures are drawn pixel by pixel.
+    """
     n_rows, n_columns, n_pieces = maps.shape
     width, height = image.width / n_columns, image.height / n_rows
     lowest = image.height * 1.16
-    axes.imshow(_faded(image))
+    axes.imshow(_faded(image), interpolation=interpolation(image))
     places = (np.arange(len(pieces)) + 0.5) * image.width / len(pieces)
     flat = maps.reshape(-1, n_pieces).T
     for piece, color, place, values in zip(pieces, word_colors(pieces), places, flat, strict=True):
@@ -121,12 +129,17 @@ def draw_map(axes: Axes, image: Image.Image, values: Float[np.ndarray, "rows col
     grey = np.asarray(image.convert("L"))[..., None] / 255
     tint = Image.fromarray(scale.to_rgba(values, bytes=True)[..., :3])
     tint = np.asarray(tint.resize(image.size, Image.Resampling.NEAREST)) / 255
-    axes.imshow(tint * (0.72 + 0.28 * grey))
+    axes.imshow(tint * (0.72 + 0.28 * grey), interpolation=interpolation(image))
     _bare(axes)
 
 
+def interpolation(image: Image.Image) -> Literal["nearest", "auto"]:
+    """How a picture is enlarged: pixels of small ones stay squares, so that nobody takes blur for content."""
+    return "nearest" if max(image.size) <= SMALL else "auto"
+
+
 def _faded(image: Image.Image) -> Image.Image:
-    return Image.blend(image, Image.new("RGB", image.size, "white"), 0.45)
+    return Image.blend(image, Image.new("RGB", image.size, "white"), FADING)
 
 
 def _bare(axes: Axes) -> None:

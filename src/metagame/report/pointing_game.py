@@ -8,11 +8,13 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from metagame.benchmarks.pointing_game import SCENARIOS, Scene, game_and_image, word_maps
 from metagame.digests import digest
 from metagame.jobs.build import build_part
+from metagame.report.drawing import Drawing
 from metagame.report.groups import grouped, stacked
 from metagame.report.maps import TOP, draw_edges, edge_scale, on_grid
 from metagame.report.published import Row, published, published_means
@@ -236,7 +238,7 @@ class ShownScenes:
     maps: dict[str, dict[int, Float[np.ndarray, "rows columns _"]]]
 
 
-def scenes_figure(results: list[JobResult], images: Sequence[int]) -> Figure | None:
+def scenes_figure(results: list[JobResult], images: Sequence[int]) -> Drawing | None:
     """Figure 7: a row for each scene, a column for each number of words; lines from words to their strongest patches.
 
     Each job has a part of its own. None where no job has computed one of the scenes.
@@ -252,7 +254,16 @@ def scenes_figure(results: list[JobResult], images: Sequence[int]) -> Figure | N
     figure = Figure(figsize=(3.0 * len(SCENARIOS) + 0.6, sum(heights)), layout="constrained")
     for part, job in zip(stacked(figure, heights), jobs, strict=True):
         _draw_scenes(part, job)
-    return figure
+    return Drawing.single(
+        figure,
+        "Which patches each word of the text points to. Each picture holds four objects, one in each quadrant (white"
+        " lines); from left to right, the text names the first one, two, three and all four of them.",
+        f"Lines lead from each word to the {TOP} patches on which its influence is largest in size. Width is the size,"
+        " on one scale for all pictures of a method, in the units of the method's map; dashed lines are negative.",
+        "Recognition is the share of the influence that lies, positive, on the quadrant of its word or, negative,"
+        " elsewhere: 1 is perfect, and a map without any preference has about one quarter.",
+        "Expect solid lines to end in the quadrant of their word.",
+    )
 
 
 def _shown_scenes(result: JobResult, images: Sequence[int]) -> ShownScenes:
@@ -275,8 +286,17 @@ def _draw_scenes(part: Figure | SubFigure, job: ShownScenes) -> None:
     for row, scene in zip(grid, job.scenes, strict=True):
         for axes, m in zip(row, SCENARIOS, strict=True):
             draw_edges(axes, scene.image(), scene.words[:m], job.maps[scene.id][m], scale)
+            _draw_quadrants(axes)
             recognition = scores[scene.id][f"objects_{m}"]
             axes.set_title("" if recognition is None else f"recognition {recognition:.2f}", fontsize=10)
         row[0].set_ylabel(f"image {scene.k}", fontsize=10)
-    name = f"{result.label}, {result.model}"
-    scale.add_legend(part, f"{name}: influence of a word on the attribution of a patch, {TOP} largest of each word")
+    part.suptitle(f"{result.label} of {result.model}", fontsize=11)
+    scale.add_legend(part, f"influence of a word on the attribution of a patch, the {TOP} largest of each word")
+
+
+def _draw_quadrants(axes: Axes) -> None:
+    """The borders of the four objects, through the middle of the picture."""
+    left, right, bottom, top = axes.images[0].get_extent()
+    across, down = (left + right) / 2, (bottom + top) / 2
+    axes.vlines(across, top, bottom, colors="white", linewidth=1.5, zorder=1)
+    axes.hlines(down, left, right, colors="white", linewidth=1.5, zorder=1)

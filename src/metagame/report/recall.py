@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from metagame.benchmarks.prompts import MATCHES, SHARES, pair_matrix, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.jobs.records import Record
+from metagame.report.drawing import Drawing
 from metagame.report.groups import by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes, setting_notes
@@ -35,6 +36,13 @@ MEANING_CLAIM = (
     "beyond the paper: Meta-AttnLRP finds meaning, not adjacency: annotated pairs are in the upper half of the"
 )
 MEANING_CLAIM += " pairs of the same distance"
+RECALL_CAPTION = (
+    "How soon the strongest pairs of tokens find those that people annotated as interacting: the share of a prompt's"
+    " annotated pairs among the K % of all directed pairs that a method ranks highest by size. Lines are means over"
+    " prompts, bands are two standard errors; higher and further left is better. Methods that give each token one value"
+    " rank a pair by the size of the sum of its two values. Proximity, which ranks pairs by their distance alone, is"
+    " what closeness achieves, and Random what chance achieves, where they are shown."
+)
 RIVALS = {"attnlrp": "AttnLRP", "cp_lrp": "CP-LRP", "leave_one_out": "leave-one-out"}
 MEASURES = {
     "percentile": "percentile at equal distance", "mean": "recall, mean of K = 1 to 15 %",
@@ -288,7 +296,7 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
     return notes
 
 
-def recall_figure(results: list[JobResult]) -> Figure | None:
+def recall_figure(results: list[JobResult]) -> Drawing | None:
     """A panel for each model (Figure 10), and for each seed and benchmark; None where no prompt has pairs."""
     results = at_matches(results)
     groups = [group for group in by_setting(results) if any(map(_has_curve, group.results))]
@@ -312,7 +320,7 @@ def recall_figure(results: list[JobResult]) -> Figure | None:
         axes.set_xlabel("K, % of all directed pairs")
     place = {"loc": "outside lower center", "ncols": len(handles), "frameon": False, "fontsize": 9}
     figure.legend(list(handles.values()), list(handles), **place)
-    return figure
+    return Drawing.single(figure, RECALL_CAPTION)
 
 
 def curve_styles(results: Sequence[JobResult]) -> dict[str, tuple[str, str]]:

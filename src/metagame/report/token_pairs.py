@@ -13,10 +13,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure, SubFigure
 
 from metagame.contracts import WHOLE, Explanation
+from metagame.report.drawing import Drawing
 from metagame.report.groups import Group, by_setting, stacked
 from metagame.report.labels import told_apart
 from metagame.report.maps import heat_scale
-from metagame.report.recall import at_matches, curve_styles, draw_recall
+from metagame.report.recall import RECALL_CAPTION, at_matches, curve_styles, draw_recall
 from metagame.report.results import JobResult
 
 TOP = 10
@@ -26,6 +27,13 @@ MOST_PRINTED = 16
 ANSWER_LINES, ANSWER_WIDTH = 9, 44
 WITHOUT_MODEL = ("position", "random")
 """Families of methods whose maps say nothing of a model."""
+TOKENS_CAPTION = (
+    "How the tokens of a prompt influence each other's attribution to the model's answer. The row is the target i, the"
+    " column is the player j, and the entry is the influence of j on the attribution of i, in logits; orange raises it,"
+    " purple lowers it, and all prompts of a job share one colour scale. Bars are the sums of the rows: in a metagame,"
+    " the first-order attributions. The text beside them is the model's answer and the pairs of largest size. Expect"
+    " pairs of words that mean something only together to stand out from the rest."
+)
 BAR_HEIGHT = 0.85
 """Inches of the colour scale."""
 
@@ -77,7 +85,7 @@ class ShownJob:
         return BAR_HEIGHT + sum(map(_prompt_height, self.prompts))
 
 
-def tokens_figure(results: list[JobResult]) -> Figure | None:
+def tokens_figure(results: list[JobResult]) -> Drawing | None:
     """A row for each of the first six prompts (Figures 11 and 12) of the first four jobs with a matrix.
 
     None where no job has one.
@@ -89,10 +97,10 @@ def tokens_figure(results: list[JobResult]) -> Figure | None:
     figure = Figure(figsize=(11, sum(job.height for job in shown)), layout="constrained")
     for part, job in zip(stacked(figure, [job.height for job in shown]), shown, strict=True):
         _draw_prompts(part, job, len(jobs) - len(shown))
-    return figure
+    return Drawing.single(figure, TOKENS_CAPTION)
 
 
-def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -> Figure | None:
+def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -> Drawing | None:
     """Some prompts on the left, the recall of all prompts on the right (Figure 3).
 
     Of the first four jobs with a matrix; None where no job has one.
@@ -122,7 +130,11 @@ def tokens_and_recall_figure(results: list[JobResult], prompts: Sequence[str]) -
         axes.set_title(f"{job.group.name}: mean over prompts ± 2 SE", fontsize=10)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return figure
+    return Drawing.single(figure, f"Left: {_lowered(TOKENS_CAPTION)}", f"Right: {_lowered(RECALL_CAPTION)}")
+
+
+def _lowered(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def _with_matrix(results: Sequence[JobResult]) -> list[tuple[Group, JobResult]]:
