@@ -74,6 +74,10 @@ class Prompt(Sample, Protocol):
     def description(self) -> str | None:
         return self.text
 
+    def contrast(self) -> tuple[str, str] | None:
+        """How the text goes on and how it does not, with their spaces; None: the model's own answer is explained."""
+        return None
+
 
 @dataclass(frozen=True)
 class AnsweredPrompt(AttendedModel):
@@ -229,9 +233,13 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         """The prompt with the model's answer to it.
 
         Raises:
-            UserError: the prompt has fewer than two players or is too long, or the answer is empty.
+            UserError: the prompt has fewer than two players or is too long, or the answer is empty; or a sample has two
+                ways to go on, and the model a chat template, or one of them is not one token.
         """
         prompt = self.tokenize(sample.text)
+        if (contrast := sample.contrast()) is not None:
+            target, foil = (self.next_token(sample.text, prompt, each) for each in contrast)
+            return {WHOLE: self.bind_answer(prompt, (target,), foil)}
         answer = self.answer(prompt)
         if not answer:
             raise UserError(
@@ -245,6 +253,15 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         return tokenize_prompt(
             self.tokenizer, text, self.chat, self.template_settings, whole_characters=self.whole_characters
         )
+
+    def next_token(self, text: str, prompt: PromptTokens, word: str) -> int:
+        """The token of ``word`` behind the text."""
+        if self.chat:
+            raise UserError("a text that is to go on is asked without a chat template: set model.chat=false.")
+        ids = tuple(self.tokenizer(text + word, verbose=False)["input_ids"])
+        if ids[:-1] != prompt.ids:
+            raise UserError(f"{word!r} is not one token behind {text!r}: choose another word, or another model.")
+        return ids[-1]
 
     def answer(self, prompt: PromptTokens) -> tuple[int, ...]:
         """As :meth:`generate`, which runs once for all jobs with the same model, prompt and settings."""
@@ -294,10 +311,11 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         answer = found[0, len(prompt.ids) :].tolist()
         return tuple(answer[:-1] if answer[-1] in ends and not self.end_token else answer)
 
-    def bind_answer(self, prompt: PromptTokens, answer: tuple[int, ...]) -> AnsweredPrompt:
+    def bind_answer(self, prompt: PromptTokens, answer: tuple[int, ...], foil: int | None = None) -> AnsweredPrompt:
         """The prompt as a masked model over the input embeddings of its players, in float32 or better.
 
         Those are ``(n, d)``, or ``(n, m d)`` where a player has up to m tokens, one behind the other and 0 after them.
+        With a ``foil`` f is less that token's logit in the place of the answer's tokens.
         """
         precise = torch.promote_types(self.net.dtype, torch.float32)
         first = prompt.positions[0]
@@ -310,6 +328,9 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         prefix = self._keys_and_values(prompt.ids[:first])
         directions = head.weight[list(answer)].to(precise)
         offset = 0.0 if head.bias is None else head.bias[list(answer)].to(precise).mean()
+        if foil is not None:
+            directions = directions - head.weight[foil].to(precise)
+            offset = offset if head.bias is None else offset - head.bias[foil].to(precise)
 
         players = torch.tensor(prompt.players, device=self.device)
         before = [prompt.players[:at].count(player) for at, player in enumerate(prompt.players)]
