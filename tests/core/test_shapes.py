@@ -38,6 +38,7 @@ from metagame.attributions import (
     symbolic,
 )
 from metagame.benchmarks import (
+    agreement,
     coco,
     digit_scenes,
     distance_matched,
@@ -197,6 +198,7 @@ CASES = {
             patch, pipeline_bridge, lambda: pipeline_bridge._of_text(a_pipeline(), "one", "label", 1)
         ),
     ),
+    agreement: ("relevance", lambda _: agreement.evidence_scores(an(2, 2), 0)),
     distance_matched: (
         RESULT,
         lambda patch: patch.setattr(np, "maximum", lambda *_: an(3)) or distance_matched.pair_scores(an(2, 2)),

@@ -1,4 +1,4 @@
-"""Sentences whose verb agrees with the subject, across nouns of the other number: where is the evidence for the verb?"""
+"""Sentences whose verb agrees with the subject, across nouns of the other number: is the subject found?"""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ class Agreement(Benchmark[AgreementSentence, AnsweredPrompt]):
     """How well relevances of the verb's logit, less the foil's, find the subject, and what pairs do to each other.
 
     ``reciprocal_rank`` of the subject among the tokens by relevance, the largest first; ``mass``, the share of the
-    positive relevance that lies on it, None where none is positive; ``top_1`` and ``top_2``, whether it is among as many
-    first tokens. Equal relevances share their places' mean rank. With a metagame ``on_subject`` is the sum over the
-    attractors a of phi_{a->s}, what they do to the subject's attribution, and ``by_subject`` that of phi_{s->a}; None
-    without attractors, or where an attractor is several tokens. ``margin`` is the difference of the logits.
+    positive relevance that lies on it, None where none is positive; ``top_1`` and ``top_2``, whether it is among as
+    many first tokens. Equal relevances share the mean of their ranks. With a metagame ``on_subject`` is the sum over
+    the attractors a of phi_{a->s}, what they do to the subject's attribution, and ``by_subject`` that of phi_{s->a};
+    None without attractors, or where an attractor is several tokens. ``margin`` is the difference of the logits.
 
     A sentence whose subject is several tokens has no scores, and ``skipped`` says so.
 

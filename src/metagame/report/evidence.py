@@ -58,8 +58,8 @@ def evidence_table(results: list[JobResult], scale: str) -> Table:
         claims=claims,
         notes=[
             "What is explained is the logit of the verb's form that agrees with the subject less that of the form that"
-            " does not. Attractors are nouns of the other number between subject and verb. Mean ± 2 standard errors over"
-            " sentences.",
+            " does not. Attractors are nouns of the other number between subject and verb. Mean ± 2 standard errors"
+            " over sentences.",
             "MRR: the mean reciprocal rank of the subject among the tokens. Mass accuracy: the share of the positive"
             " relevance on the subject; sentences without positive relevance are left out. Top k: the subject is among"
             " the k most relevant tokens, which of two tokens says nothing for k = 2.",
@@ -104,9 +104,9 @@ def pairs_table(results: list[JobResult], scale: str) -> Table:
         n_samples=max(len(result.done) for result in results),
         claims=claims,
         notes=[
-            "Attractors → subject: the sum over the attractors of their influence on the subject's attribution; negative"
-            " where they suppress it. Subject → attractors: its influence on theirs. In logits of the form that agrees"
-            " less the form that does not; mean ± 2 standard errors over sentences.",
+            "Attractors → subject: the sum over the attractors of their influence on the subject's attribution;"
+            " negative where they suppress it. Subject → attractors: its influence on theirs. In logits of the form"
+            " that agrees less the form that does not; mean ± 2 standard errors over sentences.",
             DECIDED,
             *_common_notes(results),
         ],
