@@ -91,6 +91,12 @@ def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletio
         assert any("curves" in note and "upper bound" in note for note in plan.notes)
 
 
+def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
+    _, (plan,) = planned("experiment=evidence", "attribution=attnlrp", "scale=paper", "limit=8")
+    assert plan.count.passes == {"forward": 16, "backward": 8}
+    assert not any("answers" in note for note in plan.notes)
+
+
 def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_one_of_a_blank_image(monkeypatch):
     (cfg,), (plan,) = planned(
         "experiment=table4", "model=siglip2_vitb32", "attribution=exclip", "scale=tiny", "limit=2"

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from metagame.benchmarks.agreement import Agreement
 from metagame.benchmarks.prompts import Prompts
 from metagame.contracts import Sample
 from metagame.errors import UserError
@@ -40,6 +41,7 @@ from metagame.plan.passes import (
     TRANSFORMER,
     Count,
     count_curves,
+    count_margins,
     count_passes,
 )
 from metagame.plan.stand_ins import stand_ins
@@ -138,6 +140,8 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
         count = count_passes(cfg, methods, samples, facts.get("patches"))
         if isinstance(benchmark, Prompts):
             count += count_curves(cfg, benchmark.samples()[: cfg.limit])
+        if isinstance(benchmark, Agreement):
+            count += count_margins(cfg, benchmark.samples()[: cfg.limit])
         notes += count.notes
     except UserError as error:
         notes.append(str(error))

@@ -225,13 +225,15 @@ def _(method: Method, n: int) -> Passes:
 
 def _count_prompts(cfg: DictConfig, methods: Sequence[Method], prompts: Sequence[Prompt]) -> Count:
     count = Count()
-    for tokens, length in _sequences(cfg, prompts, count):
+    for prompt, (tokens, length) in zip(prompts, _sequences(cfg, prompts, count), strict=True):
         n = len(tokens.labels)
         passes = sum((_passes_of(method, n) for method in methods), Counter())
-        count.passes += passes + Counter({ANSWER: 1})
+        count.passes += passes
         count.tokens += Counter({kind: number * length for kind, number in passes.items()})
         count.tokens[FORWARD] += tokens.positions[0]
-        count.tokens[ANSWER] += tokens.positions[0] + length
+        if prompt.contrast() is None:
+            count.passes[ANSWER] += 1
+            count.tokens[ANSWER] += tokens.positions[0] + length
     _note_shared_coalitions(methods, count)
     return count
 
@@ -255,17 +257,28 @@ def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
     return count
 
 
+def count_margins(cfg: DictConfig, sentences: Sequence[Prompt]) -> Count:
+    """What the scores of sentences add: f of each."""
+    count = Count()
+    for _, length in _sequences(cfg, sentences, count):
+        count.passes[FORWARD] += 1
+        count.tokens[FORWARD] += length
+    return count
+
+
 def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iterator[tuple[PromptTokens, int]]:
     """The tokens of each prompt, and how many a pass has: from the first player to the answer's last token but one.
 
     The count is told what is not exact.
     """
-    answer, tokenize = cfg.model.max_new_tokens, _prompt_tokenizer(cfg)
-    count.notes[f"answers are counted with model.max_new_tokens={answer} tokens, an upper bound"] = None
+    longest, tokenize = cfg.model.max_new_tokens, _prompt_tokenizer(cfg)
+    if any(prompt.contrast() is None for prompt in prompts):
+        count.notes[f"answers are counted with model.max_new_tokens={longest} tokens, an upper bound"] = None
     if tokenize is None:
         count.notes["tokens are estimated, one for each word and mark: the tokenizer is not here"] = None
     for prompt in prompts:
         tokens = _words(prompt.text) if tokenize is None else tokenize(prompt.text)
+        answer = longest if prompt.contrast() is None else 1
         yield tokens, len(tokens.ids) - tokens.positions[0] + answer - 1
 
 
