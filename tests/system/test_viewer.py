@@ -109,7 +109,8 @@ def open_page(browser):
     for page in pages:
         assert page.errors() == []
         assert [url for url in page.requests() if not url.startswith(("data:", "file:"))] == []
-        assert sum(url.startswith("file:") for url in page.requests()) == 1
+        local = [url for url in page.requests() if url.startswith("file:")]
+        assert [url for url in local[1:] if "/report/samples/" not in url] == []
         page.close()
 
 
@@ -171,7 +172,7 @@ def test_every_view_of_real_jobs_is_drawn_without_an_error_and_within_the_window
 @needs_chromium
 def test_another_sample_question_word_or_method_is_another_picture(real, open_page):
     page = open_page(real[0], "#experiment=pointing")
-    seen, sample = [page.pixels("[data-panel=b] .large canvas")], page.each("#sample option", "node.value")[1]
+    seen, sample = [page.pixels("[data-panel=b] .large canvas")], page.each("[data-sample]", "node.dataset.sample")[1]
     for control, value in (("item", "one"), ("question", "2"), ("sample", sample), ("b", "Grad-ECLIP")):
         page.choose(control, value)
         seen.append(page.pixels("[data-panel=b] .large canvas"))
@@ -338,6 +339,52 @@ def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_n
     assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """An experiment of 20 sentences, scored by their first-order attribution of two methods, and its page."""
+    folder = tmp_path_factory.mktemp("many") / "tiny"
+    sentences = [f"word{place} b c d" for place in range(20)]
+    for name, size in (("up", 1.0), ("down", -1.0)):
+        cfg = sentence_config(folder / "many", name, texts=sentences, entries=[[0, 1, size]])
+        cfg.benchmark.lengths = [7 * place % 20 * size for place in range(20)]
+        run_job(cfg)
+    write_page(folder)
+    return folder
+
+
+@needs_chromium
+def test_samples_are_found_by_text_sorted_by_score_and_loaded_when_they_are_chosen(many, open_page):
+    page = open_page(many, "#experiment=many&a=up&b=down")
+    listed = lambda: page.texts("[data-sample]")  # noqa: E731
+    assert listed() == [f"word{place} b c d" for place in range(8)]
+    assert len(page.requests()) == 1
+    page.press_on("#page1")
+    page.press_on("[data-sample=s9]")
+    assert page.texts("[data-panel=a] .token text")[0] == "word9"
+    assert len([url for url in page.requests() if "/samples/" in url]) == 1
+    page.choose("search", "WORD1")
+    assert listed() == [f"word{place} b c d" for place in (1, *range(10, 17))]
+    page.choose("search", "")
+    page.press_on("#order-a")
+    values = page.texts("#samples td:nth-child(2)")
+    assert values == ["19.0", "18.0", "17.0", "16.0", "15.0", "14.0", "13.0", "12.0"]
+    assert page.texts("#samples td:nth-child(4)")[0] == "−38.0"
+    page.choose("to", "3")
+    assert page.texts("#samples td:nth-child(2)") == ["3.00", "2.00", "1.00", "0"]
+    again = open_page(many, page.evaluate("location.hash"))
+    assert again.texts("#samples td") == page.texts("#samples td")
+    assert again.texts("[data-panel=a] .token text")[0] == "word9"
+
+
+@needs_chromium
+def test_a_sample_whose_file_is_gone_says_so(many, browser, tmp_path):
+    folder = shutil.copytree(many, tmp_path / "tiny")
+    shutil.rmtree(folder / "report" / "samples")
+    page = browser.open((folder / "report" / "index.html").as_uri() + "#experiment=many&sample=s9")
+    assert "Keep the folder samples beside the page" in page.texts("#panels .error")[0]
+    page.close()
+
+
 @needs_chromium
 def test_a_sample_that_failed_says_why(stub, open_page):
     page = open_page(stub, "#experiment=sentences&sample=s1&a=broken")
@@ -347,7 +394,7 @@ def test_a_sample_that_failed_says_why(stub, open_page):
 @needs_chromium
 def test_what_two_jobs_mean_by_one_id_is_not_mixed(stub, open_page):
     page, texts = open_page(stub, "#experiment=twins"), []
-    for sample in page.each("#sample option", "node.value"):
+    for sample in page.each("[data-sample]", "node.dataset.sample"):
         page.choose("sample", sample)
         texts += page.texts("#subject")
         assert len(page.texts("#a option")) == 1
@@ -389,7 +436,7 @@ def test_a_choice_is_kept_in_another_experiment_only_where_the_sample_has_the_sa
     else:
         page.choose(control, value)
     kept = value == "same"
-    assert page.evaluate("document.getElementById('sample').value") == sample
+    assert page.each(".picker tr.chosen [data-sample]", "node.dataset.sample") == [sample]
     assert ("c d e" in page.texts("#subject")[0]) == kept
     assert bool(page.texts(".focused")) == kept
 
@@ -502,6 +549,7 @@ def test_a_page_names_no_address_and_lets_only_its_own_script_run(stub):
     text = (stub / "report" / "index.html").read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert re.search(r"script-src 'sha256-\S+' 'strict-dynamic';", policy)
     assert "unsafe" not in policy
     assert set(re.findall(r"https?://[^\s\"']*", text)) == {"http://www.w3.org/2000/svg"}
     assert str(stub.parent) not in text

@@ -42,10 +42,14 @@ LOADED = "new Promise((done) => document.readyState === 'complete' ? done() : ad
 SETTLED = """new Promise((done) => {
   const look = () => {
     const maps = [...document.querySelectorAll("#panels .map canvas, #panels .large canvas")];
-    maps.every((canvas) => canvas.dataset.painted) ? done(true) : setTimeout(look, 10);
+    const drawn = maps.every((canvas) => canvas.dataset.painted);
+    drawn && document.getElementById("panels").ariaBusy !== "true" ? done(true) : setTimeout(look, 10);
   };
   look();
 })"""
+
+TYPED = ("pairs", "search", "from", "to")
+"""Controls that tell of every change."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,19 @@ class Sentence(Sample):
 
 
 class Sentences(Benchmark):
-    """A benchmark of texts; sample k has id ``s{k}``."""
+    """A benchmark of texts; sample k has id ``s{k}``, and the score ``length`` where lengths are given."""
 
-    def __init__(self, texts, answer="yes"):
+    def __init__(self, texts, answer="yes", lengths=None):
         self.texts = texts
         self.answer = answer
+        self.lengths = lengths
 
     def samples(self):
         return [Sentence(f"s{place}", text) for place, text in enumerate(self.texts)]
 
     def score(self, sample, inputs, explanations):
-        return {"text": sample.text, "answer": self.answer}
+        scores = {"text": sample.text, "answer": self.answer}
+        return scores if self.lengths is None else {**scores, "length": self.lengths[int(sample.id[1:])]}
 
 
 class Drawn(Sentences):
@@ -89,7 +95,7 @@ class Drawn(Sentences):
 
     def __init__(self, count, seed=0):
         super().__init__(texts(count, seed))
-        self.answer = None
+        self.answer = self.lengths = None
 
     def score(self, sample, inputs, explanations):
         return {"text": sample.text, "answer": sample.text}
@@ -183,6 +189,12 @@ class Cells(HTMLParser):
             self.data += data
 
 
+def read_part(folder, name):
+    """What a script of samples beside the page gives it."""
+    script = (folder / "report" / "samples" / f"{name}.js").read_text(encoding="utf-8")
+    return json.loads(script.partition(" = ")[2].removesuffix(";\n"))
+
+
 def page_of_texts(folder, count):
     """Write the page of a table and of a job with so many texts, and read them all back; the folder."""
     given = texts(count)
@@ -196,8 +208,10 @@ def page_of_texts(folder, count):
     assert page.cells == given
     (group,) = json.loads(page.data)["groups"]
     assert [(sample["text"], sample["answer"]) for sample in group["samples"]] == [(text, text) for text in given]
-    tokens = [sample["methods"][0]["views"][0]["tokens"] for sample in group["samples"]]
-    assert tokens == [text.split() for text in given]
+    views = [[method["views"] for method in sample["methods"]] for sample in group["samples"] if not sample["part"]]
+    for name in dict.fromkeys(sample["part"] for sample in group["samples"] if sample["part"]):
+        views += read_part(folder, name)["views"]
+    assert [each[0][0]["tokens"] for each in views] == [text.split() for text in given]
     return folder
 
 
@@ -287,13 +301,21 @@ class Page:
         self.evaluate(SETTLED)
 
     def choose(self, control, value):
-        """As a user does: set a control and tell it."""
-        event = "input" if control == "pairs" else "change"
+        """As a user does: set a control and tell it, or press the name of a sample."""
+        if control == "sample":
+            self.press_on(f"[data-sample='{value}']")
+            return
+        event = "input" if control in TYPED else "change"
         self.evaluate(
             f"(() => {{ const control = document.getElementById({json.dumps(control)});"
             f" control.value = {json.dumps(value)};"
             f" control.dispatchEvent(new Event('{event}', {{bubbles: true}})); }})()"
         )
+        self.settle()
+
+    def press_on(self, selector):
+        """Click on the first node."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
         self.settle()
 
     def press(self, key):

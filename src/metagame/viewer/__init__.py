@@ -1,1 +1,1 @@
-"""The HTML report: one self-contained page per scale, with every table and a browser of samples."""
+"""The HTML report: one page per scale, with every table and a browser of samples; it loads nothing from elsewhere."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
@@ -23,6 +24,8 @@ from metagame.viewer.subjects import Subject, Subjects
 from metagame.viewer.views import View, view
 
 N_COLORS = 129
+PER_PART = 8
+"""Samples of a group that the page has at once, and that each file beside it has."""
 
 
 @dataclass
@@ -32,12 +35,11 @@ class Browser:
     Attributes:
         n_samples: of each job, the first ones that have arrays or failed.
         folder: of the page; paths of jobs lead on from it.
-        pictures: by a hash of their content, each once.
     """
 
     n_samples: int
     folder: Path
-    pictures: dict[str, str] = field(default_factory=dict)
+    _pictures: dict[str, str] = field(default_factory=dict)  # by a hash of their content, each once
     _groups: list[dict[str, Any]] = field(default_factory=list)
     _subjects: Subjects = field(default_factory=Subjects)
 
@@ -61,10 +63,33 @@ class Browser:
         self._groups += found
         return bool(found)
 
-    def content(self) -> dict[str, Any]:
-        """All that the page's script needs."""
+    def content(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the page's script needs at once, and by name the scripts with what more samples of a group show."""
         colors = [to_hex(colormaps[DIVERGING](place / (N_COLORS - 1))) for place in range(N_COLORS)]
-        return {"palette": colors, "pictures": self.pictures, "groups": self._groups}
+        at_once = {each["picture"] for group in self._groups for each in group["samples"][:PER_PART]}
+        pictures = {key: uri for key, uri in self._pictures.items() if key in at_once}
+        parts: dict[str, str] = {}
+        groups = []
+        for group in self._groups:
+            first, more = group["samples"][:PER_PART], group["samples"][PER_PART:]
+            for start in range(0, len(more), PER_PART):
+                some = more[start : start + PER_PART]
+                name, script = self._part(some, pictures)
+                parts[name] = script
+                first = [*first, *(_without_views(each, name) for each in some)]
+            groups.append({**group, "samples": first})
+        return {"palette": colors, "pictures": pictures, "groups": groups}, parts
+
+    def _part(self, samples: Sequence[dict[str, Any]], known: Container[str]) -> tuple[str, str]:
+        """A script, and its name, that gives the page the views of samples, and those pictures that it lacks."""
+        keys = dict.fromkeys(each["picture"] for each in samples if each["picture"] is not None)
+        content = {
+            "views": [[method["views"] for method in sample["methods"]] for sample in samples],
+            "pictures": {key: self._pictures[key] for key in keys if key not in known},
+        }
+        text = json.dumps(content, separators=(",", ":"))
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return name, f'(globalThis.parts ??= {{}})["{name}"] = {text};\n'
 
     def _samples(self, results: Iterable[JobResult]) -> list[dict[str, Any]]:
         """The samples of jobs that share model and benchmark; what two jobs mean by one id may differ."""
@@ -117,8 +142,8 @@ class Browser:
             return None
         content = f"{image.size}".encode() + image.convert("RGB").tobytes()
         key = hashlib.sha256(content).hexdigest()[:16]
-        if key not in self.pictures:
-            self.pictures[key] = picture_uri(image)
+        if key not in self._pictures:
+            self._pictures[key] = picture_uri(image)
         return key
 
 
@@ -127,8 +152,13 @@ def _sample(subject: Subject, picture: str | None) -> dict[str, Any]:
     answer = subject.record.scores.get("answer")
     return {
         "id": subject.record.sample, "text": subject.text, "answer": answer if isinstance(answer, str) else None,
-        "picture": picture, "notes": subject.notes(), "methods": [],
+        "picture": picture, "notes": subject.notes(), "part": None, "methods": [],
     }  # fmt: skip
+
+
+def _without_views(sample: dict[str, Any], part: str) -> dict[str, Any]:
+    """The sample as the page lists it before the part with its views is there."""
+    return {**sample, "part": part, "methods": [{**method, "views": []} for method in sample["methods"]]}
 
 
 def numbers(scores: Mapping[str, Any], within: str = "") -> dict[str, float]:

@@ -18,29 +18,20 @@ from metagame.viewer.pack import square_picture
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One sample of a job, as far as its record and its benchmark tell.
+class Known:
+    """What a benchmark knows of a sample; the picture is read once.
 
     Attributes:
-        record: of the sample.
         sample: of the benchmark; None where it cannot be made here.
         error: why it cannot.
     """
 
-    record: Record
     sample: Sample | None
     error: str | None = None
 
-    @property
-    def text(self) -> str | None:
-        """What a language model was asked, or what an image is called."""
-        recorded = self.record.scores.get("text")
-        if isinstance(recorded, str):
-            return recorded
-        return None if self.sample is None else self.sample.description()
-
     @cached_property
-    def _picture(self) -> tuple[Image.Image | None, str | None]:
+    def picture(self) -> tuple[Image.Image | None, str | None]:
+        """The image that was explained, or why it cannot be shown."""
         if self.sample is None:
             return None, None
         try:
@@ -49,32 +40,54 @@ class Subject:
         except Exception as error:  # whatever a dataset meets that is not here, or no longer
             return None, f"The picture cannot be shown: {error}"
 
+
+@dataclass(frozen=True)
+class Subject:
+    """One sample of a job, as far as its record and its benchmark tell."""
+
+    record: Record
+    known: Known
+
+    @property
+    def text(self) -> str | None:
+        """What a language model was asked, or what an image is called."""
+        recorded = self.record.scores.get("text")
+        if isinstance(recorded, str):
+            return recorded
+        if self.known.sample is not None:
+            return self.known.sample.description()
+        tokens = next((each["players"] for each in self.record.labels.values() if each["grid"] is None), None)
+        return None if tokens is None else " ".join(tokens)
+
     @property
     def picture(self) -> Image.Image | None:
         """The image that was explained."""
-        return self._picture[0]
+        return self.known.picture[0]
 
     def notes(self) -> list[str]:
         """What could not be found out, in sentences."""
-        return [note for note in (self.error, self._picture[1]) if note]
+        return [note for note in (self.known.error, self.known.picture[1]) if note]
 
 
 @dataclass
 class Subjects:
     """The subjects of several jobs; each benchmark is made once."""
 
-    _known: dict[str, tuple[Mapping[str, Sample], str | None]] = field(default_factory=dict)
+    _benchmarks: dict[str, tuple[Mapping[str, Sample], str | None]] = field(default_factory=dict)
+    _known: dict[tuple[str, str], Known] = field(default_factory=dict)
 
     def of(self, result: JobResult, record: Record) -> Subject:
         """The subject of a record."""
         benchmark = result.config.benchmark
         key = digest(OmegaConf.to_container(benchmark, resolve=True))
-        if key not in self._known:
-            self._known[key] = _samples(benchmark)
-        samples, error = self._known[key]
-        if error is None and record.sample not in samples:
-            error = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
-        return Subject(record, samples.get(record.sample), error)
+        if key not in self._benchmarks:
+            self._benchmarks[key] = _samples(benchmark)
+        if (key, record.sample) not in self._known:
+            samples, error = self._benchmarks[key]
+            if error is None and record.sample not in samples:
+                error = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
+            self._known[key, record.sample] = Known(samples.get(record.sample), error)
+        return Subject(record, self._known[key, record.sample])
 
 
 def _samples(node: DictConfig) -> tuple[Mapping[str, Sample], str | None]:

@@ -1,4 +1,4 @@
-"""The page of a scale: what its folder of results holds, rendered into one file."""
+"""The page of a scale: what its folder of results holds, rendered into one file, and more samples beside it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from metagame.viewer.browser import Browser
 from metagame.viewer.errors import error_text
 from metagame.viewer.tables import Section, read_section
 
-N_SAMPLES = 8
-SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "browser.js")
+N_SAMPLES = 64
+PARTS = "samples"
+"""The folder beside the page of the scripts that it loads when their samples are chosen."""
+SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "picker.js", "browser.js")
 """In this order they are one module."""
 
 
@@ -47,6 +49,8 @@ class Experiment:
 def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPLES) -> Path:
     """Write ``report/index.html`` from the results of a scale; return its path. Equal results give equal bytes.
 
+    What all but the first few samples show is in ``report/samples``.
+
     Args:
         folder: of the scale's results, such as ``outputs/tiny``.
         known: names of all experiments; those without results are listed as not run.
@@ -64,15 +68,29 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
     experiments = [_read(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
     missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
     path = folder / "report" / "index.html"
-    page = render(path.parent, experiments, missing, n_samples)
-    path.parent.mkdir(exist_ok=True)
-    with replace_atomically(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    page, parts = render(path.parent, experiments, missing, n_samples)
+    folder = path.parent / PARTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, script in parts.items():
+        _write(folder / f"{name}.js", script)
+    _write(path, page)
+    for old in (each for each in folder.glob("*.js") if each.stem not in parts):
+        old.unlink()
     return path
 
 
-def render(folder: Path, experiments: Sequence[Experiment], missing: Sequence[str], n_samples: int) -> str:
-    """The page of this folder as text, with style and script inside, whose hashes are all that it lets run."""
+def _write(path: Path, text: str) -> None:
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render(
+    folder: Path, experiments: Sequence[Experiment], missing: Sequence[str], n_samples: int
+) -> tuple[str, dict[str, str]]:
+    """The page of this folder as text, and by name the scripts that it loads.
+
+    Style and script are inside; their hashes, and what that script loads, are all that it lets run.
+    """
     browser = Browser(n_samples, folder)
     browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.results, each.command)}
     assets = files("metagame.viewer") / "assets"
@@ -83,11 +101,13 @@ def render(folder: Path, experiments: Sequence[Experiment], missing: Sequence[st
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
-    return environment.get_template("template.html").render(
+    data, parts = browser.content()
+    page = environment.get_template("template.html").render(
         scale=folder.parent.name, experiments=experiments, browsed=browsed, missing=missing, n_samples=n_samples,
         style=Markup(style), style_hash=_hash(style), script=Markup(script), script_hash=_hash(script),  # noqa: S704
-        data=browser.content(),
+        data=data, parts=PARTS,
     )  # fmt: skip
+    return page, parts
 
 
 def _hash(text: str) -> str:

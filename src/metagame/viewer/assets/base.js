@@ -23,6 +23,36 @@ function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
+const loads = new Map();
+
+/** What a file of samples beside the page holds. It is a script, since browsers do not let a local page read files. */
+function loadPart(name) {
+  const asked = (resolve, reject) => {
+    const failed = () => {
+      loads.delete(name);
+      reject(new Error(`samples/${name}.js cannot be read. Keep the folder samples beside the page.`));
+    };
+    document.head.append(
+      html("script", { src: `samples/${name}.js`, onload: () => resolve(globalThis.parts[name]), onerror: failed }),
+    );
+  };
+  if (!loads.has(name)) loads.set(name, new Promise(asked));
+  return loads.get(name);
+}
+
+/** Give the samples of a part their views, or the reason why there are none. */
+async function fillPart(group, name) {
+  const samples = group.samples.filter((sample) => sample.part === name);
+  try {
+    const { views, pictures } = await loadPart(name);
+    Object.assign(DATA.pictures, pictures);
+    samples.forEach(({ methods }, i) => methods.forEach((method, k) => Object.assign(method, { views: views[i][k] })));
+  } catch (error) {
+    samples.flatMap(({ methods }) => methods).forEach((method) => Object.assign(method, { error: error.message }));
+  }
+  for (const sample of samples) sample.part = null;
+}
+
 const decoded = new WeakMap();
 
 /** The numbers of a packed array, row by row. */

@@ -18,6 +18,11 @@ const state = {
   token: null,
   pairs: 10,
   scale: "shared",
+  search: null,
+  score: null,
+  order: null,
+  from: null,
+  to: null,
 };
 let last = null; // the sample that was shown before
 const controls = document.getElementById("controls"),
@@ -35,7 +40,7 @@ function readFragment() {
 }
 
 function writeFragment() {
-  const kept = Object.entries(state).filter(([, value]) => value !== null);
+  const kept = Object.entries(state).filter(([, value]) => value !== null && value !== "");
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
 
@@ -114,13 +119,19 @@ function questionName(question, methods) {
   return !names || names.length > 40 || question.includes(names) ? question : `${question}: ${names}`;
 }
 
-function resolve(given) {
+/** Experiment, model and sample. */
+function resolvePlace(given) {
   const experiments = [...new Set(DATA.groups.map((group) => group.experiment))];
   state.experiment = pick(experiments, state.experiment, (name) => name);
   const groups = DATA.groups.filter((group) => group.experiment === state.experiment);
   const group = pick(groups, state.group, groupName);
   state.group = groupName(group);
-  const { names, sample } = resolveSample(group, given);
+  return { experiments, groups, group, ...resolveSample(group, given) };
+}
+
+/** What else is shown of the sample, whose views are there. */
+function resolve(place) {
+  const { group, sample } = place;
   const a = pick(sample.methods, state.a, (method) => method.label);
   const b = pick(sample.methods, state.b, (method) => method.label, rivalOf(a, sample.methods));
   const questions = [...new Set(sample.methods.flatMap((method) => method.views.map((view) => view.question)))];
@@ -132,7 +143,8 @@ function resolve(given) {
   }));
   const items = drawnNames(shown);
   if (items.length) state.item = pick(items, state.item, (name) => name);
-  return { experiments, groups, group, names, sample, questions, shown };
+  state.score = pick(scoreNames(group), state.score, (name) => name) ?? null;
+  return { ...place, questions, shown };
 }
 
 /** Names of the maps that A and B have. */
@@ -150,7 +162,7 @@ function choice(id, label, options, value, name = (option) => option) {
 }
 
 function drawControls(found) {
-  const { experiments, groups, names, sample, questions, shown } = found;
+  const { experiments, groups, group, names, sample, questions, shown } = found;
   const methods = sample.methods.map((method) => method.label),
     drawn = shown.filter(({ view }) => view);
   const items = drawnNames(shown),
@@ -175,7 +187,6 @@ function drawControls(found) {
       { class: "row" },
       choice("experiment", "Experiment", experiments, state.experiment),
       choice("group", "Model and benchmark", groups.map(groupName), state.group),
-      choice("sample", `Sample (${names.length})`, names, state.sample),
       questions.length > 1
         ? choice("question", "Question", questions, state.question, (question) =>
             questionName(question, sample.methods),
@@ -211,6 +222,7 @@ function drawControls(found) {
         radio("own", "each its own (units may differ)"),
       ),
     ),
+    ...(names.length > 1 ? [drawPicker(group, names)] : []),
   );
 }
 
@@ -225,8 +237,8 @@ function drawSubject(sample) {
       html(
         "div",
         {},
-        line("Sample", sample.id),
-        sample.text !== sample.id ? line("Text", sample.text) : null,
+        html("p", { class: "title" }, sample.text ?? sample.id),
+        sample.text !== null && sample.text !== sample.id ? line("Sample", sample.id) : null,
         line("Answer", sample.answer),
         sample.notes.map((note) => html("p", { class: "error" }, note)),
       ),
@@ -273,7 +285,8 @@ function drawPanels(group, sample, shown) {
   const alike = shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
   const all = shown.map(({ view }) => view);
   const made = shown.map(({ method, view }, place) => {
-    const title = html("h3", {}, html("span", { class: "letter" }, "AB"[place]), html("span", { class: "name" }, method.label));
+    const letter = html("span", { class: "letter" }, "AB"[place]),
+      title = html("h3", {}, letter, html("span", { class: "name" }, method.label));
     const panel = (...content) =>
       html(
         "section",
@@ -306,7 +319,15 @@ function render(given = []) {
     panels.replaceChildren(html("p", {}, "No job has kept arrays of its samples yet."));
     return;
   }
-  const found = resolve(given);
+  const place = resolvePlace(given),
+    { group, sample } = place;
+  if (sample.part) {
+    panels.ariaBusy = "true";
+    fillPart(group, sample.part).then(() => last === sample && change({}));
+    return;
+  }
+  panels.ariaBusy = "false";
+  const found = resolve(place);
   drawControls(found);
   drawSubject(found.sample);
   drawPanels(found.group, found.sample, found.shown);
