@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
 from metagame.errors import UserError
@@ -26,6 +26,22 @@ Score = float | int | str | None | Sequence["Score"] | Mapping[str, "Score"]
 
 WHOLE = ""
 """The name of the question about a sample that asks only one."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is known to be right of a sample; the page shows it beside the explanations.
+
+    Attributes:
+        present: names, as players have them, of what the picture shows.
+        mask: over the whole picture, in any resolution, the place in ``present`` of what a pixel shows; -1 where that
+            is none of them, -2 where it is not labelled.
+        pairs: of strings in the text that interact.
+    """
+
+    present: tuple[str, ...] = ()
+    mask: Int[np.ndarray, "h w"] | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 @runtime_checkable
@@ -49,6 +65,10 @@ class Sample(Protocol):
 
     def image(self) -> Image.Image | None:
         """The picture that is explained, if there is one; raises UserError where it cannot be read."""
+        return None
+
+    def annotation(self) -> Annotation | None:
+        """What is known to be right, if anything is; raises UserError where it cannot be read."""
         return None
 
     def keeps_arrays(self) -> bool:
@@ -183,6 +203,15 @@ class Benchmark(Protocol[SampleT, I_contra]):
     def files(self) -> Sequence[Path]:
         """Files that decide the scores of all samples, such as a tokenizer's."""
         return ()
+
+    def sample_scores(self, scores: Mapping[str, Score]) -> Mapping[str, float]:
+        """Of what :meth:`score` gave, the numbers by which to list and sort samples, the most telling first."""
+        return numbers_among(scores)
+
+
+def numbers_among(scores: Mapping[str, Score]) -> dict[str, float]:
+    """The scores that are single numbers."""
+    return {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
 
 
 def prepare_each(

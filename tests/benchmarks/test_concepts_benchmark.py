@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from metagame.benchmarks.concepts import ALL, Concepts, OwnImage
-from metagame.contracts import Model, prepare_each
+from metagame.contracts import Annotation, Model, prepare_each
 from metagame.jobs.fingerprint import files_digest
 from metagame.jobs.records import RecordStore, unpack
 from metagame.jobs.run import run_job
@@ -61,6 +61,7 @@ def test_the_model_paints_the_prompt_from_the_seed_which_is_that_of_the_paper_by
     assert {question.prompt for question in sample.questions().values()} == {""}
     assert list(sample.files()) == list(benchmark.files()) == []
     assert only(concepts()).seed == 31
+    assert sample.annotation() == Annotation(present=("bike",))
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,8 @@ def test_quadrants_are_those_of_the_picture_in_reading_order():
     for place in range(4):
         grid = np.asarray(ComposedScenes(Solid(place), 8).image("a-b-c-d", range(4), 0))[..., 0]
         assert np.array_equal(grid.reshape(4, 4, 4, 4).mean((1, 3)).ravel() > 128, quadrants(16)[:, place])
+    annotation = game().samples()[0].annotation()
+    assert np.array(annotation.present)[annotation.mask].tolist() == [["zero", "one"], ["two", "three"]]
 
 
 class Filed(Digits):

@@ -93,6 +93,27 @@ def test_distractors_are_drawn_from_the_absent_classes_in_their_order_by_pythons
         assert question.players == (*present, *drawn)
 
 
+def test_the_annotation_has_the_images_classes_and_where_they_are():
+    (sample,) = benchmark(THREE).samples()
+    annotation = sample.annotation()
+    assert annotation.present == ("car", "cat", "dog")
+    there = {name: annotation.mask == place for place, name in enumerate(annotation.present)}
+    assert all(np.array_equal(there[NAMES[each]], THREE.labels == each) for each in (CAR, CAT, DOG))
+
+
+def test_the_scores_of_an_image_are_shares_of_what_was_counted():
+    single = {"correct": 3, "pixels": 4, "intersection": [2, 1], "union": [3, 2], "ap": 0.7}
+    multi = {"correct": 0, "pixels": 0, "intersection": {"0": 1, "5": 0}, "union": {"0": 4, "5": 2}}
+    multi["ap"] = {"0": 0.2, "5": 0.6}
+    scores = {"n6": {"single": single, "multi": multi}, LEFT_OUT: []}
+    assert benchmark(ONE).sample_scores(scores) == pytest.approx(
+        {
+            "n6 single: accuracy": 3 / 4, "n6 single: IoU": (2 / 3 + 1 / 2) / 2, "n6 single: AP": 0.7,
+            "n6 multi: IoU": 1 / 8, "n6 multi: AP": 0.4,
+        }
+    )  # fmt: skip
+
+
 def test_distractors_depend_on_the_images_id_alone():
     images = [Labelled(name, scene(CAR)) for name in ("x", "y", "z")]
     some = {each.id: each.questions() for each in benchmark(*images, players=["n12"]).samples()}

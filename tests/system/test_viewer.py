@@ -194,6 +194,37 @@ def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real
 
 
 @needs_chromium
+def test_what_is_known_to_be_right_is_beside_the_map_and_opened_first(real, open_page):
+    page = open_page(real[0], "#experiment=pointing&question=4&item=three&b=Grad-ECLIP")
+    truth = "[data-panel=b] .truth"
+    assert page.texts(f"{truth} figcaption") == ["annotated: three"]
+    corners = [[page.evaluate(
+        f"[...document.querySelector('{truth} canvas').getContext('2d').getImageData({x}, {y}, 1, 1).data]"
+    ) for x in (5, 160)] for y in (5, 160)]  # fmt: skip
+    greenish = [[red < 0.7 * green for red, green, *_ in row] for row in corners]
+    assert greenish == [[False, False], [True, False]]  # three is the lower left quadrant
+    page.choose("experiment", "painted")
+    assert page.texts("[data-panel=a] .map.present span") == ["zero", "six"]
+    assert page.evaluate("document.getElementById('item').value") == "zero"
+
+
+@needs_chromium
+def test_annotated_pairs_are_framed_in_the_matrix(tmp_path, open_page):
+    folder = tmp_path / "tiny"
+    cfg = sentence_config(folder / "x", "m", texts=["not so bad"], entries=[[0, 2, 1.0]])
+    cfg.benchmark.pairs = [["not", "bad"]]
+    run_job(cfg)
+    write_page(folder)
+    page = open_page(folder)
+    assert page.each("[data-panel=a] .token.annotated", "+node.dataset.token") == [0, 2]
+    frames = page.each("[data-panel=a] rect.annotated", "[+node.getAttribute('x'), +node.getAttribute('y')]")
+    cells = "[data-panel=a] [data-row='{}'][data-column='{}']"
+    corner = "[+node.getAttribute('x'), +node.getAttribute('y')]"
+    assert frames == [page.each(cells.format(*place), corner)[0] for place in ((0, 2), (2, 0))]
+    assert "not + bad" in page.texts("#subject")[0]
+
+
+@needs_chromium
 def test_pairs_of_words_have_maps_of_their_own(real, open_page):
     folder, configs = real
     explained = explanation_of(configs["captions"][0], "caption")
@@ -475,7 +506,7 @@ def test_texts_of_results_stay_texts(tmp_path, open_page):
 @needs_chromium
 def test_a_table_has_published_values_claims_and_notes_beside_its_cells(stub, open_page):
     page = open_page(stub)
-    assert [" ".join(text.split()) for text in page.texts("tbody td")] == [
+    assert [" ".join(text.split()) for text in page.texts(".experiment tbody td")] == [
         "SV", "x1*x2**2/2 I/2", "0.250 0.200", "0.500 ± 0.125 0.400", "yes",
         "IG", "–", "–", "–", "no", "GI", "–", "–", "–", "–",
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from metagame.contracts import WHOLE, Benchmark, Explanation, Method, Model, Sample
+from metagame.contracts import WHOLE, Annotation, Benchmark, Explanation, Method, Model, Sample
 from metagame.errors import UserError
 from metagame.jobs.run import run_job
 from metagame.meta import MetaAttributions
@@ -41,7 +41,7 @@ SECONDS = 60
 LOADED = "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
 SETTLED = """new Promise((done) => {
   const look = () => {
-    const maps = [...document.querySelectorAll("#panels .map canvas, #panels .large canvas")];
+    const maps = [...document.querySelectorAll("#panels .map canvas, #panels .large canvas, #panels .truth canvas")];
     const drawn = maps.every((canvas) => canvas.dataset.painted);
     drawn && document.getElementById("panels").ariaBusy !== "true" ? done(true) : setTimeout(look, 10);
   };
@@ -58,9 +58,13 @@ class Sentence(Sample):
 
     id: str
     text: str
+    pairs: tuple = ()
 
     def description(self):
         return self.text
+
+    def annotation(self):
+        return Annotation(pairs=self.pairs)
 
     @property
     def players(self):
@@ -77,13 +81,14 @@ class Sentence(Sample):
 class Sentences(Benchmark):
     """A benchmark of texts; sample k has id ``s{k}``, and the score ``length`` where lengths are given."""
 
-    def __init__(self, texts, answer="yes", lengths=None):
+    def __init__(self, texts, answer="yes", lengths=None, pairs=()):
         self.texts = texts
         self.answer = answer
         self.lengths = lengths
+        self.pairs = tuple(map(tuple, pairs))
 
     def samples(self):
-        return [Sentence(f"s{place}", text) for place, text in enumerate(self.texts)]
+        return [Sentence(f"s{place}", text, self.pairs) for place, text in enumerate(self.texts)]
 
     def score(self, sample, inputs, explanations):
         scores = {"text": sample.text, "answer": self.answer}
@@ -94,8 +99,7 @@ class Drawn(Sentences):
     """Sentences of :func:`tests.tiny.texts.texts`: no config holds them."""
 
     def __init__(self, count, seed=0):
-        super().__init__(texts(count, seed))
-        self.answer = self.lengths = None
+        super().__init__(texts(count, seed), answer=None)
 
     def score(self, sample, inputs, explanations):
         return {"text": sample.text, "answer": sample.text}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from metagame.contracts import Benchmark, Explanation
+from metagame.contracts import Annotation, Benchmark, Explanation
 from metagame.errors import UserError
 from metagame.images import bilinear_square, composite, grid_side, read_image, through_jpeg
 from metagame.models.vision_language import ImageText, Sample, Tokenizer, WordPlayers
@@ -134,6 +134,14 @@ class Scene(Sample):
 
     def image(self) -> Image.Image:
         return self.scenes.image(self.game, self.labels, self.k)
+
+    def description(self) -> str:
+        """The words of its quadrants in reading order."""
+        return ", ".join(self.words)
+
+    def annotation(self) -> Annotation:
+        """The quadrant of each word."""
+        return Annotation(tuple(self.words), np.arange(4).reshape(2, 2))
 
     def texts(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
         # the longest text first: its coalitions are those of the others too, whose maps are then known

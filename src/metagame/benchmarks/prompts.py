@@ -22,7 +22,7 @@ from metagame.benchmarks.distance_matched import (
 )
 from metagame.benchmarks.pair_deletion import deletion_and_insertion
 from metagame.benchmarks.reviews import Review, reviews
-from metagame.contracts import WHOLE, Benchmark, Explanation, Score
+from metagame.contracts import WHOLE, Annotation, Benchmark, Explanation, Score
 from metagame.errors import UserError
 from metagame.models.classified import Classified
 from metagame.models.language_model import AnsweredPrompt, Prompt
@@ -53,6 +53,10 @@ class AnnotatedPrompt(Prompt):
     pairs: tuple[tuple[str, str], ...] = ()
     source: Path | None = None
     kinds: tuple[str, ...] = ()
+
+    def annotation(self) -> Annotation:
+        """Its pairs."""
+        return Annotation(pairs=self.pairs)
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -200,6 +204,16 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
         scores["kinds"] = list(compress(sample.kinds, matched))
         scores |= deletion_and_insertion(bound, matrix)
         return scores | {"text": sample.text, "tokens": list(bound.players), "answer": bound.answer}
+
+    def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """The mean recall, ``area``, and the other numbers."""
+        first = [name for name in ("area", "insertion", "deletion") if name in scores]
+        return _mean_recall(scores) | dict(super().sample_scores({name: scores[name] for name in (*first, *scores)}))
+
+
+def _mean_recall(scores: Mapping[str, Score]) -> dict[str, float]:
+    known = [value for share in SHARES[1:] if isinstance(value := scores.get(f"recall_{share}"), int | float)]
+    return {"mean recall at 1 to 15 %": float(np.mean(known))} if known else {}
 
 
 def distance_matched(

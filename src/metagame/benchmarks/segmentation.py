@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from metagame.benchmarks.masks import UNLABELLED
-from metagame.benchmarks.segmentation_metrics import multi_scores, resize_nearest, single_scores
-from metagame.contracts import Benchmark, Explanation, Score
+from metagame.benchmarks.segmentation_metrics import image_scores, multi_scores, resize_nearest, single_scores
+from metagame.contracts import Annotation, Benchmark, Explanation, Score
 from metagame.errors import UserError
 from metagame.models.concepts import (
     ConceptLogits,
@@ -136,6 +136,11 @@ class SegmentedImage(ConceptSample):
                 " both again."
             )
         return image
+
+    def annotation(self) -> Annotation:
+        """Its classes of the vocabulary and their pixels."""
+        present = self.benchmark.present(self.labelled)
+        return Annotation(present, self.labelled.mask(present))
 
     def truth(self) -> Int[np.ndarray, "h w"]:
         return self.labelled.mask(self.benchmark.vocabulary)
@@ -300,6 +305,18 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
             for cell, each in explanations.items()
         }
         return scores | {LEFT_OUT: [cell.name for cell in self.cells if cell.name not in explanations]}
+
+    def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """By cell and track what :func:`image_scores` makes of this image alone."""
+        tracks = {cell.name: scores.get(cell.name) for cell in self.cells}
+        return {
+            f"{cell} {track}: {name}": value
+            for cell, found in tracks.items()
+            if isinstance(found, Mapping)
+            for track, counts in found.items()
+            if isinstance(counts, Mapping)
+            for name, value in image_scores(counts).items()
+        }
 
     def _track_scores(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -86,6 +87,20 @@ def multi_scores(
             if (truth == each).any() and (full_classes or not (truth == each).all())
         },
     }
+
+
+def image_scores(counts: Mapping[str, Any]) -> dict[str, float]:
+    """Of one image, from what :func:`single_scores` or :func:`multi_scores` counted: ``accuracy``, ``IoU`` and ``AP``.
+
+    The last two are means over classes. What was not counted is left out. All are from 0 to 1.
+    """
+    intersection, union, ap = counts["intersection"], counts["union"], counts["ap"]
+    if isinstance(union, Mapping):
+        intersection, union = [intersection[name] for name in union], list(union.values())
+    ious = [ours / whole for ours, whole in zip(intersection, union, strict=True) if whole]
+    aps = list(ap.values()) if isinstance(ap, Mapping) else [ap]
+    scores = {"accuracy": counts["correct"] / counts["pixels"]} if counts["pixels"] else {}
+    return scores | {name: float(np.mean(values)) for name, values in (("IoU", ious), ("AP", aps)) if values}
 
 
 def _classes(maps: Mapping[int, np.ndarray], truth: Int[np.ndarray, " p"]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5TokenizerFast
 
-from metagame.contracts import Sample
+from metagame.contracts import Annotation, Sample
 from metagame.errors import UserError
 from metagame.images import grid_side
 from metagame.models.pretrained import load_pretrained, without_conversion_note
@@ -65,6 +66,11 @@ class PaintedImage(ConceptSample):
 
     def description(self) -> str:
         return self.prompt
+
+    def annotation(self) -> Annotation:
+        """The players that the prompt names."""
+        players = dict.fromkeys(name for question in self.asked.values() for name in question.players)
+        return Annotation(tuple(name for name in players if re.search(rf"\b{re.escape(name)}\b", self.prompt)))
 
     def questions(self) -> Mapping[str, ConceptQuestion]:
         return self.asked

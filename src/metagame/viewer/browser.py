@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
@@ -19,7 +19,7 @@ from metagame.jobs.records import Record
 from metagame.report.maps import DIVERGING
 from metagame.report.results import JobResult, tell_apart
 from metagame.viewer.errors import error_text
-from metagame.viewer.pack import picture_uri
+from metagame.viewer.pack import mask_uri, picture_uri
 from metagame.viewer.subjects import Subject, Subjects
 from metagame.viewer.views import View, view
 
@@ -66,7 +66,7 @@ class Browser:
     def content(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the page's script needs at once, and by name the scripts with what more samples of a group show."""
         colors = [to_hex(colormaps[DIVERGING](place / (N_COLORS - 1))) for place in range(N_COLORS)]
-        at_once = {each["picture"] for group in self._groups for each in group["samples"][:PER_PART]}
+        at_once = {key for group in self._groups for each in group["samples"][:PER_PART] for key in _pictures_of(each)}
         pictures = {key: uri for key, uri in self._pictures.items() if key in at_once}
         parts: dict[str, str] = {}
         groups = []
@@ -82,7 +82,7 @@ class Browser:
 
     def _part(self, samples: Sequence[dict[str, Any]], known: Container[str]) -> tuple[str, str]:
         """A script, and its name, that gives the page the views of samples, and those pictures that it lacks."""
-        keys = dict.fromkeys(each["picture"] for each in samples if each["picture"] is not None)
+        keys = dict.fromkeys(key for each in samples for key in _pictures_of(each))
         content = {
             "views": [[method["views"] for method in sample["methods"]] for sample in samples],
             "pictures": {key: self._pictures[key] for key in keys if key not in known},
@@ -103,9 +103,9 @@ class Browser:
                 key: tuple[str | None, ...] = (record.sample, subject.text, picture)
                 if key == (record.sample, None, None):
                     key += (result.setting,)  # nothing else tells whether it is the same sample
-                sample = of_job.get((result.folder, record.sample)) or samples.setdefault(
-                    key, _sample(subject, picture)
-                )
+                sample = of_job.get((result.folder, record.sample)) or samples.get(key)
+                if sample is None:
+                    sample = samples[key] = self._sample(subject, picture)
                 of_job[result.folder, record.sample] = sample  # the variants of a job mean the same by an id
                 sample["picture"] = sample["picture"] or picture
                 name = result.label
@@ -113,7 +113,7 @@ class Browser:
                     name = f"{name} of {result.config.model.name}"
                 path = Path(relpath(result.folder, self.folder)).as_posix()
                 sample["methods"].append(
-                    {"label": name, "job": path, "key": record.key, "scores": numbers(record.scores), "error": error}
+                    {"label": name, "job": path, "key": record.key, "scores": subject.scores(), "error": error}
                     | {"views": views}
                 )
         return list(samples.values())
@@ -124,7 +124,7 @@ class Browser:
             return [], self._keep(subject.picture), f"This sample failed: {record.error}"
         try:
             views = [
-                {"question": question, **view(explanation)}
+                {"question": question, **view(explanation, subject.annotation)}
                 for question, explanation in result.explanations(record).items()
                 if explanation.attribution is not None or explanation.meta is not None
             ]
@@ -140,36 +140,35 @@ class Browser:
         """The key of a picture, which is kept once."""
         if image is None:
             return None
-        content = f"{image.size}".encode() + image.convert("RGB").tobytes()
+        return self._kept(f"{image.size}".encode() + image.convert("RGB").tobytes(), lambda: picture_uri(image))
+
+    def _kept(self, content: bytes, uri: Callable[[], str]) -> str:
         key = hashlib.sha256(content).hexdigest()[:16]
         if key not in self._pictures:
-            self._pictures[key] = picture_uri(image)
+            self._pictures[key] = uri()
         return key
 
+    def _sample(self, subject: Subject, picture: str | None) -> dict[str, Any]:
+        """A sample before any method has been added."""
+        answer, annotation = subject.record.scores.get("answer"), subject.annotation
+        mask = None
+        if annotation.mask is not None:
+            uri = mask_uri(annotation.mask)
+            mask = self._kept(uri.encode(), lambda: uri)
+        return {
+            "id": subject.record.sample, "text": subject.text, "answer": answer if isinstance(answer, str) else None,
+            "picture": picture, "mask": mask, "present": annotation.present, "annotated_pairs": annotation.pairs,
+            "notes": subject.notes(), "part": None, "methods": [],
+        }  # fmt: skip
 
-def _sample(subject: Subject, picture: str | None) -> dict[str, Any]:
-    """A sample before any method has been added."""
-    answer = subject.record.scores.get("answer")
-    return {
-        "id": subject.record.sample, "text": subject.text, "answer": answer if isinstance(answer, str) else None,
-        "picture": picture, "notes": subject.notes(), "part": None, "methods": [],
-    }  # fmt: skip
+
+def _pictures_of(sample: dict[str, Any]) -> list[str]:
+    return [key for key in (sample["picture"], sample["mask"]) if key is not None]
 
 
 def _without_views(sample: dict[str, Any], part: str) -> dict[str, Any]:
     """The sample as the page lists it before the part with its views is there."""
     return {**sample, "part": part, "methods": [{**method, "views": []} for method in sample["methods"]]}
-
-
-def numbers(scores: Mapping[str, Any], within: str = "") -> dict[str, float]:
-    """The numbers among a record's scores, to six digits; those of a mapping have its name before their own."""
-    found: dict[str, float] = {}
-    for name, value in scores.items():
-        if isinstance(value, Mapping):
-            found |= numbers(value, f"{within}{name}: ")
-        elif isinstance(value, int | float):
-            found[f"{within}{name}"] = float(f"{value:.6g}")
-    return found
 
 
 def _order_among(results: Iterable[JobResult]) -> Callable[[JobResult], tuple]:

@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from metagame.errors import UserError
@@ -15,6 +16,10 @@ LARGEST_EXACT = 4096
 """Arrays with more values are rounded to 16 bits."""
 LARGEST_SIDE = 448
 """Pixels of a sample's picture."""
+LARGEST_MASK = 224
+"""Pixels of a mask's side."""
+UNLABELLED, NOT_LABELLED = -2, 255
+"""In a mask the pixels that nobody labelled, and how their picture marks them."""
 LARGEST_WEBP = 16383
 """Pixels of a side that the format can hold."""
 
@@ -45,6 +50,14 @@ def square_picture(image: Image.Image) -> Image.Image:
 def picture_uri(image: Image.Image) -> str:
     """A picture as a data URI, small ones without loss."""
     return _uri(image, "PNG") if max(image.size) <= 128 else _uri(image, "WEBP", quality=88)
+
+
+def mask_uri(mask: Int[np.ndarray, "h w"]) -> str:
+    """A mask of :class:`metagame.contracts.Annotation` as grey PNG: 0 is nothing, 255 not labelled, k the k-th name."""
+    levels = np.where(mask == UNLABELLED, NOT_LABELLED, np.clip(mask + 1, 0, NOT_LABELLED - 1)).astype(np.uint8)
+    image = Image.fromarray(levels)
+    side = min(LARGEST_MASK, max(image.size))
+    return _uri(image if max(image.size) <= side else image.resize((side, side), Image.Resampling.NEAREST), "PNG")
 
 
 def figure_uri(content: bytes) -> str:

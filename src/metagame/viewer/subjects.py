@@ -9,23 +9,27 @@ from functools import cached_property
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from metagame.contracts import Benchmark, BoundInput, Sample
+from metagame.contracts import Annotation, Benchmark, BoundInput, Sample, numbers_among
 from metagame.digests import digest
 from metagame.jobs.build import build_part
 from metagame.jobs.records import Record
 from metagame.report.results import JobResult
 from metagame.viewer.pack import square_picture
 
+AnyBenchmark = Benchmark[Sample, BoundInput]
+
 
 @dataclass(frozen=True)
 class Known:
-    """What a benchmark knows of a sample; the picture is read once.
+    """What a benchmark knows of a sample; files are read once.
 
     Attributes:
-        sample: of the benchmark; None where it cannot be made here.
-        error: why it cannot.
+        benchmark: None where it cannot be made here.
+        sample: of the benchmark; None where it has none of that id.
+        error: why that is so.
     """
 
+    benchmark: AnyBenchmark | None
     sample: Sample | None
     error: str | None = None
 
@@ -39,6 +43,16 @@ class Known:
             return None if image is None else square_picture(image), None
         except Exception as error:  # whatever a dataset meets that is not here, or no longer
             return None, f"The picture cannot be shown: {error}"
+
+    @cached_property
+    def annotation(self) -> tuple[Annotation | None, str | None]:
+        """What is known to be right, or why that cannot be shown."""
+        if self.sample is None:
+            return None, None
+        try:
+            return self.sample.annotation(), None
+        except Exception as error:  # as above
+            return None, f"What is known to be right cannot be shown: {error}"
 
 
 @dataclass(frozen=True)
@@ -64,16 +78,26 @@ class Subject:
         """The image that was explained."""
         return self.known.picture[0]
 
+    @property
+    def annotation(self) -> Annotation:
+        """What is known to be right; empty where nothing is."""
+        return self.known.annotation[0] or Annotation()
+
+    def scores(self) -> dict[str, float]:
+        """The numbers among the scores, as the benchmark lists them, to six digits."""
+        among = numbers_among if self.known.benchmark is None else self.known.benchmark.sample_scores
+        return {name: float(f"{value:.6g}") for name, value in among(self.record.scores).items()}
+
     def notes(self) -> list[str]:
         """What could not be found out, in sentences."""
-        return [note for note in (self.known.error, self.known.picture[1]) if note]
+        return [note for note in (self.known.error, self.known.picture[1], self.known.annotation[1]) if note]
 
 
 @dataclass
 class Subjects:
     """The subjects of several jobs; each benchmark is made once."""
 
-    _benchmarks: dict[str, tuple[Mapping[str, Sample], str | None]] = field(default_factory=dict)
+    _benchmarks: dict[str, tuple[AnyBenchmark | None, Mapping[str, Sample], str | None]] = field(default_factory=dict)
     _known: dict[tuple[str, str], Known] = field(default_factory=dict)
 
     def of(self, result: JobResult, record: Record) -> Subject:
@@ -83,17 +107,17 @@ class Subjects:
         if key not in self._benchmarks:
             self._benchmarks[key] = _samples(benchmark)
         if (key, record.sample) not in self._known:
-            samples, error = self._benchmarks[key]
+            made, samples, error = self._benchmarks[key]
             if error is None and record.sample not in samples:
                 error = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
-            self._known[key, record.sample] = Known(samples.get(record.sample), error)
+            self._known[key, record.sample] = Known(made, samples.get(record.sample), error)
         return Subject(record, self._known[key, record.sample])
 
 
-def _samples(node: DictConfig) -> tuple[Mapping[str, Sample], str | None]:
-    """The samples of a benchmark by id, or why there are none."""
+def _samples(node: DictConfig) -> tuple[AnyBenchmark | None, Mapping[str, Sample], str | None]:
+    """A benchmark with its samples by id, or why there are none."""
     try:
-        benchmark: Benchmark[Sample, BoundInput] = build_part(node)
-        return {sample.id: sample for sample in benchmark.samples()}, None
+        benchmark: AnyBenchmark = build_part(node)
+        return benchmark, {sample.id: sample for sample in benchmark.samples()}, None
     except Exception as error:  # its data may be on another machine; the maps are shown all the same
-        return {}, f"Its samples cannot be made here, their texts and pictures are missing: {error}"
+        return None, {}, f"Its samples cannot be made here, their texts and pictures are missing: {error}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from metagame.contracts import Explanation
+from metagame.contracts import Annotation, Explanation
 from metagame.errors import UserError
 from metagame.indices import sets_of_entries
 from metagame.meta import MetaAttributions
@@ -17,12 +19,17 @@ from metagame.viewer.pack import pack
 
 View = dict[str, Any]
 """As the page's script takes it."""
+NOTHING = Annotation()
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
 
-def view(explanation: Explanation) -> View:
+def view(explanation: Explanation, annotation: Annotation = NOTHING) -> View:
     """The view that suits: tokens that explain tokens, maps of concepts, maps of a picture, or else the bare arrays.
+
+    Args:
+        explanation: of a sample.
+        annotation: of the sample, whose pairs are marked among the tokens.
 
     Raises:
         UserError: an array does not have the shape that its players, targets and grid make.
@@ -30,7 +37,7 @@ def view(explanation: Explanation) -> View:
     players, targets, grid, meta = explanation.players, explanation.targets, explanation.grid, explanation.meta
     exogenous = meta is not None and not meta.endogenous
     if grid is None:
-        return array_view(explanation) if exogenous else token_view(explanation)
+        return array_view(explanation) if exogenous else token_view(explanation, annotation)
     if explanation.attribution is not None and not exogenous and targets[: len(players)] == players:
         return concept_view(explanation, explanation.attribution, grid)
     if len(targets) == 1 and (exogenous or meta is None):
@@ -38,8 +45,8 @@ def view(explanation: Explanation) -> View:
     return array_view(explanation)
 
 
-def token_view(explanation: Explanation) -> View:
-    """Tokens that are players and targets."""
+def token_view(explanation: Explanation, annotation: Annotation) -> View:
+    """Tokens that are players and targets, and the places of annotated pairs among them."""
     names, meta, first_order = explanation.targets, explanation.meta, explanation.attribution
     packed = {
         "first_order": None if first_order is None else pack(_shaped(first_order, len(names))),
@@ -47,7 +54,17 @@ def token_view(explanation: Explanation) -> View:
     }
     if meta is not None and meta.standard_error is not None and meta.standard_error.any():
         packed["error"] = pack(_shaped(meta.standard_error, len(names), len(names)))
-    return {"kind": "tokens", "tokens": list(names), **packed}
+    return {"kind": "tokens", "tokens": list(names), "annotated": _places(annotation.pairs, names), **packed}
+
+
+def _places(pairs: Sequence[tuple[str, str]], tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """Where strings of the pairs begin among the tokens, every occurrence."""
+    if not pairs:
+        return []
+    from metagame.benchmarks.prompts import string_places  # here, since it imports torch
+
+    places = [product(*(string_places(string, tokens) for string in pair)) for pair in pairs]
+    return [(first, second) for each in places for first, second in each if first != second]
 
 
 def map_view(explanation: Explanation, grid: Grid) -> View:

@@ -84,7 +84,8 @@ function resolveSample(group, given) {
   state.sample = pick(names, state.sample, (name) => name);
   const sample = group.samples[names.indexOf(state.sample)];
   if (last !== null && sample !== last && !isSame(sample, last)) {
-    const chosen = moved ? ["question", "item", "patch", "token"] : ["patch", "token"];
+    const gone = last.present.includes(state.item) && !sample.present.includes(state.item),
+      chosen = moved ? ["question", "item", "patch", "token"] : ["patch", "token", gone ? "item" : "token"];
     for (const name of chosen.filter((each) => !given.includes(each))) state[name] = null;
   }
   last = sample;
@@ -142,7 +143,8 @@ function resolve(place) {
     view: method.views.find((view) => view.question === state.question),
   }));
   const items = drawnNames(shown);
-  if (items.length) state.item = pick(items, state.item, (name) => name);
+  const first = items.findIndex((name) => sample.present.includes(name));
+  if (items.length) state.item = pick(items, state.item, (name) => name, Math.max(0, first));
   state.score = pick(scoreNames(group), state.score, (name) => name) ?? null;
   return { ...place, questions, shown };
 }
@@ -198,7 +200,11 @@ function drawControls(found) {
       { class: "row" },
       choice("a", "Method A", methods, state.a),
       choice("b", "Method B", methods, state.b),
-      items.length ? choice("item", "Word or concept", items, state.item) : null,
+      items.length
+        ? choice("item", "Word or concept", items, state.item, (name) =>
+            sample.present.includes(name) ? `${name} ✓` : name,
+          )
+        : null,
       withPairs
         ? html(
             "label",
@@ -237,9 +243,13 @@ function drawSubject(sample) {
       html(
         "div",
         {},
-        html("p", { class: "title" }, sample.text ?? sample.id),
-        sample.text !== null && sample.text !== sample.id ? line("Sample", sample.id) : null,
+        html("p", { class: "title" }, titleOf(sample)),
+        titleOf(sample) === sample.id ? null : line("Sample", sample.id),
         line("Answer", sample.answer),
+        sample.present.length ? line("In the picture", sample.present.join(", ")) : null,
+        sample.annotated_pairs.length
+          ? line("Annotated pairs", sample.annotated_pairs.map((pair) => pair.join(" + ")).join("; "))
+          : null,
         sample.notes.map((note) => html("p", { class: "error" }, note)),
       ),
     ].filter(Boolean),
@@ -305,7 +315,7 @@ function drawPanels(group, sample, shown) {
     const { limits, draw } = KINDS[view.kind];
     return panel(
       scores,
-      draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample.picture, share),
+      draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample, share),
       takeOut(group, sample, method, view),
       source,
     );

@@ -2,6 +2,7 @@
 
 const SMALL = 104,
   LARGE = 336;
+const TRUTH = [0.35, 0.85, 0.7]; // shares of red, green and blue where the annotation has a name
 
 /** The maps of a view, in order: { name, layer, values }. */
 function mapsOf(view) {
@@ -28,8 +29,8 @@ function mapLimit(views) {
 
 const loaded = new Map();
 
-/** A picture's greys by key, as a function of size: resolves to an array, or null where there is no picture. */
-async function greys(key, size) {
+/** A picture's greys by key, at a size: resolves to an array, or null where there is no picture. */
+async function greys(key, size, smooth = true) {
   if (!key) return null;
   const name = `${key} ${size}`;
   if (!loaded.has(name)) {
@@ -40,7 +41,7 @@ async function greys(key, size) {
       image.decode().then(() => {
         const canvas = html("canvas", { width: size, height: size });
         const context = canvas.getContext("2d");
-        context.imageSmoothingEnabled = image.width > size;
+        context.imageSmoothingEnabled = smooth && image.width > size;
         context.drawImage(image, 0, 0, size, size);
         const pixels = context.getImageData(0, 0, size, size).data;
         return Float32Array.from(
@@ -142,8 +143,39 @@ function chosenPatch(view, state) {
   return Math.floor(down * rows) * columns + Math.floor(right * columns);
 }
 
-function drawMaps(view, limits, state, change, picture, share) {
-  const map = chosenMap(view, state.item),
+/** Where the annotation has the chosen name: the picture there in colour, elsewhere pale; striped where nobody said. */
+async function paintTruth(canvas, sample, name) {
+  const size = canvas.width,
+    context = canvas.getContext("2d"),
+    level = sample.present.indexOf(name) + 1;
+  const [mask, grey] = await Promise.all([greys(sample.mask, size, false), greys(sample.picture, size)]);
+  const image = context.createImageData(size, size);
+  for (let k = 0; k < size * size; k++) {
+    const found = Math.round(mask[k] * 255),
+      unlabelled = found === 255,
+      bright = 255 * (0.72 + 0.28 * (grey ? grey[k] : 1));
+    const striped = unlabelled && ((k % size) + Math.floor(k / size)) % 8 < 4;
+    const tint = level > 0 && found === level ? TRUTH : striped ? [0.6, 0.6, 0.6] : [1, 1, 1];
+    for (let channel = 0; channel < 3; channel++) image.data[4 * k + channel] = bright * tint[channel];
+    image.data[4 * k + 3] = 255;
+  }
+  context.putImageData(image, 0, 0);
+  canvas.dataset.painted = "yes";
+}
+
+/** The annotation beside a map of that name. */
+function truthFigure(sample, name) {
+  if (!sample.mask) return null;
+  const there = sample.present.includes(name),
+    canvas = html("canvas", { width: LARGE / 2, height: LARGE / 2, role: "img", "aria-label": `annotation of ${name}` });
+  paintTruth(canvas, sample, name);
+  const caption = there ? `annotated: ${name}` : `annotated: no ${name}`;
+  return html("figure", { class: "truth" }, html("figcaption", {}, caption), canvas);
+}
+
+function drawMaps(view, limits, state, change, sample, share) {
+  const { picture } = sample,
+    map = chosenMap(view, state.item),
     large = largeMap(map, state.item, view.grid, limits.map, picture, share);
   share.maps.push(large);
   if (view.influence && state.patch) large.point(...state.patch.split(",").map(Number));
@@ -163,7 +195,7 @@ function drawMaps(view, limits, state, change, picture, share) {
             "button",
             {
               type: "button",
-              class: chosen ? "map chosen" : "map",
+              class: `map${chosen ? " chosen" : ""}${sample.present.includes(name) ? " present" : ""}`,
               "data-name": name,
               "aria-pressed": String(chosen),
               onclick: () => change({ item: name }),
@@ -176,7 +208,7 @@ function drawMaps(view, limits, state, change, picture, share) {
     ),
   );
   return [
-    large.node,
+    html("div", { class: "beside" }, large.node, truthFigure(sample, map.name)),
     legend(limits.map, "value of a patch", true),
     layers,
     view.influence ? drawInfluence(view, limits, state, change) : null,

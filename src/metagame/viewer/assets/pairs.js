@@ -37,7 +37,7 @@ function boxes(names) {
 }
 
 /** Arrows player → target: above the names where the target comes later, below where it comes earlier. */
-function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, onFocus, say }) {
+function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, annotated = [], onFocus, say }) {
   const n = names.length,
     apart = toldApart(names),
     places = boxes(names);
@@ -109,7 +109,7 @@ function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, onFocus
       svg(
         "g",
         {
-          class: only === k ? "token focused" : "token",
+          class: `token${only === k ? " focused" : ""}${annotated.flat().includes(k) ? " annotated" : ""}`,
           "data-token": k,
           tabindex: 0,
           role: "button",
@@ -164,7 +164,7 @@ function pairList(names, pairs) {
 }
 
 /** The heat map of a matrix (null: none), rows = targets, and a bar for each row beside it. */
-function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, say }) {
+function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, annotated = [], say }) {
   const n = names.length,
     apart = toldApart(names),
     columns = matrix ? n : 0;
@@ -220,6 +220,10 @@ function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, say
         });
     }
   }
+  for (const [i, j] of matrix ? annotated.flatMap(([one, other]) => [[one, other], [other, one]]) : [])
+    picture.append(
+      svg("rect", { x: labels + j * cell, y: top + i * cell, width: cell, height: cell, class: "annotated" }),
+    );
   for (let j = 0; j < columns; j++) {
     const x = labels + (j + 0.5) * cell + 3;
     label(x, top - 5, apart[j], { transform: `rotate(-55 ${x} ${top - 5})` });

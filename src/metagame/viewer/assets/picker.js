@@ -3,6 +3,11 @@
 const PER_PAGE = 8;
 const turned = { names: null, page: null }; // the page that was turned to, of which list
 
+/** What a sample is called: its text, or what is in its picture, or its id. */
+function titleOf(sample) {
+  return sample.text ?? (sample.present.join(", ") || sample.id);
+}
+
 /** Names of all scores of a group, those of its first methods first. */
 function scoreNames(group) {
   return [...new Set(group.samples.flatMap(({ methods }) => methods.flatMap(({ scores }) => Object.keys(scores))))];
@@ -21,7 +26,7 @@ function listedSamples(group, names) {
     [from, to] = [limit(state.from), limit(state.to)];
   const found = rows.filter(
     ({ sample, a }) =>
-      [sample.id, sample.text, sample.answer].some((text) => text?.toLowerCase().includes(wanted)) &&
+      [sample.id, titleOf(sample), sample.answer].some((text) => text?.toLowerCase().includes(wanted)) &&
       (from === null || a >= from) &&
       (to === null || a <= to),
   );
@@ -137,6 +142,7 @@ function heading(key, title) {
 
 function sampleRow(row, columns) {
   const { sample, name } = row,
+    title = titleOf(sample) === sample.id ? name : titleOf(sample),
     chosen = name === state.sample,
     failed = sample.methods.some(({ error }) => error !== null);
   return html(
@@ -152,12 +158,12 @@ function sampleRow(row, columns) {
           id: `sample-${name}`,
           "data-sample": name,
           "aria-pressed": String(chosen),
-          title: sample.text ?? name,
+          title,
           onclick: () => change({ sample: name }),
         },
-        sample.text ?? name,
+        title,
       ),
-      sample.text === null || sample.text === name ? null : html("small", {}, name),
+      title === name ? null : html("small", {}, name),
       failed ? html("small", {}, "not every method succeeded") : null,
     ),
     columns.map((key) => html("td", { class: "number" }, row[key] === undefined ? "–" : scoreText(key, row[key]))),

@@ -42,6 +42,7 @@ function drawTokens(view, limits, state, change) {
     limit: limits.arrow,
     count: state.pairs,
     only: focus,
+    annotated: view.annotated,
     onFocus: (token) => change({ token }),
     say,
   });
@@ -52,7 +53,8 @@ function drawTokens(view, limits, state, change) {
       `Tokens are tinted by their ${sums.title}.` +
         (matrix
           ? " Arrows above: to a later token; below: to an earlier one. Solid: positive; dashed: negative. Width: size."
-          : ""),
+          : "") +
+        (view.annotated.length ? " Framed in green: pairs that are annotated as interacting." : ""),
     ),
     picture,
     line,
@@ -65,6 +67,7 @@ function drawTokens(view, limits, state, change) {
       bars: sums.values,
       barLimit: limits.sum,
       barTitle: sums.title,
+      annotated: view.annotated,
       say,
     }),
     matrix ? legend(limits.entry, "entry of the matrix", true) : null,
