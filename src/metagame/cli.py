@@ -31,7 +31,7 @@ log = logging.getLogger("metagame.cli")
 
 USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment, as python run.py does
        metagame report [EXPERIMENTS]   render tables, figures and the page from the records, without a model
-       metagame diff FIRST SECOND      what changed from one run of an experiment to another
+       metagame diff FIRST SECOND [--page FOLDER]    what changed from one run of an experiment to another
        metagame plan OVERRIDES         estimate the cost of jobs and list what is missing, without loading weights
        metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    download what experiments need at paper scale"""
 

@@ -23,6 +23,7 @@ from metagame.jobs.run import run_job
 from metagame.report.experiment import write_report
 from metagame.report.results import read_job
 from metagame.report.table import write_table
+from metagame.viewer.compare import write_comparison
 from metagame.viewer.pack import LARGEST_WEBP, figure_uri, pack, picture_uri
 from metagame.viewer.write import write_page
 from tests.conftest import unchecked
@@ -195,16 +196,14 @@ def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real
 
 @needs_chromium
 def test_what_is_known_to_be_right_is_beside_the_map_and_opened_first(real, open_page):
-    page = open_page(real[0], "#experiment=pointing&question=4&item=three&b=Grad-ECLIP")
-    truth = "[data-panel=b] .truth"
+    page = open_page(real[0], "#experiment=pointing&question=4&item=three")
+    truth = "[data-panel=a] .truth"
     assert page.texts(f"{truth} figcaption") == ["annotated: three"]
-    corners = [[page.evaluate(
-        f"[...document.querySelector('{truth} canvas').getContext('2d').getImageData({x}, {y}, 1, 1).data]"
-    ) for x in (5, 160)] for y in (5, 160)]  # fmt: skip
-    greenish = [[red < 0.7 * green for red, green, *_ in row] for row in corners]
-    assert greenish == [[False, False], [True, False]]  # three is the lower left quadrant
+    drawn = np.asarray(embedded(page.pixels(f"{truth} canvas")).convert("RGB"), float)[[5, 160]][:, [5, 160]]
+    greenish = drawn[..., 0] < 0.7 * drawn[..., 1]
+    assert greenish.tolist() == [[False, False], [True, False]]  # three is the lower left quadrant
     page.choose("experiment", "painted")
-    assert page.texts("[data-panel=a] .map.present span") == ["zero", "six"]
+    assert page.texts("[data-panel=a] .map.present span") == ["zero"]
     assert page.evaluate("document.getElementById('item').value") == "zero"
 
 
@@ -414,6 +413,48 @@ def test_a_sample_whose_file_is_gone_says_so(many, browser, tmp_path):
     page = browser.open((folder / "report" / "index.html").as_uri() + "#experiment=many&sample=s9")
     assert "Keep the folder samples beside the page" in page.texts("#panels .error")[0]
     page.close()
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """The page of two runs of an experiment that differ in scores and arrays of some of its 12 sentences."""
+    folder = tmp_path_factory.mktemp("two")
+    texts = [f"word{place} b c" for place in range(12)]
+    lengths = [float(place) for place in range(12)]
+    for run, changed, size in (("first", {}, 1.0), ("second", {4: 3.0, 10: 30.0}, 1.5)):
+        cfg = sentence_config(folder / run / "x", "m", texts=texts, entries=[[0, 1, size]])
+        cfg.benchmark.lengths = [changed.get(place, length) for place, length in enumerate(lengths)]
+        run_job(cfg)
+        write_table(RESULTS, folder / run / "x")
+    main(["diff", str(folder / "first" / "x"), str(folder / "second" / "x"), "--page", str(folder / "report")])
+    return folder
+
+
+@needs_chromium
+def test_two_runs_are_side_by_side_the_sample_that_changed_most_first(two_runs, open_page):
+    page = open_page(two_runs)
+    assert page.texts("[data-sample]")[:2] == ["word10 b c", "word4 b c"]
+    assert page.texts("#samples tr:first-child td.number") == ["10.0", "30.0", "+20.0"]
+    page.press_on("[data-sample=s10]")
+    assert page.texts(".panel .name") == ["m, first run", "m, second run"]
+    assert [arrows(page, panel)[0][2] for panel in "ab"] == [1.0, 1.5]
+    summaries = page.texts(".experiment summary")
+    assert [each.partition(". ")[0] for each in summaries] == [
+        "Reader, m: length differs in 2 of 12 samples",
+        "Reader, m: largest difference between values of the arrays differs in 12 of 12 samples",
+    ]
+    change = np.array([0.0] * 10 + [-1.0, 20.0])
+    error = 2 * change.std(ddof=1) / np.sqrt(12)
+    assert f"Mean change +{change.mean():.3g} ± {error:.2g} (two standard errors): not decided." in summaries[0]
+    assert page.texts(".experiment details:first-of-type tbody td") == ["s10", "10", "30", "+20", "s4", "4", "3", "-1"]
+    assert "None of them differs" in page.texts("#results-x")[0]
+
+
+def test_runs_of_scales_are_compared_by_experiment_and_those_without_one_in_common_are_refused(two_runs, tmp_path):
+    page = write_comparison(two_runs / "first", two_runs / "second", tmp_path / "page", n_samples=1)
+    assert page.read_text(encoding="utf-8").count("length</strong> differs in 2 of 12") == 1
+    with pytest.raises(UserError, match="have no experiment in common"):
+        write_comparison(two_runs / "first", tmp_path, tmp_path / "page")
 
 
 @needs_chromium

@@ -39,11 +39,19 @@ def compare_runs(one: Path, other: Path) -> list[str]:
     Raises:
         UserError: one of them has no table.
     """
+    return [*changed_cells(one, other), *_samples(_scores(one), _scores(other))]
+
+
+def changed_cells(one: Path, other: Path) -> list[str]:
+    """What differs between the tables of two folders, one line each.
+
+    Raises:
+        UserError: one of them has no table.
+    """
     try:
-        tables = read_table(one), read_table(other)
+        return list(_cells(read_table(one), read_table(other)))
     except RecordError as error:
         raise UserError(str(error)) from error
-    return [*_cells(*tables), *_samples(_scores(one), _scores(other))]
 
 
 def _cells(before: Table, after: Table) -> Iterator[str]:
@@ -113,8 +121,14 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="metagame diff", description=main.__doc__)
     parser.add_argument("first", type=Path, help="folder of an experiment, such as outputs/tiny/table2")
     parser.add_argument("second", type=Path, help="another one, such as that of a run with another output_dir")
+    parser.add_argument("--page", type=Path, metavar="FOLDER", help="write an HTML page of both runs into this folder")
     asked = parser.parse_args(list(arguments))
     try:
+        if asked.page is not None:
+            from metagame.viewer.compare import write_comparison  # here, since it takes a second to import
+
+            print(f"wrote {write_comparison(asked.first, asked.second, asked.page)}")  # noqa: T201
+            return
         lines = compare_runs(asked.first, asked.second)
     except UserError as error:
         sys.exit(str(error))

@@ -97,11 +97,19 @@ class JobResult:
         Raises:
             RecordError: the arrays are missing or broken.
         """
-        return unpack(record, RecordStore(self.folder).load_arrays(record))
+        return unpack(record, self.arrays(record))
+
+    def arrays(self, record: Record) -> dict[str, np.ndarray]:
+        """The arrays that are kept of a sample, by name.
+
+        Raises:
+            RecordError: they are missing or broken.
+        """
+        return RecordStore(self.folder).load_arrays(record)
 
     def pictures(self, record: Record) -> dict[str, np.ndarray]:
         """Of each question the picture that the model made, uint8 ``(H, W, 3)``."""
-        return pictures_of(record, RecordStore(self.folder).load_arrays(record))
+        return pictures_of(record, self.arrays(record))
 
 
 def read_job(cfg: DictConfig, name: str | None = None) -> list[JobResult]:

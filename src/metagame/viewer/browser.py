@@ -28,6 +28,21 @@ PER_PART = 8
 """Samples of a group that the page has at once, and that each file beside it has."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """What one run of an experiment left.
+
+    Attributes:
+        results: of its jobs.
+        command: the last one that wrote its table; None where none is known.
+        name: of the run; empty where there is only one.
+    """
+
+    results: Sequence[JobResult]
+    command: str | None = None
+    name: str = ""
+
+
 @dataclass
 class Browser:
     """Samples of finished jobs, gathered for the page.
@@ -35,30 +50,31 @@ class Browser:
     Attributes:
         n_samples: of each job, the first ones that have arrays or failed.
         folder: of the page; paths of jobs lead on from it.
+        compares: whether there are two runs, and a method is shown beside itself.
     """
 
     n_samples: int
     folder: Path
+    compares: bool = False
     _pictures: dict[str, str] = field(default_factory=dict)  # by a hash of their content, each once
     _groups: list[dict[str, Any]] = field(default_factory=list)
     _subjects: Subjects = field(default_factory=Subjects)
 
-    def add(self, experiment: str, results: Sequence[JobResult], command: str | None) -> bool:
-        """Add an experiment's jobs and the command that ran them; whether there is anything to show of them."""
-        by_model: dict[tuple[str, str], list[JobResult]] = {}
-        for result in sorted(results, key=_order_among(results)):
-            bare = replace(result, label=result.variant.label)  # told apart among those that are shown together
-            by_model.setdefault((result.model, result.config.benchmark.name), []).append(bare)
+    def add(self, experiment: str, *runs: Run) -> bool:
+        """Add the runs of an experiment, one or two; whether there is anything to show of them."""
+        by_model: dict[tuple[str, str], list[list[JobResult]]] = {}
+        for place, run in enumerate(runs):
+            for result in sorted(run.results, key=_order_among(run.results)):
+                bare = replace(result, label=result.variant.label)  # told apart among those that are shown together
+                key = result.model, result.config.benchmark.name
+                by_model.setdefault(key, [[] for _ in runs])[place].append(bare)
         groups = [
             {
-                "experiment": experiment,
-                "model": model,
-                "benchmark": benchmark,
-                "command": command,
-                "samples": self._samples(tell_apart(jobs)),
+                "experiment": experiment, "model": model, "benchmark": benchmark,
+                "samples": self._samples(runs, [tell_apart(each) for each in jobs]),
             }
             for (model, benchmark), jobs in by_model.items()
-        ]
+        ]  # fmt: skip
         found = [group for group in groups if group["samples"]]
         self._groups += found
         return bool(found)
@@ -78,7 +94,7 @@ class Browser:
                 parts[name] = script
                 first = [*first, *(_without_views(each, name) for each in some)]
             groups.append({**group, "samples": first})
-        return {"palette": colors, "pictures": pictures, "groups": groups}, parts
+        return {"palette": colors, "compares": self.compares, "pictures": pictures, "groups": groups}, parts
 
     def _part(self, samples: Sequence[dict[str, Any]], known: Container[str]) -> tuple[str, str]:
         """A script, and its name, that gives the page the views of samples, and those pictures that it lacks."""
@@ -91,31 +107,33 @@ class Browser:
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         return name, f'(globalThis.parts ??= {{}})["{name}"] = {text};\n'
 
-    def _samples(self, results: Iterable[JobResult]) -> list[dict[str, Any]]:
-        """The samples of jobs that share model and benchmark; what two jobs mean by one id may differ."""
+    def _samples(self, runs: Sequence[Run], results: Sequence[list[JobResult]]) -> list[dict[str, Any]]:
+        """The samples of jobs that share model and benchmark, by run; what two jobs mean by one id may differ."""
         samples: dict[tuple[str | None, ...], dict[str, Any]] = {}
         of_job: dict[tuple[Path, str], dict[str, Any]] = {}
-        for result in results:
+        for run, result in ((run, result) for run, jobs in zip(runs, results, strict=True) for result in jobs):
             shown = [record for record in result.records if record.arrays or record.status == "failed"]
             for record in shown[: self.n_samples]:
                 subject = self._subjects.of(result, record)
                 views, picture, error = self._views(result, record, subject)
                 key: tuple[str | None, ...] = (record.sample, subject.text, picture)
-                if key == (record.sample, None, None):
+                if key == (record.sample, None, None) and len(runs) == 1:
                     key += (result.setting,)  # nothing else tells whether it is the same sample
                 sample = of_job.get((result.folder, record.sample)) or samples.get(key)
                 if sample is None:
                     sample = samples[key] = self._sample(subject, picture)
                 of_job[result.folder, record.sample] = sample  # the variants of a job mean the same by an id
                 sample["picture"] = sample["picture"] or picture
-                name = result.label
+                name = f"{result.label}, {run.name}" if run.name else result.label
                 if name in {method["label"] for method in sample["methods"]}:
                     name = f"{name} of {result.config.model.name}"
                 path = Path(relpath(result.folder, self.folder)).as_posix()
                 sample["methods"].append(
-                    {"label": name, "job": path, "key": record.key, "scores": subject.scores(), "error": error}
-                    | {"views": views}
-                )
+                    {
+                        "label": name, "base": result.label, "run": run.name, "command": run.command, "job": path,
+                        "key": record.key, "scores": subject.scores(), "error": error, "views": views,
+                    }
+                )  # fmt: skip
         return list(samples.values())
 
     def _views(self, result: JobResult, record: Record, subject: Subject) -> tuple[list[View], str | None, str | None]:

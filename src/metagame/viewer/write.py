@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +19,7 @@ from yaml import YAMLError
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
 from metagame.report.results import JobResult, read_asked, read_command, read_experiment
-from metagame.viewer.browser import Browser
+from metagame.viewer.browser import Browser, Run
 from metagame.viewer.errors import error_text
 from metagame.viewer.tables import Section, read_section
 
@@ -35,14 +36,12 @@ class Experiment:
 
     Attributes:
         section: its table and figure.
-        results: of its jobs.
-        command: the last one that wrote its table; None where none is known.
+        run: its jobs.
         errors: what could not be read of them.
     """
 
     section: Section
-    results: list[JobResult]
-    command: str | None
+    run: Run
     errors: list[str]
 
 
@@ -65,10 +64,15 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
     found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or _asked(path)]
     if not found:
         raise UserError(f"{folder} has no results: run an experiment first, such as 'make table1'.")
-    experiments = [_read(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
+    experiments = [read_run(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
     missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
     path = folder / "report" / "index.html"
-    page, parts = render(path.parent, experiments, missing, n_samples)
+    save_page(path, *render(path.parent, experiments, missing, n_samples))
+    return path
+
+
+def save_page(path: Path, page: str, parts: Mapping[str, str]) -> None:
+    """Write a page and the scripts beside it, and remove those of an earlier one."""
     folder = path.parent / PARTS
     folder.mkdir(parents=True, exist_ok=True)
     for name, script in parts.items():
@@ -76,7 +80,6 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
     _write(path, page)
     for old in (each for each in folder.glob("*.js") if each.stem not in parts):
         old.unlink()
-    return path
 
 
 def _write(path: Path, text: str) -> None:
@@ -92,7 +95,14 @@ def render(
     Style and script are inside; their hashes, and what that script loads, are all that it lets run.
     """
     browser = Browser(n_samples, folder)
-    browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.results, each.command)}
+    browsed = {each.section.name for each in experiments if browser.add(each.section.name, each.run)}
+    return render_template(
+        "template.html", browser, scale=folder.parent.name, experiments=experiments, browsed=browsed, missing=missing
+    )  # fmt: skip
+
+
+def render_template(name: str, browser: Browser, **values: Any) -> tuple[str, dict[str, str]]:
+    """A page of :data:`assets` around a browser of samples, and by name the scripts that it loads."""
     assets = files("metagame.viewer") / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
     script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -102,8 +112,8 @@ def render(
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     data, parts = browser.content()
-    page = environment.get_template("template.html").render(
-        scale=folder.parent.name, experiments=experiments, browsed=browsed, missing=missing, n_samples=n_samples,
+    page = environment.get_template(name).render(
+        n_samples=browser.n_samples, **values,
         style=Markup(style), style_hash=_hash(style), script=Markup(script), script_hash=_hash(script),  # noqa: S704
         data=data, parts=PARTS,
     )  # fmt: skip
@@ -124,16 +134,16 @@ UNREADABLE = (OSError, TypeError, ValueError, LookupError, YAMLError, OmegaConfB
 """What a file of results raises that is cut off, or of another form."""
 
 
-def _read(folder: Path) -> Experiment:
+def read_run(folder: Path) -> Experiment:
+    """What an experiment's folder holds, as far as it can be read."""
     try:
         results = read_experiment(folder)
         errors: list[str] = []
     except UNREADABLE as error:
         results, errors = _readable_jobs(folder)
         errors = errors or [error_text(error, folder.parent)]
-    return Experiment(
-        read_section(folder), results, read_command(folder), [*errors, *dict.fromkeys(_missing(results))]
-    )  # fmt: skip
+    run = Run(results, read_command(folder))
+    return Experiment(read_section(folder), run, [*errors, *dict.fromkeys(_missing(results))])
 
 
 def _missing(results: Sequence[JobResult]) -> Iterator[str]:

@@ -20,7 +20,7 @@ const state = {
   scale: "shared",
   search: null,
   score: null,
-  order: null,
+  order: DATA.compares ? "-change" : null,
   from: null,
   to: null,
 };
@@ -100,8 +100,10 @@ function richness(method) {
   );
 }
 
-/** Where the method is that A is first compared with: one that tells more, else the next. */
+/** Where the method is that A is first compared with: itself in the other run, or one that tells more, or the next. */
 function rivalOf(a, methods) {
+  const itself = methods.findIndex(({ base, run }) => base === a.base && run !== a.run);
+  if (itself >= 0) return itself;
   const richer = methods.findIndex((method) => richness(method) > richness(a));
   return richer >= 0
     ? richer
@@ -154,10 +156,11 @@ function drawnNames(shown) {
   return mapNames(shown.filter(({ view }) => view?.kind === "maps").map(({ view }) => view));
 }
 
-function choice(id, label, options, value, name = (option) => option) {
+/** A list to choose from; `also` is what changes with it. */
+function choice(id, label, options, value, name = (option) => option, also = {}) {
   const select = html(
     "select",
-    { id, onchange: (event) => change({ [id]: event.target.value }) },
+    { id, onchange: (event) => change({ [id]: event.target.value, ...also }) },
     options.map((option) => html("option", { value: option, selected: option === value }, name(option) || "–")),
   );
   return html("label", { class: "control", for: id }, html("span", {}, label), select);
@@ -198,7 +201,7 @@ function drawControls(found) {
     html(
       "div",
       { class: "row" },
-      choice("a", "Method A", methods, state.a),
+      choice("a", "Method A", methods, state.a, undefined, DATA.compares ? { b: null } : {}),
       choice("b", "Method B", methods, state.b),
       items.length
         ? choice("item", "Word or concept", items, state.item, (name) =>
@@ -269,8 +272,9 @@ function drawScores(scores) {
 }
 
 /** Where a method's answer lies, and the command that made it. */
-function drawSource(group, method) {
-  const job = method.job.split("/").map(encodeURIComponent).join("/");
+function drawSource(method) {
+  const { command } = method,
+    job = method.job.split("/").map(encodeURIComponent).join("/");
   const line = (name, ...content) => [html("dt", {}, name), html("dd", {}, ...content)];
   return html(
     "details",
@@ -281,7 +285,7 @@ function drawSource(group, method) {
       {},
       line("Job", html("a", { href: `${job}/` }, method.job.replace(/^(\.\.\/)+/, ""))),
       line("Record", html("code", {}, method.key), ", in the job’s records.jsonl"),
-      group.command ? line("Command", html("code", {}, group.command), " ", copyButton("Copy", group.command)) : null,
+      command ? line("Command", html("code", {}, command), " ", copyButton("Copy", command)) : null,
     ),
   );
 }
@@ -305,7 +309,7 @@ function drawPanels(group, sample, shown) {
         ...content,
       );
     const scores = drawScores(method.scores),
-      source = drawSource(group, method);
+      source = drawSource(method);
     if (!view)
       return panel(
         scores,

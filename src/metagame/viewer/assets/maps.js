@@ -143,11 +143,12 @@ function chosenPatch(view, state) {
   return Math.floor(down * rows) * columns + Math.floor(right * columns);
 }
 
-/** Where the annotation has the chosen name: the picture there in colour, elsewhere pale; striped where nobody said. */
+/** Where the annotation has the name, or any for null: in colour, elsewhere pale; striped where nobody said. */
 async function paintTruth(canvas, sample, name) {
   const size = canvas.width,
     context = canvas.getContext("2d"),
-    level = sample.present.indexOf(name) + 1;
+    level = sample.present.indexOf(name) + 1,
+    any = name === null;
   const [mask, grey] = await Promise.all([greys(sample.mask, size, false), greys(sample.picture, size)]);
   const image = context.createImageData(size, size);
   for (let k = 0; k < size * size; k++) {
@@ -155,7 +156,8 @@ async function paintTruth(canvas, sample, name) {
       unlabelled = found === 255,
       bright = 255 * (0.72 + 0.28 * (grey ? grey[k] : 1));
     const striped = unlabelled && ((k % size) + Math.floor(k / size)) % 8 < 4;
-    const tint = level > 0 && found === level ? TRUTH : striped ? [0.6, 0.6, 0.6] : [1, 1, 1];
+    const shown = any ? found > 0 && !unlabelled : level > 0 && found === level;
+    const tint = shown ? TRUTH : striped ? [0.6, 0.6, 0.6] : [1, 1, 1];
     for (let channel = 0; channel < 3; channel++) image.data[4 * k + channel] = bright * tint[channel];
     image.data[4 * k + 3] = 255;
   }
@@ -163,13 +165,17 @@ async function paintTruth(canvas, sample, name) {
   canvas.dataset.painted = "yes";
 }
 
-/** The annotation beside a map of that name. */
-function truthFigure(sample, name) {
+/** The annotation beside a map: where the chosen player is, or all that are, where the map is of no player. */
+function truthFigure(view, sample, wanted) {
   if (!sample.mask) return null;
-  const there = sample.present.includes(name),
-    canvas = html("canvas", { width: LARGE / 2, height: LARGE / 2, role: "img", "aria-label": `annotation of ${name}` });
+  const players = view.layers.filter((layer) => layer.players).flatMap((layer) => layer.names),
+    there = sample.present.includes(wanted),
+    name = there || players.includes(wanted) ? wanted : null,
+    what = name ?? sample.present.join(", "),
+    size = { width: LARGE / 2, height: LARGE / 2 },
+    canvas = html("canvas", { ...size, role: "img", "aria-label": `annotation of ${what}` });
   paintTruth(canvas, sample, name);
-  const caption = there ? `annotated: ${name}` : `annotated: no ${name}`;
+  const caption = there || name === null ? `annotated: ${what}` : `annotated: no ${what}`;
   return html("figure", { class: "truth" }, html("figcaption", {}, caption), canvas);
 }
 
@@ -208,7 +214,7 @@ function drawMaps(view, limits, state, change, sample, share) {
     ),
   );
   return [
-    html("div", { class: "beside" }, large.node, truthFigure(sample, map.name)),
+    html("div", { class: "beside" }, large.node, truthFigure(view, sample, state.item)),
     legend(limits.map, "value of a patch", true),
     layers,
     view.influence ? drawInfluence(view, limits, state, change) : null,

@@ -19,7 +19,8 @@ function listedSamples(group, names) {
   const rows = group.samples.map((sample, k) => {
     const a = of(sample, state.a),
       b = of(sample, state.b);
-    return { sample, name: names[k], a, b, difference: a === undefined || b === undefined ? undefined : b - a };
+    const difference = a === undefined || b === undefined ? undefined : b - a;
+    return { sample, name: names[k], a, b, difference, change: difference && Math.abs(difference) };
   });
   const wanted = (state.search ?? "").trim().toLowerCase(),
     limit = (text) => (text === null || text === "" ? null : Number(text)),
@@ -121,14 +122,14 @@ function drawRows(node, group, names) {
   );
 }
 
-/** The heading of a column of scores; pressing it sorts, the largest first, then the smallest, then not at all. */
+/** The heading of a column of scores; pressing it sorts: by size of the change, largest first, smallest, not at all. */
 function heading(key, title) {
-  const [next, sorted, mark] =
-    state.order === `-${key}`
-      ? [key, "descending", " ↓"]
-      : state.order === key
-        ? [null, "ascending", " ↑"]
-        : [`-${key}`, "none", ""];
+  const orders = [null, ...(key === "difference" ? ["-change"] : []), `-${key}`, key],
+    place = Math.max(0, orders.indexOf(state.order)),
+    next = orders[(place + 1) % orders.length];
+  const marks = { "-change": " ↓ by size", [`-${key}`]: " ↓", [key]: " ↑" },
+    mark = place === 0 ? "" : marks[orders[place]],
+    sorted = place === 0 ? "none" : orders[place] === key ? "ascending" : "descending";
   const press = () => {
     turned.page = 0;
     change({ order: next });

@@ -77,9 +77,9 @@ function unpacked(node, rounding) {
 }
 
 function jsonOf(group, sample, method, view) {
-  const { experiment, model, benchmark, command } = group,
+  const { experiment, model, benchmark } = group,
     { id, text, answer } = sample,
-    { label, job, key, scores } = method,
+    { label, job, key, scores, command } = method,
     { question, ...shown } = view;
   const rounding = { step: 0 },
     values = unpacked(shown, rounding);
