@@ -79,9 +79,15 @@ class Subject:
         return self.known.picture[0]
 
     @property
+    def _is_other(self) -> bool:
+        """Whether the benchmark has another text under this id by now."""
+        recorded, sample = self.record.scores.get("text"), self.known.sample
+        return isinstance(recorded, str) and sample is not None and sample.description() != recorded
+
+    @property
     def annotation(self) -> Annotation:
         """What is known to be right; empty where nothing is."""
-        return self.known.annotation[0] or Annotation()
+        return Annotation() if self._is_other else self.known.annotation[0] or Annotation()
 
     def scores(self) -> dict[str, float]:
         """The numbers among the scores, as the benchmark lists them, to six digits."""
@@ -90,7 +96,9 @@ class Subject:
 
     def notes(self) -> list[str]:
         """What could not be found out, in sentences."""
-        return [note for note in (self.known.error, self.known.picture[1], self.known.annotation[1]) if note]
+        other = "The benchmark has another text under this id by now: its annotation is not shown."
+        told = self.known.error, self.known.picture[1], self.known.annotation[1], other if self._is_other else None
+        return [note for note in told if note]
 
 
 @dataclass

@@ -26,7 +26,9 @@ from metagame.viewer.tables import Section, read_section
 N_SAMPLES = 64
 PARTS = "samples"
 """The folder beside the page of the scripts that it loads when their samples are chosen."""
-SCRIPTS = ("base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "picker.js", "browser.js")
+SCRIPTS = (
+    "base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "picker.js", "sight.js", "browser.js",
+)  # fmt: skip
 """In this order they are one module."""
 
 

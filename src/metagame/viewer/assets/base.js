@@ -1,8 +1,8 @@
 // What all views share: the data, elements, numbers, colours.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const POSITIVE = "#b35806",
-  NEGATIVE = "#542788";
+const POSITIVE = "var(--positive)",
+  NEGATIVE = "var(--negative)";
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, attributes, children) {
@@ -109,10 +109,12 @@ function color(value, limit) {
   return `rgb(${rgb(value, limit).join(",")})`;
 }
 
-/** Black or white, whichever can be read on the colour of a value. */
+/** Black or white, whichever has more contrast with the colour of a value, as WCAG defines it: at least 4.5. */
 function ink(value, limit) {
-  const [red, green, blue] = rgb(value, limit);
-  return 0.299 * red + 0.587 * green + 0.114 * blue < 130 ? "#fff" : "#111";
+  const [red, green, blue] = rgb(value, limit).map((each) =>
+    each <= 10 ? each / 3294.6 : ((each / 255 + 0.055) / 1.055) ** 2.4,
+  );
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 ? "#fff" : "#000";
 }
 
 /** A bar of the colours from -limit to limit, with numbers. */

@@ -39,8 +39,12 @@ function readFragment() {
   return names;
 }
 
+const PLAIN = { ...state }; // what needs not be said
+let relevant = new Set(); // names of what has a meaning for what is shown
+
 function writeFragment() {
-  const kept = Object.entries(state).filter(([, value]) => value !== null && value !== "");
+  const told = ([name, value]) => value !== null && value !== "" && value !== PLAIN[name] && relevant.has(name);
+  const kept = Object.entries(state).filter(told);
   history.replaceState(null, "", `#${new URLSearchParams(kept)}`);
 }
 
@@ -166,6 +170,25 @@ function choice(id, label, options, value, name = (option) => option, also = {})
   return html("label", { class: "control", for: id }, html("span", {}, label), select);
 }
 
+/** Names of those choices that what is shown depends on. */
+function relevantNames({ group, questions, shown, sample }) {
+  const views = shown.map(({ view }) => view).filter(Boolean),
+    influenced = views.some((view) => view.influence),
+    withPairs = influenced || views.some((view) => view.matrix);
+  const when = (is, ...names) => (is ? names : []);
+  return new Set([
+    ...["experiment", "group", "sample", "a", "scale", "search"],
+    ...when(sample.methods.length > 1, "b"),
+    ...when(questions.length > 1, "question"),
+    ...when(drawnNames(shown).length > 0, "item"),
+    ...when(withPairs, "pairs"),
+    ...when(withPairs || views.some((view) => view.tokens), "token"),
+    ...when(influenced, "patch"),
+    ...when(scoreNames(group).length > 0, "order", "from", "to"),
+    ...when(state.score !== scoreNames(group)[0], "score"),
+  ]);
+}
+
 function drawControls(found) {
   const { experiments, groups, group, names, sample, questions, shown } = found;
   const methods = sample.methods.map((method) => method.label),
@@ -202,7 +225,7 @@ function drawControls(found) {
       "div",
       { class: "row" },
       choice("a", "Method A", methods, state.a, undefined, DATA.compares ? { b: null } : {}),
-      choice("b", "Method B", methods, state.b),
+      methods.length > 1 ? choice("b", "Method B", methods, state.b) : null,
       items.length
         ? choice("item", "Word or concept", items, state.item, (name) =>
             sample.present.includes(name) ? `${name} ✓` : name,
@@ -308,6 +331,8 @@ function drawPanels(group, sample, shown) {
         title,
         ...content,
       );
+    if (place === 1 && method === shown[0].method)
+      return panel(html("p", { class: "hint" }, "A and B are the same method: choose another for B above."));
     const scores = drawScores(method.scores),
       source = drawSource(method);
     if (!view)
@@ -324,7 +349,8 @@ function drawPanels(group, sample, shown) {
       source,
     );
   });
-  panels.replaceChildren(...made);
+  // a method alone is not shown beside itself
+  panels.replaceChildren(...made.slice(0, sample.methods.length));
 }
 
 /** Show what is chosen; `given` are the names of what was chosen just now. */
@@ -342,6 +368,7 @@ function render(given = []) {
   }
   panels.ariaBusy = "false";
   const found = resolve(place);
+  relevant = relevantNames(found);
   drawControls(found);
   drawSubject(found.sample);
   drawPanels(found.group, found.sample, found.shown);
@@ -349,9 +376,8 @@ function render(given = []) {
 
 function follow() {
   if (!location.hash.includes("=")) return;
-  const before = state.experiment;
   render(readFragment());
-  if (before !== null) document.getElementById("browser").scrollIntoView();
+  document.getElementById("browser").scrollIntoView();
 }
 
 addEventListener("hashchange", follow);
