@@ -383,3 +383,5 @@ function follow() {
 addEventListener("hashchange", follow);
 follow();
 render();
+// of two runs, the sample that changed most
+if (DATA.compares && !location.hash) document.querySelector("[data-sample]")?.click();
