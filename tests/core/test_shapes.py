@@ -89,7 +89,7 @@ from metagame.report import concepts as concepts_report
 from metagame.report import illustration as illustration_report
 from metagame.report import jackknife, lrp_loo, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
-from metagame.viewer import views
+from metagame.viewer import pack, views
 from tests.conftest import smooth_model
 from tests.tiny.classifiers import bound_image, bound_text
 from tests.tiny.language import bound_of, build
@@ -316,6 +316,7 @@ CASES = {
     lrp_loo: ("other", lambda _: lrp_loo.pearson(an(2), an(3))),
     jackknife: ("without", lambda _: jackknife.JackknifeRatio(0.0, an(2, 2))),
     token_pairs: ("matrix", lambda _: token_pairs.Shown("", "", [], an(2, 3))),
+    pack: ("mask", lambda _: pack.mask_uri(an(3))),
     views: ("attribution", lambda _: views.concept_view(contracts.Explanation((), ()), an(2, 2), (1, 1))),
 }
 """For each module the argument, or field, that is given a wrong shape, and how."""

@@ -230,10 +230,12 @@ def test_annotated_pairs_are_framed_in_the_matrix(tmp_path, open_page):
 def test_the_page_is_dark_or_light_zooms_its_figures_prints_and_shares_only_what_is_shown(real, open_page):
     page = open_page(real[0], "#experiment=painted&question=all+players&patch=0.6,0.6")
     assert page.evaluate("Math.abs(document.getElementById('browser').getBoundingClientRect().top)") < 5
-    assert {"patch", "item"} <= set(page.evaluate("[...new URLSearchParams(location.hash.slice(1)).keys()]"))
+    keys = "[...new URLSearchParams(location.hash.slice(1)).keys()]"
+    page.choose("pairs", 4)
+    assert {"question", "item", "patch", "pairs"} <= set(page.evaluate(keys))
+    page.choose("pairs", 10)
     page.choose("experiment", "addition")
-    told = page.evaluate("[...new URLSearchParams(location.hash.slice(1)).keys()]")
-    assert told == ["experiment", "group", "sample", "a", "b"]
+    assert page.evaluate(keys) == ["experiment", "group", "sample", "a", "b"]
     paper = "getComputedStyle(document.documentElement).backgroundColor"
     colors = [page.evaluate(paper)]
     for _ in range(2):
@@ -245,7 +247,7 @@ def test_the_page_is_dark_or_light_zooms_its_figures_prints_and_shares_only_what
     page.press_on("dialog button")
     assert page.each("dialog img", "node.clientWidth > 1.2 * node.naturalWidth") == [True]
     page.press_on("dialog button:last-child")
-    assert page.texts("dialog") == []
+    assert not any(page.each("dialog", "node.open"))
     page.call("Emulation.setEmulatedMedia", media="print")
     assert set(page.each("#controls, .panel .actions, #theme", "getComputedStyle(node).display")) == {"none"}
 
