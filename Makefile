@@ -4,7 +4,7 @@ EXPERIMENT ?=
 OF_SCALE = $(if $(filter-out tiny,$(SCALE)),scale=$(SCALE))
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
-TABLES := table1 table2 table3 table4 pair_deletion
+TABLES := table1 table2 table3 table4 pair_deletion faithfulness
 FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12 figure13
 EXPERIMENTS := $(TABLES) $(FIGURES) lrp_loo evidence evidence_pairs distant_pairs
 

@@ -1,4 +1,4 @@
-"""Experiments on diffusion and language at paper scale, as they are typed, on small checkpoints and data.
+"""Experiments on diffusion, language and classifiers at paper scale, as they are typed, on small checkpoints and data.
 
 The configs, the files and their formats are those of FLUX.1-schnell, Gemma 3 1B and 4B, Pascal VOC, COCO and
 ImageNet-Segmentation; answers are short and coalitions few.
@@ -20,12 +20,14 @@ from metagame.models.flux import Denoising, Flux
 from tests.experiments.running import job_configs
 from tests.tiny.checkpoints import cached, without_network
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.real_checkpoints import save_flux, save_gemma, write_data
+from tests.tiny.real_checkpoints import save_bert, save_flux, save_gemma, write_data
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FLUX = "black-forest-labs/FLUX.1-schnell"
+BERT = "textattack/bert-base-uncased-SST-2"
 CHECKPOINTS = {
     FLUX: save_flux,
+    BERT: save_bert,
     **{
         f"google/gemma-3-{size}-{kind}": partial(save_gemma, size=size, chat=kind == "it")
         for size in ("1b", "4b")
@@ -43,6 +45,7 @@ EXPERIMENTS = {
     "figure11": SHORT,
     "figure12": SHORT,
     "pair_deletion": SHORT,
+    "faithfulness": ("estimator.budget=60",),
 }
 
 
@@ -62,7 +65,7 @@ def workplace(tmp_path_factory):
 
 
 def test_of_shards_in_bfloat16_t5_has_its_embedding_once_and_the_autoencoder_is_in_float32(workplace):
-    for name in CHECKPOINTS:
+    for name in CHECKPOINTS.keys() - {BERT}:
         folder = workplace / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
         files = list(folder.rglob("*.safetensors"))
         assert len(files) > 1

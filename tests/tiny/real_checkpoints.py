@@ -34,6 +34,7 @@ from metagame.benchmarks.prompts import annotated_prompts
 from scripts.train_diffusion import build_tokenizers
 from scripts.train_language import CHAT_TEMPLATE
 from tests.tiny.flux import build_t5_tokenizer
+from tests.tiny.jobs import ROOT
 from tests.tiny.segmentation import scene, write_imagenet_seg, write_panoptic, write_voc
 
 COCO_NAMES = (
@@ -140,12 +141,20 @@ def build_gemma_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_data(root: Path) -> None:
-    """Pascal VOC, COCO and ImageNet-Segmentation, a few images each, where the paper scale looks for them."""
+    """Pascal VOC, COCO, ImageNet-Segmentation and SST-2, a few samples each, where the paper scale looks for them."""
     write_voc(root / "VOCdevkit" / "VOC2012", [scene(VOC.index("person"), VOC.index("dog")), scene(VOC.index("cat"))])
     things = {name: place + 1 for place, name in enumerate(COCO)}
     write_panoptic(root / "coco", [scene(COCO.index("dog")), scene(COCO.index("zebra"))], things=things)
     names = COCO_OF_ONE_TOKEN[:30]
     write_imagenet_seg(root / "imagenet_seg", [scene(names.index("dog"), rim=False)], names)
+    (root / "sst2").mkdir()
+    rows = "sentence\tlabel\nthe food was good . \t1\nthe film was not good . \t0\n"
+    (root / "sst2" / "dev.tsv").write_text(rows, encoding="utf-8")
+
+
+def save_bert(folder: Path) -> None:
+    """The small BERT in the place of one that was trained on SST-2."""
+    shutil.copytree(ROOT / "data/tiny/bert", folder, dirs_exist_ok=True)
 
 
 MODEL_INDEX = {

@@ -85,7 +85,7 @@ def count_passes(
         UserError: a method, or what it explains, cannot be counted.
     """
     if "explained_label" in cfg.model:
-        return _count_classified(cfg, methods, samples)
+        return _count_classified(cfg, methods, samples, n_patches)
     prompts = [sample for sample in samples if isinstance(sample, Prompt)]
     images = [sample for sample in samples if isinstance(sample, ImageAndTexts)]
     concepts = [sample for sample in samples if isinstance(sample, ConceptSample)]
@@ -316,10 +316,12 @@ def _words(text: str) -> PromptTokens:
 # classifiers
 
 
-def _count_classified(cfg: DictConfig, methods: Sequence[Method], samples: Sequence[Sample]) -> Count:
+def _count_classified(
+    cfg: DictConfig, methods: Sequence[Method], samples: Sequence[Sample], n_patches: int | None
+) -> Count:
     """Each text or image goes through a classifier once for its label, and as the methods ask."""
     count = Count()
-    for n, length in _classified(cfg, samples, count):
+    for n, length in _classified(cfg, samples, count, n_patches):
         passes = sum((_passes_of(method, n) for method in methods), Counter({FORWARD: 1}))
         count.passes += passes
         count.tokens += Counter({kind: number * length for kind, number in passes.items()})
@@ -327,7 +329,9 @@ def _count_classified(cfg: DictConfig, methods: Sequence[Method], samples: Seque
     return count
 
 
-def _classified(cfg: DictConfig, samples: Sequence[Sample], count: Count) -> Iterator[tuple[int, int]]:
+def _classified(
+    cfg: DictConfig, samples: Sequence[Sample], count: Count, n_patches: int | None = None
+) -> Iterator[tuple[int, int]]:
     """The players and the tokens of each sample; the count is told what is not exact.
 
     Raises:
@@ -335,7 +339,7 @@ def _classified(cfg: DictConfig, samples: Sequence[Sample], count: Count) -> Ite
     """
     texts = [sample.text for sample in samples if isinstance(sample, Prompt)]
     if len(texts) < len(samples):
-        n = _patches(cfg)
+        n = n_patches or _patches(cfg)
         if n is None:
             raise UserError(f"model={cfg.model.name} cannot be counted: its config is not here.")
         yield from ((n, n + 1) for _ in samples)
