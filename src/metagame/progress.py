@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from metagame.extras import needed_by
 from metagame.games import Progress
@@ -11,7 +12,7 @@ from metagame.games import Progress
 
 @contextmanager
 def progress_bar(title: str = "coalitions") -> Generator[Progress]:
-    """Within: what is yielded draws one bar, in a terminal or a notebook; give it as ``progress``.
+    """Within: what is yielded draws one bar, in a terminal or a notebook with ipywidgets; give it as ``progress``.
 
     Raises:
         UserError: rich is not installed.
@@ -22,7 +23,8 @@ def progress_bar(title: str = "coalitions") -> Generator[Progress]:
         from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
+    drawn = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as bars:
+    with Bars(*columns, console=console, disable=not drawn) as bars:
         bar = bars.add_task(title, total=None)
         yield lambda done, planned: bars.update(bar, completed=done, total=planned)

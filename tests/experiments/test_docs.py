@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.tiny.jobs import ROOT
 from tests.tiny.runs import run
@@ -20,6 +21,18 @@ def test_recipes_run_one_after_the_other():
         exec(block, namespace)
     assert namespace["phi"].values.shape == (16, 3)
     assert namespace["maps"].shape == (40, 256)
+
+
+@pytest.mark.slow
+def test_one_s_own_model_is_explained_as_the_page_says(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("matplotlib.pyplot.subplots", lambda **settings: (None, Figure().subplots()))
+    namespace = {}
+    for block in blocks("explain", "python"):
+        exec(block, namespace)
+    assert "strongest: never → rude +0.598; rude → never +0.597" in capsys.readouterr().out
+    assert [phi.grid for phi in namespace["results"]] == [(4, 4)] * 2
+    assert namespace["phi"].players == ("a", "b", "c", "d")
 
 
 def test_code_of_the_tour_gives_what_its_comments_say(capsys):

@@ -9,6 +9,7 @@ import types
 import pytest
 import yaml
 from hydra import compose
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from metagame.contracts import WHOLE
@@ -80,9 +81,14 @@ def test_table_1_is_the_one_that_is_written(tmp_path):
     assert shown == written
 
 
-def test_code_gives_what_its_comments_say():
+def test_code_gives_what_its_comments_say(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("matplotlib.pyplot.subplots", lambda **settings: (None, Figure().subplots()))
+    explained, own = blocks("python", README)
+    exec(explained, {})
+    assert re.search(r"print\(phi\)  # (.*)", explained)[1] in capsys.readouterr().out
     namespace = {}
-    exec(blocks("python", README)[0], namespace)
+    exec(own, namespace)
     phi = namespace["phi"]
     assert (phi.values.tolist(), phi.first_order.tolist()) == ([[1, 1], [2, 0]], [2, 2])
     assert len(phi.to_shapiq()) == 2
@@ -105,8 +111,8 @@ def test_added_method_keeps_one_feature_and_has_a_metagame(monkeypatch):
 
 
 @pytest.mark.slow
-def test_notebook_runs_and_its_saved_outputs_are_clean(tmp_path):
-    notebook = ROOT / "notebooks/01_metagame_in_ten_minutes.ipynb"
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_runs_and_its_saved_outputs_are_clean(notebook, tmp_path):
     command = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", str(notebook)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

@@ -18,6 +18,7 @@ with needed_by("plot()"):
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.patches import FancyArrowPatch
+    from matplotlib.ticker import MaxNLocator
     from PIL import Image
 
     from metagame.report.maps import DIVERGING, EdgeScale, draw_edges, draw_map
@@ -131,14 +132,9 @@ def _draw_maps(phi: MetaAttributions, axes: Axes, top: int, limit: float) -> Non
         inset = axes.inset_axes((column / columns, 1 - (row + 1) / rows, 0.94 / columns, 0.84 / rows))
         draw_map(inset, picture, values, _scale(limit))
         inset.set_title(title, fontsize=8, pad=2)
-    note = f"; {left_out} more maps are not shown" if left_out > 0 else ""
-    axes.figure.colorbar(
-        _scale(limit),
-        ax=axes,
-        orientation="horizontal",
-        shrink=0.6,
-        label=f"influence on the patch's attribution{note}",
-    )
+    label = "influence on the attribution of the patch" + (f"; {left_out} more maps not shown" if left_out > 0 else "")
+    bar = axes.figure.colorbar(_scale(limit), ax=axes, orientation="horizontal", shrink=0.6, label=label)
+    bar.locator = MaxNLocator(4, symmetric=True)
 
 
 def _maps(phi: MetaAttributions) -> np.ndarray:
