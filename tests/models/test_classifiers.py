@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from metagame.attributions.attnlrp import CPLRP, AttnLRP
-from metagame.attributions.gradients import GradientInput, IntegratedGradients
+from metagame.attributions.gradients import GradientInput, IntegratedGradients, IntegratedHessians
 from metagame.attributions.leave_one_out import LeaveOneOut
-from metagame.attributions.shapley import ShapleyValue
+from metagame.attributions.proximity import Proximity
+from metagame.attributions.random_pairs import RandomPairs
+from metagame.attributions.shapley import SerialShapleyValue, ShapleyInteractions, ShapleyValue
 from metagame.contracts import Failure
 from metagame.games import all_coalitions
 from scripts.train_text_classifier import MASK, VOCABULARY
@@ -104,6 +106,21 @@ def test_methods_explain_a_classifier_and_their_metagames_sum_to_them():
     for method in (GradientInput(), IntegratedGradients(4), LeaveOneOut(), ShapleyValue()):
         meta = method.metagame().explain(bound).meta
         assert close(meta.values.sum(1), method.explain(bound).attribution)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ShapleyInteractions(), SerialShapleyValue(), RandomPairs(), Proximity(), GradientInput().metagame()],
+    ids=lambda method: type(method).__name__,
+)
+def test_values_of_pairs_of_patches_are_on_the_grid(method):
+    explanation = method.explain(bound_image())
+    assert (explanation.grid, explanation.meta.grid, explanation.meta.values.shape) == ((3, 3), (3, 3), (9, 9))
+
+
+def test_integrated_hessians_are_refused():
+    with refused("needs second derivatives"):
+        IntegratedHessians().explain(bound_image())
 
 
 def test_the_label_that_is_explained_can_be_chosen_by_name_or_number():

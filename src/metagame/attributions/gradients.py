@@ -83,8 +83,8 @@ class IntegratedHessians(Method[MaskedModel]):
         if bound.in_batches is not None:
             raise UserError("attribution=ih needs second derivatives, which this model does not have: choose meta_ig.")
         values = bound.over_background(self._hessians).cpu().double().numpy()
-        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
-        return Explanation(bound.players, bound.targets, meta=meta)
+        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets, grid=bound.grid)
+        return Explanation(bound.players, bound.targets, bound.grid, meta=meta)
 
     def _hessians(self, bound: MaskedModel) -> Float[Tensor, "n n"]:
         delta = bound.x - bound.baseline

@@ -32,6 +32,6 @@ class Proximity(Method[MaskedModel]):
         rng = np.random.default_rng([self.seed, zlib.crc32("\0".join(bound.players).encode())])
         order = np.triu(rng.uniform(size=(n, n)), 1) / (2 * n * n)  # less than what sets two distances apart
         meta = MetaAttributions(
-            closeness + order + order.T, players=bound.players, targets=bound.targets, directed=False
+            closeness + order + order.T, players=bound.players, targets=bound.targets, grid=bound.grid, directed=False
         )
-        return Explanation(bound.players, bound.targets, meta=meta)
+        return Explanation(bound.players, bound.targets, bound.grid, meta=meta)

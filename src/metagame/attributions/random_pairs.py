@@ -29,5 +29,5 @@ class RandomPairs(Method[MaskedModel]):
         n = bound.n_players
         own = zlib.crc32(bound.x.detach().cpu().numpy().tobytes())
         values = np.random.default_rng([self.seed, own]).normal(size=(n, n))
-        meta = MetaAttributions(values, players=bound.players, targets=bound.targets)
-        return Explanation(bound.players, bound.targets, meta=meta)
+        meta = MetaAttributions(values, players=bound.players, targets=bound.targets, grid=bound.grid)
+        return Explanation(bound.players, bound.targets, bound.grid, meta=meta)

@@ -53,8 +53,8 @@ class SerialShapleyValue(Method[MaskedModel]):
         """
         games = restricted_shapley(output_values(bound, self.max_players))
         values = indices.shapley(games, bound.n_players).T
-        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets)
-        return Explanation(bound.players, bound.targets, meta=meta)
+        meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets, grid=bound.grid)
+        return Explanation(bound.players, bound.targets, bound.grid, meta=meta)
 
 
 class ShapleyInteractions(Method[MaskedModel]):
@@ -85,8 +85,10 @@ class ShapleyInteractions(Method[MaskedModel]):
             UserError: the input has too many features.
         """
         pairs = indices.INDICES[self.index](output_values(bound, self.max_players), bound.n_players, 2)
-        meta = MetaAttributions(pairs, index=self.index, directed=False, players=bound.players, targets=bound.targets)
-        return Explanation(bound.players, bound.targets, meta=meta)
+        meta = MetaAttributions(
+            pairs, index=self.index, directed=False, players=bound.players, targets=bound.targets, grid=bound.grid
+        )
+        return Explanation(bound.players, bound.targets, bound.grid, meta=meta)
 
 
 def output_values(bound: MaskedModel, max_players: int) -> Float[np.ndarray, " 2**{bound.n_players}"]:
