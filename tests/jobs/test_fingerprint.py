@@ -183,7 +183,9 @@ def test_stale_records_are_kept_where_asked_for_and_the_table_says_so(tmp_path, 
     kept = "3 samples are kept (reuse=stale), and the table says so."
     assert said == [f"the code ({own.name}) has changed: {kept}"]
     assert finish([own_config(own, tmp_path, reuse="stale")])
-    notes = ["Share: 3 of 3 samples are of other code, weights or files than today's (reuse=stale)."]
+    notes = [
+        "Share: 3 of 3 samples were computed with other code, weights or files than the current ones (reuse=stale)."
+    ]
     assert table(tmp_path / "results")["notes"] == notes
     run()
     assert finish([own_config(own, tmp_path)])

@@ -120,7 +120,7 @@ def test_the_table_has_a_row_for_each_token_and_for_the_strongest_pairs(jobs):
         assert close(row["largest"], values[np.abs(values).argmax()], 1e-6)
     assert table.n_samples == 2
     assert column_keys(table) == ["caption", "players", "total", "largest"]
-    assert table.notes[0].startswith("Model: Model. Units")
+    assert table.notes[0].startswith("Model: Model. Values are in the units")
 
 
 def test_the_figure_has_panels_of_parts_tokens_and_the_strongest_pairs(jobs):
@@ -167,7 +167,7 @@ def test_the_picture_that_the_model_was_given_is_drawn_where_it_is_not_the_sampl
     shown = [axes.images[0].get_array() for part in figure.subfigs for axes in axes_of(part) if axes.lines]
     assert [each.shape[:2] for each in shown] == [(16, 16)]
     notes = illustration_table([job(tmp_path, "meta", pictures, [CAT], benchmark__absent="dropped")], "tiny").notes
-    assert notes[1].endswith("where it names huge-378. This run has absent=dropped, side=32.")
+    assert notes[1].endswith("although it names huge-378. This run has absent=dropped, side=32.")
 
 
 def test_two_pictures_with_one_caption_have_their_own_maps_and_names_in_the_table(pictures, tmp_path):

@@ -218,19 +218,19 @@ def test_scores_are_pooled_over_images_with_the_error_of_leaving_one_out(tmp_pat
         images = images_of(results, row["players"], methods[row["method"]], row["track"])
         assert close(means_of(row), by_loops(images, row["track"]), 6e-7)
         assert close([cell["two_se"] for cell in cells_of(row)], two_errors(without(images, row["track"])), 6e-7)
-        assert {cell["n"] for cell in cells_of(row)} == {len(images)} == {int(row["n"])}
+        assert {cell["n"] for cell in cells_of(row)} == {len(images)} == {row["n"]}
 
 
 def test_a_track_that_no_image_has_is_no_row(tmp_path):
     rows = segmentation_table(job(tmp_path, images=("herd", "yard")), "tiny").rows
-    assert {(row["track"], row["n"]) for row in rows} == {("multi", "2")}
+    assert {(row["track"], row["n"]) for row in rows} == {("multi", 2)}
 
 
 def test_one_image_has_no_error(tmp_path):
     results = job(tmp_path, images=("plane",), methods=(FIRST, MEAN_FIRST))
     table = segmentation_table(results, "tiny")
     assert {cell["two_se"] for row in table.rows for cell in cells_of(row)} == {None}
-    (note,) = noted(table, "Mean over layers")
+    (note,) = noted(table, "Averaging over layers")
     assert note.count("± –") == 2 * len(METRICS)
     drawing = ablations_figure(results)
     drawn(drawing.figures["miou"])
@@ -330,8 +330,8 @@ def test_methods_of_two_jobs_are_compared_in_one_setting_and_on_the_same_images(
 @pytest.mark.parametrize(
     ("jobs", "text"),
     [
-        ([(MEAN_FIRST,), (FIRST,)], "before the softmax instead of after changes ConceptAttention by: "),
-        ([(META, PER_LAYER)], "before the metagame instead of after changes Meta-ConceptAttention by: "),
+        ([(MEAN_FIRST,), (FIRST,)], "before the softmax instead of after it changes ConceptAttention by: "),
+        ([(META, PER_LAYER)], "before the metagame instead of after it changes Meta-ConceptAttention by: "),
     ],
     ids=["first order, of two jobs", "metagame, of one"],
 )
@@ -349,13 +349,13 @@ def test_the_order_of_softmax_and_mean_is_told_of_every_cell_with_sign_and_error
         parts = [f"{label} {v:+.3f} ± {e:.3f}" for label, v, e in zip(METRICS.values(), values, errors, strict=True)]
         changes.append(f"{name} {track} {cell} {', '.join(parts)}")
     table = segmentation_table([*voc, *other], "tiny")
-    assert noted(table, "Mean") == [f"Mean over layers {text}{'; '.join(changes)}."]
+    assert noted(table, "Averaging") == [f"Averaging over layers {text}{'; '.join(changes)}."]
     assert "-0.0" in changes[0]
 
 
 @pytest.mark.parametrize("methods", [(MEAN_FIRST, META), (FIRST, PER_LAYER)])
 def test_without_both_orders_nothing_is_told_of_them(tmp_path, methods):
-    assert not noted(segmentation_table(job(tmp_path, methods=methods), "tiny"), "Mean over layers")
+    assert not noted(segmentation_table(job(tmp_path, methods=methods), "tiny"), "Averaging over layers")
 
 
 def test_images_that_a_cell_leaves_out_are_counted_once_for_the_jobs_on_them(tmp_path):
@@ -366,7 +366,7 @@ def test_images_that_a_cell_leaves_out_are_counted_once_for_the_jobs_on_them(tmp
     (note,) = noted(table, "left out")
     assert note.startswith("VOC n20: 2 images ")
     multi = {(row["players"], row["n"]) for row in table.rows if row["track"] == "multi"}
-    assert multi == {("n0", "5"), ("n20", "3")}
+    assert multi == {("n0", 5), ("n20", 3)}
 
 
 @pytest.mark.parametrize(

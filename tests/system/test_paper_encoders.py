@@ -79,7 +79,7 @@ def run(folder, experiment, model, *overrides, attribution=None):
 def test_a_table_of_the_pointing_game_is_made_with_published_values_beside_it(folder, experiment, model, n_rows):
     scenes = f"benchmark.scenes.root={folder / 'grids'}"
     _, table = run(folder, experiment, model, scenes, attribution=WITHOUT_FIXLIP[experiment])
-    assert [row["n"] for row in table["rows"]] == ["1"] * n_rows
+    assert [row["n"] for row in table["rows"]] == [1] * n_rows
     assert all(0 < row[f"objects_{m}"]["mean"] < 1 for row in table["rows"] for m in range(1, 5))
     assert all(table["published"])
     assert any(note.endswith("This run has the same.") for note in table["notes"])

@@ -35,7 +35,7 @@ class Solver(Protocol):
     Attributes:
         image_masks: masks of P patches, ``(a, P)``.
         text_masks: masks of m pieces of text, ``(b, m)``.
-        error_note: why there is no standard error, where there is none.
+        error_note: why there are no standard errors; empty if there are any.
     """
 
     image_masks: Bool[np.ndarray, "a P"]

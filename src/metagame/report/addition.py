@@ -58,8 +58,8 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
         notes=[
             "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i;"
             " of a meta variant, the values j→i sum to its φ_i.",
-            "Meta-IG plays IG at fewer path steps than the IG row. AttnLRP's φ do not sum to f(x): positions and the"
-            " token = take a share. Half of STII off the diagonal, and its diagonal, sum to SV.",
+            "Meta-IG takes fewer path steps than the IG row. The φ of AttnLRP do not sum to f(x), because the positions"
+            " and the token = receive a share. The diagonal of STII and half of its other entries sum to SV.",
             "Attention: weight of key j for query i, without the key =. f(∅): output when a, op and b are masked.",
             *failure_notes(results),
         ],

@@ -27,12 +27,12 @@ from metagame.report.segmentation import FIRST, role
 from metagame.report.table import Column, Table
 
 STEP_NOTES = {
-    True: "Pictures that the model paints are watched in all steps, as in the paper's code.",
-    False: "Pictures that the model paints are watched in one step; in the paper's code in all.",
+    True: "While the model generates a picture, concepts are read in all steps, as in the paper's code.",
+    False: "While the model generates a picture, concepts are read in one step; the paper's code reads them in all.",
 }
 POOLED_NOTES = {
-    True: "The pooled text of a painting's prompt modulates the concepts, too; in the paper's code it does not.",
-    False: "The pooled text of a painting's prompt does not modulate the concepts, as in the paper's code.",
+    True: "The pooled text of the prompt also modulates the concepts; in the paper's code, it does not.",
+    False: "The pooled text of the prompt does not modulate the concepts, as in the paper's code.",
 }
 Map = Float[np.ndarray, "rows columns"]
 
@@ -158,8 +158,8 @@ def concepts_table(results: list[JobResult], scale: str) -> Table:
         n_samples=len({picture.sample for picture in pictures}),
         notes=[
             *([] if several else [f"Model: {results[0].model}."]),
-            "Maps are from 0 to 1; j → i is the influence of concept j on the map of i, at most 0, and of a concept on"
-            " itself its map without rivals.",
+            "Maps range from 0 to 1. j → i is the influence of concept j on the map of concept i, which is at most 0;"
+            " the influence of a concept on itself is its map without rivals.",
             *setting_notes(results, "model.denoising.all_steps", STEP_NOTES),
             *setting_notes(results, "model.denoising.pooled_concepts", POOLED_NOTES),
             *failure_notes(results),

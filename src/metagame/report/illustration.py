@@ -138,10 +138,11 @@ def illustration_table(results: list[JobResult], scale: str) -> Table:
         published=[{} for _ in rows],
         n_samples=len({each.sample for each in shown}),
         notes=[
-            f"{f'Model: {models[0]}. ' if len(models) == 1 else ''}Units of the method's map. Of pairs, the"
-            f" {MOST_PAIRS} with the largest sum of sizes.",
-            "The published figures were made with absent=retokenized and side=null, of which the paper's text says"
-            f" nothing, on MetaCLIP-2 huge-quickgelu, where it names huge-378. This run has {_settings(results)}.",
+            f"{f'Model: {models[0]}. ' if len(models) == 1 else ''}Values are in the units of the method's map."
+            f" Of the pairs, the {MOST_PAIRS} with the largest sum of sizes are shown.",
+            "The published figures were made with absent=retokenized and side=null, which the paper's text does not"
+            " mention, and on MetaCLIP-2 huge-quickgelu, although it names huge-378. This run has"
+            f" {_settings(results)}.",
             *failure_notes(results),
         ],
     )

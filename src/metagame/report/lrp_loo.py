@@ -51,7 +51,7 @@ def lrp_loo_table(results: list[JobResult], scale: str) -> Table:
         agreement = _agreements(group)
         attnlrp = next((found for result, found in agreement if result.uses("attnlrp")), None)
         for result, found in agreement:
-            row = {"model": group.name, "method": result.label, "n": str(len(found["spearman"]))}
+            row = {"model": group.name, "method": result.label, "n": len(found["spearman"])}
             for measure, values in found.items():
                 row[measure] = rounded_mean_cell(list(values.values()))
                 if attnlrp is not None and not result.uses("attnlrp"):
@@ -64,7 +64,7 @@ def lrp_loo_table(results: list[JobResult], scale: str) -> Table:
     return Table(
         title=f"{results[0].config.name}: agreement with leave-one-out",
         scale=scale,
-        columns=[*columns, Column("n", "prompts", "text")],
+        columns=[*columns, Column("n", "prompts", "count")],
         rows=rows,
         published=[{} for _ in rows],
         n_samples=max(len(result.done) for result in results),

@@ -17,7 +17,7 @@ from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import DECIDED, Difference, decide, mean_cell, rounded_mean_cell
 from metagame.report.table import Column, Table
 
-CURVES = {"insertion": "below insertion", "deletion": "below deletion", "area": "between the curves"}
+CURVES = {"insertion": "area below insertion", "deletion": "area below deletion", "area": "area between the curves"}
 
 DRAWN = {"insertion": "put in", "deletion": "taken out"}
 """The curves of the figure, and what happens to the tokens."""
@@ -31,7 +31,8 @@ def pair_deletion_table(results: list[JobResult], scale: str) -> Table:
     """Rows are model x method; cells the areas of the curves, in logits, and the gain over random pairs."""
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
     columns += [Column(key, label, "mean") for key, label in CURVES.items()]
-    columns += [Column("gain", "gain over random", "mean"), Column("n", "prompts", "text")]
+    gains = [_gain(*pair) for pair in _comparisons(results)]
+    columns += [Column("gain", "gain over random", "mean"), Column("n", "prompts", "count")]
     return Table(
         title=f"{results[0].config.name}: insertion and deletion of token pairs",
         scale=scale,
@@ -39,12 +40,13 @@ def pair_deletion_table(results: list[JobResult], scale: str) -> Table:
         rows=[_row(result, results) for result in results],
         published=[{} for _ in results],
         n_samples=max(len(result.done) for result in results),
-        claims=[decide(CLAIM, [_gain(*pair) for pair in _comparisons(results)])],
+        claims=[decide(CLAIM, gains)] if gains else [],
         notes=[
-            "Mean logit of the answer's tokens, over the share of prompt tokens that were put (insertion, higher is"
-            " better) or taken (deletion, lower is better) with the strongest pairs first; mean ± 2 standard errors"
-            " over prompts. The area between the curves is insertion - deletion: higher is better.",
-            "Gain: the area between the curves less that of random pairs, prompt by prompt.",
+            "Mean logit of the answer's tokens, averaged over the share of the prompt's tokens that are inserted"
+            " (higher is better) or deleted (lower is better), strongest pairs first; mean ± 2 standard errors over"
+            " prompts."
+            " The area between the curves is insertion - deletion: higher is better.",
+            "Gain: the area between the curves minus that of random pairs, prompt by prompt.",
             "Pairs are ranked by the size of their larger direction, those of first-order methods by |R_a + R_b|.",
             *setting_notes(results, "model.end_token", END_TOKEN_NOTES),
             DECIDED,
@@ -58,7 +60,7 @@ def _row(result: JobResult, results: list[JobResult]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": result.model,
         "method": result.label,
-        "n": str(len(result.done)),
+        "n": len(result.done),
     }
     row |= {key: rounded_mean_cell([record.scores[key] for record in result.done]) for key in CURVES}
     return row | {"gain": rounded_mean_cell(_gains(result, results))}
@@ -105,7 +107,7 @@ def _comparison_notes(results: list[JobResult]) -> list[str]:
                 for score, cell in cells.items()
             ]
             notes.append(
-                f"{group.name}: {meta.label} less sums of {first.label}, prompt by prompt: {', '.join(texts)}."
+                f"{group.name}: {meta.label} minus sums of {first.label}, prompt by prompt: {', '.join(texts)}."
             )
     return notes
 

@@ -36,9 +36,14 @@ PROTOCOL = {"start_layer": "last", "heads": "one", "product": "of_means"}
 PUBLISHED_FIXLIP = "fixlip_paper"
 """The choice of FIxLIP whose coalitions are drawn as theirs."""
 OWN_CLAIM = "not in the paper: Meta-Patch IG beats FIxLIP on every model"
+CLAIMS_NOTE = (
+    "Claims compare the means over the four columns, unless they speak of each column, sample by sample; with FIxLIP,"
+    " on the images that it has. A claim is decided if the difference is larger than two standard errors; the brackets"
+    " hold the difference that speaks most against it."
+)
 PUBLISHED_NOTE = (
     "Published values were made with heads=one, product=of_means and encoding=jpeg, those of FIxLIP with"
-    " attribution=fixlip_paper; the paper's text does not say heads and encoding, and cites product=mean_of. "
+    " attribution=fixlip_paper; the paper's text specifies neither heads nor encoding, and cites product=mean_of. "
 )
 
 
@@ -46,24 +51,26 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
     """Rows are model x method; cells the mean recognition with 1 to 4 objects, over games and images."""
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
     columns += [Column(key, f"{m} object{'s' * (m > 1)}", "mean") for m, key in zip(SCENARIOS, OBJECTS, strict=True)]
-    columns += [Column("n", "images", "text")]
+    columns += [Column("n", "images", "count")]
+    published_rows = [_published_row(result) for result in results]
+    claims = _claims([result for result in results if is_of_the_paper(result)]) + _own_claims(results)
     return Table(
         title=f"{results[0].config.name}: interaction recognition in the pointing game",
         scale=scale,
         columns=columns,
         rows=[_row(result) for result in results],
-        published=[_published_row(result) for result in results],
+        published=published_rows,
         n_samples=max(len(result.done) for result in results),
-        claims=_claims([result for result in results if is_of_the_paper(result)]) + _own_claims(results),
+        claims=claims,
         notes=[
-            "Recognition: share of the attribution that lies, positive, on the quadrant of its word or, negative, off"
-            " it; mean ± 2 standard errors. Image k serves several games, so errors are clustered by it, within games."
-            " Any map that is not negative has 0.25 where it is asked for four words.",
-            "Claims compare means over the four columns, unless they speak of each, sample by sample; with FIxLIP, on"
-            " its images. They are decided beyond two standard errors; in brackets what stands most against them.",
-            PUBLISHED_NOTE + _other_settings(results),
+            "Recognition: the share of the attribution that is positive on the quadrant of its word or negative"
+            " elsewhere; mean ± 2 standard errors. Image k is part of several games, so errors are clustered by image"
+            " within games. A first-order method gives every word the same map, so a map without negative values"
+            " scores 0.25 with four words.",
+            *([CLAIMS_NOTE] if claims else []),
+            *([PUBLISHED_NOTE + _other_settings(results)] if any(published_rows) else []),
             *_other_rows(results),
-            *([SCALE_NOTES[scale]] if scale in SCALE_NOTES else []),
+            *([SCALE_NOTES[scale]] if scale in SCALE_NOTES and any(published_rows) else []),
             *_zero_notes(results),
             *failure_notes(results),
         ],
@@ -71,7 +78,7 @@ def pointing_game_table(results: list[JobResult], scale: str) -> Table:
 
 
 def _row(result: JobResult) -> dict:
-    row = {"model": result.model, "method": result.label, "n": str(len(result.done))}
+    row = {"model": result.model, "method": result.label, "n": len(result.done)}
     for key in OBJECTS:
         row[key] = clustered_cell(scene_scores(result, [key]))
     return row
@@ -123,7 +130,7 @@ def _zero_notes(results: list[JobResult]) -> list[str]:
         counts = [sum(record.scores.get(key) is None for record in result.done) for key in OBJECTS]
         if any(counts):
             name = f"{result.label} of {result.model}"
-            notes.append(f"{name}: left out, since all maps are zero: {', '.join(map(str, counts))} images.")
+            notes.append(f"{name}: left out, because all maps are zero: {', '.join(map(str, counts))} images.")
     return notes
 
 
@@ -140,7 +147,7 @@ def _arguments(result: JobResult) -> str:
 
 
 def _claims(results: list[JobResult]) -> list[dict]:
-    """The paper's claims about the models at hand, decided by paired differences of this run."""
+    """The paper's claims about the models and methods at hand, decided by paired differences of this run."""
     games = list(grouped([result for result in results if result.done], _game).values())
     found = {
         "meta_beats_first_order": _over_first_order(games),
@@ -157,7 +164,8 @@ def _claims(results: list[JobResult]) -> list[dict]:
             for pair in product(_metagames(game, "generic_attention"), _metagames(game, "grad_eclip"))
         ]
     claims = published("pointing_game")["claims"]
-    return [decide(**claims[name], differences=differences) for name, differences in found.items()]
+    compared = {name: each for name, each in found.items() if any(difference.cell is not None for difference in each)}
+    return [decide(**claims[name], differences=differences) for name, differences in compared.items()]
 
 
 def _own_claims(results: list[JobResult]) -> list[dict]:
@@ -181,7 +189,8 @@ def _difference(result: JobResult, rival: JobResult, keys: Sequence[str] = OBJEC
     """Of the mean recognition over some scenarios, on the samples that both have scores of."""
     ours, theirs = scene_scores(result, keys), scene_scores(rival, keys)
     values = {place: ours[place] - theirs[place] for place in ours if place in theirs}
-    where = "" if tuple(keys) == OBJECTS else f", {' '.join(reversed(keys[0].split('_')))}"
+    m = keys[0].removeprefix("objects_")
+    where = "" if tuple(keys) == OBJECTS else f", {m} object{'s' * (m != '1')}"
     return Difference(f"{result.label} - {rival.label}, {result.model}{where}", clustered_cell(values))
 
 

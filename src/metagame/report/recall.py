@@ -27,8 +27,8 @@ STYLES = ("-", "--", "-.", ":")
 SHOWN = (1, 5, 10, 15)
 """Percentages with a column of their own."""
 END_TOKEN_NOTES = {
-    True: "The token that ends an answer is a generation step, too, as in the paper's code.",
-    False: "The token that ends an answer is not a generation step; in the paper's code it is (model.end_token=true).",
+    True: "The token that ends an answer counts as a generation step, as in the paper's code.",
+    False: "The token that ends an answer is not a generation step; in the paper's code, it is (model.end_token=true).",
 }
 CLAIM = "Meta-AttnLRP recalls more of the annotated pairs than sums of AttnLRP (mean over K = 1 to 15 %)"
 MATCHED_CLAIM = "beyond the paper: among pairs of the same distance, Meta-AttnLRP ranks annotated pairs above {rival}"
@@ -59,7 +59,7 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
     columns += [Column(f"kind_{kind}", f"percentile, {kind}", "mean") for kind in kinds_of(results)]
     columns += [Column(f"recall_{share}", f"recall, K = {share} %", "mean") for share in SHOWN]
     columns += [Column("loo", "rank correlation with LOO", "mean")]
-    columns += [Column("n", "prompts", "text")]
+    columns += [Column("n", "prompts", "count")]
     results = at_matches(results)
     return Table(
         title=f"{results[0].config.name}: recall of annotated pairs of tokens",
@@ -71,12 +71,12 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
         claims=_claims(results),
         notes=[
             "Percentile at equal distance: the share of a prompt's pairs of the same distance that score less than an"
-            " annotated one, 0.5 by chance; it tells what a method knows beside closeness. Pairs score max(|M_ij|,"
+            " annotated one, 0.5 by chance; it shows what a method finds beyond closeness. Pairs score max(|M_ij|,"
             " |M_ji|), or |R_i + R_j|.",
             "Recall: share of a prompt's pairs among the K largest of the n(n-1) directed entries by size, first-order"
             " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))), 0 for p = 0.",
-            "Recall has other chance levels for other methods: of a matrix the better of two directions counts, of a"
-            " first-order method each pair fills two places. Unordered: among the n(n-1)/2 pairs. Same-distance"
+            "The chance level of recall differs between methods: with a matrix, the better of two directions counts;"
+            " with a first-order method, each pair takes two places. Unordered: among the n(n-1)/2 pairs. Same-distance"
             " control: recall of pairs that nobody annotated, at the distances of the annotated ones. Non-neighbours:"
             " recall of pairs that are two tokens apart or more.",
             "Rank correlation: Spearman's, of first-order attributions with leave-one-out's on the same prompt.",
@@ -148,7 +148,7 @@ def _row(result: JobResult, results: list[JobResult]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": result.model,
         "method": result.label,
-        "n": str(len(result.done)),
+        "n": len(result.done),
     }
     row |= {name: rounded_mean_cell(list(measure(result, name).values())) for name in MEASURES}
     row |= {f"kind_{kind}": rounded_mean_cell(percentiles_of_kind(result, kind)) for kind in kinds_of(results)}
@@ -253,7 +253,7 @@ def _claims(results: Sequence[JobResult]) -> list[dict[str, Any]]:
         ]
         for base in RIVALS
     }
-    claims = [decide(CLAIM, [_gain(*pair, "mean") for pair in beside["attnlrp"]])]
+    claims = [decide(CLAIM, [_gain(*pair, "mean") for pair in beside["attnlrp"]])] if beside["attnlrp"] else []
     for base, rival in RIVALS.items():
         if beside[base]:
             differences = [_gain(*pair, "percentile") for pair in beside[base]]
@@ -286,12 +286,12 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
         unmatched = {name: record.scores["unmatched"] for name, record in records.items() if record.scores["unmatched"]}
         count = sum(len(record.scores["ranks"]) for record in records.values())
         text = "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in unmatched.items())
-        left_out = f"; left out, since they are not two tokens of their prompt: {text}" if unmatched else ""
+        left_out = f"; left out, because they are not two tokens of their prompt: {text}" if unmatched else ""
         notes.append(f"{group.name}: {count} pairs in {len(records)} prompts{left_out}.")
         ambiguous = {name: record.scores.get("ambiguous") for name, record in records.items()}
         if text := "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in ambiguous.items() if pairs):
             notes.append(
-                f"{group.name}: two places are equally close, and the first is compared at equal distance: {text}."
+                f"{group.name}: two occurrences are equally close; the first is compared at equal distance: {text}."
             )
     return notes
 

@@ -160,8 +160,8 @@ class Reproduction:
                 self.verdict,
                 "A difference is ours less the published value, scenario by scenario or metric by metric; its standard"
                 " error takes both runs as independent, so a run on the same images lies within it more often than"
-                " not. The correlation is over the images of a scenario, median over scenarios; it tells other images"
-                " or another preparation of them before the means do.",
+                " not. The correlation is over the images of a scenario, median over scenarios; it reveals other"
+                " images, or another preparation of them, before the means do.",
                 "A block deviates where more differences are beyond two standard errors than chance allows (1 %), where"
                 f" a column's mean differs by more than {TOLERANCE} and two standard errors, or where the images do"
                 f" not correlate ({SAME_IMAGES} in the median, {OTHER_IMAGES} in each scenario).",

@@ -250,8 +250,8 @@ def failure_notes(results: Sequence[JobResult]) -> list[str]:
             notes.append(f"{name}: {missing} of {len(result.sample_ids)} samples not computed yet.")
         if result.n_stale:
             notes.append(
-                f"{name}: {result.n_stale} of {len(result.sample_ids)} samples are of other code, weights or files than"
-                " today's (reuse=stale)."
+                f"{name}: {result.n_stale} of {len(result.sample_ids)} samples were computed with other code, weights"
+                " or files than the current ones (reuse=stale)."
             )
     return list(dict.fromkeys(notes))
 

@@ -11,7 +11,7 @@ import numpy as np
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
-DECIDED = "A claim is decided where the mean difference, prompt by prompt, is more than two standard errors."
+DECIDED = "A claim is decided if the mean of the differences, prompt by prompt, is larger than two standard errors."
 
 
 def scores_table(results: list[JobResult], scale: str) -> Table:

@@ -32,7 +32,8 @@ BASES = ("concept_attention", "concept_mean_first")
 """Base names of these, see :class:`metagame.jobs.spec.AttributionKeys`."""
 BENCHMARKS = {"voc": "VOC", "coco": "COCO", "imagenet_seg": "ImageNet-Seg"}
 LIKE_FOR_LIKE = (
-    "beyond the paper: a higher {metric} in every cell than the mean over layers before one softmax, on the same logits"
+    "beyond the paper: Meta-ConceptAttention has a higher {metric} in every cell than ConceptAttention that averages"
+    " over layers first, on the same logits"
 )
 METRICS = {"acc": "Acc", "miou": "mIoU", "map": "mAP"}
 METRIC_NAMES = {
@@ -128,15 +129,15 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
     return Table(
         title=f"{results[0].config.name}: segmentation by concepts",
         scale=scale,
-        columns=[*columns, Column("n", "images", "text")],
+        columns=[*columns, Column("n", "images", "count")],
         rows=[_row(score, names[score.result.setting]) for score in scores],
         published=[score.published() for score in scores],
         n_samples=max(len(result.done) for result in results),
         claims=_claims(scores),
         notes=[
-            "single: images with one class, its map split at its mean; multi: the largest map of the image's classes"
-            " and the background concepts at each pixel. Acc and mIoU are pooled over images; ± 2 standard errors,"
-            " leaving out one image at a time.",
+            "single: images with one class, whose map is thresholded at its mean; multi: each pixel is assigned to the"
+            " class of the image, or the background concept, with the largest map. Acc and mIoU are pooled over"
+            " images; ± 2 standard errors, from the jackknife over images.",
             *_cell_notes(scores),
             *_count_wins(scores),
             *setting_notes(results, "benchmark.full_classes", FULL_CLASS_NOTES),
@@ -234,7 +235,7 @@ def _row(score: Score, benchmark: str) -> dict[str, Any]:
         "players": score.cell.players,
         "ablation": ABLATION_TITLES[score.cell.ablation],
         "method": score.result.label,
-        "n": str(len(score.counts)),
+        "n": len(score.counts),
     } | {name: pooled.cell() for name, pooled in score.metrics.items()}
 
 
@@ -297,8 +298,12 @@ def _swap_notes(scores: Sequence[Score], names: dict[str, str]) -> list[str]:
     """What the order of softmax and mean over layers changes, for each benchmark and track."""
     notes = []
     for before, after, text in (
-        (MEAN_FIRST, FIRST, "Mean over layers before the softmax instead of after changes ConceptAttention"),
-        (META, PER_LAYER, "Mean over layers before the metagame instead of after changes Meta-ConceptAttention"),
+        (MEAN_FIRST, FIRST, "Averaging over layers before the softmax instead of after it changes ConceptAttention"),
+        (
+            META,
+            PER_LAYER,
+            "Averaging over layers before the metagame instead of after it changes Meta-ConceptAttention",
+        ),
     ):
         changes = [
             f"{names[a.result.setting]} {a.track} {a.cell.name} "
@@ -325,7 +330,7 @@ def _count_notes(results: Sequence[JobResult]) -> list[str]:
         by_image = {record.sample: record.scores[LEFT_OUT] for result in group.results for record in result.done}
         left_out = list(chain.from_iterable(by_image.values()))
         notes += [
-            f"{name} {cell}: {left_out.count(cell)} images are left out, their number of classes does not suit."
+            f"{name} {cell}: {left_out.count(cell)} images are left out, because of their number of classes."
             for cell in dict.fromkeys(left_out)
         ]
         config, n_images = group.results[0].config, len(group.sample_ids)

@@ -45,7 +45,7 @@ def separation_table(results: list[JobResult], scale: str) -> Table:
     added = [result.label for result in results if is_papers and result.variant.node.name not in paper["rows"]]
     notes += [f"Not in the paper: {'; '.join(added)}."] if added else []
     return Table(
-        title=f"Table 1: interaction separation for f = {function.id}",
+        title=f"{results[0].config.name}: interaction separation for f = {function.id}",
         scale=scale,
         columns=_columns(len(function.features), rows, is_papers),
         rows=rows,

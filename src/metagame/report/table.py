@@ -26,13 +26,13 @@ class Column:
     Attributes:
         key: its name in the rows.
         label: its heading.
-        type: of its cells: ``text``; ``expression`` (sympy syntax); ``number``; ``mean`` (an object with ``mean``,
-            ``two_se``, None of a single sample, and ``n``); ``flag`` (true, false or absent).
+        type: of its cells: ``text``; ``expression`` (sympy syntax); ``number``; ``count`` (a whole number); ``mean``
+            (an object with ``mean``, ``two_se``, None of a single sample, and ``n``); ``flag`` (true, false or absent).
     """
 
     key: str
     label: str
-    type: Literal["text", "expression", "number", "mean", "flag"]
+    type: Literal["text", "expression", "number", "count", "mean", "flag"]
 
 
 @dataclass(frozen=True)
