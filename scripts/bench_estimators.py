@@ -142,6 +142,7 @@ def growth_figure(result: dict) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel=what)
         axes.set_xticks(over, [f"{each:,}" for each in over])
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("seconds of a core")
     figure.axes[0].legend(frameon=False, fontsize=8)

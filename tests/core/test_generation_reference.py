@@ -41,7 +41,7 @@ def test_the_default_estimator_is_no_worse_with_2b_passes_in_all_than_the_paper_
         n, exact = values.shape[1], endogenous_index(values)
         budget = min(2 * generation.n_coalitions(n), (1 << n) - 2)
         bits = 1 << np.arange(n)
-        phi = meta_attributions(AttributionGame.from_values(values), "trees", True, budget)
+        phi = meta_attributions(AttributionGame.from_values(values), "auto", True, budget)
         ours.append(relative_error(phi.values, exact))
         by_step = generation.meta_attributions(lambda step, rows, t=table, b=bits: t[step][rows @ b], n, len(table), 0)
         paper.append(relative_error(by_step, exact))
@@ -53,7 +53,7 @@ def test_a_coalition_costs_one_pass_whatever_the_number_of_targets_and_steps(bou
     rows = []
     forward = bound.f
     object.__setattr__(bound, "f", lambda inputs: rows.append(len(inputs)) or forward(inputs))
-    phi = AttnLRP().metagame(ConfiguredEstimator("trees", budget=100)).explain(bound).meta
+    phi = AttnLRP().metagame(ConfiguredEstimator("auto", budget=100)).explain(bound).meta
     object.__setattr__(bound, "f", forward)
     assert sum(rows) == phi.n_evaluations <= 101
 

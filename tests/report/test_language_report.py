@@ -393,11 +393,11 @@ def test_the_metagame_of_the_small_model_finds_the_pairs_that_the_grammar_made(t
         assert close(matrix.sum(1), attnlrp.explanations(first)[WHOLE].attribution, 1e-5)
 
 
-def test_the_estimator_of_prompts_is_trees_unless_another_is_asked_for():
+def test_the_estimator_of_prompts_is_auto_unless_another_is_asked_for():
     expected = {
-        "benchmark=prompts": "trees",
+        "benchmark=prompts": "auto",
         "benchmark=prompts estimator=permutation": "permutation",
-        "experiment=figure3": "trees",
+        "experiment=figure3": "auto",
         "experiment=table2": "exact",
     }
     with shipped_configs():

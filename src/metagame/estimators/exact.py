@@ -22,8 +22,8 @@ def exact(game: AttributionGame, rules: Rules, *, max_players: int = MAX_PLAYERS
     if n > max_players:
         raise GameError(
             f"n_players={n} is too many for estimator='exact' (2^{n} coalitions, max_players={max_players}): use"
-            " estimator='permutation', 'regression' or 'trees', or raise max_players (estimator.max_players in configs,"
-            f" estimator=functools.partial(metagame.estimators.exact, max_players={n}) in Python)."
+            " estimator='auto', 'permutation', 'regression' or 'trees', or raise max_players (estimator.max_players in"
+            f" configs, estimator=functools.partial(metagame.estimators.exact, max_players={n}) in Python)."
         )
     settle_budget("exact", rules.budget, 1 << n, n)
     return enumerate_all(game, rules)
