@@ -91,6 +91,12 @@ def test_the_model_is_as_before_and_coalitions_do_not_depend_on_each_other():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.net.modules())
 
 
+@each_family
+def test_a_model_in_bfloat16_has_nearly_the_same_attribution(family):
+    rounded, exact = (ALTILogit().explain(bound_of(eager(family, dtype))) for dtype in (torch.bfloat16, torch.float32))
+    assert near(rounded.attribution, exact.attribution, 0.05)
+
+
 def test_what_it_cannot_take_is_refused():
     with refused("ALTI-Logit takes language models of Gemma 3, .*this model is a plain function: choose another"):
         ALTILogit().game(smooth_model(3))
