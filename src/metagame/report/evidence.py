@@ -28,21 +28,20 @@ def evidence_table(results: list[JobResult], scale: str) -> Table:
     levels = _levels(results)
     rows, claims = [], []
     for group in by_setting(results):
-        recency = next((result for result in group.results if result.uses("recency")), None)
+        baselines = [result for result in group.results if any(result.uses(base) for base in BASELINES)]
         for result in group.results:
             row: dict[str, Any] = {"model": group.name, "method": result.label, "n": str(len(_scored(result)))}
             row |= {score: rounded_mean_cell(list(_values(result, score).values())) for score in SCORES}
             for level in levels:
                 row[f"of_{level}"] = rounded_mean_cell(list(_values(result, "reciprocal_rank", _has(level)).values()))
             rows.append(row)
-            if recency is not None and not any(result.uses(base) for base in BASELINES):
-                cell = rounded_mean_cell(_differences(result, recency, "reciprocal_rank", _is_attracted))
-                difference = Difference(f"{result.label} - {recency.label}", cell)
+            if baselines and result not in baselines:
+                text = " and ".join(each.label for each in baselines)
                 claims.append(
                     decide(
-                        f"{result.label} finds the subject better than closeness to the verb does, by MRR, where there"
-                        f" are attractors ({group.name})",
-                        [difference],
+                        f"{result.label} finds the subject better than {text}, by MRR, where there are attractors"
+                        f" ({group.name})",
+                        [_gain(result, each) for each in baselines],
                     )
                 )
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
@@ -60,6 +59,7 @@ def evidence_table(results: list[JobResult], scale: str) -> Table:
             "What is explained is the logit of the verb's form that agrees with the subject less that of the form that"
             " does not. Attractors are nouns of the other number between subject and verb. Mean ± 2 standard errors"
             " over sentences.",
+            "Recency ranks tokens by their closeness to the verb, Random by random numbers.",
             "MRR: the mean reciprocal rank of the subject among the tokens. Mass accuracy: the share of the positive"
             " relevance on the subject; sentences without positive relevance are left out. Top k: the subject is among"
             " the k most relevant tokens, which of two tokens says nothing for k = 2.",
@@ -159,6 +159,11 @@ def _values(result: JobResult, score: str, chosen: Chosen = lambda record: True)
 def _differences(result: JobResult, other: JobResult, score: str, chosen: Chosen) -> list[float]:
     known = _values(other, score, chosen)
     return [value - known[sample] for sample, value in _values(result, score, chosen).items() if sample in known]
+
+
+def _gain(result: JobResult, baseline: JobResult) -> Difference:
+    cell = rounded_mean_cell(_differences(result, baseline, "reciprocal_rank", _is_attracted))
+    return Difference(f"{result.label} - {baseline.label}", cell)
 
 
 def evidence_figure(results: list[JobResult]) -> Figure:
