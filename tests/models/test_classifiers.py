@@ -14,6 +14,7 @@ from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.attributions.shapley import SerialShapleyValue, ShapleyInteractions, ShapleyValue
+from metagame.attributions.token_baselines import RandomTokens
 from metagame.contracts import Failure
 from metagame.games import all_coalitions
 from scripts.train_text_classifier import MASK, VOCABULARY
@@ -116,6 +117,7 @@ def test_methods_explain_a_classifier_and_their_metagames_sum_to_them():
 def test_values_of_pairs_of_patches_are_on_the_grid(method):
     explanation = method.explain(bound_image())
     assert (explanation.grid, explanation.meta.grid, explanation.meta.values.shape) == ((3, 3), (3, 3), (9, 9))
+    assert RandomTokens().explain(bound_image()).grid == (3, 3)
 
 
 def test_integrated_hessians_are_refused():

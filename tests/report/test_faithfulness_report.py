@@ -31,7 +31,7 @@ def job(folder, attribution, values, n_cut=0, checkpoint=CHECKPOINT, most=15):
 @pytest.fixture
 def jobs(tmp_path):
     values = {
-        "random_pairs": (0.1, 0.2, 0.1, 0.2),
+        "random_tokens": (0.1, 0.2, 0.1, 0.2),
         "pure_attention_cls": (0.1, 0.2, 0.2, 0.1),
         "attention_game_cls": (0.5, 0.6, 0.5, 0.6),
         "meta_attention_game_cls": (0.5, 0.6, 0.5, 0.6),

@@ -27,7 +27,7 @@ class RandomTokens(Method[MaskedModel]):
         """A number for each feature, the same for the same input."""
         own = zlib.crc32(bound.x.detach().cpu().numpy().tobytes())
         values = np.random.default_rng([self.seed, own]).normal(size=bound.n_players)
-        return Explanation(bound.players, bound.targets, attribution=values)
+        return Explanation(bound.players, bound.targets, bound.grid, attribution=values)
 
 
 class Recency(Method[MaskedModel]):
@@ -37,4 +37,4 @@ class Recency(Method[MaskedModel]):
 
     def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
         """The closeness of every feature to the end."""
-        return Explanation(bound.players, bound.targets, attribution=1 / np.arange(bound.n_players, 0, -1))
+        return Explanation(bound.players, bound.targets, bound.grid, attribution=1 / np.arange(bound.n_players, 0, -1))

@@ -29,7 +29,7 @@ def faithfulness_table(results: list[JobResult], scale: str) -> Table:
     columns = [Column("model", "model", "text"), Column("method", "method", "text")]
     columns += [Column(key, label, "mean") for key, label in SCORES.items()]
     columns += [Column("f1", "F1 of the top 20 %", "number"), Column("n", "samples", "text")]
-    random, rest = [result for result in results if result.uses("random_pairs")], []
+    random, rest = [result for result in results if result.uses("random_tokens")], []
     rest = [result for result in results if result not in random and not result.variant.meta]
     return Table(
         title=f"{results[0].config.name}: comprehensiveness and sufficiency",
@@ -145,7 +145,7 @@ def _comparison_notes(results: list[JobResult], random: list[JobResult]) -> list
         own = [other for other in random if other.setting == group.results[0].setting]
         sides: dict[bool | None, list[str]] = {False: [], None: [], True: []}
         for result in group.results:
-            if not result.variant.meta and not result.uses("random_pairs"):
+            if not result.variant.meta and not result.uses("random_tokens"):
                 for difference in _differences([result], own):
                     sides[difference.holds].append(result.label)
         words = {False: "below a random ranking", None: "not decided", True: "above a random ranking"}
