@@ -85,7 +85,7 @@ def pairs_table(results: list[JobResult], scale: str) -> Table:
                 )
             for score, text in (
                 ("on_subject", "attractors suppress the subject"),
-                ("by_subject", "it suppresses them"),
+                ("by_subject", "the subject suppresses attractors"),
             ):
                 values = [-value for value in _values(result, score, _is_attracted).values()]
                 difference = Difference("minus the mean influence", rounded_mean_cell(values))
