@@ -97,6 +97,19 @@ def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
     assert not any("answers" in note for note in plan.notes)
 
 
+@pytest.mark.parametrize("attribution", ["ig", "meta_attention_game_mutual_proxy"])
+def test_passes_of_a_classifier_are_those_of_a_run_with_its_scores(attribution):
+    (cfg,), (plan,) = planned("experiment=faithfulness", f"attribution={attribution}", "scale=tiny", "limit=2")
+    job, rows = Job.build(cfg), []
+    job.model.net.register_forward_pre_hook(
+        lambda net, given, named: rows.append(len(named["inputs_embeds"])), with_kwargs=True
+    )
+    samples = job.benchmark.samples()[:2]
+    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
+        job.evaluate("", sample, inputs, lambda done, total: None)
+    assert plan.count.passes["forward"] == sum(rows)
+
+
 def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_one_of_a_blank_image(monkeypatch):
     (cfg,), (plan,) = planned(
         "experiment=table4", "model=siglip2_vitb32", "attribution=exclip", "scale=tiny", "limit=2"

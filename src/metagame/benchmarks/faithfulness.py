@@ -61,6 +61,11 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
     def samples(self) -> list[LabelledText | LabelledDigit]:
         return self._samples
 
+    @property
+    def played_bins(self) -> list[float]:
+        """All bins that tables need, in order."""
+        return sorted({*self.bins, *PUBLISHED, KEPT})
+
     def score(
         self,
         sample: LabelledText | LabelledDigit,
@@ -70,7 +75,7 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
         """``comprehensiveness`` and ``sufficiency``, the same by ``published_`` bins, and what else tables need."""
         bound = inputs[WHOLE]
         order = ranking(player_values(explanations[WHOLE]), bound.players)
-        bins = sorted({*self.bins, *PUBLISHED, KEPT})
+        bins = self.played_bins
         top = np.array([top_players(order, share) for share in bins])
         coalitions = np.concatenate([np.ones((1, len(order)), bool), ~top, top])
         p = bound.probabilities(coalitions).cpu().numpy()

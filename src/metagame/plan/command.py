@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metagame.benchmarks.agreement import Agreement
+from metagame.benchmarks.faithfulness import Faithfulness
 from metagame.benchmarks.prompts import Prompts
 from metagame.contracts import Sample
 from metagame.errors import UserError
@@ -40,6 +41,7 @@ from metagame.plan.passes import (
     TEXT,
     TRANSFORMER,
     Count,
+    count_bins,
     count_curves,
     count_margins,
     count_passes,
@@ -140,6 +142,8 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
         count = count_passes(cfg, methods, samples, facts.get("patches"))
         if isinstance(benchmark, Prompts):
             count += count_curves(cfg, benchmark.samples()[: cfg.limit])
+        if isinstance(benchmark, Faithfulness):
+            count += count_bins(cfg, samples, len(benchmark.played_bins))
         if isinstance(benchmark, Agreement):
             count += count_margins(cfg, benchmark.samples()[: cfg.limit])
         notes += count.notes

@@ -329,6 +329,15 @@ def _count_classified(
     return count
 
 
+def count_bins(cfg: DictConfig, samples: Sequence[Sample], n_bins: int) -> Count:
+    """What comprehensiveness and sufficiency add: the whole input, and two passes for each bin."""
+    count = Count()
+    for _, length in _classified(cfg, samples, count):
+        count.passes[FORWARD] += 1 + 2 * n_bins
+        count.tokens[FORWARD] += (1 + 2 * n_bins) * length
+    return count
+
+
 def _classified(
     cfg: DictConfig, samples: Sequence[Sample], count: Count, n_patches: int | None = None
 ) -> Iterator[tuple[int, int]]:
