@@ -29,9 +29,9 @@ from metagame.jobs.spec import configs_folder, register
 
 log = logging.getLogger("metagame.cli")
 
-USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment, as python run.py does
+USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment (the same as python run.py)
        metagame report [EXPERIMENTS]   render tables, figures and the page from the records, without a model
-       metagame diff FIRST SECOND [--page FOLDER]    what changed from one run of an experiment to another
+       metagame diff FIRST SECOND [--page FOLDER]    show what changed from one run of an experiment to another
        metagame plan OVERRIDES         estimate the cost of jobs and list what is missing, without loading weights
        metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    download what experiments need at paper scale"""
 
@@ -114,7 +114,7 @@ def _own_configs(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("--config-dir", "-cd", type=Path)
     folder = parser.parse_known_args(list(arguments))[0].config_dir
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--config-dir {folder} is not a folder: give the one with your choices, as model/NAME.yaml.")
+        raise UserError(f"--config-dir {folder} is not a folder: give one with your choices, such as model/NAME.yaml.")
     return [] if folder is None else [folder]
 
 

@@ -86,14 +86,14 @@ def explain(
             such a model; or an argument would change nothing.
     """
     if text is not None and (not isinstance(text, str) or not text.strip()):
-        raise UserError(f"text={text!r}: give one text; of several, call explain() for each with one load_model().")
+        raise UserError(f"text={text!r}: give one text; for several, use load_model() once and explain() for each.")
     question = Question(text, None if image is None else _opened(image), tuple(concepts), tuple(background))
     bound = _bound(model, question, settings)
     chosen, label = _method(method, bound)
     played = _played(chosen, label, estimator, budget, order, index, seed)
     explanation = played.explain(bound, progress)
     if explanation.meta is None:
-        raise UserError(f"{type(chosen).__name__} has no values of pairs, and no metagame: choose another method.")
+        raise UserError(f"{type(chosen).__name__} has no metagame and no values for pairs: choose another method.")
     picture = bound.picture
     if picture is None and question.image is not None and explanation.meta.grid is not None:
         picture = np.asarray(question.image)
@@ -194,7 +194,7 @@ def _bound(model: Any, question: Question, settings: dict[str, Any]) -> BoundInp
     if isinstance(model, BoundInput):
         question.require("an input that is bound to its model", ())
         if settings:
-            raise UserError(f"{', '.join(settings)} would change nothing: the input is bound already, leave it out.")
+            raise UserError(f"{', '.join(settings)} would change nothing, as the input is already bound: leave it out.")
         return model
     if not question.given():
         raise UserError(
@@ -222,7 +222,9 @@ def _sample(adapter: Model, question: Question) -> Any:
         needed = ["concepts", "image" if question.text is None else "text"]
         question.require("FLUX", needed, ["text", "image", "background"])
         return _concept_sample(adapter, question)
-    raise UserError(f"{type(adapter).__name__} takes samples of its own: bind one, and give explain() what it returns.")
+    raise UserError(
+        f"{type(adapter).__name__} takes its own kind of samples: bind one, and pass the bound input to explain()."
+    )
 
 
 def _concept_sample(adapter: Any, question: Question) -> ConceptSample:

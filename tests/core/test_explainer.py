@@ -165,7 +165,7 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
     ("model", "arguments", "message"),
     [
         ("language_model", {}, "nothing to explain: give text= to a language model, text= or image= to a"),
-        ("language_model", {"text": " "}, "text=' ': give one text; of several, call explain"),
+        ("language_model", {"text": " "}, "text=' ': give one text; for several, use load_model"),
         (
             "language_model",
             {"text": PROMPT, "image": PICTURE},
@@ -189,7 +189,7 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
         ("painter", {"concepts": ["one"]}, "FLUX is explained with concepts= and image=: give image="),
         ("painter", {"text": "one"}, "FLUX is explained with concepts= and text=: give concepts="),
         ("function", {"text": PROMPT}, "bound to its model is explained with nothing else: leave out text="),
-        ("function", {"device": "cpu"}, "device would change nothing: the input is bound already"),
+        ("function", {"device": "cpu"}, "device would change nothing, as the input is already bound"),
         ("function", {"method": "sv", "seed": 1, "budget": 2}, "budget=2 is too small"),
     ],
 )

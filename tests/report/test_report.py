@@ -225,7 +225,7 @@ def test_another_function_has_no_published_counterpart_and_no_place_beside_the_p
     table = separation_table([result], "tiny")
     assert table.published == [{}]
     assert "matches" not in column_keys(table)
-    with pytest.raises(UserError, match=r"one function, these jobs have 2: run one benchmark\.function"):
+    with pytest.raises(UserError, match=r"one function, but these jobs have 2: give one benchmark\.function"):
         separation_table([result, job_result(derived(META_SV))], "tiny")
 
 

@@ -101,11 +101,11 @@ def test_a_file_comes_whole(served, tmp_path, case):
 REFUSED = {
     "absent": ({"status": 404}, SIZE, r"is not the file \(status 404\): get it, and put it at .*file\.bin\.$"),
     "a web page": ({"headers": {"Content-Type": "text/html"}}, SIZE, r"is not the file \(status 200\)"),
-    "longer": ({"content": CONTENT + b"more"}, SIZE, f"announces {SIZE + 4} bytes in place of {SIZE}: get it"),
-    "shorter": ({"content": CONTENT[1:]}, SIZE, f"announces {SIZE - 1} bytes in place of {SIZE}: get it"),
+    "longer": ({"content": CONTENT + b"more"}, SIZE, f"announces {SIZE + 4} bytes instead of {SIZE}: get it"),
+    "shorter": ({"content": CONTENT[1:]}, SIZE, f"announces {SIZE - 1} bytes instead of {SIZE}: get it"),
     "other content": ({"content": CONTENT[::-1]}, SIZE, "checksum mismatch; the download was discarded: fetch"),
     "longer than told": ({"announces": -10}, None, "checksum mismatch; the download was discarded: fetch"),
-    "of no known length": ({"tells_length": False}, None, "announces no bytes in place of some: get it elsewhere"),
+    "of no known length": ({"tells_length": False}, None, "announces no bytes instead of some: get it elsewhere"),
 }
 
 

@@ -63,7 +63,7 @@ def _attempt(url: str, part: Path, version: Path, size: int | None) -> None:
         start = start if status == 206 else 0
         total = size if announced is None else start + announced
         if total is None or size not in (None, total):
-            raise UserError(f"{url} announces {total or 'no'} bytes in place of {size or 'some'}: get it elsewhere.")
+            raise UserError(f"{url} announces {total or 'no'} bytes instead of {size or 'some'}: get it elsewhere.")
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None)
         with bar, part.open("ab" if start else "wb") as file:
             version.write_text(response.headers.get("ETag") or response.headers.get("Last-Modified", ""))

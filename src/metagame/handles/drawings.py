@@ -38,12 +38,12 @@ def draw(phi: MetaAttributions, axes: Axes | None, kind: str | None, top: int, l
         raise UserError(f"kind={kind!r} is unknown: choose one of {', '.join(kinds)}.")
     if phi.order != 1 or phi.values.dtype == object:
         what = "formulas" if phi.order == 1 else f"values of order {phi.order}"
-        raise UserError(f"plot() draws numbers of order 1, and these are {what}: print them, or use top_pairs().")
+        raise UserError(f"plot() draws numbers of order 1, but these are {what}: print them, or use top_pairs().")
     if top < 1:
         raise UserError(f"top={top} must be a positive integer.")
     chosen = kind or ("matrix" if phi.grid is None else "maps")
     if chosen == "maps" and phi.grid is None:
-        raise UserError("kind='maps' draws patches of an image, and these targets are none: choose matrix or arrows.")
+        raise UserError("kind='maps' needs targets that are patches of an image: choose matrix or arrows.")
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
     kinds[chosen](phi, axes, top, limit or float(np.abs(phi.values).max()) or 1.0)
@@ -105,7 +105,7 @@ def _draw_edges(phi: MetaAttributions, axes: Axes, top: int, limit: float) -> No
     """Lines from each player to its patches of largest size."""
     maps = _maps(phi)
     if len(maps) != 1:
-        raise UserError(f"kind='arrows' draws one map, and there are {len(maps)}: choose kind='maps'.")
+        raise UserError(f"kind='arrows' draws one map, but there are {len(maps)}: choose kind='maps'.")
     strongest = np.argsort(-np.abs(phi.values), axis=0, kind="stable")[top:]
     shown = phi.values.copy()
     np.put_along_axis(shown, strongest, 0, axis=0)

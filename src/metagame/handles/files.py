@@ -21,7 +21,7 @@ ARRAYS = ("values", "first_order", "empty", "standard_error", "picture")
 def save(phi: MetaAttributions, path: str | Path) -> None:
     """See :meth:`metagame.meta.MetaAttributions.save`."""
     if phi.values.dtype == object:
-        raise UserError("these values are formulas, which no array file holds: save str(phi.values) instead.")
+        raise UserError("these values are formulas, which cannot be saved as arrays: save str(phi.values) instead.")
     named = vars(phi)
     about = {name: value for name, value in named.items() if name not in ARRAYS}
     arrays = {name: named[name] for name in ARRAYS if named[name] is not None}
@@ -49,7 +49,9 @@ def load(path: str | Path) -> MetaAttributions:
     except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(f"{path} is damaged, or was not written by MetaAttributions.save: save it again.") from error
     if version != VERSION:
-        raise UserError(f"{path} has version {version}, this is version {VERSION}: load it with the metagame it is of.")
+        raise UserError(
+            f"{path} has version {version}, this is version {VERSION}: load it with the release that saved it."
+        )
     about = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
     if not set(about) | set(arrays) <= {each.name for each in fields(MetaAttributions)} or "values" not in arrays:
         raise UserError(f"{path} is damaged, or was not written by MetaAttributions.save: save it again.")

@@ -70,7 +70,7 @@ def top_pairs(phi: MetaAttributions, k: int) -> list[Pair]:
     if not isinstance(k, Integral) or k < 1:
         raise UserError(f"k={k!r} must be a positive integer.")
     if phi.values.dtype == object:
-        raise UserError("these values are formulas, which have no order: substitute numbers first.")
+        raise UserError("these values are formulas, which cannot be ranked: substitute numbers first.")
     entries = indices.sets_of_entries(phi.values.shape[1], phi.order)
     places = tuple(np.array(entries).T)
     values = phi.values[:, *places]

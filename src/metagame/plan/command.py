@@ -104,7 +104,7 @@ def _rate(given: Sequence[str]) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise UserError(f"plan.tflops={given[-1]}: give a positive number of 10^12 FLOPs a second.")
+        raise UserError(f"plan.tflops={given[-1]}: give a positive number of 10^12 FLOPs per second.")
     return rate
 
 

@@ -95,7 +95,7 @@ def count_passes(
         return _count_images(n_patches or _patches(cfg), methods, images)
     if len(concepts) == len(samples):
         return _count_concepts(cfg, methods, concepts)
-    raise UserError(f"model={cfg.model.name} cannot be counted: nothing is known of the passes through it.")
+    raise UserError(f"model={cfg.model.name} cannot be counted: it is not known how passes through it are counted.")
 
 
 # which coalitions a method asks for, of an input with n players
@@ -350,7 +350,7 @@ def _classified(
     if len(texts) < len(samples):
         n = n_patches or _patches(cfg)
         if n is None:
-            raise UserError(f"model={cfg.model.name} cannot be counted: its config is not here.")
+            raise UserError(f"model={cfg.model.name} cannot be counted: its config was not found.")
         yield from ((n, n + 1) for _ in samples)
         return
     tokenizer = _tokenizer(cfg)

@@ -21,7 +21,7 @@ class NoScenes(Scenes):
     """Grids without images."""
 
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
-        raise UserError("this grid stands for one that is not here: fetch the data.")
+        raise UserError("this grid is a placeholder for one that is missing: fetch the data.")
 
     def files(self, game: str, labels: Sequence[int], k: int) -> Sequence[Path]:
         return ()

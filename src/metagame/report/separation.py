@@ -21,7 +21,9 @@ def separation_table(results: list[JobResult], scale: str) -> Table:
     paper = published("table1")
     functions = {Polynomial.parse(result.config.benchmark.function) for result in results}
     if len(functions) > 1:
-        raise UserError(f"Table 1 is about one function, these jobs have {len(functions)}: run one benchmark.function.")
+        raise UserError(
+            f"Table 1 shows one function, but these jobs have {len(functions)}: give one benchmark.function."
+        )
     (function,) = functions
     is_papers = function == Polynomial.parse(paper["function"])
     abbreviations = paper["abbreviations"] if is_papers else {}
