@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image, ImageOps
 
+from metagame.attributions.attention_games import ProxyAttentionGame
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
 from metagame.attributions.method import FirstOrder
 from metagame.bridges.black_box import BlackBox
@@ -87,10 +88,15 @@ def explain(
     """
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise UserError(f"text={text!r}: give one text; for several, use load_model() once and explain() for each.")
+    for name, value in {"concepts": concepts, "background": background}.items():
+        if isinstance(value, str):
+            raise UserError(f"{name}={value!r} is one text: give a list, such as [{value!r}].")
     question = Question(text, None if image is None else _opened(image), tuple(concepts), tuple(background))
     bound = _bound(model, question, settings)
     chosen, label = _method(method, bound)
     played = _played(chosen, label, estimator, budget, order, index, seed)
+    if isinstance(chosen, FirstOrder):
+        _check_order(order, len(bound.players) - chosen.endogenous)
     explanation = played.explain(bound, progress)
     if explanation.meta is None:
         raise UserError(f"{type(chosen).__name__} has no metagame and no values for pairs: choose another method.")
@@ -115,14 +121,24 @@ def _played(
     Raises:
         UserError: the settings of a metagame would change nothing.
     """
-    if isinstance(method, FirstOrder):
-        return method.metagame(ConfiguredEstimator(estimator or ESTIMATOR, budget, seed), order, index)
-    if (estimator, budget, order, index) != (None, None, 1, None):
+    if isinstance(method, FirstOrder) and not isinstance(method, ProxyAttentionGame):
+        settings = ConfiguredEstimator(ESTIMATOR if estimator is None else estimator, budget, seed)
+        return method.metagame(settings, order, index)
+    if (estimator, budget, order, index, seed) != (None, None, 1, None, 0):
         raise UserError(
-            f"method {label} has values of pairs without playing a metagame: leave out estimator, budget, order and"
-            " index."
+            f"method {label} has values of pairs without playing a metagame: leave out estimator, budget, order, index"
+            " and seed."
         )
+    if isinstance(method, ProxyAttentionGame):
+        return method.metagame()
     return MetaConceptAttention(method.mean_first, directional=True) if isinstance(method, ConceptAttention) else method
+
+
+def _check_order(order: int, n_playing: int) -> None:
+    if order > max(n_playing, 1):
+        raise UserError(
+            f"order={order} is above the number of players on a target of this input, {n_playing}: choose a lower one."
+        )
 
 
 @dataclass(frozen=True)
@@ -248,6 +264,8 @@ def _opened(image: Picture) -> Image.Image:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"image is {image.dtype} of shape {image.shape}: give uint8 of shape (H, W, 3).")
         image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"image is a {type(image).__name__}: give a path, an image of Pillow or an array.")
     return to_rgb(ImageOps.exif_transpose(image), "image")
 
 
@@ -257,11 +275,13 @@ def _method(method: str | Method | None, bound: BoundInput) -> tuple[Method, str
     Raises:
         UserError: it is unknown, or does not.
     """
+    if isinstance(method, type):
+        raise UserError(f"method is the class {method.__name__}: give one of its instances.")
     if isinstance(method, Method):
         if not isinstance(bound, method.input_type):
             raise UserError(f"{type(method).__name__} does not explain {_kind(bound)}: {_choose(bound)}.")
         return method, type(method).__name__
-    name = method or _default(bound)
+    name = _default(bound) if method is None else method
     classes = {each: _class_of(each) for each in _shipped()}
     if name not in classes:
         raise UserError(f"method={method!r} is unknown: {_choose(bound)}.")

@@ -152,7 +152,7 @@ class MetaAttributions:
         return to_xarray(self)
 
     def plot(
-        self, axes: Axes | None = None, kind: str | None = None, *, top: int = 10, limit: float | None = None
+        self, axes: Axes | None = None, kind: str | None = None, *, top: int | None = None, limit: float | None = None
     ) -> Axes:
         """Draw the values of order 1, and return the Axes.
 
@@ -160,12 +160,13 @@ class MetaAttributions:
             axes: of matplotlib, to draw on; None: of a new figure.
             kind: ``matrix``; ``arrows`` from players to targets, the strongest ones; or ``maps``, a heat map of the
                 image's patches for each player. None: ``maps`` where the targets are patches, else ``matrix``.
-            top: how many arrows, or of an image how many patches for each player.
+            top: of ``arrows``: how many, or of an image how many patches for each player; None: 10.
             limit: the size of a value at which the scale ends, so that several drawings can be compared; None: the
                 largest one.
 
         Raises:
-            UserError: matplotlib is not installed, the kind is unknown, or the values are not of such a kind.
+            UserError: matplotlib is not installed, the kind is unknown, the values are not of such a kind, or
+                ``top`` or ``limit`` is off, or would change nothing.
         """
         from metagame.handles.drawings import draw
 

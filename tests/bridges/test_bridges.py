@@ -10,6 +10,7 @@ from captum.attr import (
     IntegratedGradients,
     LayerGradCam,
     LayerIntegratedGradients,
+    NoiseTunnel,
     Saliency,
     ShapleyValues,
 )
@@ -93,6 +94,12 @@ def test_a_method_of_captum_has_the_baseline_that_masks(net, points):
     assert close(game(coalitions).sum(1), gained, 1e-8)
 
 
+def test_a_method_that_is_wrapped_has_the_baseline_that_masks_too(net, points):
+    method = IntegratedGradients(net)
+    found = of_captum(NoiseTunnel(method), *points, target=0, nt_samples=2, stdevs=0.0)(all_coalitions(N))
+    assert close(found, of_captum(method, *points, target=0)(all_coalitions(N)))
+
+
 @pytest.mark.parametrize("method", [FeatureAblation, ShapleyValues, InputXGradient])
 def test_elements_may_share_a_player(method, net, points):
     x, _ = points
@@ -154,6 +161,7 @@ def test_token_ids_are_masked_before_their_embeddings_are_attributed():
         ({"inputs": torch.zeros(2, N)}, "inputs has batches of 2: give a batch of one"),
         ({"baselines": torch.zeros(3)}, "baselines does not fit the inputs"),
         ({"feature_mask": torch.tensor([[0, 2, 2, 2]])}, r"feature_mask has the numbers \[0, 2\]: number the players"),
+        ({"feature_mask": torch.tensor([[0, 0.5, 1, 1]])}, r"feature_mask has the numbers \[0.0, 0.5, 1.0\]"),
         ({"players": ["a"]}, "players has 1 names for 4 players"),
     ],
 )
@@ -233,6 +241,42 @@ def test_of_a_classifier_the_predicted_class_is_explained(table):
     machine = SVC().fit(rows, classes)
     by_function = of_estimator(machine, rows[0], rows[:3], predict=machine.decision_function)
     assert close(by_function.values(np.ones((1, N), bool)), machine.decision_function(rows[:1]))
+
+
+FRAME = pd.DataFrame({"size": [1, 2], "color": pd.Categorical(["red", "blue"])})
+
+
+@pytest.mark.parametrize(
+    ("x", "background", "settings", "message"),
+    [
+        ([0.5, 1.0], np.array([[1, 2]]), {}, "x has 0.5 where background's type makes it 0: give both the same type"),
+        ([np.nan, 1.0], np.array([[1, 2]]), {}, "x does not have the types of background"),
+        (["long", "b"], np.array([["a", "b"]]), {}, "x has 'long' where background's type makes it 'l'"),
+        ([0.5, "red"], FRAME, {}, "x has 0.5 where"),
+        ([1, "green"], FRAME, {}, "x has 'green' where background's type makes it nan"),
+        (
+            FRAME.iloc[0][["color", "size"]],
+            FRAME,
+            {},
+            r"x has the columns \['color', 'size'\], background \['size', 'co",
+        ),
+        ([1, 2], np.array([[1, 2]]), {"names": ["both"]}, "names has 1 names for 2 features"),
+        ([1, 2], np.array([[1, 2]]), {"output": 1}, "output=1 would change nothing beside predict="),
+    ],
+)
+def test_rows_that_the_background_would_change_are_refused(x, background, settings, message):
+    with pytest.raises(UserError, match=message):
+        of_estimator(LinearRegression(), x, background, predict=len, **settings)
+
+
+def test_rows_may_have_missing_values_and_less_precision():
+    values = of_estimator(LinearRegression(), [0.1, np.nan], np.ones((1, 2), "f4"), predict=lambda rows: rows[:, 0])
+    assert close(values.values(np.ones((1, 2), bool)), [np.float32(0.1)])
+
+
+def test_names_are_as_many_as_the_players_of_a_masker():
+    with pytest.raises(UserError, match="names has 1 names for 4 players of the masker"):
+        of_masker(lambda rows: rows.sum(1), Masker(np.zeros((2, N))), np.ones(N), names=["all"])
 
 
 TEXT = "the service was never rude"

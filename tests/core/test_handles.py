@@ -235,6 +235,8 @@ def test_drawings_with_one_limit_can_be_compared():
         (formulas, lambda phi: phi.save("x"), "formulas, which cannot be saved as arrays"),
         (words, lambda phi: phi.top_pairs(0), "k=0 must be a positive integer"),
         (words, lambda phi: phi.plot(top=0), "top=0 must be a positive integer"),
+        (words, lambda phi: phi.plot(top=3), "top=3 would change nothing in kind='matrix'"),
+        (words, lambda phi: phi.plot(limit=0), "limit=0 must be a positive number"),
         (words, lambda phi: phi.save("/nowhere/phi.npz"), "phi.npz cannot be written"),
     ],
 )

@@ -18,6 +18,7 @@ from metagame.attributions.attention_games import (
 )
 from metagame.attributions.gradients import GradientInput
 from metagame.attributions.shapley import restricted_shapley
+from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import AttributionGame, all_coalitions
 from metagame.meta import meta_attributions
 from tests.conftest import close, smooth_model
@@ -96,6 +97,8 @@ def test_what_has_no_attention_weights_or_no_closed_form_is_refused():
         AttentionGame("mean")
     with refused("closed forms of attention games have order 1 only"):
         ProxyAttentionGame("cls").metagame(order=2)
+    with refused("the metagame of ProxyAttentionGame is computed in closed form: leave estimator=exact"):
+        ProxyAttentionGame("cls").metagame(ConfiguredEstimator("permutation"))
     with refused("computes attention by 'sdpa', which keeps no weights: set model.attention=eager"):
         AttentionGame().explain(bound_of(adapter(build_net("gemma3", attn_implementation="sdpa"))))
     assert not isinstance(smooth_model(3), AttentionGame.input_type)

@@ -133,6 +133,10 @@ def test_the_label_that_is_explained_can_be_chosen_by_name_or_number():
         text_classifier(explained_label="worse")
     with refused(r"model.explained_label=3 is unknown"):
         image_classifier(explained_label=3)
+    twice = text_net(id2label={0: "bad", 1: "good", 2: "good"})
+    with refused("explained_label='good' names several labels of this model: give the number of one"):
+        text_classifier(net=twice, explained_label="good")
+    assert bound_text(net=twice, explained_label=1).label == 1
 
 
 def test_a_classifier_of_one_label_is_refused():

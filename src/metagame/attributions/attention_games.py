@@ -240,8 +240,9 @@ class ProxyAttentionGame(AttentionGame):
         """In closed form, without an estimator.
 
         Raises:
-            UserError: an order above 1, or an index.
+            UserError: an estimator other than ``exact``, a budget, an order above 1, or an index.
         """
+        estimator.require_closed_form(type(self).__name__)
         if order != 1 or index is not None:
             raise UserError(
                 "the closed forms of attention games have order 1 only: leave out attribution.order and index."

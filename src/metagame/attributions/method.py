@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from numbers import Integral
 from typing import ClassVar, Generic
 
 from metagame.contracts import Explanation, InputT, Method
@@ -44,8 +45,8 @@ class FirstOrder(Method[InputT], ABC, Generic[InputT]):
         Raises:
             UserError: an order below 1, or an index without an order above it.
         """
-        if order < 1:
-            raise UserError(f"order={order}: metagames have order 1 or more.")
+        if not isinstance(order, Integral) or order < 1:
+            raise UserError(f"order={order!r}: metagames have order 1 or more, an integer.")
         if index is not None and index not in INDICES:
             raise UserError(f"index={index} is unknown: choose one of {', '.join(INDICES)}.")
         if order == 1 and index is not None:

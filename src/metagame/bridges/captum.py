@@ -115,13 +115,13 @@ def _masks(rows: tuple[Tensor, ...], feature_mask: Tensors | None) -> tuple[Int[
             torch.arange(int(end) - row.numel(), int(end), device=row.device).reshape(row.shape)
             for row, end in zip(rows, ends, strict=True)
         )
-    masks = tuple(mask.long() for mask in _of_each(feature_mask, rows, "feature_mask"))
+    masks = _of_each(feature_mask, rows, "feature_mask")
     found = torch.cat([mask.flatten() for mask in masks]).unique()
-    if not torch.equal(found.cpu(), torch.arange(len(found))):
+    if found.cpu().tolist() != list(range(len(found))):
         raise GameError(
             f"feature_mask has the numbers {found.tolist()[:10]}: number the players from 0, without a gap."
         )
-    return masks
+    return tuple(mask.long() for mask in masks)
 
 
 def _of_each(values: float | Tensors, rows: tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
@@ -136,11 +136,22 @@ def _of_each(values: float | Tensors, rows: tuple[Tensor, ...], name: str) -> tu
         raise GameError(f"{name} does not fit the inputs: give one that broadcasts to each of them.") from error
 
 
+def _parameters(attribution: Any) -> set[str]:
+    """What the method takes, and what one that it wraps does, as by captum's NoiseTunnel."""
+    own = inspect.signature(attribution.attribute).parameters
+    if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in own.values()):
+        return set(own)
+    try:
+        return set(own) | _parameters(attribution.attribution_method)
+    except AttributeError:
+        return set(own)
+
+
 def _own_arguments(
     attribution: Any, inputs: Tensors, baselines: tuple[Tensor, ...], masks: tuple[Tensor, ...]
 ) -> dict[str, Any]:
     """Of the baselines and the mask those that the method takes itself."""
-    taken = inspect.signature(attribution.attribute).parameters
+    taken = _parameters(attribution)
     own = {"baselines": baselines, "feature_mask": masks}
     several = isinstance(inputs, tuple)
     return {name: value if several else value[0] for name, value in own.items() if name in taken}

@@ -24,9 +24,10 @@ def of_masker(model: Callable[..., Any], masker: Any, x: Any, names: Sequence[st
         names: of the n players; None: x1, x2, ..., as many as the ``shape`` of the masker says.
 
     Raises:
-        UserError: there are no names and the masker has no ``shape``; later, the model returns another shape.
+        UserError: there are no names and the masker has no ``shape``, or names are not as many; later, the model
+            returns another shape.
     """
-    known = _names(masker, x) if names is None else tuple(names)
+    known = _names(masker, x) if names is None else _as_many(tuple(names), masker, x)
 
     def values(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
         return np.array([_mean_output(model, masker(present, x)) for present in coalitions])
@@ -41,6 +42,17 @@ def _mean_output(model: Callable[..., Any], masked: Any) -> float:
             f"the model returned shape {found.shape}: return one number for each row, such as output[:, 0]."
         )
     return float(found.mean())
+
+
+def _as_many(names: tuple[str, ...], masker: Any, x: Any) -> tuple[str, ...]:
+    """The names, as many as the masker's players where it says how many there are."""
+    try:
+        expected = len(_names(masker, x))
+    except UserError:
+        return names
+    if len(names) != expected:
+        raise UserError(f"names has {len(names)} names for {expected} players of the masker: give one for each.")
+    return names
 
 
 def _names(masker: Any, x: Any) -> tuple[str, ...]:

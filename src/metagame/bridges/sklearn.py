@@ -40,7 +40,8 @@ def of_estimator(
             such as ``lambda rows: svm.decision_function(rows)``.
 
     Raises:
-        UserError: shapes do not fit each other, or the estimator has no such output.
+        UserError: shapes, names, columns or types of x and background do not fit each other, ``output`` is given beside
+            ``predict``, or the estimator has no such output.
     """
     row, rows = np.asarray(x, dtype=object).reshape(-1), np.asarray(background, dtype=object)
     if rows.ndim != 2 or not len(rows) or row.shape != rows.shape[1:]:
@@ -48,7 +49,12 @@ def of_estimator(
             f"x has {len(row)} features, background shape {rows.shape}: give rows (m, n) with as many columns, one at"
             " least."
         )
+    if names is not None and len(names) != len(row):
+        raise UserError(f"names has {len(names)} names for {len(row)} features: give one for each.")
+    if predict is not None and output is not None:
+        raise UserError(f"output={output!r} would change nothing beside predict=: leave one of them out.")
     frame = background if isinstance(background, pandas.DataFrame) else None
+    _check_columns(x, frame)
     own = [f"x{number}" for number in range(1, len(row) + 1)] if frame is None else list(map(str, frame.columns))
 
     def table(values: np.ndarray) -> Any:
@@ -56,6 +62,7 @@ def of_estimator(
             return values.astype(np.asarray(background).dtype)
         return pandas.DataFrame(values, columns=frame.columns).astype(frame.dtypes)
 
+    _check_types(row, lambda: table(row[None]))
     answer, of_rows = _output(estimator, output, table(row[None])) if predict is None else ("", predict)
 
     def values(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
@@ -66,6 +73,32 @@ def of_estimator(
         return found.reshape(len(coalitions), len(rows)).mean(1)
 
     return black_box(values, own if names is None else names, max(1, ROWS // len(rows)), answer=answer)
+
+
+def _check_columns(x: Any, frame: pandas.DataFrame | None) -> None:
+    """Refuse a row whose names are not those of the background in its order: values go by their place."""
+    named = x.columns if isinstance(x, pandas.DataFrame) else x.index if isinstance(x, pandas.Series) else None
+    if frame is not None and named is not None and list(named) != list(frame.columns):
+        raise UserError(
+            f"x has the columns {list(named)[:10]}, background {list(frame.columns)[:10]}: give both in one order, such"
+            " as x[background.columns]."
+        )
+
+
+def _check_types(row: np.ndarray, table: Callable[[], Any]) -> None:
+    """Refuse a row that the background's types would change, as integers do a fraction."""
+    try:
+        held = np.asarray(table(), dtype=object).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"x does not have the types of background ({error}): give both the same.") from error
+    for given, kept in zip(row, held, strict=True):
+        missing = bool(pandas.isna(kept))
+        rounded = isinstance(kept, float | np.floating)  # to the precision of the background
+        if missing != bool(pandas.isna(given)) or not (missing or rounded or given == kept):
+            raise UserError(
+                f"x has {given!r} where background's type makes it {kept!r}: give both the same type, such as"
+                " background.astype(float)."
+            )
 
 
 def _output(estimator: Any, output: Any, x: Any) -> tuple[str, Callable[[Any], Any]]:

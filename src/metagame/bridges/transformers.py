@@ -36,7 +36,8 @@ def of_pipeline(
         batch_size: inputs that the model is given at once.
 
     Raises:
-        UserError: the pipeline is of another task, the content is none for it, or the label is unknown.
+        UserError: the pipeline is of another task, the content is none for it, or the label is unknown,
+            or labels share a name.
     """
     if isinstance(pipeline, TextClassificationPipeline):
         if not isinstance(content, str) or not content.strip():
@@ -86,7 +87,9 @@ def _of_image(pipeline: Any, image: Image.Image, label: str | None, grid: tuple[
 
 
 def _label(pipeline: Any, content: str | Image.Image, label: str | None) -> str:
-    known = list(pipeline.model.config.label2id)
+    known = [str(name) for name in pipeline.model.config.id2label.values()]
+    if len(set(known)) < len(known):
+        raise UserError("several labels of this pipeline have the same name: rename them in model.config.id2label.")
     if label is not None:
         if label not in known:
             raise UserError(f"label={label!r} is unknown to this pipeline: choose one of {', '.join(known[:10])}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from numbers import Integral
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ PIXELS = 24
 """Of a patch, where there is no picture."""
 
 
-def draw(phi: MetaAttributions, axes: Axes | None, kind: str | None, top: int, limit: float | None) -> Axes:
+def draw(phi: MetaAttributions, axes: Axes | None, kind: str | None, top: int | None, limit: float | None) -> Axes:
     """See :meth:`metagame.meta.MetaAttributions.plot`."""
     kinds = {"matrix": _draw_matrix, "arrows": _draw_arrows, "maps": _draw_maps}
     if kind is not None and kind not in kinds:
@@ -39,14 +40,18 @@ def draw(phi: MetaAttributions, axes: Axes | None, kind: str | None, top: int, l
     if phi.order != 1 or phi.values.dtype == object:
         what = "formulas" if phi.order == 1 else f"values of order {phi.order}"
         raise UserError(f"plot() draws numbers of order 1, but these are {what}: print them, or use top_pairs().")
-    if top < 1:
-        raise UserError(f"top={top} must be a positive integer.")
+    if top is not None and (not isinstance(top, Integral) or top < 1):
+        raise UserError(f"top={top!r} must be a positive integer.")
+    if limit is not None and not 0 < limit < np.inf:
+        raise UserError(f"limit={limit} must be a positive number, or None for the largest value.")
     chosen = kind or ("matrix" if phi.grid is None else "maps")
     if chosen == "maps" and phi.grid is None:
         raise UserError("kind='maps' needs targets that are patches of an image: choose matrix or arrows.")
+    if top is not None and chosen != "arrows":
+        raise UserError(f"top={top} would change nothing in kind={chosen!r}: leave it out, or choose kind='arrows'.")
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
-    kinds[chosen](phi, axes, top, limit or float(np.abs(phi.values).max()) or 1.0)
+    kinds[chosen](phi, axes, top or 10, float(np.abs(phi.values).max()) or 1.0 if limit is None else limit)
     axes.set_title(": ".join(filter(None, [phi.method or "meta-attributions", shorten(phi.output, 60)])))
     return axes
 

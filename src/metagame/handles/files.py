@@ -15,6 +15,8 @@ from metagame.meta import MetaAttributions
 
 VERSION = 1
 ABOUT = "about"
+DAMAGES = (OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, NotImplementedError, BadZipFile)
+"""What reading a damaged file raises."""
 ARRAYS = ("values", "first_order", "empty", "standard_error", "picture")
 
 
@@ -46,7 +48,7 @@ def load(path: str | Path) -> MetaAttributions:
         version = about.pop("version")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: give the path of a file that MetaAttributions.save wrote.") from error
-    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, BadZipFile) as error:
+    except DAMAGES as error:
         raise UserError(f"{path} is damaged, or was not written by MetaAttributions.save: save it again.") from error
     if version != VERSION:
         raise UserError(

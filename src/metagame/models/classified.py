@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -122,14 +123,16 @@ def label_number(label: int | str | None, names: tuple[str, ...]) -> int | None:
     """The number of the label with this name or number; None: the predicted one of each input.
 
     Raises:
-        UserError: there is no such label.
+        UserError: there is no such label, or several have this name.
     """
     if label is None:
         return None
     known = {name: number for number, name in enumerate(names)} | {number: number for number in range(len(names))}
-    if isinstance(label, bool) or label not in known:
+    if isinstance(label, bool) or not isinstance(label, Integral | str) or label not in known:
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise UserError(
             f"model.explained_label={label!r} is unknown: give a number from 0 to {len(names) - 1}, or one of {shown}."
         )
+    if names.count(str(label)) > 1 and isinstance(label, str):
+        raise UserError(f"model.explained_label={label!r} names several labels of this model: give the number of one.")
     return known[label]
