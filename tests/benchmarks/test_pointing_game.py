@@ -396,7 +396,7 @@ def test_a_grid_that_cannot_be_decoded_fails_alone_and_the_table_names_it(played
     table = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
     assert f"Meta-Grad-ECLIP: sample {SAMPLES[1]} failed: {error}" in table["notes"]
     assert "Only the first 3 samples (limit=3)." in table["notes"]
-    assert [claim["holds"] for claim in table["claims"]] == [None, None]
+    assert table["claims"] == []  # with one method there is nothing to compare
 
 
 class Together(Plain):
