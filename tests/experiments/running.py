@@ -15,8 +15,9 @@ from metagame.jobs.spec import is_left_out
 from tests.tiny.jobs import ROOT
 
 CONFIGS = ROOT / "configs"
-N_SAMPLES = {"figure7": 8}
-"""Of an experiment whose figure shows none of the first four."""
+PLAYED_BY_AUTO = ("distant_pairs", "figure3", "figure10", "figure11", "figure12", "pair_deletion")
+N_SAMPLES = {"figure7": 8} | dict.fromkeys(PLAYED_BY_AUTO, 2)
+"""Of experiments whose figure shows none of the first four, or whose metagames take seconds each."""
 
 
 def experiments(prefix: str) -> list[str]:

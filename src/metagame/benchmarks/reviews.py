@@ -117,12 +117,10 @@ class Review:
 
 def clause_moebius(clause: Clause, pair: tuple[int, int]) -> int:
     """What two words say together, beyond what each says alone."""
-
-    def value(*places: int) -> int:
-        return clause.value([place in places for place in range(len(clause.words))])
-
     first, second = pair
-    return value(first, second) - value(first) - value(second) + value()
+    sets = {1: (pair, ()), -1: ((first,), (second,))}
+    places = range(len(clause.words))
+    return sum(sign * clause.value([place in chosen for place in places]) for sign in sets for chosen in sets[sign])
 
 
 def draw_clause(rng: np.random.Generator) -> Clause:
