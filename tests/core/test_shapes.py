@@ -165,7 +165,7 @@ def three_dimensional_coco_mask(monkeypatch):
 
 
 def a_pipeline():
-    config = SimpleNamespace(label2id={"label": 0})
+    config = SimpleNamespace(label2id={"label": 0}, id2label={0: "label"})
     return SimpleNamespace(tokenizer=SimpleNamespace(mask_token="_"), model=SimpleNamespace(config=config))
 
 

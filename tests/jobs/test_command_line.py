@@ -102,7 +102,7 @@ REFUSED = {
     ),
     "too many players for exact": Refused(
         (*META_SV, "estimator.max_players=2"),
-        "n_players=3 is too many for estimator='exact' (2^3 coalitions, max_players=2): use estimator='permuta", False,
+        "n_players=3 is too many for estimator='exact' (2^3 coalitions, max_players=2): use estimator='auto',", False,
     ),
     "an unknown value": Refused(("attribution=svv",), "Could not find 'attribution/svv'", False),
     "an unknown value of a sweep": Refused(

@@ -26,7 +26,6 @@ from tests.tiny.language import (
     build,
     build_net,
     greedy,
-    masked_ids,
     near,
     own_mean_logit,
     randomise,
@@ -47,7 +46,7 @@ def test_checkpoint_is_the_model_that_was_saved_and_in_half_precision_its_weight
     bound = bound_of(half)
     for found in (bound.x, bound.baseline, bound.values(coalitions), bound.gradients(bound.x[None])):
         assert found.dtype == torch.float32
-    assert near(bound.values(coalitions), expected, 0.1)
+    assert near(bound.values(coalitions), expected, 0.2)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
@@ -58,10 +57,12 @@ def test_attributions_of_weights_in_half_precision_are_close(method):
 
 def test_logits_are_computed_in_float32_from_the_hidden_states_of_a_model_in_half_precision():
     model = build(dtype=torch.bfloat16)
-    ids = masked_ids(model, TEXT, ANSWER, [True] * 5)
-    hidden = model.net.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -len(ANSWER) :].double()
-    expected = (hidden * model.net.lm_head.weight[list(ANSWER)].double()).sum(1).mean()
-    assert near(bound_of(model).values(EVERYTHING), [expected], FLOAT32_TOLERANCE)
+    bound, hidden = bound_of(model), []
+    model.net.model.register_forward_hook(lambda net, given, output: hidden.append(output.last_hidden_state))
+    found = bound.values(EVERYTHING)
+    last = hidden[-1][0, -len(ANSWER) :].double()
+    expected = (last * model.net.lm_head.weight[list(ANSWER)].double()).sum(1).mean()
+    assert near(found, [expected], FLOAT32_TOLERANCE)
 
 
 def conditional_net(tied=False):

@@ -97,9 +97,12 @@ def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
     assert not any("answers" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize("attribution", ["ig", "meta_attention_game_mutual_proxy"])
-def test_passes_of_a_classifier_are_those_of_a_run_with_its_scores(attribution):
-    (cfg,), (plan,) = planned("experiment=faithfulness", f"attribution={attribution}", "scale=tiny", "limit=2")
+PROXY = ["attribution=meta_attention_game_mutual_proxy", "estimator=exact", "estimator.budget_per_player=null"]
+
+
+@pytest.mark.parametrize("chosen", [["attribution=ig"], PROXY])
+def test_passes_of_a_classifier_are_those_of_a_run_with_its_scores(chosen):
+    (cfg,), (plan,) = planned("experiment=faithfulness", *chosen, "scale=tiny", "limit=2")
     job, rows = Job.build(cfg), []
     job.model.net.register_forward_pre_hook(
         lambda net, given, named: rows.append(len(named["inputs_embeds"])), with_kwargs=True

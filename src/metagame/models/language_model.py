@@ -90,7 +90,7 @@ class AnsweredPrompt(AttendedModel):
     """
 
     answer: str = ""
-    directions: Float[Tensor, "a d"] | None = None
+    directions: Float[Tensor, "a width"] | None = None
 
 
 class LanguageModel(Model[Prompt, AnsweredPrompt]):
