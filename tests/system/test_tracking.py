@@ -298,7 +298,7 @@ def test_a_sweep_is_a_group_of_its_jobs_and_its_table_and_leaves_no_other_trace(
     assert [run.run.job_type for run in runs] == ["job", "job", "table"]
     assert len({run.run.run_group for run in runs}) == 1
     assert runs[2].config["jobs"] == [run.run.display_name for run in runs[:2]]
-    figure = runs[2].files / runs[2].history[-1]["figure/path"]
+    figure = runs[2].files / runs[2].history[-1]["result/figure/path"]
     assert figure.read_bytes() == (tmp_path / "wandb" / "figure.png").read_bytes()
     results = [path for path in (tmp_path / "none").rglob("*.*") if path.suffix not in (".lock", ".pdf")]
     names = [path.relative_to(tmp_path / "none") for path in results if path.stem in ("records", "table", "figure")]
