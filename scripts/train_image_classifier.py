@@ -9,18 +9,15 @@ three minutes on one core.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from metagame.benchmarks.digits import Digits
-from scripts.training import set_rate
+from scripts.training import fit, train_from_arguments, write_card
 
 SIDE, PATCH = 8, 2
 BATCH, LEARNING_RATE, WARM_UP = 128, 2e-3, 150
@@ -81,48 +78,23 @@ def train(n_steps: int, seed: int, out: Path) -> dict:
     """Train the model and write it to ``out``; its card."""
     model = build_model(seed).train()
     pixels, labels = images(held_out=False)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
-    curve, window = {}, []
-    for step in track(range(n_steps), "vit"):
-        set_rate(optimiser, LEARNING_RATE, step, n_steps, WARM_UP)
+
+    def loss_of(step: int) -> Tensor:
         rng = np.random.default_rng([seed, step])
         drawn = torch.from_numpy(rng.integers(0, len(pixels), BATCH))
         shares = rng.random(BATCH) * (rng.random(BATCH) < 0.5)
         present = torch.from_numpy(rng.random((BATCH, (SIDE // PATCH) ** 2)) >= shares[:, None])
-        loss = nn.functional.cross_entropy(masked_logits(model, moved(pixels[drawn], rng), present), labels[drawn])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        window.append(loss.item())
-        if (step + 1) % 100 == 0:
-            curve[str(step + 1)] = round(sum(window) / len(window), 4)
-            window = []
-            print(f"step {step + 1}: loss {curve[str(step + 1)]}", flush=True)
+        return nn.functional.cross_entropy(masked_logits(model, moved(pixels[drawn], rng), present), labels[drawn])
+
+    curve = fit(model, loss_of, n_steps, LEARNING_RATE, WARM_UP, decay=0.05)
     model.eval().save_pretrained(out)
     build_processor().save_pretrained(out)
-    card = {
-        "class": type(model).__name__, "seed": seed, "steps": n_steps, "batch": BATCH,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "accuracy_on_held_out_digits": {
-            f"{100 * share:.0f} % of patches absent": round(accuracy(model, share), 4) for share in (0.0, 0.25, 0.5)
-        },
-        "training_loss": curve,
-    }  # fmt: skip
-    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    return card
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("data/tiny/vit"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    card = train(arguments.steps, arguments.seed, arguments.out)
-    print({key: value for key, value in card.items() if key != "training_loss"})
+    found = {f"{100 * share:.0f} % of patches absent": accuracy(model, share) for share in (0.0, 0.25, 0.5)}
+    return write_card(
+        model, out, seed=seed, steps=n_steps, batch=BATCH,
+        accuracy_on_held_out_digits={name: round(share, 4) for name, share in found.items()}, training_loss=curve,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    train_from_arguments(train, __doc__, 3000, "data/tiny/vit")

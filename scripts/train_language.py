@@ -11,7 +11,6 @@ minutes on one core.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -29,7 +28,14 @@ from torch import Tensor, nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from metagame.benchmarks.reviews import Review, reviews, vocabulary
-from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
+from scripts.training import (
+    load_checkpoint,
+    read_curve,
+    save_checkpoint,
+    save_curve,
+    set_rate,
+    train_from_arguments,
+)
 
 PAD, END, START, UNKNOWN, TURN_START, TURN_END = (
     "<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>",
@@ -181,17 +187,10 @@ def train(n_steps: int, seed: int, state: Path, out: Path) -> dict:
     return card
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("data/tiny/gemma3"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    state = Path("outputs/training") / f"gemma3-seed{arguments.seed}-steps{arguments.steps}"
-    card = train(arguments.steps, arguments.seed, state, arguments.out)
-    print({key: value for key, value in card.items() if key != "training_loss"})
+def train_resumably(n_steps: int, seed: int, out: Path) -> dict:
+    """Train with checkpoints in ``outputs/training``, from which the same command goes on."""
+    return train(n_steps, seed, Path("outputs/training") / f"gemma3-seed{seed}-steps{n_steps}", out)
 
 
 if __name__ == "__main__":
-    main()
+    train_from_arguments(train_resumably, __doc__, 1500, "data/tiny/gemma3")

@@ -9,14 +9,11 @@ and the sentiment of what is left; where that is neutral, both labels are equall
 
 from __future__ import annotations
 
-import argparse
-import json
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -26,7 +23,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from metagame.benchmarks.reviews import Review, reviews, vocabulary
-from scripts.training import set_rate
+from scripts.training import fit, train_from_arguments, write_card
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 VOCABULARY = {token: index for index, token in enumerate((PAD, UNKNOWN, CLS, SEP, MASK, *vocabulary()))}
@@ -91,47 +88,21 @@ def accuracy(model: BertForSequenceClassification, seed: int, *, masked: bool, c
 
 def train(n_steps: int, seed: int, out: Path) -> dict:
     """Train the model and write it to ``out``; its card."""
-    model, tokenizer = build_model(seed).train(), build_tokenizer()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.02)
-    curve, window = {}, []
-    for step in track(range(n_steps), "bert"):
-        set_rate(optimiser, LEARNING_RATE, step, n_steps, WARM_UP)
+    model = build_model(seed).train()
+
+    def loss_of(step: int) -> Tensor:
         tokens, attended, chances = batch(BATCH, [seed, 0, step])
-        loss = nn.functional.cross_entropy(model(tokens, attention_mask=attended).logits, chances.float())
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        window.append(loss.item())
-        if (step + 1) % 100 == 0:
-            curve[str(step + 1)] = round(sum(window) / len(window), 4)
-            window = []
-            print(f"step {step + 1}: loss {curve[str(step + 1)]}", flush=True)
+        return nn.functional.cross_entropy(model(tokens, attention_mask=attended).logits, chances.float())
+
+    curve = fit(model, loss_of, n_steps, LEARNING_RATE, WARM_UP, decay=0.02)
     model.eval().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    card = {
-        "class": type(model).__name__, "seed": seed, "steps": n_steps, "batch": BATCH,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "accuracy_on_held_out_reviews": {
-            "whole": round(accuracy(model, seed, masked=False), 4),
-            "words masked": round(accuracy(model, seed, masked=True), 4),
-        },
-        "training_loss": curve,
-    }  # fmt: skip
-    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    return card
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("data/tiny/bert"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    card = train(arguments.steps, arguments.seed, arguments.out)
-    print({key: value for key, value in card.items() if key != "training_loss"})
+    build_tokenizer().save_pretrained(out)
+    found = {"words masked" if masked else "whole": accuracy(model, seed, masked=masked) for masked in (False, True)}
+    return write_card(
+        model, out, seed=seed, steps=n_steps, batch=BATCH,
+        accuracy_on_held_out_reviews={name: round(share, 4) for name, share in found.items()}, training_loss=curve,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    train_from_arguments(train, __doc__, 1500, "data/tiny/bert")

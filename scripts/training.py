@@ -1,12 +1,15 @@
-"""What the training scripts share: the learning rate, and checkpoints of a run that can be stopped at any moment."""
+"""What the training scripts share: the learning rate, short runs, and checkpoints of a run that can be stopped."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,6 +21,47 @@ def set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, n_steps: 
     rest = max(0.0, (step - warm_up) / max(1, n_steps - warm_up))
     for group in optimiser.param_groups:
         group["lr"] = peak * min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * rest))
+
+
+def fit(
+    model: nn.Module, loss_of: Callable[[int], Tensor], n_steps: int, peak: float, warm_up: int, decay: float
+) -> dict[str, float]:
+    """Steps of AdamW down the loss of each step, without checkpoints; the mean loss of each hundred steps."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=decay)
+    curve, window = {}, []
+    for step in track(range(n_steps), type(model).__name__):
+        set_rate(optimiser, peak, step, n_steps, warm_up)
+        loss = loss_of(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        window.append(loss.item())
+        if (step + 1) % 100 == 0:
+            curve[str(step + 1)] = round(sum(window) / len(window), 4)
+            window = []
+            print(f"step {step + 1}: loss {curve[str(step + 1)]}", flush=True)
+    return curve
+
+
+def write_card(model: nn.Module, out: Path, **about: object) -> dict:
+    """Write ``card.json``: what the model is, how it was trained, and how good it is."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    card = {"class": type(model).__name__, "parameters": size, **about}
+    (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return card
+
+
+def train_from_arguments(train: Callable[[int, int, Path], dict], about: str | None, n_steps: int, out: str) -> None:
+    """Read --steps, --seed and --out from the command line, train on one thread, and print the card."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=n_steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    card = train(arguments.steps, arguments.seed, arguments.out)
+    print({key: value for key, value in card.items() if key != "training_loss"})
 
 
 def save_checkpoint(model: nn.Module, optimiser: torch.optim.Optimizer, state: Path, step: int) -> None:

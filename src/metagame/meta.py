@@ -105,7 +105,9 @@ class MetaAttributions:
         if self.values.dtype == object:
             return []
         lines = [f"output: {shorten(self.output, 90)}"] if self.output else []
-        lines.append("strongest: " + "; ".join(map(str, self.top_pairs(3))))
+        if not np.isfinite(self.values).all():
+            return [*lines, "some values are NaN or infinite"]
+        lines.append("strongest: " + ("; ".join(map(str, self.top_pairs(3))) or "none"))
         if self.first_order is not None and (self.endogenous or self.empty is not None):
             lines.append(f"residual: at most {np.abs(self.residual).max():.1e}")
         return lines
@@ -122,7 +124,7 @@ class MetaAttributions:
         Zeros are left out, and so is a player's influence on itself in an endogenous game.
 
         Raises:
-            UserError: ``k`` is not positive, or the values are formulas.
+            UserError: ``k`` is not positive, or the values are formulas, NaN or infinite.
         """
         return top_pairs(self, k)
 

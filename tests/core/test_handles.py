@@ -46,6 +46,16 @@ def formulas():
     return MetaAttributions(np.array([["x", 0], [0, 1]], dtype=object))
 
 
+def unknown():
+    return MetaAttributions(np.array([[1.0, np.nan], [0.0, 2.0]]))
+
+
+def test_values_that_are_not_numbers_are_told_and_those_without_an_influence_have_no_strongest_pair():
+    assert "some values are NaN or infinite" in repr(unknown())
+    assert "nan" in unknown()._repr_html_()
+    assert "strongest: none" in repr(MetaAttributions(np.eye(2)))
+
+
 def test_a_game_names_what_it_plays():
     phi = words(endogenous=True)
     assert phi.players == phi.targets == WORDS
@@ -232,6 +242,7 @@ def test_drawings_with_one_limit_can_be_compared():
         (lambda: patches(2), lambda phi: phi.plot(), "but these are values of order 2"),
         (formulas, lambda phi: phi.plot(), "but these are formulas"),
         (formulas, lambda phi: phi.top_pairs(), "formulas, which cannot be ranked"),
+        (unknown, lambda phi: phi.top_pairs(), "1 of the values are NaN or infinite, and cannot be ranked"),
         (formulas, lambda phi: phi.save("x"), "formulas, which cannot be saved as arrays"),
         (words, lambda phi: phi.top_pairs(0), "k=0 must be a positive integer"),
         (words, lambda phi: phi.plot(top=0), "top=0 must be a positive integer"),

@@ -21,7 +21,7 @@ def as_html(phi: MetaAttributions) -> str:
     """The matrix of a result of order 1, else its strongest pairs, below a line that says what was played."""
     output = f"<div>Output: {escape(phi.output)}</div>" if phi.output else ""
     title = f"<div><b>Meta-attributions</b>: {escape(phi.summary)}</div>{output}"
-    if phi.values.dtype == object:
+    if phi.values.dtype == object or not np.isfinite(phi.values).all():
         return title + f"<pre>{escape(str(phi.values))}</pre>"
     small = phi.order == 1 and phi.grid is None and max(phi.values.shape) <= MOST
     return title + (_matrix(phi) if small else _pairs(phi))

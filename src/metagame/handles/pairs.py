@@ -71,6 +71,9 @@ def top_pairs(phi: MetaAttributions, k: int) -> list[Pair]:
         raise UserError(f"k={k!r} must be a positive integer.")
     if phi.values.dtype == object:
         raise UserError("these values are formulas, which cannot be ranked: substitute numbers first.")
+    n_unknown = int((~np.isfinite(phi.values)).sum())
+    if n_unknown:
+        raise UserError(f"{n_unknown} of the values are NaN or infinite, and cannot be ranked: compute them again.")
     entries = indices.sets_of_entries(phi.values.shape[1], phi.order)
     places = tuple(np.array(entries).T)
     values = phi.values[:, *places]
