@@ -46,7 +46,7 @@ def test_checkpoint_is_the_model_that_was_saved_and_in_half_precision_its_weight
     bound = bound_of(half)
     for found in (bound.x, bound.baseline, bound.values(coalitions), bound.gradients(bound.x[None])):
         assert found.dtype == torch.float32
-    assert near(bound.values(coalitions), expected, 0.2)
+    assert near(bound.values(coalitions), expected, 0.1)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

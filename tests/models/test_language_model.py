@@ -106,7 +106,7 @@ def test_input_is_of_the_players_embeddings():
     assert torch.equal(bound.x, embeddings(torch.tensor([VOCABULARY[word] for word in TEXT.split()])))
     assert torch.equal(bound.baseline, embeddings(torch.tensor([VOCABULARY[UNKNOWN]] * 5)))
     assert bound.players == bound.targets == tuple(TEXT.split())
-    assert (bound.grid, bound.answer) == (None, "soup good bad")
+    assert (bound.grid, bound.answer) == (None, "bad soup good")
     assert bound.module is model.net
 
 

@@ -49,7 +49,7 @@ NETS = {
 }
 FAMILIES = tuple(NETS)
 TEXT = "the service and the soup"
-ANSWER = tuple(VOCABULARY[word] for word in ("soup", "good", "bad"))
+ANSWER = tuple(VOCABULARY[word] for word in ("bad", "soup", "good"))
 FLOAT32_TOLERANCE = 1e-5
 EVERYTHING = np.ones((1, 5), bool)
 METHODS = [GradientInput(), AttnLRP(), CPLRP()]
