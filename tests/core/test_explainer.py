@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -124,7 +125,9 @@ def test_concepts_of_a_picture_play_and_are_the_targets(painter):
     phi = explain(painter, image=PICTURE, concepts=flux.PLAYERS, background=flux.BACKGROUND)
     assert phi.players == phi.targets == flux.PLAYERS
     assert phi.values.shape == (len(flux.PLAYERS) * phi.grid[0] ** 2, len(flux.PLAYERS))
-    assert phi.plot().get_title() == "ConceptAttention"
+    axes = phi.plot()
+    assert axes.get_title() == "ConceptAttention"
+    plt.close(axes.figure)
     painted = explain(painter, "one", concepts=flux.PLAYERS)
     assert painted.picture.shape == (flux.SIDE, flux.SIDE, 3)
 

@@ -23,6 +23,12 @@ WORDS = ("never", "was", "rude")
 BITS = 1 << np.arange(3)
 
 
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    yield
+    matplotlib.pyplot.close("all")
+
+
 def game_of(values, **names):
     return AttributionGame(lambda coalitions: values[coalitions @ BITS], 3, **names)
 

@@ -6,12 +6,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import yaml
+from hydra import compose
 
 from metagame.experiments import finish
 from metagame.jobs.grid import sweep_configs
 from metagame.jobs.run import run_job
-from metagame.jobs.spec import is_left_out
 from tests.tiny.jobs import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -27,10 +26,9 @@ def experiments(prefix: str) -> list[str]:
 
 def job_configs(experiment: str, *overrides: str):
     """The configs of an experiment's jobs, while the shipped configs can be composed."""
-    content = yaml.safe_load((CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
-    params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
-    grid = [f"{key}={value}" for key, value in params.items()]
-    return [cfg for cfg in sweep_configs(grid, [f"experiment={experiment}", *overrides]) if not is_left_out(cfg)]
+    asked = [f"experiment={experiment}", *overrides]
+    params = compose("config", overrides=asked, return_hydra_config=True).hydra.sweeper.params or {}
+    return sweep_configs([f"{key}={value}" for key, value in params.items()], asked)
 
 
 def run_experiment(experiment: str, folder: Path) -> dict:

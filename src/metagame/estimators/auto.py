@@ -43,7 +43,7 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
 
     Raises:
         GameError: another order or index, or a budget below 2n + 2.
-        UserError: joblib, which comes with scikit-learn, is not installed.
+        UserError: joblib or threadpoolctl, which come with scikit-learn, is not installed.
     """
     if rules.order > 1:
         raise GameError(
@@ -68,10 +68,12 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
 
     with needed_by("estimator='auto'"):
         from joblib import cpu_count  # that a job of a cluster may use, not of the node
+        from threadpoolctl import threadpool_limits
 
     done = 0
     workers = n_threads or cpu_count()
-    with ThreadPoolExecutor(workers) as executor:
+    # threads of small products of matrices only wait for each other, several times as long as the products take
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as executor:
         left = _places(problems(sample, values))
         at_once = SHARING if few else 2 * workers
         while places := list(islice(left, at_once)):
