@@ -108,8 +108,11 @@ def test_imdb_is_read_from_its_folders_in_turn(tmp_path):
     assert [text.label for text in found] == [0, 1, 0, 1]
     assert found[1].text == "good  really"
     (tmp_path / "empty").mkdir()
-    with refused("has no folders neg and pos with texts"):
+    with refused("has 0 texts in neg and 0 in pos"):
         imdb(str(tmp_path / "empty"))
+    (tmp_path / "pos" / "1_2.txt").unlink()
+    with refused("has 2 texts in neg and 1 in pos, which should be as many"):
+        imdb(str(tmp_path))
 
 
 def test_ag_news_joins_title_and_description(tmp_path):

@@ -108,13 +108,16 @@ def imdb(root: str) -> list[LabelledText]:
     """The test reviews of IMDb, ``neg/*.txt`` (label 0) and ``pos/*.txt`` (1) in turn, 25,000; line breaks are spaces.
 
     Raises:
-        UserError: there is no such folder, or it has no reviews.
+        UserError: there is no such folder, it has no reviews, or not as many of one label as of the other.
     """
     folder = _existing(root, "aclImdb_v1.tar.gz, whose folder aclImdb/test it is")
-    named = [sorted((folder / name).glob("*.txt"), key=_number) for name in ("neg", "pos")]
-    if not all(named):
-        raise UserError(f"{folder} has no folders neg and pos with texts: unpack aclImdb_v1.tar.gz again.")
-    paths = [(path, label) for pair in zip(*named, strict=False) for label, path in enumerate(pair)]
+    negative, positive = (sorted((folder / name).glob("*.txt"), key=_number) for name in ("neg", "pos"))
+    if not negative or len(negative) != len(positive):
+        raise UserError(
+            f"{folder} has {len(negative)} texts in neg and {len(positive)} in pos, which should be as many: unpack"
+            " aclImdb_v1.tar.gz again."
+        )
+    paths = [(path, label) for pair in zip(negative, positive, strict=True) for label, path in enumerate(pair)]
     return [
         LabelledText(
             f"{path.parent.name}_{path.stem}", path.read_text(encoding="utf-8").replace("<br />", " "), label, path

@@ -179,7 +179,8 @@ def percentiles_of_kind(result: JobResult, kind: str) -> list[float]:
     """Percentile at equal distance, the mean over the pairs of a kind of each prompt that has such pairs."""
     found = []
     for record in result.done:
-        pairs = zip(record.scores.get("kinds", ()), record.scores.get("percentiles", ()), strict=False)
+        kinds = record.scores.get("kinds", ())
+        pairs = zip(kinds, record.scores["percentiles"] if kinds else (), strict=True)
         if values := [value for own, value in pairs if own == kind and value is not None]:
             found.append(float(np.mean(values)))
     return found
