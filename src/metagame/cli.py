@@ -114,14 +114,19 @@ def _own_configs(arguments: Sequence[str]) -> list[Path]:
     parser.add_argument("--config-dir", "-cd", type=Path)
     folder = parser.parse_known_args(list(arguments))[0].config_dir
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--config-dir {folder} is not a folder: give one with your choices, such as model/NAME.yaml.")
+        raise UserError(
+            f"--config-dir {folder} is not a folder: give the folder that holds your choices, for example"
+            " model/NAME.yaml."
+        )
     return [] if folder is None else [folder]
 
 
 def explain_parse_errors(overrides: Sequence[str]) -> None:
     """Answer an override that Hydra cannot read with how to quote it."""
     if not __debug__:
-        sys.exit("python -O leaves out what Hydra's parser needs: run without -O, and without PYTHONOPTIMIZE.")
+        sys.exit(
+            "python -O removes assertions that the parser of Hydra needs: run without -O and with PYTHONOPTIMIZE unset."
+        )
     broken = [override for override in overrides if not _is_utf8(override)]
     if broken:
         sys.exit(f"the argument {broken[0]!r} is not valid UTF-8: give it in UTF-8, or rename the file that it names.")
@@ -136,8 +141,8 @@ def explain_parse_errors(overrides: Sequence[str]) -> None:
             sys.exit(f"Hydra cannot read {override!r} ({reason}): {advice}")
         if not _is_whole(read.value()):
             sys.exit(
-                f"{override!r} has '${{', which begins the name of another value, as in ${{name}}: write something"
-                " between the two in a text, such as a space."
+                f"{override!r} contains '${{', which starts a reference to another value, as in ${{name}}: to"
+                " write it in a text, separate the two characters, for example with a space."
             )
 
 

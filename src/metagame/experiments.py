@@ -151,7 +151,9 @@ class WriteReport(Callback):
             check_commas(config, config.hydra.overrides.task)
             for line in config.hydra.overrides.task:
                 if line.startswith("shards=") and "," in line:
-                    raise UserError(f"{line}: shards cannot be swept: give one positive integer.")
+                    raise UserError(
+                        f"{line} would sweep over shards, which is not possible: give one positive integer."
+                    )
         except UserError as error:
             log.error("%s", error)
             raise SystemExit(1) from None
@@ -216,7 +218,7 @@ def _check_folder(config: DictConfig) -> None:
         log.error("%s", error)
         raise SystemExit(1) from None
     except OSError as error:
-        log.error("%s cannot be made (%s): choose another folder, with output_dir=FOLDER.", folder, error.strerror)
+        log.error("%s cannot be created (%s): choose another folder with output_dir=FOLDER.", folder, error.strerror)
         raise SystemExit(1) from None
 
 
@@ -259,7 +261,7 @@ def _render_again(folder: Path) -> bool:
     """Write the table and the figure of an experiment's folder; whether there was anything to write them from."""
     jobs = read_jobs(folder)
     if not jobs:
-        log.error("%s has no %s: run the experiment first, such as 'make table1'.", folder, EXPERIMENT)
+        log.error("%s has no %s: run the experiment first, for example with 'make table1'.", folder, EXPERIMENT)
         return False
     moved = [merged(cfg, {"output_dir": str(folder)}) for cfg in jobs.values()]
     return finish(moved, list(jobs), tracked=False)

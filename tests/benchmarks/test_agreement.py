@@ -80,10 +80,10 @@ def test_the_contrast_is_the_verbs_logit_less_the_foils_for_every_method():
 def test_contrasts_that_a_model_cannot_make_are_told():
     (failure,) = build().prepare([SENTENCE])
     assert isinstance(failure, Failure)
-    assert "without a chat template: set model.chat=false" in str(failure.error)
+    assert "set model.chat=false" in str(failure.error)
     model, _ = contrasted()
     (failure,) = model.prepare([replace(SENTENCE, foil=" very bad")])
-    assert "' very bad' is not one token behind" in str(failure.error)
+    assert "' very bad' is not one token after" in str(failure.error)
 
 
 def test_a_metagame_has_the_influence_of_attractors_on_the_subject_and_of_the_subject_on_them():

@@ -123,7 +123,7 @@ except Exception as error:
     print(error)
 """
 ADVICE = (
-    "has a tokenizer that needs sentencepiece and a protobuf that fits it: install them with"
+    "has a tokenizer that needs sentencepiece and a compatible protobuf: install them with"
     " 'pip install -U sentencepiece protobuf'."
 )
 

@@ -88,14 +88,14 @@ REFUSED = {
     ),
     "a text with a comma": Refused(("-m", "benchmark.function=x1,x1*x2"), "\"benchmark.function='x1,x1*x2'\""),
     "a text with a comma in an experiment": Refused(
-        ("experiment=table1", "benchmark.function=x1,x1*x2"), "would be swept at each comma",
+        ("experiment=table1", "benchmark.function=x1,x1*x2"), "would be split at its commas",
     ),
     "a function that is not a polynomial": Refused(
         ("benchmark.function='sin(x1)'",), "benchmark.function='sin(x1)' is not a polynomial ('sin(x1)' is not",
     ),
-    "swept shards": Refused(("-m", "shards=2,4"), "shards=2,4: shards cannot be swept: give one positive integer"),
+    "swept shards": Refused(("-m", "shards=2,4"), "shards=2,4 would sweep over shards"),
     "a limit of 0": Refused(("-m", "limit=0"), "limit=0 must be a positive integer, or null for all samples."),
-    "a key that no job has": Refused(("-m", "+foo=1"), "foo: unknown setting; check the spelling, or remove it"),
+    "a key that no job has": Refused(("-m", "+foo=1"), "unknown settings (foo)"),
     "a budget below 2^n": Refused(
         (*META_SV, "estimator.budget=7"),
         "budget=7 is too small for estimator='exact': it needs at least 8 coalitions.", False,

@@ -99,16 +99,16 @@ def test_limit_takes_the_first_samples_and_later_runs_only_what_is_left(tmp_path
 REFUSED = {
     **{f"limit={value}": ({"limit": value}, f"limit={value} must be a positive") for value in (0, -1, "abc", 1.5)},
     **{f"seed={value}": ({"seed": value}, f"seed={value} must be") for value in ("abc", -1)},
-    "reuse": ({"reuse": "old"}, "reuse=old: give fresh, or stale"),
+    "reuse": ({"reuse": "old"}, "reuse=old is unknown: choose fresh, or stale"),
     **{f"shards={value}": ({"shards": value}, f"shards={value} must be a positive integer") for value in (0, 2.5)},
-    "which shard": ({"shards": 3}, "shards=3 needs a sweep over them: add -m, or give shard=0 to 2"),
+    "which shard": ({"shards": 3}, "shards=3 needs a sweep"),
     "shard 3 of 3": ({"shards": 3, "shard": 3}, "shard=3 must be an integer from 0 to 2, since shards=3"),
     "shard -1": ({"shards": 3, "shard": -1}, "shard=-1 must be an integer from 0 to 2"),
     "shard of one": ({"shard": 1}, "shard=1 must be an integer from 0 to 0, since shards=1"),
-    "another key": ({"limt": 1}, "limt: unknown setting"),
-    "a key of an attribution": ({"attribution__idnex": "ksv"}, "attribution.idnex: unknown setting"),
+    "another key": ({"limt": 1}, "unknown settings (limt)"),
+    "a key of an attribution": ({"attribution__idnex": "ksv"}, "unknown settings (attribution.idnex)"),
     "a key of a variant": (
-        {"attribution__variants": {"one": {"mta": True}}}, "attribution.variants.one.mta: unknown setting",
+        {"attribution__variants": {"one": {"mta": True}}}, "unknown settings (attribution.variants.one.mta)",
     ),
     "a model of another scale": (
         {"model__for_scale": "paper"}, "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
@@ -126,7 +126,7 @@ REFUSED = {
         {"attribution__meta": True, "estimator__max_playrs": 3}, "got an unexpected keyword argument 'max_playrs'",
     ),
     "samples with the same id": (
-        {"benchmark__values": [1, 3, 3]}, "benchmark numbers has several samples with the id 3: tell them apart.",
+        {"benchmark__values": [1, 3, 3]}, "benchmark numbers has several samples with the id 3",
     ),
     "no first-order method": (
         {"attribution__meta": True} | PAIRS,
@@ -283,7 +283,7 @@ def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_t
         read_job(cfg)
     line = json.loads((folder / "records.jsonl").read_text().splitlines()[0])
     (folder / "records.jsonl").write_text(json.dumps(line | {"version": 1}) + "\n")
-    with pytest.raises(RecordError, match=r"records\.jsonl, line 1 has version 1, this is version 2: move"):
+    with pytest.raises(RecordError, match=r"records\.jsonl, line 1 has version 1, but .* reads version 2: move"):
         run_job(cfg)
     assert not finish([cfg])
     assert (tmp_path / "results/table.json").read_bytes() == written
@@ -304,17 +304,18 @@ SHAPLEY = {"_target_": "metagame.attributions.shapley.ShapleyValue"}
 @pytest.mark.parametrize(
     ("changes", "prepare", "reason"),
     [
-        ({"benchmark": ADDITION}, Plain.prepare, "model Plain does not explain samples of benchmark Addition."),
+        ({"benchmark": ADDITION}, Plain.prepare, "model Plain does not explain samples of benchmark Addition"),
         (
             {"attribution__method": SHAPLEY}, Plain.prepare,
-            "attribution method ShapleyValue does not explain model Plain.",
+            "attribution method ShapleyValue does not explain model Plain",
         ),
-        ({}, few, "model Plain prepared 0 of 1 samples: its method prepare must give one result for each."),
+        ({}, few, "model Plain prepared 0 of 1 samples"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_named(tmp_path, monkeypatch, changes, prepare, reason):
     monkeypatch.setattr(Plain, "prepare", prepare)
-    assert run_job(job_config(tmp_path, **changes)).errors == (reason,)
+    (error,) = run_job(job_config(tmp_path, **changes)).errors
+    assert reason in error
 
 
 class Scored(Numbers):
@@ -330,10 +331,10 @@ class Scored(Numbers):
 
 SCORES = {
     "numpy": ({"a": np.float32(0.5), "b": [np.int64(3), True], "c": ("x", None)}, None),
-    "nan": ({"a": {"b": [1.0, float("nan")]}}, "score s.a.b is nan: check the model and the method on this sample."),
-    "inf": (np.float64("inf"), "score s is inf: check the model and the method on this sample."),
-    "array": (np.ones(2), "score s is a ndarray: give a number, a text, or lists and mappings of them."),
-    "object": (object(), "score s is a object: give a number, a text, or lists and mappings of them."),
+    "nan": ({"a": {"b": [1.0, float("nan")]}}, "score s.a.b is nan"),
+    "inf": (np.float64("inf"), "score s is inf"),
+    "array": (np.ones(2), "score s is a ndarray"),
+    "object": (object(), "score s is a object"),
 }
 
 
@@ -341,7 +342,8 @@ SCORES = {
 def test_a_score_that_no_record_can_hold_costs_its_sample_only(tmp_path, kind):
     _, error = SCORES[kind]
     cfg = job_config(tmp_path, benchmark___target_="tests.jobs.test_jobs.Scored", benchmark__kind=kind)
-    assert run_job(cfg).errors == (() if error is None else (error,))
+    errors = run_job(cfg).errors
+    assert not errors if error is None else error in errors[0]
     assert statuses(cfg) == {"1": "done", "2": "done" if error is None else "failed", "3": "done"}
     if error is None:
         assert records(cfg)["2"].scores == {"s": {"a": 0.5, "b": [3, True], "c": ["x", None]}}
@@ -393,7 +395,7 @@ def test_progress_bars_are_drawn_on_a_terminal(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.1, None), (19, None), (60, "the other 6 take about 3 min"), (3600, "the other 6 take about 3.0 h")],
+    [(0.1, None), (19, None), (60, "the other 6 will take about 3 min"), (3600, "the other 6 will take about 3.0 h")],
 )
 def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(seconds, told, caplog):
     with caplog.at_level("INFO"):

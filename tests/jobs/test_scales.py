@@ -120,7 +120,7 @@ def test_values_of_another_scale_are_never_taken(group, third_scale):
         parts = ["model=adder"] if group != "model" else []
         parts += ["benchmark=separation"] if group != "benchmark" else []
         cfg = compose("config", overrides=[*parts, f"{group}={name}", *overrides])
-        with pytest.raises(UserError, match=f"configs/{group}/by_scale/trial.*, with for_scale: trial") as error:
+        with pytest.raises(UserError, match=f"configs/{group}/by_scale/trial.* for_scale: trial") as error:
             check_scale(cfg)
         assert f"{name}.yaml" in str(error.value) or group == "experiment"
 

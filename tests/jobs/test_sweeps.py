@@ -153,8 +153,8 @@ def test_a_text_that_a_comma_would_split_is_refused_with_how_to_quote_it(group):
             check_commas(cfg, [group, allowed])
         texts = [[cfg.benchmark[key.split(".")[1]] for cfg in sweep_configs([], [group, each])]
                  for each in (quoted, several)]  # fmt: skip
-    assert str(refusal.value).startswith(f"{key}={text} would be swept at each comma: quote one text inside the quotes")
-    assert f'"{quoted}", or write {key}=choice(...)' in str(refusal.value)
+    assert str(refusal.value).startswith(f"{key}={text} would be split at its commas")
+    assert f'"{quoted}"; for a sweep, write {key}=choice(...)' in str(refusal.value)
     assert texts == [[text], [text, "another"]]
 
 

@@ -149,7 +149,7 @@ def test_relevance_rules_keep_the_output_of_every_layer_they_know(layer):
 
 def test_relevance_rules_refuse_a_layer_they_do_not_know():
     net = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.LayerNorm(4))
-    with pytest.raises(UserError, match="no rule for LayerNorm, SiLU"), relevance_rules(net, RULES):
+    with pytest.raises(UserError, match="no relevance rule for LayerNorm, SiLU"), relevance_rules(net, RULES):
         pass
 
 
@@ -401,7 +401,7 @@ def test_method_of_second_order_has_no_metagame():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (partial(ShapleyValue().metagame, order=0), "order=0: metagames have order 1 or more"),
+        (partial(ShapleyValue().metagame, order=0), "order=0 must be a positive integer"),
         (partial(ShapleyValue().metagame, index="ksv"), "index=ksv needs order=2"),
         (partial(IntegratedGradients, 0), "steps=0 must be a positive integer"),
         (partial(IntegratedHessians, -3), "steps=-3 must be a positive integer"),
@@ -423,8 +423,8 @@ def two_softmax_layers():
     ("method", "model", "match"),
     [
         (AttentionWeights(), smooth_model(3), "attribution=attention needs"),
-        (AttnLRP(), smooth_model(3), "AttnLRP needs a torch module; .* use attribution=gradient_input"),
-        (CPLRP(), smooth_model(3), "CPLRP needs a torch module; .* use attribution=gradient_input"),
+        (AttnLRP(), smooth_model(3), "AttnLRP needs a torch module, .* use attribution=gradient_input"),
+        (CPLRP(), smooth_model(3), "CPLRP needs a torch module, .* use attribution=gradient_input"),
         (AttentionWeights(), two_softmax_layers(), "attribution=attention needs .* this one has 2"),
         (
             AttentionWeights(),

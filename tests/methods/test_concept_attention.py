@@ -213,9 +213,9 @@ def test_influences_between_concepts_need_the_metagame(mean_first):
         ({"estimator": ConfiguredEstimator("trees")}, "is computed in closed form"),
         ({"estimator": ConfiguredEstimator(permutation)}, "is computed in closed form"),
         ({"estimator": ConfiguredEstimator(budget=10)}, "is computed in closed form"),
-        ({"order": 2}, "has order 1 only"),
-        ({"order": 2, "index": "ksv"}, "has order 1 only"),
-        ({"index": "ksv"}, "has order 1 only"),
+        ({"order": 2}, "exists for order 1 only"),
+        ({"order": 2, "index": "ksv"}, "exists for order 1 only"),
+        ({"index": "ksv"}, "exists for order 1 only"),
     ],
     ids=["by name", "by function", "a budget", "order", "index of pairs", "index"],
 )

@@ -428,7 +428,7 @@ def test_absent_patches_have_zero_pixels():
 
 @pytest.mark.parametrize("interactions", ["pairs", "", None])
 def test_unknown_interactions_are_refused(interactions):
-    with refused(rf"interactions={interactions!r}: give one of cross, all"):
+    with refused(rf"interactions={interactions!r} is unknown"):
         FIxLIP(EVERYTHING, interactions)
 
 
@@ -454,13 +454,13 @@ def test_the_masks_of_a_long_text_are_not_all_encoded(design):
 
 @pytest.mark.parametrize("mass", ["two", "", None])
 def test_unknown_masses_are_refused(mass):
-    with refused(f"design.sampled_mass={mass!r}: give one of remaining, one"):
+    with refused(f"design.sampled_mass={mass!r} is unknown"):
         SampledCoalitions(100, sampled_mass=mass)
 
 
 @pytest.mark.parametrize("ridge", [0.0, -1.0, float("nan")])
 def test_a_ridge_that_is_not_positive_is_refused(ridge):
-    with refused(f"design.ridge={ridge}: give a positive number"):
+    with refused(f"design.ridge={ridge} must be a positive number"):
         GeneralizedRegression(100, ridge=ridge)
 
 
@@ -531,9 +531,9 @@ def test_drawn_masks_are_followed_by_their_opposites_and_have_the_probability():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        *(({"budget": 100, "p": p}, f"design.p={p}: give a probability between 0 and 1") for p in (0, 1, -0.1, 1.5)),
-        *(({"budget": b}, f"design.budget={b} is too few image masks: give at least 4") for b in (-1, 0, 3)),
-        ({"budget": 100, "ridge": 0}, "design.ridge=0: give a positive number"),
+        *(({"budget": 100, "p": p}, f"design.p={p} must be a probability between 0 and 1") for p in (0, 1, -0.1, 1.5)),
+        *(({"budget": b}, f"design.budget={b} is too small: give at least 4") for b in (-1, 0, 3)),
+        ({"budget": 100, "ridge": 0}, "design.ridge=0 must be a positive number"),
     ],
 )
 def test_settings_that_banzhaf_masks_do_not_have_are_refused(settings, match):
@@ -542,7 +542,7 @@ def test_settings_that_banzhaf_masks_do_not_have_are_refused(settings, match):
 
 
 def test_pairs_that_change_no_banzhaf_interaction_are_refused():
-    with refused("interactions=all changes no Banzhaf interaction: choose interactions=cross"):
+    with refused("interactions=all has no effect on Banzhaf interactions: choose interactions=cross"):
         FIxLIP(BanzhafMasks(100), "all").explain(small())
     with refused("11 pieces of text have too many masks"):
         BanzhafMasks(100).solver(4, 11, "cross")

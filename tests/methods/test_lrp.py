@@ -156,11 +156,11 @@ def test_all_layers_on_one_side_are_cp_lrp_or_attnlrp(family):
 
 
 def test_layers_that_are_not_there_are_refused():
-    with refused("share=1.5 must be from 0 to 1"):
+    with refused("share=1.5 must be between 0 and 1"):
         LRPByLayer(1.5, "above")
-    with refused("cp_side='left': give one of above, below"):
+    with refused("cp_side='left' is unknown"):
         LRPByLayer(0.5, "left")
-    with refused("GPT-2 has none: choose attribution=cp_lrp"):
+    with refused("GPT-2 does not have: choose attribution=cp_lrp"):
         LRPByLayer(0.5, "above").explain(bound_of(build("gpt2")))
 
 
@@ -287,7 +287,7 @@ def test_rules_within_rules_are_refused_and_leave_the_outer_ones(outer, inner):
         with lxt_rules(model.net, outer):
             expected = own_gradients(model)
             with (
-                refused(f"LXT's {inner} rules cannot be put on .*, which has other ones already: leave the context"),
+                refused(f"LXT's {inner} rules cannot be applied to .*: leave the context"),
                 lxt_rules(model.net, inner),
             ):
                 pass

@@ -141,7 +141,7 @@ def test_uniform_rule_halves_relevance_at_each_product(association, powers):
 
 
 def test_another_association_is_refused():
-    with pytest.raises(UserError, match=r"association='middle': choose left or right"):
+    with pytest.raises(UserError, match=r"association='middle' must be left or right"):
         symbolic.AttnLRP("middle")
 
 
@@ -311,9 +311,9 @@ def test_exact_estimator_is_the_closed_form(estimator):
         ({"estimator": ConfiguredEstimator("trees")}, "is computed in closed form"),
         ({"estimator": ConfiguredEstimator(permutation)}, "is computed in closed form"),
         ({"estimator": ConfiguredEstimator(budget=10)}, "is computed in closed form"),
-        ({"order": 2}, "has order 1 only"),
-        ({"order": 2, "index": "ksv"}, "has order 1 only"),
-        ({"index": "ksv"}, "has order 1 only"),
+        ({"order": 2}, "exists for order 1 only"),
+        ({"order": 2, "index": "ksv"}, "exists for order 1 only"),
+        ({"index": "ksv"}, "exists for order 1 only"),
     ],
     ids=["by name", "by function", "a budget", "order", "index of pairs", "index"],
 )

@@ -154,7 +154,7 @@ def test_text_that_is_no_sum_is_refused(text):
 
 
 def test_checkpoint_that_is_no_adder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"model\.checkpoint=.* holds no model\.safetensors.*train_adder"):
+    with pytest.raises(UserError, match=r"model\.checkpoint=.* contains no model\.safetensors.*train_adder"):
         Adder(tmp_path)
     missing = {"head.weight": torch.zeros(1, 8)}
     of_other_shape = AdderNet().state_dict() | {"embedding.weight": torch.zeros(5, 8)}

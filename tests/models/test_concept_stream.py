@@ -214,7 +214,7 @@ def test_the_last_layers_are_asked(n_layers):
 @pytest.mark.parametrize("n_layers", [0, -1, N_LAYERS + 1])
 def test_layers_that_the_transformer_lacks_are_refused(n_layers):
     net = build_transformer()
-    with refused(f"n_layers={n_layers}: the transformer has 3 double-stream blocks"):
+    with refused(f"n_layers={n_layers} must be from 1 to 3"):
         concept_logits(net, transformer_inputs(), [JOINT], n_layers)
     assert count_hooks(net) == 0
 

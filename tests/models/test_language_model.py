@@ -317,7 +317,7 @@ def test_a_model_that_caps_its_logits_is_refused():
 def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
     tokenizer = build_tokenizer()
     tokenizer.unk_token = tokenizer.pad_token = None
-    with refused(r"name a token by model\.absent_token"):
+    with refused(r"choose one with model\.absent_token"):
         adapter(build_net(), tokenizer)
     assert adapter(build_net(), tokenizer, absent_token=UNKNOWN).absent_id == VOCABULARY[UNKNOWN]
 

@@ -76,5 +76,5 @@ def test_features_of_a_function_have_numbers_for_names_or_those_that_are_given()
     x = torch.ones(2, 1)
     bound = MaskedModel(lambda inputs: inputs.sum((1, 2)), x, 0 * x, names=("a", "b"), context=("=",))
     assert bound.players == bound.targets == ("a", "b")
-    with refused("names=.'a',.: give one for each of the 2 features, or none"):
+    with refused("names=.'a',. must have one name for each of the 2 features"):
         MaskedModel(lambda inputs: inputs.sum((1, 2)), x, 0 * x, names=("a",))

@@ -207,14 +207,14 @@ def test_a_chat_without_template_is_refused():
 
 @chat_or_not
 def test_a_tokenizer_that_does_not_know_places_is_refused(chat):
-    with refused("use a fast one"):
+    with refused("use a fast tokenizer"):
         tokenize_prompt(ByT5Tokenizer(), "the food was good", chat)
 
 
 @chat_or_not
 @pytest.mark.parametrize(("text", "count"), [("", 0), (" \n", 0), ("food", 1), ("quokka <bos> food", 1)])
 def test_fewer_than_two_players_are_refused(text, count, chat):
-    with refused(f"has {count} players, and a metagame needs two"):
+    with refused(f"has {count} players, but a metagame needs two"):
         tokenize_prompt(build_tokenizer(), text, chat)
 
 
@@ -245,5 +245,5 @@ def test_absent_token_with_id_0_is_one():
 def test_absent_token_that_the_tokenizer_lacks_is_refused():
     with refused(r"model\.absent_token='quokka' is not a token"):
         absent_token_id(bare(unk_token="<unk>"), "quokka")
-    with refused(r"name a token by model\.absent_token"):
+    with refused(r"choose one with model\.absent_token"):
         absent_token_id(bare())

@@ -28,7 +28,7 @@ def read_whole(count, seed):
         value = parser.parse_override(override).value()
         assert getattr(value, "text", value) == text
         told = refusal(override)
-        assert told is None or "which begins the name of another value" in told
+        assert told is None or "which starts a reference to another value" in told
         assert told is None or "${" in text
         if "${" not in text:
             assert OmegaConf.create([text])[0] == text

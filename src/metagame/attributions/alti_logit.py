@@ -85,7 +85,7 @@ def logit_parts(bound: AnsweredPrompt, inputs: Float[Tensor, "k n w"]) -> LogitP
     """
     decoder, directions = decoder_view(bound.module, "ALTI-Logit"), bound.directions
     if directions is None:
-        raise UserError("ALTI-Logit needs the directions of the answer's tokens: bind the prompt by a LanguageModel.")
+        raise UserError("ALTI-Logit needs the directions of the answer's tokens: bind the prompt with a LanguageModel.")
     with recorded(decoder) as found:
         bound.outputs(inputs)
     states, places = [*(layer.x for layer in found.layers), *found.last], slice(-len(directions), None)

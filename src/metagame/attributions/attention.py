@@ -30,7 +30,8 @@ class AttentionWeights(Method[MaskedModel]):
         softmax = [layer for layer in layers if isinstance(layer, nn.Softmax)]
         if len(softmax) != 1:
             raise UserError(
-                f"attribution=attention needs a model with one nn.Softmax module, this one has {len(softmax)}."
+                "attribution=attention needs a model with one nn.Softmax module, but this one has"
+                f" {len(softmax)}: choose another attribution."
             )
         seen = []
         handle = softmax[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -40,12 +41,15 @@ class AttentionWeights(Method[MaskedModel]):
             handle.remove()
         weights = seen[0][0]
         if weights.ndim != 2:
-            raise UserError(f"attribution=attention reads one head; the softmax gave shape {tuple(seen[0].shape)}.")
+            raise UserError(
+                "attribution=attention needs a single attention head, but the softmax returned shape"
+                f" {tuple(seen[0].shape)}: choose another attribution."
+            )
         tokens = (*bound.players, *bound.context)
         if weights.shape != (len(tokens), len(tokens)):
             raise UserError(
                 f"attribution=attention found weights of shape {tuple(weights.shape)} for the tokens"
-                f" {', '.join(tokens)}: name what the model adds behind them in MaskedModel.context."
+                f" {', '.join(tokens)}: name the tokens that the model appends in MaskedModel.context."
             )
         meta = MetaAttributions(weights.cpu().double().numpy(), players=tokens, targets=tokens)
         return Explanation(tokens, tokens, meta=meta)

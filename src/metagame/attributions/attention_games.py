@@ -245,7 +245,7 @@ class ProxyAttentionGame(AttentionGame):
         estimator.require_closed_form(type(self).__name__)
         if order != 1 or index is not None:
             raise UserError(
-                "the closed forms of attention games have order 1 only: leave out attribution.order and index."
+                "the closed forms of attention games exist for order 1 only: leave out attribution.order and index."
             )
         return ProxyAttentionMetagame(self)
 
@@ -319,9 +319,9 @@ def times_counted(n_players: int, draws: int = 100, sizes: str = "kernel") -> Fl
 def _size_chances(n_players: int, sizes: str) -> Float[np.ndarray, " s"]:
     """The chance of a coalition of each size, 0 to n."""
     if sizes not in SIZES:
-        raise UserError(f"sizes={sizes!r}: give one of {', '.join(SIZES)}.")
+        raise UserError(f"sizes={sizes!r} is unknown: choose one of {', '.join(SIZES)}.")
     if n_players < 2:
-        raise UserError(f"n_players={n_players}: the sampler needs two players or more.")
+        raise UserError(f"n_players={n_players} is too small: the sampler needs at least two players.")
     counts = np.array([comb(n_players, size) for size in range(n_players + 1)], float)
     if sizes == "uniform":
         return counts / counts.sum()

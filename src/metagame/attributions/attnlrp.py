@@ -47,7 +47,7 @@ class RelevancePropagation(FirstOrder[MaskedModel]):
         module = bound.module
         if module is None:
             raise UserError(
-                f"{type(self).__name__} needs a torch module; this model is a plain function: use"
+                f"{type(self).__name__} needs a torch module, but this model is a plain function: use"
                 " attribution=gradient_input."
             )
 
@@ -78,7 +78,8 @@ def relevance_rules(module: nn.Module, rules: Rules) -> Generator[None]:
     unknown = {type(layer).__name__ for layer in layers if layer not in ruled and not isinstance(layer, known)}
     if unknown:
         raise UserError(
-            f"relevance has no rule for {', '.join(sorted(unknown))}: add one to RULES (and CP_RULES) of {__name__}."
+            f"there is no relevance rule for {', '.join(sorted(unknown))}: add one to RULES (and CP_RULES) of"
+            f" {__name__}."
         )
     with ExitStack() as stack:
         for layer in ruled:

@@ -40,8 +40,8 @@ class ConceptAttention(Method[ConceptLogits]):
         """
         if self.directional:
             raise UserError(
-                "attribution.method.directional=true needs attribution.meta=true: ConceptAttention has no influences"
-                " between concepts, its metagame has."
+                "attribution.method.directional=true needs attribution.meta=true, because only the metagame of"
+                " ConceptAttention has influences between concepts."
             )
         return Explanation(
             bound.players, bound.targets, bound.grid, attribution=_flat(concept_maps(bound, self.mean_first))
@@ -57,7 +57,9 @@ class ConceptAttention(Method[ConceptLogits]):
         """
         estimator.require_closed_form("ConceptAttention")
         if order != 1 or index is not None:
-            raise UserError("the metagame of ConceptAttention has order 1 only: leave out attribution.order and index.")
+            raise UserError(
+                "the metagame of ConceptAttention exists for order 1 only: leave out attribution.order and index."
+            )
         return MetaConceptAttention(self.mean_first, self.directional)
 
 

@@ -58,7 +58,7 @@ class ExCLIP(Method[ImageText]):
         values = patches(bound, parts).T.cpu().double().numpy()
         meta = MetaAttributions(
             values,
-            error_note="exCLIP draws nothing: its error is that of the midpoints",
+            error_note="exCLIP draws nothing at random: its only error is that of the midpoint rule",
             endogenous=False,
             players=bound.players,
             targets=bound.targets,
@@ -119,7 +119,9 @@ def text_path(model: VisionLanguage, pieces: Players, block: int) -> tuple[Float
     """
     n_blocks = len(model.text_blocks)
     if block < -n_blocks:
-        raise UserError(f"block={block}: the text encoder has {n_blocks} blocks, give -{n_blocks} to -1.")
+        raise UserError(
+            f"block={block} does not exist, since the text encoder has {n_blocks} blocks: give -{n_blocks} to -1."
+        )
     text, reference = model.text_block_input(text_and_reference(model, pieces), block)
     return text, reference
 

@@ -92,7 +92,7 @@ class FIxLIP(Method[ImageText]):
     ) -> None:
         choices = (*get_args(Interactions), "auto")
         if interactions not in choices:
-            raise UserError(f"interactions={interactions!r}: give one of {', '.join(choices)}.")
+            raise UserError(f"interactions={interactions!r} is unknown: choose one of {', '.join(choices)}.")
         self.design = design
         self.interactions = interactions
         self.batch_size = batch_size

@@ -41,15 +41,17 @@ class BanzhafMasks(Design):
 
     def __post_init__(self) -> None:
         if not 0 < self.p < 1:
-            raise UserError(f"design.p={self.p}: give a probability between 0 and 1.")
+            raise UserError(f"design.p={self.p} must be a probability between 0 and 1.")
         if not self.ridge > 0:
-            raise UserError(f"design.ridge={self.ridge}: give a positive number.")
+            raise UserError(f"design.ridge={self.ridge} must be a positive number.")
         if self.budget < 4:
-            raise UserError(f"design.budget={self.budget} is too few image masks: give at least 4.")
+            raise UserError(f"design.budget={self.budget} is too small: give at least 4 image masks.")
 
     def solver(self, n_patches: int, n_pieces: int, interactions: Interactions) -> BanzhafMeans:
         if interactions != "cross":
-            raise UserError(f"interactions={interactions} changes no Banzhaf interaction: choose interactions=cross.")
+            raise UserError(
+                f"interactions={interactions} has no effect on Banzhaf interactions: choose interactions=cross."
+            )
         check_pieces(n_pieces)
         return BanzhafMeans(self, n_patches, n_pieces)
 

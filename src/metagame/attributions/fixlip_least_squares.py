@@ -67,7 +67,7 @@ class SampledCoalitions(Design):
 
     def __post_init__(self) -> None:
         if self.sampled_mass not in MASSES:
-            raise UserError(f"design.sampled_mass={self.sampled_mass!r}: give one of {', '.join(MASSES)}.")
+            raise UserError(f"design.sampled_mass={self.sampled_mass!r} is unknown: choose one of {', '.join(MASSES)}.")
 
     def solver(self, n_patches: int, n_pieces: int, interactions: Interactions) -> LeastSquares:
         return LeastSquares(self.coalitions(n_patches, n_pieces), interactions)
@@ -178,7 +178,7 @@ class LeastSquares(Solver):
         interactions: ``cross``: pairs of a patch and a piece of text; ``all``: all pairs.
     """
 
-    error_note = "FIxLIP by least squares on drawn coalitions has no standard error"
+    error_note = "FIxLIP by least squares on sampled coalitions has no standard error"
 
     def __init__(self, coalitions: Coalitions, interactions: Interactions) -> None:
         self.coalitions = coalitions

@@ -53,7 +53,7 @@ class GeneralizedRegression(Design):
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
-            raise UserError(f"design.ridge={self.ridge}: give a positive number.")
+            raise UserError(f"design.ridge={self.ridge} must be a positive number.")
 
     def solver(self, n_patches: int, n_pieces: int, interactions: Interactions) -> Moments:
         check_pieces(n_pieces)

@@ -49,9 +49,9 @@ class GenericAttention(FirstOrder[ImageText]):
 
     def __init__(self, start_layer: int | str = "last", product: str = "of_means") -> None:
         if start_layer != "last" and (type(start_layer) is not int or start_layer < 0):
-            raise UserError(f"start_layer={start_layer!r}: give 'last' or the number of a block, from 0.")
+            raise UserError(f"start_layer={start_layer!r} must be 'last' or the number of a block, counted from 0.")
         if product not in UPDATES:
-            raise UserError(f"product={product!r}: give 'of_means' or 'mean_of'.")
+            raise UserError(f"product={product!r} must be 'of_means' or 'mean_of'.")
         self.start_layer = start_layer
         self.product = product
 
@@ -73,7 +73,7 @@ class GenericAttention(FirstOrder[ImageText]):
         n_blocks = len(view.blocks)
         start = self.start_layer if isinstance(self.start_layer, int) else n_blocks - 1
         if start >= n_blocks:
-            raise UserError(f"start_layer={start}: the image encoder has blocks 0 to {n_blocks - 1}.")
+            raise UserError(f"start_layer={start} does not exist: the image encoder has blocks 0 to {n_blocks - 1}.")
         return run_from(view, image.block_input(start), start)
 
 

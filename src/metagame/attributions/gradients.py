@@ -81,7 +81,9 @@ class IntegratedHessians(Method[MaskedModel]):
             UserError: the model cannot be differentiated twice.
         """
         if bound.in_batches is not None:
-            raise UserError("attribution=ih needs second derivatives, which this model does not have: choose meta_ig.")
+            raise UserError(
+                "attribution=ih needs second derivatives, which this model does not have: choose attribution=meta_ig."
+            )
         values = bound.over_background(self._hessians).cpu().double().numpy()
         meta = MetaAttributions(values, index="serial", players=bound.players, targets=bound.targets, grid=bound.grid)
         return Explanation(bound.players, bound.targets, bound.grid, meta=meta)

@@ -37,9 +37,9 @@ class LRPByLayer(RelevancePropagation):
 
     def __init__(self, share: float, cp_side: str) -> None:
         if not 0 <= share <= 1:
-            raise UserError(f"attribution.method.share={share} must be from 0 to 1.")
+            raise UserError(f"attribution.method.share={share} must be between 0 and 1.")
         if cp_side not in SIDES:
-            raise UserError(f"attribution.method.cp_side={cp_side!r}: give one of {', '.join(SIDES)}.")
+            raise UserError(f"attribution.method.cp_side={cp_side!r} is unknown: choose one of {', '.join(SIDES)}.")
         self.share = share
         self.cp_side = cp_side
 
@@ -47,7 +47,9 @@ class LRPByLayer(RelevancePropagation):
     def backward_rules(self, module: nn.Module) -> Generator[None]:
         layers = decoder_view(module, "LRP by layer").layers
         if isinstance(module, GPT2LMHeadModel):
-            raise UserError("LRP by layer takes models with gates, and GPT-2 has none: choose attribution=cp_lrp.")
+            raise UserError(
+                "LRP by layer needs a model with gated layers, which GPT-2 does not have: choose attribution=cp_lrp."
+            )
         boundary = round(self.share * len(layers))
         of_cp = layers[boundary:] if self.cp_side == "above" else layers[:boundary]
         with lxt_rules(module, self.lxt_variant), ExitStack() as stack:

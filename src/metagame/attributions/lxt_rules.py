@@ -45,8 +45,8 @@ def lxt_rules(net: nn.Module, variant: str) -> Generator[None]:
                 succeeded = patch(target)
             if not succeeded:
                 raise UserError(
-                    f"LXT's {variant} rules cannot be put on {target.__name__}, which has other ones already: leave the"
-                    " context of those first."
+                    f"LXT's {variant} rules cannot be applied to {target.__name__}, which already has other"
+                    " rules: leave the context of those first."
                 )
         yield
 

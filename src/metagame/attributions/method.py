@@ -46,11 +46,13 @@ class FirstOrder(Method[InputT], ABC, Generic[InputT]):
             UserError: an order below 1, or an index without an order above it.
         """
         if not isinstance(order, Integral) or order < 1:
-            raise UserError(f"order={order!r}: metagames have order 1 or more, an integer.")
+            raise UserError(f"order={order!r} must be a positive integer.")
         if index is not None and index not in INDICES:
             raise UserError(f"index={index} is unknown: choose one of {', '.join(INDICES)}.")
         if order == 1 and index is not None:
-            raise UserError(f"index={index} needs order=2 or more: without it the metagame is that of single players.")
+            raise UserError(
+                f"index={index} needs order=2 or more, because a metagame of order 1 is that of single players."
+            )
         return Metagame(self, estimator, order, index)
 
 

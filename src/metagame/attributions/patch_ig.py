@@ -148,7 +148,9 @@ def path(bound: ImageText, block: int) -> tuple[Float[Tensor, "1 T D"], Float[Te
     """
     n_blocks = len(bound.model.encoder_view.blocks)
     if block < -n_blocks:
-        raise UserError(f"block={block}: the image encoder has {n_blocks} blocks, give -{n_blocks} to -1.")
+        raise UserError(
+            f"block={block} does not exist, since the image encoder has {n_blocks} blocks: give -{n_blocks} to -1."
+        )
     return bound.image.block_input(block), bound.model.blank_input(bound.image.pixels, block)
 
 
@@ -171,5 +173,5 @@ def check_block(block: int) -> int:
         UserError: it is no negative whole number.
     """
     if type(block) is not int or block >= 0:
-        raise UserError(f"block={block!r}: count blocks from the last, give -1 or a smaller whole number.")
+        raise UserError(f"block={block!r} must be a negative integer, since blocks are counted from the last one, -1.")
     return block

@@ -109,7 +109,7 @@ class SymbolicMethod(Method[Polynomial], ABC):
         name = f"symbolic.{type(self).__name__}"
         estimator.require_closed_form(name)
         if order != 1 or index is not None:
-            raise UserError(f"the metagame of {name} has order 1 only: leave out attribution.order and index.")
+            raise UserError(f"the metagame of {name} exists for order 1 only: leave out attribution.order and index.")
         return SymbolicMetagame(self)
 
 
@@ -157,7 +157,7 @@ class AttnLRP(SymbolicMethod):
 
     def __init__(self, association: str) -> None:
         if association not in ("left", "right"):
-            raise UserError(f"attribution.method.association={association!r}: choose left or right.")
+            raise UserError(f"attribution.method.association={association!r} must be left or right.")
         self.association = association
 
     def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
@@ -302,8 +302,8 @@ def _by_term(
     for done, (term, inside) in enumerate(terms, start=1):
         if len(inside) > MAX_PLAYERS:
             raise UserError(
-                f"benchmark.function has the term {term} of {len(inside)} features: its derivation enumerates 2^n"
-                f" coalitions, give terms of at most {MAX_PLAYERS} features."
+                f"benchmark.function has the term {term} of {len(inside)} features, too many for a derivation"
+                f" that enumerates 2^n coalitions: give terms of at most {MAX_PLAYERS} features."
             )
         parts = list(derive(term, inside))
         totals = totals or [np.full((len(place),) * part.ndim, sympy.S.Zero, dtype=object) for part in parts]

@@ -80,7 +80,10 @@ class Job:
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, BoundInput] | Failure]:
         """The questions of each sample, bound to the model, or what kept it from being prepared."""
         if not all(isinstance(sample, self.model.sample_type) for sample in samples):
-            names = f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}."
+            names = (
+                f"model {_name(self.model)} does not explain samples of benchmark {_name(self.benchmark)}: choose"
+                " another model or benchmark."
+            )
             return [Failure(UserError(names))] * len(samples)
         try:
             prepared = self.model.prepare(samples)
@@ -88,7 +91,7 @@ class Job:
             return [Failure(error)] * len(samples)
         if len(prepared) != len(samples):
             names = f"model {_name(self.model)} prepared {len(prepared)} of {len(samples)} samples"
-            return [Failure(UserError(f"{names}: its method prepare must give one result for each."))] * len(samples)
+            return [Failure(UserError(f"{names}: its method prepare must return one result for each."))] * len(samples)
         return prepared
 
     def evaluate(
@@ -109,7 +112,10 @@ class Job:
         explanations = {}
         for question, bound in inputs.items():
             if not isinstance(bound, method.input_type):
-                raise UserError(f"attribution method {_name(method)} does not explain model {_name(self.model)}.")
+                raise UserError(
+                    f"attribution method {_name(method)} does not explain model {_name(self.model)}: choose another"
+                    " method."
+                )
             if isinstance(method, Metagame):
                 explanation = method.explain(bound, progress, (kept or {}).get(question))
             else:
@@ -136,7 +142,7 @@ def _checked(score: Score | np.generic, name: str) -> Score:
         raise UserError(f"score {name} is {value}: check the model and the method on this sample.")
     if not isinstance(value, float | int | str | None):
         raise UserError(
-            f"score {name} is a {type(value).__name__}: give a number, a text, or lists and mappings of them."
+            f"score {name} is a {type(value).__name__}: return a number, a text, or a list or mapping of these."
         )
     return value
 
@@ -153,7 +159,9 @@ def build_method(variant: Variant, cfg: DictConfig) -> Method[BoundInput]:
     method: Method[BoundInput] = _instantiated(node.method)
     if not variant.meta:
         if node.order != 1 or node.index is not None:
-            raise UserError("attribution.order and attribution.index are of metagames: set attribution.meta=true.")
+            raise UserError(
+                "attribution.order and attribution.index apply only to metagames: set attribution.meta=true."
+            )
         return method
     try:
         return method.metagame(build_estimator(cfg), node.order, node.index)
@@ -228,8 +236,8 @@ def _check_tiny_data(cfg: DictConfig) -> None:
         found = re.search(rf"(?<![\w./-]){TINY_DATA}/[\w./-]+", OmegaConf.to_yaml(cfg[part], resolve=True))
         if found is not None:
             raise UserError(
-                f"{part}={cfg[part].name} needs {found[0]}, which is not in this folder: {TINY_DATA} comes with the"
-                " repository, not with the package, so run in the folder of a clone."
+                f"{part}={cfg[part].name} needs {found[0]}, which is not in this folder: {TINY_DATA} comes with"
+                " the repository, not with the package, so run in a clone of the repository."
             )
 
 

@@ -116,8 +116,8 @@ def check_commas(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if override.key_or_group in texts and isinstance(value, ChoiceSweep) and value.simple_form:
             key, text = _line(override).split("=", 1)
             raise UserError(
-                f"{key}={text} would be swept at each comma: quote one text inside the quotes, \"{key}='{text}'\", or"
-                f" write {key}=choice(...) for several."
+                f"{key}={text} would be split at its commas into a sweep: for one text, put quotes inside the"
+                f" quotes, \"{key}='{text}'\"; for a sweep, write {key}=choice(...)."
             )
 
 

@@ -179,7 +179,9 @@ class RecordStore:
         except (ValueError, TypeError, KeyError) as error:
             raise RecordError(f"{where} is not a record ({error}): remove that line.") from error
         if record is None:
-            raise RecordError(f"{where} has version {version}, this is version {VERSION}: move the file away.")
+            raise RecordError(
+                f"{where} has version {version}, but this release reads version {VERSION}: move the file away."
+            )
         return record
 
     def append(self, record: Record, arrays: dict[str, np.ndarray]) -> None:
@@ -285,7 +287,7 @@ def writing(path: Path) -> Generator[None, None, None]:
 
 
 _FREE = "free some space and rerun the same command to resume"
-_CHOOSE = "choose a folder that can be written, for results with output_dir=FOLDER"
+_CHOOSE = "choose a folder that can be written, with output_dir=FOLDER if it is the folder of results"
 _REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,

@@ -181,7 +181,9 @@ def _tell_time(title: str, n_done: int, n_left: int, seconds: float) -> None:
     minutes = n_left * seconds / n_done / 60
     if minutes >= 1:
         left = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.0f} min"
-        log.info("%s: %d samples took %.1f s, the other %d take about %s.", title, n_done, seconds, n_left, left)
+        log.info(
+            "%s: %d samples took %.1f s, and the other %d will take about %s.", title, n_done, seconds, n_left, left
+        )
 
 
 def _plan(cfg: DictConfig, job: Job) -> Plan:
@@ -194,7 +196,8 @@ def _plan(cfg: DictConfig, job: Job) -> Plan:
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
         raise UserError(
-            f"benchmark {cfg.benchmark.name} has several samples with the id {repeated[0]}: tell them apart."
+            f"benchmark {cfg.benchmark.name} has several samples with the id {repeated[0]}: give each sample its"
+            " own id."
         )
     records = store.read()
     finished: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -434,7 +437,9 @@ def memory_advice(cfg: DictConfig, methods: Iterable[Method[BoundInput]]) -> str
     ]
     if sizes:
         return f"lower {' or '.join(sizes)}"
-    return "set model.offload=true" if cfg.model.get("offload") is False else "choose a smaller model or larger device"
+    return (
+        "set model.offload=true" if cfg.model.get("offload") is False else "choose a smaller model or a larger device"
+    )
 
 
 def _message(error: Exception, memory_advice: str) -> str:

@@ -348,7 +348,9 @@ def check_values(cfg: DictConfig) -> None:
     for name, node in (cfg.attribution.get("variants") or {}).items():
         unknown += [f"attribution.variants.{name}.{key}" for key in node if key not in known_of_attribution]
     if unknown:
-        raise UserError(f"{', '.join(unknown)}: unknown setting; check the spelling, or remove it.")
+        raise UserError(
+            f"the config has unknown settings ({', '.join(unknown)}): check their spelling, or remove them."
+        )
     if cfg.limit is not None and not _is_whole(cfg.limit, 1):
         raise UserError(f"limit={cfg.limit} must be a positive integer, or null for all samples.")
     if not _is_whole(cfg.seed, 0):
@@ -356,7 +358,10 @@ def check_values(cfg: DictConfig) -> None:
     if not _is_whole(cfg.shards, 1):
         raise UserError(f"shards={cfg.shards} must be a positive integer.")
     if cfg.reuse not in ("fresh", "stale"):
-        raise UserError(f"reuse={cfg.reuse}: give fresh, or stale to keep results of other code or files.")
+        raise UserError(
+            f"reuse={cfg.reuse} is unknown: choose fresh, or stale to keep results that were computed with other code"
+            " or files."
+        )
 
 
 def check_scale(cfg: DictConfig) -> None:
@@ -371,7 +376,7 @@ def check_scale(cfg: DictConfig) -> None:
     if cfg.get("for_scale") not in (None, scale):
         raise UserError(
             f"experiment {cfg.name} has no values for scale={scale}: add its file to"
-            f" configs/experiment/by_scale/{scale}, with for_scale: {scale}."
+            f" configs/experiment/by_scale/{scale}, and set for_scale: {scale} in it."
         )
     nodes = [(group, cfg[group]) for group in ("model", "benchmark", "attribution")]
     nodes += [("attribution", node) for node in (cfg.attribution.get("variants") or {}).values()]
@@ -379,12 +384,12 @@ def check_scale(cfg: DictConfig) -> None:
         if node.get("for_scale") not in (None, scale):
             raise UserError(
                 f"{group}={node.name} has no values for scale={scale}: add"
-                f" configs/{group}/by_scale/{scale}/{node.name}.yaml, with for_scale: {scale}."
+                f" configs/{group}/by_scale/{scale}/{node.name}.yaml, and set for_scale: {scale} in it."
             )
         missing = sorted(OmegaConf.missing_keys(node))
         if missing:
             raise UserError(
-                f"{group}={node.name} at scale={scale} lacks {', '.join(missing)}: choose another {group}, or give"
+                f"{group}={node.name} at scale={scale} lacks {', '.join(missing)}: choose another {group}, or set"
                 f" {missing[0]}=VALUE."
             )
 
@@ -396,7 +401,10 @@ def check_shard(cfg: DictConfig) -> None:
         UserError: it does not.
     """
     if cfg.shard is None and cfg.shards > 1:
-        raise UserError(f"shards={cfg.shards} needs a sweep over them: add -m, or give shard=0 to {cfg.shards - 1}.")
+        raise UserError(
+            f"shards={cfg.shards} needs a sweep over the shards: add -m, or choose one of them with shard=0 to"
+            f" shard={cfg.shards - 1}."
+        )
     if cfg.shard is not None and cfg.shard not in range(cfg.shards):
         raise UserError(f"shard={cfg.shard} must be an integer from 0 to {cfg.shards - 1}, since shards={cfg.shards}.")
 

@@ -110,8 +110,8 @@ class Adder(Model[Sum, MaskedModel]):
         path = Path(checkpoint) / "model.safetensors"
         if not path.is_file():
             raise UserError(
-                f"model.checkpoint={str(checkpoint)!r} holds no model.safetensors: run in the repository's folder, or"
-                " make one with scripts/train_adder.py."
+                f"model.checkpoint={str(checkpoint)!r} contains no model.safetensors: run in the repository's"
+                " folder, or make one with scripts/train_adder.py."
             )
         self.net = AdderNet().double().eval().requires_grad_(False)
         try:

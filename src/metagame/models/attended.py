@@ -46,7 +46,9 @@ class AttendedModel(MaskedModel):
         """
         attend = self.attend
         if attend is None:
-            raise UserError("this model keeps no attention weights: choose a transformer, or another attribution.")
+            raise UserError(
+                "this model has no attention weights to read: choose a transformer, or another attribution."
+            )
         return self.batched(lambda rows: self._influence(attend, rows, gradient), inputs)
 
     def _influence(
@@ -81,5 +83,6 @@ def require_attention_weights(net: PreTrainedModel) -> None:
     implementation = net.config._attn_implementation
     if implementation != EAGER:
         raise UserError(
-            f"this model computes attention by {implementation!r}, which keeps no weights: set model.attention={EAGER}."
+            f"this model computes attention by {implementation!r}, which does not return the weights: set"
+            f" model.attention={EAGER}."
         )

@@ -66,7 +66,10 @@ def _both(adapter: type[TransformersEncoder], net: PreTrainedModel, processor: A
 
 def _source(net: PreTrainedModel) -> str:
     if not net.name_or_path:
-        raise UserError(f"this {type(net).__name__} does not say where it was loaded from: give processor=.")
+        raise UserError(
+            f"it is not known where this {type(net).__name__} was loaded from: pass its tokenizer or processor as"
+            " processor=."
+        )
     return net.name_or_path
 
 
@@ -100,18 +103,21 @@ def load_model(model: Any, *, processor: Any = None, **settings: Any) -> Model:
         return _wrapped(model, processor, settings)
     if not isinstance(model, str | Path):
         raise UserError(
-            f"model is a {type(model).__name__}: give a folder, a hub id, a model of transformers or one of"
+            f"model is a {type(model).__name__}: give a folder, a Hub id, a transformers model or an adapter of"
             " metagame.models; for other models see metagame.bridges."
         )
     if processor is not None:
-        raise UserError("processor is for a model that is given: a checkpoint has its own, leave it out.")
+        raise UserError(
+            "processor applies only to a model that is already loaded: leave it out, since a checkpoint comes with"
+            " its own."
+        )
     return _loaded(str(model), settings)
 
 
 def _refuse_settings(processor: Any, settings: dict[str, Any]) -> None:
     names = sorted(settings) + ["processor"] * (processor is not None)
     if names:
-        raise UserError(f"{', '.join(names)} would change nothing: the model is loaded already, leave it out.")
+        raise UserError(f"{', '.join(names)} would change nothing, because the model is already loaded: leave it out.")
 
 
 def _loaded(checkpoint: str, settings: dict[str, Any]) -> Model:
@@ -160,8 +166,8 @@ def _family(kind: str, name: str) -> Family:
     known = {architecture: family for family in FAMILIES for architecture in family.classes}
     if kind not in known:
         raise UserError(
-            f"{name} is of architecture {kind!r}, and adapters are shipped for {', '.join(sorted(known))} and FLUX:"
-            " choose one of them, or see metagame.bridges for other models."
+            f"{name} has the architecture {kind!r}, which no adapter supports: choose a model of"
+            f" {', '.join(sorted(known))} or FLUX, or see metagame.bridges for other models."
         )
     return known[kind]
 

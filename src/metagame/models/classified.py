@@ -113,8 +113,8 @@ def label_names(net: PreTrainedModel) -> tuple[str, ...]:
     names = tuple(str(name) for _, name in sorted((net.config.id2label or {}).items()))
     if len(names) < 2:
         raise UserError(
-            f"model.checkpoint={net.name_or_path!r} has {len(names)} label and so no class to explain: choose a"
-            " classifier with two or more."
+            f"model.checkpoint={net.name_or_path!r} has {len(names)} label, and so no class to explain: choose a"
+            " classifier with two or more labels."
         )
     return names
 

@@ -74,10 +74,13 @@ def watched_concepts(
     """
     blocks = list(transformer.transformer_blocks)
     if not 1 <= n_layers <= len(blocks):
-        raise UserError(f"n_layers={n_layers}: the transformer has {len(blocks)} double-stream blocks.")
+        raise UserError(
+            f"n_layers={n_layers} must be from 1 to {len(blocks)}, the number of the transformer's double-stream"
+            " blocks."
+        )
     # an attention that was never fused does not have the attribute
     if any(getattr(block.attn, "fused_projections", False) for block in blocks):
-        raise UserError("the transformer holds fused projections: call unfuse_qkv_projections() first.")
+        raise UserError("the transformer has fused projections: call unfuse_qkv_projections() first.")
     passes: list[list[Tensor]] = []
     streams: list[_Stream] = []
     blank: list[Tensor] = []  # what modulates concepts in place of the pass's own condition

@@ -118,7 +118,7 @@ def load_t5_tokenizer(checkpoint: str, revision: str | None) -> PreTrainedTokeni
     if not Path(checkpoint).is_dir():
         folder = load_pretrained(snapshot_download, checkpoint, revision, allow_patterns="tokenizer_2/*")
     if not (Path(folder) / "tokenizer_2").is_dir():
-        raise UserError(f"checkpoint {checkpoint!r} has no folder tokenizer_2: give that of a FLUX pipeline.")
+        raise UserError(f"checkpoint {checkpoint!r} has no folder tokenizer_2: give the folder of a FLUX pipeline.")
     with without_conversion_note():
         return load_pretrained(T5TokenizerFast.from_pretrained, str(Path(folder) / "tokenizer_2"), None)
 
@@ -136,10 +136,10 @@ def concept_token(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     """
     pieces = concept_pieces(tokenizer, name)
     if not pieces or tokenizer.unk_token in pieces:
-        raise UserError(f"concept {name!r} is unknown to the T5 tokenizer: name it by another word.")
+        raise UserError(f"concept {name!r} is unknown to the T5 tokenizer: use another word.")
     if len(pieces) > 1:
         raise UserError(
-            f"concept {name!r} is {len(pieces)} T5 tokens ({', '.join(pieces)}): name it by a word of one token."
+            f"concept {name!r} is {len(pieces)} T5 tokens ({', '.join(pieces)}): use a word that is one token."
         )
     return pieces[0]
 
@@ -155,6 +155,6 @@ def refuse_one_token_twice(tokenizer: PreTrainedTokenizerBase, names: Sequence[s
         token = concept_token(tokenizer, name)
         if first.setdefault(token, name) != name:
             raise UserError(
-                f"concepts {first[token]!r} and {name!r} are the same T5 token ({token}), which is one concept: leave"
-                " one of them out."
+                f"concepts {first[token]!r} and {name!r} are the same T5 token ({token}), and so the same"
+                " concept: leave one of them out."
             )

@@ -145,8 +145,8 @@ def decoder_view(net: nn.Module | None, user: str) -> Decoder:
     if view is None:
         found = "a plain function" if net is None else f"a {type(net).__name__}"
         raise UserError(
-            f"{user} takes language models of Gemma 3, GPT-2, Llama, Mistral, Qwen2 and Qwen3, and this model is"
-            f" {found}: choose another method, such as attribution=leave_one_out."
+            f"{user} supports language models of Gemma 3, GPT-2, Llama, Mistral, Qwen2 and Qwen3, but this model"
+            f" is {found}: choose another method, for example attribution=leave_one_out."
         )
     return view(net)
 

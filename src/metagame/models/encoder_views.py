@@ -132,7 +132,7 @@ def check_heads(heads: str) -> str:
         UserError: it is neither ``one`` nor ``native``.
     """
     if heads not in HEADS:
-        raise UserError(f"heads={heads!r}: give 'one' or 'native'.")
+        raise UserError(f"heads={heads!r} must be 'one' or 'native'.")
     return heads
 
 

@@ -88,9 +88,9 @@ class Denoising:
 
     def __post_init__(self) -> None:
         if self.side < 1 or self.n_steps < 1:
-            raise UserError(f"model.denoising.side={self.side}, n_steps={self.n_steps}: give positive numbers.")
+            raise UserError(f"model.denoising.side={self.side} and n_steps={self.n_steps} must be positive integers.")
         if not 0 <= self.step < self.n_steps:
-            raise UserError(f"model.denoising.step={self.step}: give one of 0 to {self.n_steps - 1}.")
+            raise UserError(f"model.denoising.step={self.step} must be from 0 to {self.n_steps - 1}.")
         resamples = (TORCH_NEAREST, *map(str.lower, Image.Resampling.__members__))
         for name, value, choices in (
             ("resample", self.resample.lower(), resamples),
@@ -98,7 +98,7 @@ class Denoising:
             ("noise", self.noise, NOISES),
         ):
             if value not in choices:
-                raise UserError(f"model.denoising.{name}={value!r}: give one of {', '.join(choices)}.")
+                raise UserError(f"model.denoising.{name}={value!r} is unknown: choose one of {', '.join(choices)}.")
 
     @property
     def noise_share(self) -> float:
@@ -135,9 +135,9 @@ class Flux(Model[ConceptSample, ConceptLogits]):
     ) -> None:
         multiple = 2 * pipeline.vae_scale_factor
         if denoising.side % multiple:
-            raise UserError(f"model.denoising.side={denoising.side}: give a multiple of {multiple} pixels.")
+            raise UserError(f"model.denoising.side={denoising.side} must be a multiple of {multiple} pixels.")
         if pipeline.transformer.config.guidance_embeds and denoising.guidance is None:
-            raise UserError("this model takes a guidance: set model.denoising.guidance, such as 3.5.")
+            raise UserError("this model needs a guidance scale: set model.denoising.guidance, for example to 3.5.")
         self.pipeline = pipeline
         self.revision = revision
         self.device = device
@@ -179,7 +179,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         check_dtype(vae_dtype, "vae_dtype")
         device = settle_device(device)
         if offload and torch.device(device).type == "cpu":
-            raise UserError("model.offload=true is for a GPU: leave it out on the CPU.")
+            raise UserError("model.offload=true needs a GPU: leave it out on the CPU.")
         folder = checkpoint
         if not Path(checkpoint).is_dir():
             folder = str(load_pretrained(FluxPipeline.download, checkpoint, revision))
@@ -196,7 +196,10 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         else:
             pipeline = moved(pipeline, device, checkpoint, MEMORY_ADVICE)
         if denoising.noise == "device" and torch.device(device).type != "cuda":
-            log.warning("Noise is drawn on %s; the published numbers used a GPU's (model.denoising.noise).", device)
+            log.warning(
+                "Noise is drawn on %s, but the published numbers used noise drawn on a GPU (model.denoising.noise).",
+                device,
+            )
         return cls(pipeline, _revision(Path(folder)), device, denoising, text_length)
 
     def prepare(self, samples: Sequence[ConceptSample]) -> list[Mapping[str, ConceptLogits] | Failure]:
@@ -220,13 +223,13 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         try:
             if isinstance(sample, PaintedImage):
                 if self.pipeline.transformer.dtype == torch.float64:  # CLIP's causal mask cannot hold its least number
-                    raise UserError("a picture cannot be painted in float64: give model.dtype=float32.")
+                    raise UserError("an image cannot be generated in float64: set model.dtype=float32.")
                 self._check_length(sample.prompt)
                 self._tell_pooled_part(sample.prompt)
                 return self._paint(sample, questions)
             image = sample.image()
             if image is None:
-                raise UserError(f"sample {sample.id} has no image: give one, or a prompt to paint.")
+                raise UserError(f"sample {sample.id} has no image: give one, or a prompt to generate it from.")
             return self._ask(image, questions)
         except torch.OutOfMemoryError as error:
             raise UserError(f"the model does not fit the memory of {self.device}: {MEMORY_ADVICE}.") from error
@@ -300,8 +303,9 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         if len(ids) > self.text_length:
             cut = self.pipeline.tokenizer_2.decode(ids[self.text_length - 1 : -1])
             raise UserError(
-                f"the prompt has {len(ids)} tokens and model.text_length={self.text_length}, so that {cut!r} would be"
-                " cut: shorten it, or raise model.text_length as far as the model was trained."
+                f"the prompt has {len(ids)} tokens, but model.text_length={self.text_length}, so {cut!r} would be"
+                " cut off: shorten it, or raise model.text_length, at most to the length that the model was"
+                " trained with."
             )
 
     def _tell_pooled_part(self, prompt: str) -> None:
@@ -310,7 +314,11 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         ids = tokenizer(prompt, verbose=False)["input_ids"]
         if len(ids) > tokenizer.model_max_length:
             cut = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
-            log.warning("CLIP's pooled text leaves out %r, which T5 reads: CLIP takes %d tokens.", cut, len(ids) - 2)
+            log.warning(
+                "CLIP's pooled text leaves out %r, which T5 reads, because CLIP takes only %d tokens.",
+                cut,
+                len(ids) - 2,
+            )
 
     @torch.no_grad()
     def _encode(self, text: str) -> Float[Tensor, "1 T e"]:
@@ -381,13 +389,16 @@ def _prompt(item: tuple[str, ConceptQuestion]) -> str:
 
 def _check(question: ConceptQuestion, n_blocks: int) -> None:
     if not 1 <= question.n_layers <= n_blocks:
-        raise UserError(f"benchmark.n_layers={question.n_layers}: the model has {n_blocks} double-stream blocks.")
+        raise UserError(
+            f"benchmark.n_layers={question.n_layers} must be from 1 to {n_blocks}, the number of the model's"
+            " double-stream blocks."
+        )
     names = _names(question)
     if not question.players:
         raise UserError("a question has no players: give at least one concept.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"concept {twice[0]!r} is given twice: a concept is one player, or background.")
+        raise UserError(f"concept {twice[0]!r} is given twice: list it once, as a player or as background.")
 
 
 def _load_part(part: type[Any], folder: str, name: str, dtype: torch.dtype, bits: int | None) -> Any:
@@ -412,7 +423,7 @@ def _load_part(part: type[Any], folder: str, name: str, dtype: torch.dtype, bits
 
 def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     if bits not in (4, 8):
-        raise UserError(f"model.text_encoder_bits={bits}: give 8, 4 or null.")
+        raise UserError(f"model.text_encoder_bits={bits} must be 8, 4 or null.")
     if not is_bitsandbytes_available():
         raise UserError(
             f"model.text_encoder_bits={bits} needs bitsandbytes: install it with 'pip install bitsandbytes'."

@@ -95,7 +95,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage]):
         tokens_per_batch: int = 4096,
     ) -> None:
         if absent not in ABSENT:
-            raise UserError(f"model.absent={absent!r}: give one of {', '.join(ABSENT)}.")
+            raise UserError(f"model.absent={absent!r} is unknown: choose one of {', '.join(ABSENT)}.")
         self.net = net.eval().requires_grad_(False)
         self.processor = processor
         self.revision = revision

@@ -143,8 +143,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         # configs of other architectures than Gemma do not declare it
         if getattr(self.net.config, "final_logit_softcapping", None) is not None:
             raise UserError(
-                "this model caps its logits (final_logit_softcapping), which no attribution method supports: choose a"
-                " model whose config has none, such as Gemma 3."
+                "this model caps its logits (final_logit_softcapping), which no attribution method supports:"
+                " choose a model whose config does not set it, for example Gemma 3."
             )
         self.tokenizer = tokenizer
         self.revision = revision
@@ -243,8 +243,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         answer = self.answer(prompt)
         if not answer:
             raise UserError(
-                f"the model's answer to {sample.text!r} is empty, so there is nothing to explain: ask"
-                " differently, check model.chat, or set model.end_token=true."
+                f"the model's answer to {sample.text!r} is empty, so there is nothing to explain: change the"
+                " prompt, check model.chat, or set model.end_token=true."
             )
         return {WHOLE: self.bind_answer(prompt, answer)}
 
@@ -257,10 +257,10 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
     def next_token(self, text: str, prompt: PromptTokens, word: str) -> int:
         """The token of ``word`` behind the text."""
         if self.chat:
-            raise UserError("a text that is to go on is asked without a chat template: set model.chat=false.")
+            raise UserError("a chat template does not fit a text that the model is to continue: set model.chat=false.")
         ids = tuple(self.tokenizer(text + word, verbose=False)["input_ids"])
         if ids[:-1] != prompt.ids:
-            raise UserError(f"{word!r} is not one token behind {text!r}: choose another word, or another model.")
+            raise UserError(f"{word!r} is not one token after {text!r}: choose another word, or another model.")
         return ids[-1]
 
     def answer(self, prompt: PromptTokens) -> tuple[int, ...]:
@@ -284,8 +284,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         context = self.net.config.max_position_embeddings
         if len(prompt.ids) + self.max_new_tokens > context:
             raise UserError(
-                f"the prompt's {len(prompt.ids)} tokens and an answer of {self.max_new_tokens} are more than the"
-                f" model's context of {context}: shorten the prompt or lower model.max_new_tokens."
+                f"the prompt's {len(prompt.ids)} tokens and an answer of {self.max_new_tokens} exceed the model's"
+                f" context of {context}: shorten the prompt or lower model.max_new_tokens."
             )
         recommended = self.net.generation_config
         ends = _end_ids(recommended.eos_token_id, self.tokenizer.eos_token_id, prompt.turn_end)
@@ -400,9 +400,9 @@ def _check_settings(
         raise UserError(f"model.max_new_tokens={max_new_tokens!r} must be a positive integer.")
     for name, value in (("chat", chat), ("end_token", end_token)):
         if not isinstance(value, bool):
-            raise UserError(f"model.{name}={value!r}: give true or false.")
+            raise UserError(f"model.{name}={value!r} must be true or false.")
     if template_settings is not None and not isinstance(template_settings, Mapping):
-        raise UserError(f"model.template_settings={template_settings!r}: give a mapping, such as {{key: value}}.")
+        raise UserError(f"model.template_settings={template_settings!r} must be a mapping, for example {{key: value}}.")
     TokenBatches(tokens_per_batch)
     absent_token_id(tokenizer, absent_token)
     if chat:

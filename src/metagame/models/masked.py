@@ -53,11 +53,13 @@ class MaskedModel(BoundInput):
         if self.x.ndim != 2 or not fits:
             shapes = f"x {tuple(self.x.shape)}, baseline {tuple(self.baseline.shape)}"
             raise UserError(
-                f"{shapes}: give both as (features, width), width 1 for plain numbers; a background set as (rows,"
-                " features, width), one row at least."
+                f"{shapes}: give both as (features, width), with width 1 for plain numbers, and a background set"
+                " as (rows, features, width) with at least one row."
             )
         if self.names and len(self.names) != len(self.x):
-            raise UserError(f"names={self.names}: give one for each of the {len(self.x)} features, or none.")
+            raise UserError(
+                f"names={self.names} must have one name for each of the {len(self.x)} features, or be empty."
+            )
 
     @classmethod
     def of_function(
@@ -110,8 +112,9 @@ class MaskedModel(BoundInput):
         outputs = self.f(inputs)
         if outputs.shape != inputs.shape[:1]:
             raise UserError(
-                f"f returned shape {tuple(outputs.shape)} for {len(inputs)} inputs: return ({len(inputs)},), one number"
-                " each; of several outputs select one, such as f(x)[:, 0]."
+                f"f returned shape {tuple(outputs.shape)} for {len(inputs)} inputs: return shape"
+                f" ({len(inputs)},), one number for each; if f has several outputs, select one, for example"
+                " f(x)[:, 0]."
             )
         return outputs
 

@@ -132,7 +132,8 @@ class OpenCLIP(VisionLanguage):
         before = owner.attn_mask if isinstance(owner, open_clip.CLIP | TextTransformer) else None
         if not isinstance(before, Tensor):
             raise UserError(
-                "this text encoder has no causal mask to add to: its texts cannot be masked, as FIxLIP does."
+                "this text encoder has no causal mask, so its texts cannot be masked as FIxLIP does: choose"
+                " another method."
             )
         try:
             absent = torch.zeros(attended.shape, dtype=before.dtype, device=before.device)

@@ -96,8 +96,8 @@ def load_tokenizer(
     folder = Path(checkpoint)
     if gguf is None and folder.is_dir() and not any((folder / name).exists() for name in VOCABULARIES):
         raise UserError(
-            f"model.checkpoint={checkpoint!r} is a folder without a tokenizer: save or copy the model's there, such as"
-            " tokenizer.json and tokenizer_config.json."
+            f"model.checkpoint={checkpoint!r} is a folder without a tokenizer: save or copy the model's tokenizer"
+            " there, for example tokenizer.json and tokenizer_config.json."
         )
     settings = {} if gguf is None else {"gguf_file": gguf}
     quiet = without_note("transformers.tokenization_utils_base", "incorrect regex pattern")
@@ -117,8 +117,8 @@ def gguf_folder(checkpoint: str, revision: str | None, gguf: str) -> Path:
         return Path(load_pretrained(partial(hf_hub_download, filename=gguf), checkpoint, revision)).parent
     if not Path(checkpoint, gguf).is_file():
         raise UserError(
-            f"model.gguf={gguf!r} is not a file in model.checkpoint={checkpoint!r}: give the folder there, and here the"
-            " file's name in it."
+            f"model.gguf={gguf!r} is not a file in model.checkpoint={checkpoint!r}: set model.checkpoint to the"
+            " folder, and model.gguf to the name of a file in it."
         )
     return Path(checkpoint)
 
@@ -145,8 +145,8 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
         return gate
     if re.search(r"have sentencepiece installed|requires the protobuf library|incompatible Protobuf", str(error)):
         return (
-            f"{name} has a tokenizer that needs sentencepiece and a protobuf that fits it: install them with"
-            " 'pip install -U sentencepiece protobuf'."
+            f"{name} has a tokenizer that needs sentencepiece and a compatible protobuf: install them with 'pip"
+            " install -U sentencepiece protobuf'."
         )
     if Path(checkpoint).is_dir():
         if "GGUF" in str(error):
@@ -204,7 +204,7 @@ def check_dtype(dtype: str, name: str = "dtype") -> None:
         UserError: it is none of them.
     """
     if dtype not in DTYPES:
-        raise UserError(f"model.{name}={dtype!r}: give one of {', '.join(DTYPES)}.")
+        raise UserError(f"model.{name}={dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
 
 
 def moved(net: Any, device: str, checkpoint: str, advice: str = "choose a smaller model or a larger device") -> Any:
@@ -229,8 +229,8 @@ def find_architecture(classes: Collection[str], checkpoint: str, revision: str |
     config: PretrainedConfig = load_pretrained(AutoConfig.from_pretrained, checkpoint, revision, **settings)
     if config.model_type not in classes:
         raise UserError(
-            f"{_named(checkpoint, gguf)} is of architecture {config.model_type!r}: this adapter is for"
-            f" {_listed(classes)}; choose the model whose adapter fits."
+            f"{_named(checkpoint, gguf)} has the architecture {config.model_type!r}, but this adapter supports"
+            f" {_listed(classes)}: choose the model whose adapter fits."
         )
     return config.model_type
 

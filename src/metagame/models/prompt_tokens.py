@@ -59,7 +59,9 @@ def tokenize_prompt(
         UserError: the tokenizer is not fast, has no chat template, or fewer than two players are left.
     """
     if not tokenizer.is_fast:
-        raise UserError("the tokenizer does not report where its tokens are: use a fast one (a tokenizer.json).")
+        raise UserError(
+            "the tokenizer does not report the positions of its tokens: use a fast tokenizer (tokenizer.json)."
+        )
     if chat:
         rendered, start, stop = _render(tokenizer, text, template_settings or {})
     else:
@@ -74,8 +76,8 @@ def tokenize_prompt(
     owners, labels = token_players(ids, may_play, partial(_decode, tokenizer), whole_characters=whole_characters)
     if len(labels) < 2:
         raise UserError(
-            f"the prompt {text!r} has {len(labels)} players, and a metagame needs two: give more words (those that the"
-            " tokenizer does not know are none)."
+            f"the prompt {text!r} has {len(labels)} players, but a metagame needs two: give more words (words"
+            " that the tokenizer does not know do not count)."
         )
     behind = [token for token, (left, _) in zip(ids, places, strict=True) if chat and left >= stop]
     turn_end = behind[0] if behind and behind[0] in special else None
@@ -109,14 +111,16 @@ def absent_token_id(tokenizer: PreTrainedTokenizerBase, name: str | None = None)
     for token in (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id):
         if token is not None:
             return token
-    raise UserError("the tokenizer has no mask, unk or pad token for absent ones: name a token by model.absent_token.")
+    raise UserError(
+        "the tokenizer has no mask, unk or pad token to stand for absent tokens: choose one with model.absent_token."
+    )
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where the tokenizer has no chat template."""
     if tokenizer.chat_template is None:
         raise UserError(
-            "model.chat=true needs a tokenizer with a chat template; this one has none: set model.chat=false."
+            "model.chat=true needs a tokenizer with a chat template, but this one has none: set model.chat=false."
         )
 
 
@@ -126,7 +130,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, text: str, settings: Mapping[str
 
     fixed: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
     if fixed.keys() & settings.keys():
-        raise UserError(f"model.template_settings cannot set {' or '.join(fixed)}, which are always the same.")
+        raise UserError(f"model.template_settings cannot set {' or '.join(fixed)}, which are fixed: leave them out.")
 
     def render(content: str) -> str:
         try:
@@ -141,7 +145,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, text: str, settings: Mapping[str
     one, other, rendered = render("0"), render("1"), render(text)
     if one == other:
         raise UserError(
-            "the tokenizer's chat template does not show a prompt that is a plain text: set model.chat=false."
+            "the tokenizer's chat template does not render a prompt that is a plain text: set model.chat=false."
         )
     return rendered, _first_difference(one, other), len(rendered) - _first_difference(one[::-1], other[::-1])
 

@@ -142,7 +142,7 @@ class TextClassifier(Model[Prompt, Classified]):
         ids, special, n_cut = self._tokens(sample.text)
         owners, names = token_players(ids, [not each for each in special], self._decode, whole_characters=False)
         if not names:
-            raise UserError(f"the text {sample.text!r} has no token that can play: give at least one word.")
+            raise UserError(f"the text {sample.text!r} has no token that can be a player: give at least one word.")
         places = [place for place, owner in enumerate(owners) if owner is not None]
         embed = self.net.get_input_embeddings()
         sequence = embed(torch.tensor(ids, device=self.device))
@@ -166,10 +166,13 @@ class TextClassifier(Model[Prompt, Classified]):
         n_cut = len(encoded["input_ids"]) - self.context
         if n_cut <= 0:
             return encoded["input_ids"], encoded["special_tokens_mask"], 0
-        named = f"the text {text[:40]!r}... has {n_cut + self.context} tokens, the model positions for {self.context}"
+        named = (
+            f"the text {text[:40]!r}... has {n_cut + self.context} tokens, but the model has only {self.context}"
+            " positions"
+        )
         if not self.truncate:
             raise UserError(f"{named}: shorten it, or set model.truncate=true.")
-        log.warning("%s: the last %d are cut off.", named, n_cut)
+        log.warning("%s: the last %d tokens are cut off.", named, n_cut)
         encoded = self.tokenizer(
             text, return_special_tokens_mask=True, truncation=True, max_length=self.context, verbose=False
         )

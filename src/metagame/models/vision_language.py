@@ -94,7 +94,10 @@ class WordPlayers(Players):
         pieces = self.tokenizer.split(" ".join(self.labels))
         counts = [sum(not special for _, special in self.tokenizer.split(word)) for word in self.labels]
         if sum(counts) != sum(not special for _, special in pieces):
-            raise UserError(f"the words of {' '.join(self.labels)!r} share tokens: masking needs words of their own.")
+            raise UserError(
+                f"the words of {' '.join(self.labels)!r} share tokens, so one cannot be masked without the other:"
+                " choose a model whose words have their own tokens."
+            )
         here = iter([flag for flag, count in zip(present, counts, strict=True) for _ in range(count)])
         return Text(tuple(i for i, _ in pieces), tuple(special or next(here) for _, special in pieces))
 
@@ -289,7 +292,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     ) -> None:
         if torch.finfo(next(net.parameters()).dtype).bits < 32:
             raise UserError(
-                "the weights are in half precision, too coarse for attributions: give the model in float32."
+                "the weights are in half precision, which is too coarse for attributions: load the model in float32."
             )
         self.net = net.eval().requires_grad_(False)
         self.device = str(next(net.parameters()).device)
@@ -344,8 +347,8 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             UserError: this adapter does not know them.
         """
         raise UserError(
-            f"nothing is known of the blocks of {type(self).__name__}'s text encoder, which attribution=exclip takes"
-            " apart: define text_blocks in the model's adapter."
+            f"attribution=exclip needs the blocks of the text encoder, which {type(self).__name__} does not"
+            " define: define text_blocks in the model's adapter."
         )
 
     def padded_length(self, text: Text) -> int:
@@ -430,7 +433,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     def _check_length(self, text: Text) -> None:
         if len(text.ids) > self.tokenizer.context:
             raise UserError(
-                f"a text has {len(text.ids)} tokens with special ones, the encoder's context is"
+                f"a text has {len(text.ids)} tokens with the special ones, but the encoder's context is"
                 f" {self.tokenizer.context}: shorten it."
             )
 
