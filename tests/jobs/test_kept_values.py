@@ -11,7 +11,7 @@ from tests.tiny.runs import Run, contents, records, run
 
 JOB = (
     "model=gemma3_1b_it", "attribution=meta_attnlrp", "benchmark=prompts", "limit=1", "model.device=cpu",
-    "model.tokens_per_batch=64", "estimator.budget_per_player=16",
+    "model.tokens_per_batch=64", "estimator.budget_per_player=10",
 )  # fmt: skip
 
 

@@ -382,6 +382,7 @@ def test_pair_deletion_of_two_seeds_is_compared_seed_by_seed(tmp_path):
 def test_the_metagame_of_the_small_model_finds_the_pairs_that_the_grammar_made(tmp_path):
     with shipped_configs():
         overrides = ["experiment=figure3", f"output_dir={tmp_path}", "benchmark.ids=[review_0,review_10]"]
+        overrides += ["estimator.budget_per_player=12"]
         configs = [compose("config", overrides=[*overrides, f"attribution={name}attnlrp"]) for name in ("", "meta_")]
         for cfg in configs:
             run_job(cfg)

@@ -126,25 +126,27 @@ def clause_moebius(clause: Clause, pair: tuple[int, int]) -> int:
 def draw_clause(rng: np.random.Generator) -> Clause:
     """A clause with an opinion: half of them about a noun, perhaps with an aside, the others an idiom or a thing."""
     if rng.random() < 0.5:
-        noun, adjective = rng.choice(NOUNS), rng.choice(list(ADJECTIVES))
-        words = ["the", str(noun), "was"]
+        noun, adjective = NOUNS[rng.integers(len(NOUNS))], list(ADJECTIVES)[rng.integers(len(ADJECTIVES))]
+        words = ["the", noun, "was"]
         places: list[int | None] = []
         for choices, chance in ((NEGATIONS, 0.5), (INTENSIFIERS, 0.4)):
             drawn = rng.random() < chance
             places.append(len(words) if drawn else None)
-            words += [str(rng.choice(choices))] if drawn else []
-        clause = Clause((*words, str(adjective)), (*places, len(words)), "opinion")
+            words += [choices[rng.integers(len(choices))]] if drawn else []
+        clause = Clause((*words, adjective), (*places, len(words)), "opinion")
         return with_aside(clause, rng) if len(words) > 3 and rng.random() < ASIDE_SHARE else clause
     if rng.random() < 0.8:
         idiom = list(IDIOMS)[rng.integers(len(IDIOMS))]
         return Clause(("it", "was", "a", *idiom), (3, 4), "idiom")
-    return Clause(("it", "was", "a", str(rng.choice(list(THINGS)))), (3,), "thing")
+    return Clause(("it", "was", "a", list(THINGS)[rng.integers(len(THINGS))]), (3,), "thing")
 
 
 def with_aside(clause: Clause, rng: np.random.Generator) -> Clause:
     """The opinion, with words that say nothing behind its negation or its intensifier."""
-    aside = [word if isinstance(word, str) else str(rng.choice(word)) for word in ASIDES[rng.integers(len(ASIDES))]]
-    start = 1 + rng.choice([part for part in clause.parts[:-1] if part is not None])
+    words = ASIDES[rng.integers(len(ASIDES))]
+    aside = [word if isinstance(word, str) else word[rng.integers(len(word))] for word in words]
+    before = [part for part in clause.parts[:-1] if part is not None]
+    start = 1 + before[rng.integers(len(before))]
     parts = [part if part is None or part < start else part + len(aside) for part in clause.parts]
     return Clause((*clause.words[:start], *aside, *clause.words[start:]), tuple(parts), clause.kind)
 
@@ -153,7 +155,7 @@ def draw_review(rng: np.random.Generator) -> Review:
     """One or two clauses with an opinion, perhaps a distractor, in any order."""
     clauses = [draw_clause(rng) for _ in range(rng.integers(1, 3))]
     if rng.random() < 0.4:
-        clauses.append(Clause(tuple(str(rng.choice(DISTRACTORS)).split()), (), "distractor"))
+        clauses.append(Clause(tuple(DISTRACTORS[rng.integers(len(DISTRACTORS))].split()), (), "distractor"))
     order = rng.permutation(len(clauses))
     return compose([clauses[index] for index in order], rng.random() < 0.5, rng)
 
@@ -164,7 +166,7 @@ def compose(clauses: Sequence[Clause], instructed: bool, rng: np.random.Generato
     starts = []
     for index, clause in enumerate(clauses):
         if index:
-            words.append(str(rng.choice(JOINTS)))
+            words.append(JOINTS[rng.integers(len(JOINTS))])
         starts.append(len(words))
         words += clause.words
     return Review((*words, "."), tuple(clauses), tuple(starts))

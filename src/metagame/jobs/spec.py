@@ -169,14 +169,15 @@ def merged(cfg: DictConfig, changes: dict[str, Any]) -> DictConfig:
 
 def job_identity(cfg: DictConfig) -> dict[str, Any]:
     """What the results depend on, of the keys that the schema marks and the arguments that classes do not exclude."""
+    several = variants(cfg)
     identity: dict[str, Any] = {
         "model": _identity_of_target(cfg.model),
         "benchmark": _identity_of_target(cfg.benchmark),
-        "attribution": {variant.name: _identity_of_variant(variant) for variant in variants(cfg)},
+        "attribution": {variant.name: _identity_of_variant(variant) for variant in several},
         "seed": cfg.seed,
         "scale": cfg.scale.name,
     }
-    if any(variant.meta for variant in variants(cfg)):
+    if any(variant.meta for variant in several):
         identity["estimator"] = _identity_of_target(cfg.estimator, OF_ESTIMATOR)
     return identity
 
