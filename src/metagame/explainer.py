@@ -91,6 +91,8 @@ def explain(
     for name, value in {"concepts": concepts, "background": background}.items():
         if isinstance(value, str):
             raise UserError(f"{name}={value!r} is one text: give a list, such as [{value!r}].")
+    for name, texts in {"text": (text,), "concepts": concepts, "background": background}.items():
+        _check_characters(name, texts)
     question = Question(text, None if image is None else _opened(image), tuple(concepts), tuple(background))
     bound = _bound(model, question, settings)
     chosen, label = _method(method, bound)
@@ -132,6 +134,17 @@ def _played(
     if isinstance(method, ProxyAttentionGame):
         return method.metagame()
     return MetaConceptAttention(method.mean_first, directional=True) if isinstance(method, ConceptAttention) else method
+
+
+def _check_characters(name: str, texts: Sequence[str | None]) -> None:
+    for text in texts:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{name}={text!r} contains a lone surrogate at position {error.start}, which is not a character: remove"
+                " it."
+            ) from error
 
 
 def _check_order(order: int, n_playing: int) -> None:

@@ -62,7 +62,7 @@ class MetaAttributions:
         picture: the image whose patches they are, where it is known.
 
     Raises:
-        UserError: there are not as many names as players or targets.
+        UserError: the shapes of the arrays, or the number of players or targets, do not fit each other or the order.
     """
 
     values: Shaped[np.ndarray, "t n ..."]
@@ -84,7 +84,22 @@ class MetaAttributions:
     picture: UInt8[np.ndarray, "H W 3"] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.order, Integral) or self.order < 1 or self.values.ndim != self.order + 1:
+            raise UserError(
+                f"values of shape {self.values.shape} do not fit order={self.order!r}: give an axis of targets, then as"
+                " many axes of players as the order."
+            )
         n_targets, n_players = self.values.shape[:2]
+        for name, shape in {
+            "first_order": (n_targets,),
+            "empty": (n_targets,),
+            "standard_error": self.values.shape,
+        }.items():
+            found = vars(self)[name]
+            if found is not None and found.shape != shape:
+                raise UserError(
+                    f"{name} has shape {found.shape}, but values of shape {self.values.shape} need {shape}."
+                )
         if self.players is not None and len(self.players) != n_players:
             raise UserError(f"players has {len(self.players)} names for {n_players} players: give one for each.")
         check_target_names(self.targets, self.grid, n_targets)

@@ -19,7 +19,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 from transformers import (
     ElectraConfig,
@@ -344,6 +344,10 @@ def test_patches_of_a_pipeline_are_blanked():
         (
             lambda rows, forest, **_: of_estimator(forest, rows[0], rows, output=7),
             "output=7 is none of the classes of Ra",
+        ),
+        *(
+            (lambda rows, new=new, **_: of_estimator(new, rows[0], rows), "is not fitted: call its fit method first")
+            for new in (SVC(), LinearRegression(), make_pipeline(StandardScaler(), LinearRegression()))
         ),
         (lambda rows, classes, **_: of_estimator(SVC().fit(rows, classes), rows[0], rows), "SVC has no predict_proba"),
         (

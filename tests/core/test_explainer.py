@@ -193,6 +193,13 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
         ("language_model", {"text": PROMPT, "order": 99}, "order=99 is above the number of players .*, 5: choose"),
         ("language_model", {"text": PROMPT, "order": "2"}, "order='2' must be a positive integer"),
         ("language_model", {"text": PROMPT, "dtype": "float32"}, "dtype would change nothing"),
+        (TINY / "gemma3", {"text": PROMPT, "device": "nonsense"}, r"model\.device='nonsense' is not available here \("),
+        (
+            "language_model",
+            {"text": "not \ud800 bad"},
+            r"text='not \\ud800 bad' contains a lone surrogate at position 4",
+        ),
+        ("painter", {"concepts": ["one", "\udfff"]}, "concepts=.* contains a lone surrogate at position 0"),
         ("clip", {"text": CAPTION}, "explained with text= and image=: give image="),
         ("clip", {"image": PICTURE, "concepts": ["a"]}, "give text=, and leave out concepts="),
         ("clip", {"text": CAPTION, "image": "nowhere.png"}, "image nowhere.png does not exist"),
@@ -215,7 +222,7 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(model, arguments, message, request):
     with unchecked(), pytest.raises(UserError, match=message):
-        explain(request.getfixturevalue(model), **arguments)
+        explain(request.getfixturevalue(model) if isinstance(model, str) else model, **arguments)
 
 
 def test_a_model_that_is_not_shipped_is_refused_in_one_sentence(tmp_path):

@@ -85,6 +85,21 @@ def test_names_of_another_number_are_refused(names, message):
         MetaAttributions(np.zeros((4, 3)), **{name: tuple(value) for name, value in names.items()})
 
 
+@pytest.mark.parametrize(
+    ("values", "others", "message"),
+    [
+        (np.zeros((4, 3)), {"order": 2}, r"values of shape \(4, 3\) do not fit order=2"),
+        (np.zeros((4, 3, 3)), {}, r"values of shape \(4, 3, 3\) do not fit order=1"),
+        (np.zeros((4, 3)), {"order": "1"}, "do not fit order='1'"),
+        (np.zeros((4, 3)), {"standard_error": np.zeros(4)}, r"standard_error has shape \(4,\), but .* need \(4, 3\)"),
+        (np.zeros((4, 3)), {"first_order": np.zeros(3)}, r"first_order has shape \(3,\), but .* need \(4,\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_refused_at_once(values, others, message):
+    with unchecked(), pytest.raises(UserError, match=message):
+        MetaAttributions(values, **others)
+
+
 def test_repr_is_short_and_says_what_was_found():
     lines = repr(replace(patches(), method="Grad-ECLIP")).splitlines()
     assert lines[0] == "MetaAttributions(Grad-ECLIP, exogenous, order 1, 3 players, 4 targets, 8 evaluations)"

@@ -78,8 +78,8 @@ def test_a_line_cut_at_any_byte_is_ignored_then_replaced(store, before):
 VERSION_1 = '{"key": "k", "sample": "s", "status": "done", "scores": {}, "arrays": [], "version": 1}'
 WITH_AN_X = '{"key": "k", "sample": "s", "status": "done", "x": 1, "version": 2}'
 NO_RECORDS = dict.fromkeys(["{broken", "[]", "{}", "17", WITH_AN_X, ""], "not a record") | {
-    VERSION_1: rf"has version 1, this is version {VERSION}: move the file away\.$",
-    VERSION_1.replace("1}", "3}"): "has version 3, this is",
+    VERSION_1: rf"has version 1, but this release reads version {VERSION}: move",
+    VERSION_1.replace("1}", "3}"): "has version 3, but this",
 }
 
 

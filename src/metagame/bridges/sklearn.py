@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 from jaxtyping import Bool, Float
 from sklearn.base import is_classifier
+from sklearn.exceptions import NotFittedError
 
 from metagame.bridges.black_box import BlackBox, black_box
 from metagame.errors import UserError
@@ -41,7 +42,7 @@ def of_estimator(
 
     Raises:
         UserError: shapes, names, columns or types of x and background do not fit each other, ``output`` is given beside
-            ``predict``, or the estimator has no such output.
+            ``predict``, or the estimator is not fitted or has no such output.
     """
     row, rows = np.asarray(x, dtype=object).reshape(-1), np.asarray(background, dtype=object)
     if rows.ndim != 2 or not len(rows) or row.shape != rows.shape[1:]:
@@ -105,9 +106,14 @@ def _output(estimator: Any, output: Any, x: Any) -> tuple[str, Callable[[Any], A
     """What is explained, and its values for rows.
 
     Raises:
-        UserError: there is no such class or output, or the classifier has no probabilities.
+        UserError: the estimator is not fitted, there is no such class or output, or the classifier has no
+            probabilities.
     """
     name = type(estimator).__name__
+    try:
+        estimator.predict(x)
+    except NotFittedError as error:
+        raise UserError(f"{name} is not fitted: call its fit method first.") from error
     if not is_classifier(estimator):
         if output is None:
             return "", estimator.predict

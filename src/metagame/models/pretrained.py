@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -244,8 +245,20 @@ def _listed(names: Collection[str]) -> str:
 
 
 def settle_device(device: str | None) -> str:
-    """``device``, or the GPU where there is one and the CPU where not, when None."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """``device``; if it is None, the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: PyTorch does not know the device, or the machine does not have it.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # an assertion if PyTorch was built without CUDA
+        reason = shorten(_first_line(error), 80, placeholder=" ...")
+        raise UserError(
+            f"model.device={chosen!r} is not available here ({reason}): choose another, for example cpu."
+        ) from error
+    return chosen
 
 
 def settle_dtype(dtype: str, device: str) -> str:
