@@ -1,19 +1,20 @@
-"""Estimators of scikit-learn with a background set."""
+"""Estimators of scikit-learn with a background set, and what they owe to the points that they were trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas
 from jaxtyping import Bool, Float
-from sklearn.base import is_classifier
+from numpy.typing import ArrayLike
+from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 
 from metagame.bridges.black_box import BlackBox, black_box
 from metagame.errors import UserError
-from metagame.games import as_float64
+from metagame.games import AttributionGame, as_float64
 
 ROWS = 65536
 """The most rows that an estimator is given at once."""
@@ -74,6 +75,71 @@ def of_estimator(
         return found.reshape(len(coalitions), len(rows)).mean(1)
 
     return black_box(values, own if names is None else names, max(1, ROWS // len(rows)), answer=answer)
+
+
+def of_training_set(
+    estimator: Any,
+    x: Any,
+    y: ArrayLike,
+    attribute: Callable[[Any], Any],
+    untrained: ArrayLike,
+    *,
+    players: Iterable[str] | None = None,
+    targets: Iterable[str] | None = None,
+) -> AttributionGame:
+    """The game of the points of a training set: phi_i(S) is target i of an estimator that is fitted to those in S.
+
+    With the score of the estimator as the one target, the Shapley values are data values (Ghorbani and Zou, 2019). With
+    its attributions of features as targets, they say which points an attribution comes from. Each coalition is a fit.
+
+    Args:
+        estimator: of scikit-learn, or of its protocol; a clone is fitted to each coalition.
+        x: the training points, ``(n, features)``; a DataFrame, or an array.
+        y: what is learned of them, ``(n,)``.
+        attribute: of a fitted estimator the targets, a number or ``(t,)``, such as ``lambda e: e.coef_`` or
+            ``lambda e: e.score(x_test, y_test)``.
+        untrained: what the targets are without any point, and where a classifier cannot be fitted since all points have
+            one class: a number or ``(t,)``.
+        players: names of the points; None: the index of a DataFrame, else 0, 1, ...
+        targets: names of the targets.
+
+    Raises:
+        UserError: x and y are not as many, the estimator cannot be fitted to a coalition, or ``attribute`` returns
+            another number of targets than ``untrained`` has.
+    """
+    labels = np.asarray(y)
+    if labels.shape != (len(x),):
+        raise UserError(f"y has shape {labels.shape} for {len(x)} points: give one number or class for each.")
+    nothing = np.atleast_1d(as_float64(untrained, "untrained"))
+    rows = x.iloc if isinstance(x, pandas.DataFrame) else np.asarray(x)
+
+    def values(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, "k t"]:
+        return np.stack([of_points(np.flatnonzero(row)) for row in coalitions])
+
+    def of_points(places: np.ndarray) -> Float[np.ndarray, " t"]:
+        fitted = _fitted(estimator, rows[places], labels[places]) if len(places) else None
+        if fitted is None:
+            return nothing
+        found = np.ravel(as_float64(attribute(fitted), "attribute"))
+        if found.shape != nothing.shape:
+            raise UserError(f"attribute= gives {len(found)} targets, untrained= has {len(nothing)}: give as many.")
+        return found
+
+    own = x.index if isinstance(x, pandas.DataFrame) else range(len(x))
+    return AttributionGame(values, len(labels), players=map(str, own) if players is None else players, targets=targets)
+
+
+def _fitted(estimator: Any, x: Any, y: np.ndarray) -> Any:
+    """A clone fitted to points; None of a classifier that cannot be where they have one class alone."""
+    try:
+        return clone(estimator).fit(x, y)
+    except ValueError as error:
+        if is_classifier(estimator) and len(np.unique(y)) == 1:
+            return None
+        name, reason = type(estimator).__name__, " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"{name} cannot be fitted to {len(y)} points ({reason}): choose an estimator that can."
+        ) from error
 
 
 def _check_columns(x: Any, frame: pandas.DataFrame | None) -> None:
