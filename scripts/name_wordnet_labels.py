@@ -55,7 +55,9 @@ def read_synsets(path: Path) -> dict[str, Synset]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: give data.noun of WordNet 3.0.") from error
     except (ValueError, IndexError) as error:
-        raise UserError(f"{path} is not of the format of WordNet's data.noun: give that of WordNet 3.0.") from error
+        raise UserError(
+            f"{path} is not in the format of WordNet's data.noun: give data.noun of WordNet 3.0."
+        ) from error
 
 
 def _synset(line: str) -> tuple[str, Synset]:
@@ -101,7 +103,7 @@ def mapped_name(key: str, synsets: Mapping[str, Synset], class_map: Mapping[str,
         UserError: it has none, or WordNet does not have the synset.
     """
     if key not in synsets:
-        raise UserError(f"{key} of gtsegs_ijcv.mat is not a noun in this data.noun: give that of WordNet 3.0.")
+        raise UserError(f"{key} of gtsegs_ijcv.mat is not a noun in this data.noun: give data.noun of WordNet 3.0.")
     lemma = synsets[key].lemmas[0]
     if lemma not in class_map:
         raise UserError(

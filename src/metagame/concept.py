@@ -98,7 +98,7 @@ def concept_metagame(
         GameError: the shapes do not fit, a logit is NaN or +inf, or ``memory`` does not hold a single patch.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise GameError(f"dtype={dtype}: give torch.float64, or torch.float32 for less precision.")
+        raise GameError(f"dtype={dtype} must be torch.float64, or torch.float32 for less precision.")
     as_numpy = not isinstance(logits, torch.Tensor)
     logits = _as_tensor(logits, "logits")
     background = logits[:0] if background is None else _as_tensor(background, "background")

@@ -160,12 +160,15 @@ class Explanation:
     def __post_init__(self) -> None:
         n_targets = len(self.targets) * (1 if self.grid is None else self.grid[0] * self.grid[1])
         if self.attribution is not None and len(self.attribution) != n_targets:
-            raise UserError(f"the method attributes {len(self.attribution)} targets, its input has {n_targets}.")
+            raise UserError(
+                f"the method attributes {len(self.attribution)} targets, but its input has {n_targets}: check the"
+                " attribution method."
+            )
         meta = {} if self.meta is None else vars(self.meta)
         arrays = {name: meta.get(name) for name in ("values", "standard_error", "empty")}
         for name, each in {"the attribution": self.attribution, **arrays}.items():
             if each is not None and each.dtype != object and not np.isfinite(each).all():
-                raise UserError(f"{name} holds NaN or inf: check the attribution method on this input.")
+                raise UserError(f"{name} contains NaN or inf: check the attribution method on this input.")
 
 
 @runtime_checkable

@@ -54,7 +54,9 @@ def file_digest(path: Path) -> str:
             if _version(path) == before and time.time_ns() - before[2] > SETTLED:
                 _keep(before, found)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check that it is there and may be read.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): check that it exists and that you may read it."
+        ) from error
     return found
 
 

@@ -87,7 +87,10 @@ def explain(
             such a model; or an argument would change nothing.
     """
     if text is not None and (not isinstance(text, str) or not text.strip()):
-        raise UserError(f"text={text!r}: give one text; for several, use load_model() once and explain() for each.")
+        raise UserError(
+            f"text={text!r} must be one text that is not blank; for several texts, use load_model() once and"
+            " explain() for each."
+        )
     for name, value in {"concepts": concepts, "background": background}.items():
         if isinstance(value, str):
             raise UserError(f"{name}={value!r} is one text: give a list, such as [{value!r}].")
@@ -150,7 +153,7 @@ def _check_characters(name: str, texts: Sequence[str | None]) -> None:
 def _check_order(order: int, n_playing: int) -> None:
     if order > max(n_playing, 1):
         raise UserError(
-            f"order={order} is above the number of players on a target of this input, {n_playing}: choose a lower one."
+            f"order={order} exceeds the number of players on a target of this input, {n_playing}: choose a lower order."
         )
 
 
@@ -275,10 +278,12 @@ def _opened(image: Picture) -> Image.Image:
         return ImageOps.exif_transpose(read_image(Path(image), str(image)))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(f"image is {image.dtype} of shape {image.shape}: give uint8 of shape (H, W, 3).")
+            raise UserError(
+                f"image is an array of {image.dtype} with shape {image.shape}: give uint8 with shape (H, W, 3)."
+            )
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise UserError(f"image is a {type(image).__name__}: give a path, an image of Pillow or an array.")
+        raise UserError(f"image is of type {type(image).__name__}: give a path, a Pillow image or an array.")
     return to_rgb(ImageOps.exif_transpose(image), "image")
 
 
@@ -289,7 +294,7 @@ def _method(method: str | Method | None, bound: BoundInput) -> tuple[Method, str
         UserError: it is unknown, or does not.
     """
     if isinstance(method, type):
-        raise UserError(f"method is the class {method.__name__}: give one of its instances.")
+        raise UserError(f"method is the class {method.__name__}: give an instance of it.")
     if isinstance(method, Method):
         if not isinstance(bound, method.input_type):
             raise UserError(f"{type(method).__name__} does not explain {_kind(bound)}: {_choose(bound)}.")
@@ -313,7 +318,7 @@ def _kind(bound: BoundInput) -> str:
 
 def _choose(bound: BoundInput) -> str:
     fitting = [each for each in _shipped() if isinstance(bound, _class_of(each).input_type)]
-    return f"choose one of {', '.join(fitting)}" if fitting else "give a method whose input_type it is"
+    return f"choose one of {', '.join(fitting)}" if fitting else "give a method whose input_type fits"
 
 
 def _default(bound: BoundInput) -> str:

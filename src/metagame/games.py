@@ -79,7 +79,7 @@ class AttributionGame:
         grid: tuple[int, int] | None = None,
     ) -> None:
         if not callable(fn):
-            raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
+            raise GameError(f"fn is of type {type(fn).__name__}: give a function of coalitions (k, n).")
         if not isinstance(n_players, Integral) or n_players < 1:
             raise GameError(f"n_players={n_players!r} must be a positive integer.")
         _check_batch_size(batch_size)
@@ -125,7 +125,7 @@ class AttributionGame:
             import torch
 
         if not callable(fn):
-            raise GameError(f"fn is a {type(fn).__name__}: give a function of coalitions (k, n).")
+            raise GameError(f"fn is of type {type(fn).__name__}: give a function of coalitions (k, n).")
         return cls(lambda coalitions: fn(torch.from_numpy(coalitions).to(device)), n_players, **settings)
 
     def keep(self, kept: KeptValues) -> None:
@@ -148,7 +148,7 @@ class AttributionGame:
             raise GameError(f"coalitions has dtype {coalitions.dtype}: give a boolean array (True = present).")
         if coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
             raise GameError(
-                f"coalitions has shape {coalitions.shape}: give (k, {self.n_players}), a column per player."
+                f"coalitions has shape {coalitions.shape}: give (k, {self.n_players}), with a column for each player."
             )
         _check_batch_size(self.batch_size)
         size = self.batch_size or max(len(coalitions), 1)
@@ -199,8 +199,8 @@ class AttributionGame:
         expected = (len(coalitions), self._n_targets or (values.shape[-1] if values.ndim else 0))
         if values.shape != expected or values.size == 0:
             raise GameError(
-                f"fn returned shape {values.shape} for {_named(coalitions)}: return (k, t), a row per coalition and a"
-                " column per target, the same targets each time."
+                f"fn returned shape {values.shape} for {_named(coalitions)}: return (k, t), with a row for each"
+                " coalition and a column for each target, and the same targets each time."
             )
         if self._n_targets is None:
             check_target_names(self.targets, self.grid, values.shape[1])
@@ -226,7 +226,7 @@ class AttributionGame:
             raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            advice = "" if len(coalitions) == 1 else "; batch_size=1 finds the one"
+            advice = "" if len(coalitions) == 1 else "; batch_size=1 shows which one"
             reason = reason.partition(", but expected one of")[0]  # torch then lists all signatures
             if isinstance(error, TypeError) and "numpy.ndarray" in reason and "Tensor" in reason:
                 advice = "; AttributionGame.of_torch gives coalitions as tensors"
@@ -247,7 +247,7 @@ def check_target_names(targets: tuple[str, ...] | None, grid: tuple[int, int] | 
         named = "" if targets is None else f"targets has {len(targets)} names"
         patches = "" if grid is None else f"grid={grid} has {n_patches} patches"
         reason = " and ".join(filter(None, (named, patches)))
-        raise GameError(f"{reason}, but {n_targets} targets are attributed: give names and a grid that make as many.")
+        raise GameError(f"{reason}, but {n_targets} targets are attributed: give names and a grid that fit.")
 
 
 def _check_batch_size(batch_size: int | None) -> None:

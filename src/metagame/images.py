@@ -45,7 +45,10 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         UserError: it has a side of one pixel, or numbers whose range is not known.
     """
     if min(image.size) < 2:
-        raise UserError(f"image {name} is {image.width} x {image.height} pixels: give one with sides of two or more.")
+        raise UserError(
+            f"image {name} is {image.width} x {image.height} pixels: give an image whose sides have at least two"
+            " pixels."
+        )
     if image.mode == "RGB":
         return image
     if image.mode in WITH_ALPHA or "transparency" in image.info:
@@ -57,7 +60,9 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = _of_8_bits(np.asarray(image), name)
     elif image.mode in ("I", "F"):
-        raise UserError(f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits a channel.")
+        raise UserError(
+            f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits per channel."
+        )
     log.info("image %s has mode %s: the model sees it as RGB.", name, image.mode)
     return image.convert("RGB")
 
@@ -66,7 +71,7 @@ def _of_8_bits(values: UInt[np.ndarray, "h w"], name: str) -> Image.Image:
     """A grey image of 16 bits, of which cameras and scanners may fill fewer: as many as the largest value needs."""
     depth = next((bits for bits in DEPTHS if values.max() < 1 << bits), 16)
     if depth < 16:
-        log.warning("image %s has values of %d bits in 16: they are read as such.", name, depth)
+        log.warning("image %s has %d-bit values stored in 16 bits: they are read as such.", name, depth)
     return Image.fromarray((values >> (depth - 8)).astype(np.uint8))
 
 

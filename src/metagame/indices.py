@@ -192,7 +192,7 @@ def _value_weights(c: Coefficient, k: int, s: int, n: int) -> Float[np.ndarray, 
 
 def _check(values: ArrayLike, n: int) -> tuple[Float[np.ndarray, "2**{n} t"], bool]:
     if not isinstance(n, Integral) or n < 1:
-        raise GameError(f"n={n!r}: give the number of players, at least one.")
+        raise GameError(f"n={n!r} must be the number of players, at least one.")
     if hasattr(values, "detach") or np.asarray(values).dtype.kind not in "f":
         values = as_float64(values, "values")
     values = np.asarray(values)

@@ -218,7 +218,7 @@ class MetaAttributions:
         """
         if self.order != 1:
             raise UserError(
-                f"values of order {self.order} are no matrix of single players: leave out attribution.order."
+                f"values of order {self.order} are not a matrix of single players: leave out attribution.order."
             )
         return self.values
 
@@ -245,7 +245,9 @@ class MetaAttributions:
             UserError: shapiq is not installed.
         """
         if self.order == 1 and (not self.directed or self.index not in (None, "banzhaf")):
-            raise GameError("only metagames can be given to shapiq target by target; these are values of pairs.")
+            raise GameError(
+                "to_shapiq() needs a metagame, which has values for each target, but these are values of pairs."
+            )
         return [self._to_shapiq(target) for target in range(len(self.values))]
 
     def _to_shapiq(self, target: int) -> shapiq.InteractionValues:
@@ -389,17 +391,18 @@ def _play(
     playing = game.n_players - 1 if endogenous else game.n_players
     if order > max(playing, 1):
         besides = " besides the target" if endogenous else ""
-        raise GameError(f"order={order} is above the number of players{besides}, {playing}: choose a lower one.")
+        raise GameError(f"order={order} exceeds the number of players{besides}, {playing}: choose a lower order.")
     if endogenous and len(game.grand()) != game.n_players:
         raise GameError(
-            f"endogenous=True needs as many targets as players; fn returned {len(game.grand())} targets for"
+            f"endogenous=True needs as many targets as players, but fn returned {len(game.grand())} targets for"
             f" {game.n_players} players: pass endogenous=False."
         )
     estimate = play(game, Rules(endogenous, order, index, budget, seed, progress))
     if guessed and endogenous and estimate.empty.any():
         warnings.warn(
-            f"The {game.n_players} targets were taken for the players, since they are as many, but phi(empty) is not 0:"
-            " pass endogenous=False where they are others, or endogenous=True.",
+            f"There are as many targets as players, {game.n_players}, so the targets were taken to be the"
+            " players, but phi(empty) is not 0: pass endogenous=False if they are not, or endogenous=True if"
+            " they are.",
             stacklevel=3,
         )
     return MetaAttributions(
@@ -420,9 +423,9 @@ def _play(
 
 def _check_settings(game: AttributionGame, endogenous: bool | None, budget: int | None, seed: int, order: int) -> None:
     if not isinstance(game, AttributionGame):
-        raise GameError(f"game is a {type(game).__name__}: give an AttributionGame(fn, n_players).")
+        raise GameError(f"game is of type {type(game).__name__}: give an AttributionGame(fn, n_players).")
     if endogenous not in (None, True, False):
-        raise GameError(f"endogenous={endogenous!r}: give True, False or None.")
+        raise GameError(f"endogenous={endogenous!r} must be True, False or None.")
     if budget is not None and not isinstance(budget, Integral):
         raise GameError(f"budget={budget!r} must be an integer number of coalitions, or None.")
     if not isinstance(order, Integral) or order < 1:

@@ -59,13 +59,13 @@ def test_players_are_rounded_up_and_equal_ones_are_in_an_order_of_their_own():
 
 def test_values_that_rank_no_players_are_refused():
     bound = text_classifier().bind(LabelledText("one", TEXT, 0))[WHOLE]
-    with refused("values of unordered pairs rank none"):
+    with refused("which values of unordered pairs do not"):
         player_values(ShapleyInteractions().explain(bound))
     with refused("choose a method whose targets are the players"):
         player_values(Explanation(("a",), ("b", "c"), attribution=np.zeros(2)))
-    with refused(r"benchmark.bins=\[101\]: give per cents"):
+    with refused(r"benchmark.bins=\[101\] must be percentages"):
         Faithfulness([], bins=[101])
-    with refused("benchmark.divisor=0: give a positive number"):
+    with refused("benchmark.divisor=0 must be a positive number"):
         Faithfulness([], divisor=0)
 
 
@@ -94,7 +94,7 @@ def test_sst2_is_read_as_glue_writes_it(tmp_path):
     with refused("does not begin with the columns sentence and label"):
         sst2(str(path))
     path.write_text("sentence\tlabel\ngood\t7\n", encoding="utf-8")
-    with refused("has label '7' in row 0, and not one of 0, 1"):
+    with refused("has label '7' in row 0"):
         sst2(str(path))
 
 
@@ -111,7 +111,7 @@ def test_imdb_is_read_from_its_folders_in_turn(tmp_path):
     with refused("has 0 texts in neg and 0 in pos"):
         imdb(str(tmp_path / "empty"))
     (tmp_path / "pos" / "1_2.txt").unlink()
-    with refused("has 2 texts in neg and 1 in pos, which should be as many"):
+    with refused("has 2 texts in neg and 1 in pos"):
         imdb(str(tmp_path))
 
 
@@ -137,5 +137,5 @@ def test_short_texts_are_those_of_few_tokens(tmp_path):
     ("load", "named"), [(sst2, "SST-2.zip"), (imdb, "aclImdb_v1.tar.gz"), (ag_news, "test.csv of AG News")]
 )
 def test_data_that_are_not_there_are_named_with_the_command_that_fetches_them(load, named, tmp_path):
-    with refused(f"nowhere does not exist: run 'make data EXPERIMENT=faithfulness', or unpack .*{named}"):
+    with refused(f"nowhere does not exist: run 'make data EXPERIMENT=faithfulness', or put .*{named}"):
         load(str(tmp_path / "nowhere"))

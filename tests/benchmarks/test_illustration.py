@@ -87,13 +87,13 @@ def labels(sample):
 @pytest.mark.parametrize("caption", ["", " \n", None, 7, ["a", "dog"]])
 def test_a_caption_that_is_no_text_is_refused_also_of_a_further_example(picture, caption):
     for first, second in ((caption, "a cat"), ("a dog", caption)):
-        with unchecked(), pytest.raises(UserError, match=r"benchmark\.caption=.*: give a text\."):
+        with unchecked(), pytest.raises(UserError, match=r"benchmark\.caption=.* must be a text"):
             illustration(picture, first, more=[{"image": picture, "caption": second}])
 
 
 @pytest.mark.parametrize("parts", ["dog", [7]])
 def test_parts_that_are_no_list_of_texts_are_refused(picture, parts):
-    with unchecked(), pytest.raises(UserError, match=r"benchmark\.parts=.*: give a list of texts"):
+    with unchecked(), pytest.raises(UserError, match=r"benchmark\.parts=.* must be a list of texts"):
         illustration(picture, "a dog", parts)
 
 
@@ -165,9 +165,9 @@ def test_an_absent_token_is_dropped_and_special_tokens_stay(picture):
 
 
 def test_a_side_or_a_kind_of_absence_that_there_is_not_is_refused(picture):
-    with pytest.raises(UserError, match=r"benchmark\.side=1: give two pixels or more, or null"):
+    with pytest.raises(UserError, match=r"benchmark\.side=1 must be"):
         illustration(picture, "a dog", side=1)
-    with pytest.raises(UserError, match=r"benchmark\.absent='masked': give 'retokenized' or 'dropped'"):
+    with pytest.raises(UserError, match=r"benchmark\.absent='masked' must be 'retokenized' or 'dropped'"):
         illustration(picture, "a dog", absent="masked")
 
 
@@ -219,7 +219,7 @@ def test_further_examples_are_further_samples_that_differ_in_the_picture_or_the_
     assert [sample.caption for sample in samples] == ["a dog", "a dog", "a cat"]
     assert samples[1].image().size == (32, 32)
     assert list(labels(samples[1])) == [CAPTION, "part: dog"]
-    with pytest.raises(UserError, match=r"benchmark\.examples: two have the same image and caption"):
+    with pytest.raises(UserError, match=r"two of benchmark\.examples have the same image and caption"):
         illustration(picture, "a dog", more=[{"image": picture, "caption": "a dog", "parts": ["dog"]}])
 
 

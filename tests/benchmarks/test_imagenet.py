@@ -205,13 +205,13 @@ def test_only_the_validation_files_of_a_folder_with_training_files_count(tmp_pat
 
 @pytest.mark.parametrize("place", [".", "absent"])
 def test_a_folder_without_images_is_refused_with_what_to_put_there(tmp_path, place):
-    with pytest.raises(UserError, match="holds no ImageNet-1k validation set: put there 5 class folders, or the"):
+    with pytest.raises(UserError, match="contains no ImageNet-1k validation set: put its 5 class folders"):
         ImageNet(str(tmp_path / place))
 
 
 def test_too_few_class_folders_are_refused_and_have_no_files(tmp_path):
     (class_folders(tmp_path) / WORDNET[2]).rename(tmp_path / "elsewhere")
-    assert "has 4 class folders: all 5 are needed" in refused(tmp_path)
+    assert "has 4 class folders, but all 5 are needed" in refused(tmp_path)
     assert list(ImageNet(str(tmp_path)).files(0, 0)) == []
 
 
@@ -222,7 +222,7 @@ BROKEN_FLAT = {
     "no lines": (lambda val: write_truth(val, []), TRUTH),
     "no numbers": (lambda val: write_truth(val, WORDNET), "does not have a number per line"),
     "a number that the kit has not": (lambda val: write_truth(val, [*KIT_NUMBERS[:-1], 6]), TRUTH),
-    "no kit": (lambda val: (val / "meta.mat").unlink(), "put its meta.mat beside it"),
+    "no kit": (lambda val: (val / "meta.mat").unlink(), "put the kit's meta.mat beside it"),
     "a broken kit": (lambda val: (val / "meta.mat").write_bytes(b"no MATLAB file" * 20), "meta.mat"),
 }
 
@@ -352,7 +352,7 @@ def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_pat
 
 
 def test_the_script_says_in_a_sentence_that_the_folder_is_not_imagenet(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="holds no ImageNet-1k validation set"):
+    with pytest.raises(SystemExit, match="contains no ImageNet-1k validation set"):
         command(monkeypatch, "--imagenet", tmp_path, "--out", tmp_path / "out")
 
 

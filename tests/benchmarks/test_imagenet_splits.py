@@ -56,7 +56,7 @@ def test_images_of_the_validation_split_are_taken(tmp_path, others, validation):
 def test_images_of_other_splits_are_refused(tmp_path, names):
     for name in names:
         write_table(tmp_path / name, 1)
-    with pytest.raises(UserError, match=r"has images of .*alone: fetch those of the validation split"):
+    with pytest.raises(UserError, match=r"has images of .*only: fetch those of the validation split"):
         red_of(tmp_path)
 
 
@@ -71,7 +71,7 @@ def test_a_split_that_the_library_noted_counts(tmp_path):
 def test_files_that_name_no_split_are_told(tmp_path, caplog):
     write_table(tmp_path / "images.parquet", 3)
     assert red_of(tmp_path) == 3
-    assert "do not say of which split they are" in caplog.text
+    assert "do not say which split they belong to" in caplog.text
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_file_names_may_carry_the_label(kaggle):
 @pytest.mark.parametrize("content", ["ImageId\nx", "ImageId,PredictionString\nILSVRC2012_val_00000001,"])
 def test_a_broken_file_of_labels_is_named(kaggle, content):
     (kaggle / SOLUTION).write_text(content)
-    with pytest.raises(UserError, match=rf"{SOLUTION} has no ImageId and PredictionString"):
+    with pytest.raises(UserError, match=rf"{SOLUTION} does not have ImageId and PredictionString"):
         ImageNet(str(kaggle)).image(0, 0)
 
 
@@ -123,5 +123,5 @@ def test_class_folders_of_the_training_set_are_refused(tmp_path):
         (tmp_path / wordnet).mkdir()
     for number in range(51):
         (tmp_path / WORDNET[7] / f"{number}.png").write_bytes(b"")
-    with pytest.raises(UserError, match="has 51 images, where the validation set has 50 of a class"):
+    with pytest.raises(UserError, match="has 51 images, but the validation set has 50 of each class"):
         ImageNet(str(tmp_path)).image(7, 0)

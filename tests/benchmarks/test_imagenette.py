@@ -49,7 +49,7 @@ def test_what_is_missing_gets_a_sentence(root, tmp_path):
     (tmp_path / "val" / WNIDS[0]).mkdir(parents=True)
     with pytest.raises(UserError, match=f"has no folder {WNIDS[1]}"):
         Imagenette(str(tmp_path))
-    with pytest.raises(UserError, match=r"has 3 images, image 3 is asked for: lower benchmark\.n_images"):
+    with pytest.raises(UserError, match=r"has 3 images, but image 3 is needed: lower benchmark\.n_images"):
         Imagenette(str(root)).files(2, 3)
 
 

@@ -185,7 +185,7 @@ def test_grids_of_jpegs_are_those_that_torchvision_and_files_make(tmp_path):
     assert np.array_equal(np.asarray(found), np.asarray(expected))
     lossless = ComposedScenes(Noise(), 24, "lossless").image("a-b-c-d", range(4), 1)
     assert np.abs(np.asarray(lossless).astype(int) - np.asarray(found)).mean() > 10
-    with pytest.raises(UserError, match="encoding='png': give 'jpeg' or 'lossless'"):
+    with pytest.raises(UserError, match="encoding='png' must be 'jpeg' or 'lossless'"):
         ComposedScenes(Noise(), 24, "png")
 
 
@@ -218,13 +218,13 @@ def test_scenario_m_asks_about_the_first_m_words():
 
 @pytest.mark.parametrize(("n_images", "n_games"), [(0, None), (2, -3)])
 def test_numbers_of_games_and_images_that_are_not_positive_are_refused(n_images, n_games):
-    with pytest.raises(UserError, match=f"n_images={n_images}, benchmark.n_games={n_games}: give positive numbers"):
+    with pytest.raises(UserError, match=f"n_images={n_images} and benchmark.n_games={n_games} must be positive"):
         game(n_images=n_images, n_games=n_games)
 
 
 @pytest.mark.parametrize("name", ["", "one-two", "one-two-three-four-zero", "one-two-ten-four", "one-two-one-three"])
 def test_a_game_that_is_not_four_different_known_words_is_refused(name):
-    with pytest.raises(UserError, match=f"game {name!r}: give four different words of benchmark.classes"):
+    with pytest.raises(UserError, match=f"game {name!r} must be four different words of benchmark.classes"):
         game([GAMES[0], name])
 
 

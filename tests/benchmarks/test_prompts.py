@@ -178,7 +178,7 @@ def test_scores_hold_what_a_figure_shows_and_can_be_written():
 
 
 def test_values_of_another_order_are_refused():
-    with refused("values of order 2 are no matrix of single players: leave out attribution.order"):
+    with refused("values of order 2 are not a matrix"):
         pair_matrix(explained([1, 4, 8], values=np.zeros((3, 3, 3)), order=2))
 
 
@@ -281,14 +281,14 @@ def test_ones_own_prompt_takes_the_place_of_all_others():
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"ids": ["a", "d", "e"]}, "benchmark.ids: d, e unknown; choose among a, b, c"),
-        ({"ids": 3}, "benchmark.ids: 3 unknown"),
+        ({"ids": ["a", "d", "e"]}, "benchmark.ids contains unknown names .d, e.: choose some of a, b, c"),
+        ({"ids": 3}, "benchmark.ids contains unknown names .3."),
         ({"ids": []}, "benchmark.ids is empty"),
-        ({"pairs": [["text", "a"]]}, "benchmark.pairs needs benchmark.prompt"),
-        ({"match": "best"}, "benchmark.match='best': give one of metagame, own"),
+        ({"pairs": [["text", "a"]]}, "benchmark.pairs needs a prompt"),
+        ({"match": "best"}, "benchmark.match='best' is unknown"),
         (
             {"prompt": "not bad", "pairs": [["not", "bda"]]},
-            "'bda' is not in the prompt 'not bad': spell it as it is there",
+            "'bda', which is not in the prompt 'not bad'",
         ),
     ],
 )
@@ -302,16 +302,16 @@ def test_unknown_prompts_and_pairs_of_no_prompt_are_refused(arguments, reason):
     [[["a"]], [["a", "b", "c"]], [[]], ["not", "bad"], [["a", "b"], ["c"]], [1, 2], 5, [["is", None]], [["is", " "]]],
 )
 def test_pairs_that_are_none_are_refused(pairs):
-    with refused(r"benchmark.pairs=.*: give a list of two strings each, such as \[\[not, bad\]\]"):
+    with refused(r"benchmark.pairs=.* must be a list of pairs of strings"):
         Prompts(THREE, prompt="is it bad", pairs=pairs)
 
 
 @pytest.mark.parametrize("text", ["", " \n", 5, True, ["is", "it"], None])
 def test_a_prompt_that_is_no_text_is_refused(text):
-    with refused("benchmark.prompt=.*: give a text"):
+    with refused("benchmark.prompt=.* must be a text"):
         AnnotatedPrompt("one", text)
     if text is not None:
-        with refused("benchmark.prompt=.*: give a text"):
+        with refused("benchmark.prompt=.* must be a text"):
             Prompts(THREE, prompt=text)
 
 

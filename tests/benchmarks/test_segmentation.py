@@ -169,12 +169,12 @@ def test_an_ablation_changes_one_thing_about_the_question(ablation, changes):
     [
         (
             (*NAMES, *STRANGE), words_tokenizer(), NAMES,
-            "segmentation: 2 of 14 classes are left out, not being a single T5 token: "
+            "segmentation: 2 of 14 classes are left out, because their names are not a single T5 token: "
             "traffic light (traffic, light); zebra (<unk>).",
         ),
         (
             ("car", "sofa", "dog", "é"), pieces_tokenizer(), ("car", "dog"),
-            "segmentation: 2 of 4 classes are left out, not being a single T5 token: "
+            "segmentation: 2 of 4 classes are left out, because their names are not a single T5 token: "
             "sofa (▁so, fa); é (▁, <unk>).",
         ),
         (NAMES, words_tokenizer(), NAMES, None),
@@ -207,13 +207,13 @@ def test_classes_outside_the_vocabulary_are_no_players_and_their_pixels_of_no_cl
 
 @pytest.mark.parametrize("size", ["n", "x3", "20", "n-1", "n2.5", "N20", " n20", 20, None])
 def test_sizes_that_are_none_are_refused(size):
-    with refused("benchmark.players=.*: give sizes such as n20, d10 or n0"):
+    with refused("benchmark.players=.* give sizes such as n20, d10 or n0"):
         benchmark(players=["n0", size])
 
 
 @pytest.mark.parametrize("size", ["n13", "d12"])
 def test_more_players_than_classes_are_refused_with_how_many_there_are(size):
-    with refused(f"benchmark.players='{size}': there are only 12 classes of one T5 token"):
+    with refused(f"benchmark.players='{size}' is too large, because only 12 classes are one T5 token"):
         benchmark(players=[size])
 
 
@@ -240,8 +240,14 @@ def test_arguments_that_are_none_of_the_choices_are_refused(name, value, choices
     [
         ({"images": 3, "single": 1}, []),
         (None, []),
-        ({"images": 1449, "single": 1}, ["benchmark data: 3 images here, 1449 expected (benchmark.expected)."]),
-        ({"single": 927}, ["benchmark data: 1 images with one class here, 927 expected (benchmark.expected)."]),
+        (
+            {"images": 1449, "single": 1},
+            ["The data of the benchmark have 3 images, but 1449 were expected (benchmark.expected)."],
+        ),
+        (
+            {"single": 927},
+            ["The data of the benchmark have 1 images with one class, but 927 were expected (benchmark.expected)."],
+        ),
     ],
 )
 def test_other_numbers_than_expected_are_told(caplog, expected, told):

@@ -404,7 +404,7 @@ def replaced(**fields):
 
 
 JUNK = bytes(np.random.default_rng(0).integers(0, 256, 700, dtype=np.uint8))
-SIZES = "has 33 x 26 pixels, its image 26 x 33|has 26 x 33 pixels, its image 33 x 26"
+SIZES = "has 33 x 26 pixels, but its image has 26 x 33|has 26 x 33 pixels, but its image has 33 x 26"
 OWN = SINGLE_SCENES[1] >= 0
 DAMAGED_IMAGES = {
     "VOC, no picture": ("voc", VOC_IMAGE, unlink, f"{VOC_IMAGE} does not exist"),
@@ -430,7 +430,7 @@ DAMAGED_IMAGES = {
     ),
     "instances, no segmentation": ("instances", INSTANCES, with_instances(segmentation="a polygon"), coco_id(1)),
     "ImageNet-Seg, mask of another size": (
-        "imagenet_seg", MATLAB, replaced(gt=[OWN.T]), "has 17 x 48 pixels, its image 48 x 17",
+        "imagenet_seg", MATLAB, replaced(gt=[OWN.T]), "has 17 x 48 pixels, but its image has 48 x 17",
     ),
     "ImageNet-Seg, label 2": (
         "imagenet_seg", MATLAB, replaced(gt=[2 * OWN]), f"{SINGLE_IDS[1]} has label 2.*get .*{MATLAB} again",
@@ -488,7 +488,7 @@ def nameless_image(content):
 BROKEN = {
     "VOC, no list": ("voc", VOC_LIST, unlink, f"has no {VOC_LIST}: unpack Pascal VOC 2012"),
     "VOC, junk for a list": ("voc", VOC_LIST, fill(JUNK), VOC_LIST),
-    "panoptic, no file": ("panoptic", PANOPTIC, unlink, f"{PANOPTIC} does not exist: give benchmark.data.root"),
+    "panoptic, no file": ("panoptic", PANOPTIC, unlink, f"{PANOPTIC} does not exist: set benchmark.data.root"),
     "panoptic, junk": ("panoptic", PANOPTIC, fill(JUNK), f"{PANOPTIC} is not valid JSON, or is truncated"),
     "panoptic, a list": ("panoptic", PANOPTIC, fill(b"[1, 2]"), f"{PANOPTIC} has no 'images'"),
     "panoptic, null": ("panoptic", PANOPTIC, fill(b"null"), f"{PANOPTIC} has no 'images'"),
@@ -501,7 +501,7 @@ BROKEN = {
     "panoptic, no image of a mask": (
         "panoptic", PANOPTIC, edited(nameless_image), f"{PANOPTIC} has masks of image 139, but not the image",
     ),
-    "instances, no file": ("instances", INSTANCES, unlink, f"{INSTANCES} does not exist: give benchmark.data.root"),
+    "instances, no file": ("instances", INSTANCES, unlink, f"{INSTANCES} does not exist: set benchmark.data.root"),
     "instances, a text": ("instances", INSTANCES, fill(b'"images"'), f"{INSTANCES} has no 'images'"),
     "instances, the panoptic": ("instances", INSTANCES, "panoptic", INSTANCES),
     "instances, numbers": ("instances", INSTANCES, fill(NUMBERS), INSTANCES),

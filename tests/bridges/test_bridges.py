@@ -249,16 +249,16 @@ FRAME = pd.DataFrame({"size": [1, 2], "color": pd.Categorical(["red", "blue"])})
 @pytest.mark.parametrize(
     ("x", "background", "settings", "message"),
     [
-        ([0.5, 1.0], np.array([[1, 2]]), {}, "x has 0.5 where background's type makes it 0: give both the same type"),
+        ([0.5, 1.0], np.array([[1, 2]]), {}, "x has 0.5, which the type of background would turn into 0"),
         ([np.nan, 1.0], np.array([[1, 2]]), {}, "x does not have the types of background"),
-        (["long", "b"], np.array([["a", "b"]]), {}, "x has 'long' where background's type makes it 'l'"),
-        ([0.5, "red"], FRAME, {}, "x has 0.5 where"),
-        ([1, "green"], FRAME, {}, "x has 'green' where background's type makes it nan"),
+        (["long", "b"], np.array([["a", "b"]]), {}, "x has 'long', which the type of background would turn into 'l'"),
+        ([0.5, "red"], FRAME, {}, "x has 0.5, which"),
+        ([1, "green"], FRAME, {}, "x has 'green', which the type of background would turn into nan"),
         (
             FRAME.iloc[0][["color", "size"]],
             FRAME,
             {},
-            r"x has the columns \['color', 'size'\], background \['size', 'co",
+            r"x has the columns \['color', 'size'\], but background has \['size'",
         ),
         ([1, 2], np.array([[1, 2]]), {"names": ["both"]}, "names has 1 names for 2 features"),
         ([1, 2], np.array([[1, 2]]), {"output": 1}, "output=1 would change nothing beside predict="),
@@ -322,14 +322,14 @@ def test_patches_of_a_pipeline_are_blanked():
     assert close(model.values(np.array([[False, True, True, True]])), logits[net.config.label2id[phi.output]], 1e-4)
     with pytest.raises(UserError, match=r"grid=\(999, 1\) does not fit"):
         of_pipeline(seer, image, grid=(999, 1))
-    with unchecked(), pytest.raises(UserError, match="content is a str: give a PIL image"):
+    with unchecked(), pytest.raises(UserError, match="content is of type str: give a PIL image"):
         of_pipeline(seer, TEXT)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda rows, **_: black_box(len, []), "names is empty: give one for each player"),
+        (lambda rows, **_: black_box(len, []), "names is empty"),
         (
             lambda rows, **_: meta_of(GradientInput(), black_box(lambda c: c.sum(1), "ab")),
             "has no gradients: choose .* sv",
@@ -340,10 +340,13 @@ def test_patches_of_a_pipeline_are_blanked():
             lambda rows, **_: explain(of_masker(lambda data: data, Masker(rows), rows[0])),
             r"the model returned shape \(60, 4\): return one number for each row",
         ),
-        (lambda rows, **_: of_estimator(None, rows[0, :3], rows), r"x has 3 features, background shape \(60, 4\)"),
+        (
+            lambda rows, **_: of_estimator(None, rows[0, :3], rows),
+            r"x has 3 features, but background has shape \(60, 4\)",
+        ),
         (
             lambda rows, forest, **_: of_estimator(forest, rows[0], rows, output=7),
-            "output=7 is none of the classes of Ra",
+            "output=7 is not a class of RandomForestClassifier",
         ),
         *(
             (lambda rows, new=new, **_: of_estimator(new, rows[0], rows), "is not fitted: call its fit method first")
@@ -358,10 +361,10 @@ def test_patches_of_a_pipeline_are_blanked():
             lambda reader, **_: of_pipeline(reader, TEXT, "LABEL_9"),
             "'LABEL_9' is unknown to this pipeline: choose one of",
         ),
-        (lambda reader, **_: of_pipeline(reader, " "), "content=' ': give a text"),
+        (lambda reader, **_: of_pipeline(reader, " "), "content=' ' must be a text"),
         (
             lambda **_: of_pipeline(object.__new__(FillMaskPipeline), TEXT),
-            "FillMaskPipeline is not supported: give one",
+            "FillMaskPipeline is not supported",
         ),
     ],
 )

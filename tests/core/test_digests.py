@@ -128,7 +128,7 @@ def test_without_a_cache_folder_of_its_own_the_homes_is_taken(tmp_path, monkeypa
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"a cannot be read \(No such file or directory\): check that it is there"):
+    with pytest.raises(UserError, match=r"a cannot be read \(No such file or directory\): check that it exists"):
         file_digest(tmp_path / "a")
 
 

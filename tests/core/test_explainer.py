@@ -176,7 +176,7 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
     ("model", "arguments", "message"),
     [
         ("language_model", {}, "nothing to explain: give text= to a language model, text= or image= to a"),
-        ("language_model", {"text": " "}, "text=' ': give one text; for several, use load_model"),
+        ("language_model", {"text": " "}, "text=' ' must be one text .* use load_model"),
         (
             "language_model",
             {"text": PROMPT, "image": PICTURE},
@@ -188,9 +188,9 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
         ("language_model", {"text": PROMPT, "method": "random_pairs", "budget": 8}, "leave out estimator, budget"),
         ("language_model", {"text": PROMPT, "method": "random_pairs", "seed": 1}, "leave out .* seed"),
         ("language_model", {"text": PROMPT, "method": ""}, "method='' is unknown"),
-        ("language_model", {"text": PROMPT, "method": AttnLRP}, "method is the class AttnLRP: give one of its"),
+        ("language_model", {"text": PROMPT, "method": AttnLRP}, "method is the class AttnLRP: give an instance"),
         ("language_model", {"text": PROMPT, "estimator": ""}, "estimator='' is unknown"),
-        ("language_model", {"text": PROMPT, "order": 99}, "order=99 is above the number of players .*, 5: choose"),
+        ("language_model", {"text": PROMPT, "order": 99}, "order=99 exceeds the number of players .*, 5: choose"),
         ("language_model", {"text": PROMPT, "order": "2"}, "order='2' must be a positive integer"),
         ("language_model", {"text": PROMPT, "dtype": "float32"}, "dtype would change nothing"),
         (TINY / "gemma3", {"text": PROMPT, "device": "nonsense"}, r"model\.device='nonsense' is not available here \("),
@@ -203,9 +203,13 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mas
         ("clip", {"text": CAPTION}, "explained with text= and image=: give image="),
         ("clip", {"image": PICTURE, "concepts": ["a"]}, "give text=, and leave out concepts="),
         ("clip", {"text": CAPTION, "image": "nowhere.png"}, "image nowhere.png does not exist"),
-        ("clip", {"text": CAPTION, "image": np.zeros((2, 2))}, r"image is float64 of shape \(2, 2\): give uint8"),
-        ("clip", {"text": CAPTION, "image": 5}, "image is a int: give a path, an image of Pillow or an array"),
-        ("clip", {"text": CAPTION, "image": PICTURE, "order": 3}, "order=3 is above the number of players .*, 2"),
+        (
+            "clip",
+            {"text": CAPTION, "image": np.zeros((2, 2))},
+            r"image is an array of float64 with shape \(2, 2\): give uint8",
+        ),
+        ("clip", {"text": CAPTION, "image": 5}, "image is of type int: give a path"),
+        ("clip", {"text": CAPTION, "image": PICTURE, "order": 3}, "order=3 exceeds the number of players .*, 2"),
         ("clip", {"text": CAPTION, "image": PICTURE, "method": "ig"}, IMAGE_METHODS),
         (
             "clip",
@@ -234,7 +238,7 @@ def test_a_model_that_is_not_shipped_is_refused_in_one_sentence(tmp_path):
         load_model(ElectraModel(small))
     with pytest.raises(UserError, match="a CLIPVisionModel has the architecture 'clip_vision_model'"):
         load_model(CLIPVisionModel.from_pretrained(TINY / "clip"))
-    with pytest.raises(UserError, match="model is a Linear: give a folder"):
+    with pytest.raises(UserError, match="model is of type Linear: give a folder"):
         load_model(torch.nn.Linear(1, 1))
     with pytest.raises(UserError, match="processor applies only to"):
         load_model(TINY / "clip", processor=3)

@@ -18,7 +18,7 @@ from metagame import AttributionGame, GameError, MetaAttributions, UserError, me
 from tests.conftest import close, endogenous_games, random_game, unchecked
 
 matplotlib.use("Agg")
-pytestmark = pytest.mark.filterwarnings("ignore:The 3 targets were taken for the players")
+pytestmark = pytest.mark.filterwarnings("ignore:There are as many targets as players")
 WORDS = ("never", "was", "rude")
 BITS = 1 << np.arange(3)
 
@@ -206,7 +206,7 @@ def with_about(path, change):
         (lambda path: np.savez(path, values=np.zeros((2, 2))), "is damaged, or was not written by"),
         (lambda path: np.save(path.open("wb"), np.zeros(3)), "is damaged, or was not written by"),
         (lambda path: np.savez(path, a=np.array([{}], dtype=object)), "is damaged, or was not written by"),
-        (lambda path: with_about(path, lambda about: about | {"version": 99}), "has version 99, this is version 1"),
+        (lambda path: with_about(path, lambda about: about | {"version": 99}), "has version 99, but this release reads version 1"),
         (lambda path: with_about(path, lambda about: about | {"strange": 1}), "is damaged, or was not written by"),
         (lambda path: with_about(path, lambda about: [about]), "is damaged, or was not written by"),
     ],
@@ -291,7 +291,7 @@ def test_a_game_of_torch_is_given_tensors():
     assert tensors.players == WORDS
     with pytest.raises(GameError, match=r"AttributionGame\.of_torch gives coalitions as tensors"):
         meta_attributions(AttributionGame(attribute, 3))
-    with unchecked(), pytest.raises(GameError, match="fn is a ndarray: give a function"):
+    with unchecked(), pytest.raises(GameError, match="fn is of type ndarray: give a function"):
         AttributionGame.of_torch(values, 3)
 
 
@@ -316,7 +316,7 @@ def test_an_error_names_the_game_of_a_list():
     games = [AttributionGame.from_values(random_game(3, 2)), AttributionGame(lambda c: c / 0, 3)]
     with np.errstate(all="ignore"), pytest.raises(GameError, match=r"game\[1\]: fn returned nan"):
         meta_attributions(games, endogenous=False)
-    with unchecked(), pytest.raises(GameError, match=r"game\[0\]: game is a int: give an AttributionGame"):
+    with unchecked(), pytest.raises(GameError, match=r"game\[0\]: game is of type int: give an AttributionGame"):
         meta_attributions([3])
 
 

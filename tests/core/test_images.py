@@ -238,5 +238,5 @@ def test_a_label_that_is_no_digit_is_refused(label):
 
 @pytest.mark.parametrize("k", [-1, 50, 1000])
 def test_a_digit_image_out_of_range_is_refused(k):
-    with pytest.raises(UserError, match=f"digit 4 has 50 images here: image {k} is not one of them"):
+    with pytest.raises(UserError, match=f"digit 4 has 50 images, so image {k} does not exist"):
         Digits().image(4, k)

@@ -224,8 +224,8 @@ def test_a_budget_for_each_player_grows_with_the_game():
     [
         ({"estimator": "magic"}, 3, 3, "estimator='magic' is unknown: choose one of exact, permutation"),
         ({"order": 0}, 3, 3, "order=0 must be a positive integer"),
-        ({"order": 4, "endogenous": False}, 3, 2, "order=4 is above the number of players, 3"),
-        ({"order": 3, "endogenous": True}, 3, 3, "order=3 is above the number of players besides the target, 2"),
+        ({"order": 4, "endogenous": False}, 3, 2, "order=4 exceeds the number of players, 3"),
+        ({"order": 3, "endogenous": True}, 3, 3, "order=3 exceeds the number of players besides the target, 2"),
         ({"order": 2, "endogenous": True, "estimator": "trees"}, 5, 5, "order=2 of an endogenous game needs .*'exact'"),
         ({"order": 3, "estimator": "permutation"}, 5, 2, "order=3 needs estimator='exact': 'permutation' has orders"),
         ({"order": 3, "estimator": "auto"}, 5, 2, "estimator='auto' gives values of single players"),

@@ -180,7 +180,7 @@ def test_values_of_a_game_may_be_a_tensor():
 
 def test_targets_taken_for_the_players_are_told_where_it_may_be_wrong():
     values = random_game(4, 4)
-    with pytest.warns(UserWarning, match="The 4 targets were taken for the players"):
+    with pytest.warns(UserWarning, match="There are as many targets as players, 4"):
         phi = meta_attributions(AttributionGame.from_values(values))
     assert re.match(r"MetaAttributions\(endogenous, order 1, 4 players, 4 targets, 16 evaluations\)", repr(phi))
     values[0] = 0

@@ -333,8 +333,8 @@ SCORES = {
     "numpy": ({"a": np.float32(0.5), "b": [np.int64(3), True], "c": ("x", None)}, None),
     "nan": ({"a": {"b": [1.0, float("nan")]}}, "score s.a.b is nan"),
     "inf": (np.float64("inf"), "score s is inf"),
-    "array": (np.ones(2), "score s is a ndarray"),
-    "object": (object(), "score s is a object"),
+    "array": (np.ones(2), "score s is of type ndarray"),
+    "object": (object(), "score s is of type object"),
 }
 
 

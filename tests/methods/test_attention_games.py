@@ -97,7 +97,7 @@ def test_what_has_no_attention_weights_or_no_closed_form_is_refused():
         AttentionGame("mean")
     with refused("closed forms of attention games exist for order 1 only"):
         ProxyAttentionGame("cls").metagame(order=2)
-    with refused("the metagame of ProxyAttentionGame is computed in closed form: leave estimator=exact"):
+    with refused("the metagame of ProxyAttentionGame is computed in closed form: keep estimator=exact"):
         ProxyAttentionGame("cls").metagame(ConfiguredEstimator("permutation"))
     with refused("computes attention by 'sdpa', .*: set model.attention=eager"):
         AttentionGame().explain(bound_of(adapter(build_net("gemma3", attn_implementation="sdpa"))))

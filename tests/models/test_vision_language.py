@@ -605,7 +605,7 @@ class SpeechlessScene(Scene):
 UNPREPARED = {
     "does not exist": BrokenScene("missing", picture()),
     "has no tokens": SpeechlessScene("empty", picture()),
-    "image thin is 1 x 40 pixels: give one with sides of two or more": Scene("thin", Image.new("RGB", (1, 40))),
+    "image thin is 1 x 40 pixels": Scene("thin", Image.new("RGB", (1, 40))),
 }
 
 

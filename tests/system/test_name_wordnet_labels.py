@@ -123,7 +123,7 @@ BROKEN = {
 def test_a_file_of_another_format_is_told(tmp_path, content):
     path = tmp_path / "data.noun"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"data\.noun is not of the format of WordNet's data\.noun: give that of"):
+    with pytest.raises(UserError, match=r"data\.noun is not in the format of WordNet's data\.noun"):
         read_synsets(path)
 
 
@@ -215,7 +215,7 @@ LACKING = {
         json.dumps({"categories": {"object": "thing", "dog": "pet"}}),
         "imagenet_class_map.json has no 'canine', the class n02083346 of gtsegs_ijcv.mat: get it again, or remove it",
     ),
-    "a synset": (None, "n99999999 of gtsegs_ijcv.mat is not a noun in this data.noun: give that of WordNet 3.0."),
+    "a synset": (None, "n99999999 of gtsegs_ijcv.mat is not a noun in this data.noun"),
     "names": (json.dumps({"categories": {"dog": 3}}), "does not map lemmas of WordNet to names: get it again."),
     "all": (json.dumps(["dog"]), "does not map lemmas of WordNet to names: get it again."),
     "its end": ('{"categories": {"dog"', "imagenet_class_map.json is not valid JSON, or is truncated: get it again."),
@@ -253,14 +253,14 @@ SPOILT = {
     ),
     "broken data.noun": (
         lambda wordnet, root: wordnet.write_text("words"),
-        "is not of the format of WordNet's data.noun: give that of WordNet 3.0.",
+        "is not in the format of WordNet's data.noun",
     ),
     "folder for data.noun": (
         lambda wordnet, root: (wordnet.unlink(), wordnet.mkdir()), "give data.noun of WordNet 3.0.",
     ),
     "no images": (
         lambda wordnet, root: (root / "gtsegs_ijcv.mat").unlink(),
-        "gtsegs_ijcv.mat does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation, by 'make data EXPERIMENT=figure",
+        "gtsegs_ijcv.mat does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation with 'make data",
     ),
     "broken images": (lambda wordnet, root: cut_images(root), "of ImageNet-Segmentation: get it again."),
     "other file": (

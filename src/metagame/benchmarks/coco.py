@@ -101,7 +101,7 @@ class COCOPanoptic:
             nameless = [each["image_id"] for each in content["annotations"] if each["image_id"] not in files]
             if nameless:
                 raise UserError(
-                    f"{self.annotations} has masks of image {nameless[0]}, but not the image: get it again."
+                    f"{self.annotations} has masks of image {nameless[0]}, but not the image itself: get it again."
                 )
             self._images = [self._image(files[each["image_id"]], each) for each in content["annotations"]]
 

@@ -45,7 +45,10 @@ class Digits:
             raise UserError(f"class {label} is not a digit: give labels 0 to 9 in benchmark.classes.")
         images = self._pixels[label]
         if not 0 <= k < len(images):
-            raise UserError(f"digit {label} has {len(images)} images here: image {k} is not one of them.")
+            raise UserError(
+                f"digit {label} has {len(images)} images, so image {k} does not exist: give a number from 0 to"
+                f" {len(images) - 1}."
+            )
         return Image.fromarray(images[k]).convert("RGB")
 
     def files(self, label: int, k: int) -> Sequence[Path]:

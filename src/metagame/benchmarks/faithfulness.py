@@ -51,9 +51,11 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
         divisor: float | None = None,
     ) -> None:
         if not bins or any(isinstance(each, bool) or not 0 <= each <= 100 for each in bins):
-            raise UserError(f"benchmark.bins={list(bins)}: give per cents, numbers from 0 to 100.")
+            raise UserError(f"benchmark.bins={list(bins)} must be percentages, numbers from 0 to 100.")
         if divisor is not None and divisor <= 0:
-            raise UserError(f"benchmark.divisor={divisor}: give a positive number, or null for the number of bins + 1.")
+            raise UserError(
+                f"benchmark.divisor={divisor} must be a positive number, or null for the number of bins + 1."
+            )
         self._samples = list(labelled)
         self.bins = tuple(bins)
         self.divisor = divisor
@@ -104,10 +106,12 @@ def player_values(explanation: Explanation) -> Float[np.ndarray, " n"]:
     """
     meta = explanation.meta
     if meta is not None and not meta.directed:
-        raise UserError("faithfulness ranks players, and values of unordered pairs rank none: choose another method.")
+        raise UserError(
+            "benchmark=faithfulness ranks players, which values of unordered pairs do not: choose another method."
+        )
     values = explanation.attribution if meta is None else meta.matrix().sum(1)
     if values is None or len(values) != len(explanation.players):
-        raise UserError("faithfulness ranks players: choose a method whose targets are the players.")
+        raise UserError("benchmark=faithfulness ranks players: choose a method whose targets are the players.")
     return values
 
 

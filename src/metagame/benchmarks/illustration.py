@@ -94,16 +94,16 @@ class Illustration(Benchmark[CaptionedImage, ImageText]):
         whole_characters: bool = True,
     ) -> None:
         if side is not None and side < 2:
-            raise UserError(f"benchmark.side={side}: give two pixels or more, or null.")
+            raise UserError(f"benchmark.side={side} must be at least two pixels, or null.")
         if absent not in ABSENT:
-            raise UserError(f"benchmark.absent={absent!r}: give 'retokenized' or 'dropped'.")
+            raise UserError(f"benchmark.absent={absent!r} must be 'retokenized' or 'dropped'.")
         own: dict[str, Any] = {"image": image, "caption": caption, "parts": parts}
         if any(value is not None for value in own.values()):
             examples = [{**examples[0], **{key: value for key, value in own.items() if value is not None}}]
         settings: dict[str, Any] = {"side": side, "absent": absent, "whole_characters": whole_characters}
         self._samples = [captioned_image(**settings, **example) for example in examples]
         if len({sample.id for sample in self._samples}) < len(self._samples):
-            raise UserError("benchmark.examples: two have the same image and caption: change one.")
+            raise UserError("two of benchmark.examples have the same image and caption: change one of them.")
 
     def samples(self) -> list[CaptionedImage]:
         return self._samples
@@ -123,9 +123,9 @@ def captioned_image(
         UserError: the caption is no text, or the parts are no list of texts.
     """
     if not isinstance(caption, str) or not caption.strip():
-        raise UserError(f"benchmark.caption={caption!r}: give a text.")
+        raise UserError(f"benchmark.caption={caption!r} must be a text.")
     if isinstance(parts, str) or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"benchmark.parts={parts!r}: give a list of texts, such as ['black dog', 'hydrant'].")
+        raise UserError(f"benchmark.parts={parts!r} must be a list of texts, for example ['black dog', 'hydrant'].")
     words = set(caption.lower().split())
     fitting = [part for part in dict.fromkeys(parts) if part.strip() and set(part.lower().split()) <= words]
     path = Path(str(image))

@@ -45,8 +45,8 @@ class ImageNet:
         found = next((layout for layout in layouts if layout.fits(folder)), None)
         if found is None:
             raise UserError(
-                f"folder {root!r} holds no ImageNet-1k validation set: put there {N_CLASSES:,} class"
-                f" folders, or the ILSVRC2012_val files with {TRUTH}, or its parquet or arrow files."
+                f"folder {root!r} contains no ImageNet-1k validation set: put its {N_CLASSES:,} class folders"
+                f" there, or the ILSVRC2012_val files with {TRUTH}, or its parquet or arrow files."
             )
         self._layout = found(folder)
 
@@ -121,7 +121,8 @@ class ClassFolders(Layout):
         folders = sorted(path for path in self.root.iterdir() if re.fullmatch(r"n\d{8}", path.name))
         if len(folders) != N_CLASSES:
             raise UserError(
-                f"{self.root} has {len(folders)} class folders: all {N_CLASSES:,} are needed, their order gives labels."
+                f"{self.root} has {len(folders)} class folders, but all {N_CLASSES:,} are needed, because their"
+                " order gives the labels: complete the set."
             )
         return folders
 
@@ -130,8 +131,8 @@ class ClassFolders(Layout):
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if len(files) > PER_CLASS:
             raise UserError(
-                f"{folder} has {len(files)} images, where the validation set has {PER_CLASS} of a class: it looks like"
-                " the training set, so give the folder of the validation set."
+                f"{folder} has {len(files)} images, but the validation set has {PER_CLASS} of each class: it"
+                " looks like the training set, so give the folder of the validation set."
             )
         return nth(files, k, label, folder)
 
@@ -182,8 +183,9 @@ class FlatFolder(Layout):
         order = sorted(set(ids))
         if len(order) != N_CLASSES or len(ids) != len(files):
             raise UserError(
-                f"of {len(files)} images under {self.root} {len(ids)} have a WordNet id, of {len(order)} classes: all"
-                f" {N_CLASSES:,} are needed, their order gives labels."
+                f"of {len(files)} images under {self.root}, {len(ids)} have a WordNet id, of {len(order)}"
+                f" classes, but all {N_CLASSES:,} are needed, because their order gives the labels: complete the"
+                " set."
             )
         rank = {wordnet: label for label, wordnet in enumerate(order)}
         return [rank[each] for each in ids]
@@ -209,7 +211,9 @@ class FlatFolder(Layout):
             return ids
         order = self._wordnet_ids()
         if max(ids) > len(order):
-            raise UserError(f"{path} has class {max(ids)}, of {len(order)} that are explained: complete its meta.mat.")
+            raise UserError(
+                f"{path} contains class {max(ids)}, but only {len(order)} classes are explained: complete its meta.mat."
+            )
         rank = {wordnet: label for label, wordnet in enumerate(sorted(order))}
         return [rank[order[number - 1]] for number in ids]
 
@@ -221,7 +225,7 @@ class FlatFolder(Layout):
         elif meta is not None:
             ids = _kit_order(meta)
         else:
-            raise UserError(f"{TRUTH} counts classes as the development kit does: put its meta.mat beside it.")
+            raise UserError(f"{TRUTH} numbers classes as the development kit does: put the kit's meta.mat beside it.")
         return ids[:N_CLASSES]
 
     def _beside(self, name: str) -> Path | None:
@@ -241,7 +245,7 @@ def _read_solution(path: Path) -> dict[str, str]:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
     except (KeyError, IndexError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path} has no ImageId and PredictionString in each line: take it from Kaggle again."
+            f"{path} does not have ImageId and PredictionString in each line: take it from Kaggle again."
         ) from error
 
 
@@ -281,10 +285,13 @@ class Tables(Layout):
             return by_split["validation"]
         if set(by_split) != {""}:
             raise UserError(
-                f"{self.root} has images of {' and '.join(filter(None, by_split))} alone: fetch those of the validation"
-                " split, which the benchmark takes."
+                f"{self.root} has images of {' and '.join(filter(None, by_split))} only: fetch those of the"
+                " validation split, which the benchmark uses."
             )
-        log.warning("The files under %s do not say of which split they are: they are taken for validation.", self.root)
+        log.warning(
+            "The files under %s do not say which split they belong to: they are taken as the validation split.",
+            self.root,
+        )
         return by_split[""]
 
     @cached_property

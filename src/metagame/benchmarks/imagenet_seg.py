@@ -58,7 +58,8 @@ class ImageNetSegImage:
             labels = np.asarray(file[_cell(file, "gt", self.place)[0, 0]]).T
             if labels.max() > 1:
                 raise UserError(
-                    f"the mask of {self.id} has label {labels.max()}, 0 and 1 are expected: get {self.path} again."
+                    f"the mask of {self.id} has label {labels.max()}, but only 0 and 1 are expected: get"
+                    f" {self.path} again."
                 )
         index = vocabulary.index(self.name) if self.name in vocabulary else OTHER
         return np.where(labels > 0, index, OTHER).astype(np.int16)
@@ -87,8 +88,8 @@ class ImageNetSeg:
 
         if not any(wordnet_id(each) in self.labels for each in self.ids):
             raise UserError(
-                f"no image of {self.path} has a WordNet id that names.json names (the first id is {self.ids[:1]}): make"
-                " names.json by scripts.name_wordnet_labels."
+                f"no image of {self.path} has a WordNet id that names.json names (the first id is"
+                f" {self.ids[:1]}): make names.json with scripts.name_wordnet_labels."
             )
 
     def files(self) -> Sequence[Path]:
@@ -117,7 +118,7 @@ def opened(path: Path) -> Generator[h5py.File]:
             yield file
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation, by 'make data EXPERIMENT=figure13'."
+            f"{path} does not exist: get gtsegs_ijcv.mat of ImageNet-Segmentation with 'make data EXPERIMENT=figure13'."
         ) from error
     except UserError:
         raise
@@ -147,7 +148,7 @@ def wordnet_id(image_id: str) -> str:
 def _read_names(path: Path) -> dict[str, str]:
     names = read_annotations(path, ())
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{path} does not map WordNet ids to names: make it by scripts.name_wordnet_labels.")
+        raise UserError(f"{path} does not map WordNet ids to names: make it with scripts.name_wordnet_labels.")
     return names
 
 

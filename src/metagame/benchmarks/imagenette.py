@@ -33,8 +33,8 @@ class Imagenette(Images):
         self.folder = Path(root) / "val"
         if not self.folder.is_dir():
             raise UserError(
-                f"{self.folder} does not exist: give benchmark.scenes.images.root the unpacked folder of Imagenette, or"
-                " run 'make data EXPERIMENT=table2 SCALE=small'."
+                f"{self.folder} does not exist: set benchmark.scenes.images.root to the unpacked folder of"
+                " Imagenette, or run 'make data EXPERIMENT=table2 SCALE=small'."
             )
         missing = [wnid for wnid in WNIDS if not (self.folder / wnid).is_dir()]
         if missing:
@@ -55,7 +55,7 @@ class Imagenette(Images):
     def files(self, label: int, k: int) -> Sequence[Path]:
         if k >= len(self._paths[label]):
             raise UserError(
-                f"{self.folder / WNIDS[label]} has {len(self._paths[label])} images, image {k} is asked for: lower"
-                " benchmark.n_images, or unpack the archive of Imagenette again."
+                f"{self.folder / WNIDS[label]} has {len(self._paths[label])} images, but image {k} is needed:"
+                " lower benchmark.n_images, or unpack the archive of Imagenette again."
             )
         return (self._paths[label][k],)

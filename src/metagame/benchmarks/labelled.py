@@ -93,7 +93,7 @@ def sst2(path: str) -> list[LabelledText]:
     Raises:
         UserError: there is no such file, or it is of another format.
     """
-    file = _existing(path, "GLUE's SST-2.zip, whose dev.tsv it is")
+    file = _existing(path, "dev.tsv of GLUE's SST-2.zip")
     with file.open(encoding="utf-8", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         if next(rows, None) != ["sentence", "label"]:
@@ -110,12 +110,12 @@ def imdb(root: str) -> list[LabelledText]:
     Raises:
         UserError: there is no such folder, it has no reviews, or not as many of one label as of the other.
     """
-    folder = _existing(root, "aclImdb_v1.tar.gz, whose folder aclImdb/test it is")
+    folder = _existing(root, "the folder aclImdb/test of aclImdb_v1.tar.gz")
     negative, positive = (sorted((folder / name).glob("*.txt"), key=_number) for name in ("neg", "pos"))
     if not negative or len(negative) != len(positive):
         raise UserError(
-            f"{folder} has {len(negative)} texts in neg and {len(positive)} in pos, which should be as many: unpack"
-            " aclImdb_v1.tar.gz again."
+            f"{folder} has {len(negative)} texts in neg and {len(positive)} in pos, but these numbers should be"
+            " equal: unpack aclImdb_v1.tar.gz again."
         )
     paths = [(path, label) for pair in zip(negative, positive, strict=True) for label, path in enumerate(pair)]
     return [
@@ -166,14 +166,14 @@ def short_texts(
 def _existing(path: str, what: str) -> Path:
     found = Path(path)
     if not found.exists():
-        raise UserError(f"{path} does not exist: run 'make data EXPERIMENT=faithfulness', or unpack {what}, there.")
+        raise UserError(f"{path} does not exist: run 'make data EXPERIMENT=faithfulness', or put {what} there.")
     return found
 
 
 def _label(text: str, labels: Sequence[str], file: Path, number: int) -> int:
     if text not in labels:
         raise UserError(
-            f"{file} has label {text!r} in row {number}, and not one of {', '.join(labels)}: fetch it again."
+            f"{file} has label {text!r} in row {number}, which is not one of {', '.join(labels)}: fetch it again."
         )
     return labels.index(text)
 

@@ -67,7 +67,7 @@ def class_indices(
     found, places = np.unique(labels, return_inverse=True)
     unknown = [label for label in found.tolist() if label not in meaning]
     if unknown:
-        raise UserError(f"{what} has label {unknown[0]}, which its dataset does not name: get it again.")
+        raise UserError(f"{what} has label {unknown[0]}, which its dataset does not define: get it again.")
     return np.array([meaning[label] for label in found.tolist()], np.int16)[places].reshape(labels.shape)
 
 
@@ -84,7 +84,7 @@ def of_format(path: Path, what: str) -> Generator[None]:
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path} is not of the format of {what} ({type(error).__name__}: {error}): get it again."
+            f"{path} is not in the format of {what} ({type(error).__name__}: {error}): get it again."
         ) from error
 
 
@@ -98,7 +98,7 @@ def read_annotations(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist: give benchmark.data.root the folder with the dataset, or run 'make data'."
+            f"{path} does not exist: set benchmark.data.root to the folder of the dataset, or run 'make data'."
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON, or is truncated: get it again.") from error

@@ -66,7 +66,7 @@ class ComposedScenes(Scenes):
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
-            raise UserError(f"benchmark.scenes.encoding={self.encoding!r}: give 'jpeg' or 'lossless'.")
+            raise UserError(f"benchmark.scenes.encoding={self.encoding!r} must be 'jpeg' or 'lossless'.")
 
     def image(self, game: str, labels: Sequence[int], k: int) -> Image.Image:
         images = [self.images.image(label, k) for label in labels]
@@ -176,12 +176,12 @@ class PointingGame(Benchmark[Scene, ImageText]):
         played: Sequence[str] | None = None,
     ) -> None:
         if n_images < 1 or (n_games is not None and n_games < 1):
-            raise UserError(f"benchmark.n_images={n_images}, benchmark.n_games={n_games}: give positive numbers.")
+            raise UserError(f"benchmark.n_images={n_images} and benchmark.n_games={n_games} must be positive integers.")
         self.scenes = scenes
         self.n_images = n_images
         unknown = sorted(set(played or ()) - set(games))
         if unknown:
-            raise UserError(f"benchmark.played has {unknown[0]!r}, which is not in benchmark.games: correct it.")
+            raise UserError(f"benchmark.played has {unknown[0]!r}, which is not in benchmark.games: correct the name.")
         chosen = [game for game in games if played is None or game in played]
         self.games = {game: _labels(game, classes) for game in chosen[:n_games]}
 
@@ -202,7 +202,7 @@ def _labels(game: str, classes: Mapping[str, int]) -> tuple[int, ...]:
     words = game.split("-")
     unknown = [word for word in words if word not in classes]
     if len(words) != len(SCENARIOS) or len(set(words)) != len(words) or unknown:
-        raise UserError(f"game {game!r}: give four different words of benchmark.classes, joined by '-'.")
+        raise UserError(f"game {game!r} must be four different words of benchmark.classes, joined by '-'.")
     return tuple(classes[word] for word in words)
 
 

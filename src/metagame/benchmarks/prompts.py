@@ -60,7 +60,7 @@ class AnnotatedPrompt(Prompt):
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
-            raise UserError(f"benchmark.prompt={self.text!r}: give a text.")
+            raise UserError(f"benchmark.prompt={self.text!r} must be a text.")
 
 
 def pairs_of(pairs: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
@@ -70,7 +70,7 @@ def pairs_of(pairs: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
         UserError: they are no list of two strings each.
     """
     if not _is_list(pairs) or not all(map(_is_pair, pairs)):
-        raise UserError(f"benchmark.pairs={pairs!r}: give a list of two strings each, such as [[not, bad]].")
+        raise UserError(f"benchmark.pairs={pairs!r} must be a list of pairs of strings, for example [[not, bad]].")
     return tuple((first, second) for first, second in pairs)
 
 
@@ -133,9 +133,9 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0, distance: i
             break
     if len(found) < count:
         raise UserError(
-            f"only {len(found)} of benchmark.prompts.count={count} reviews with {least} to {most} words, pairs"
-            f" {distance} or more apart, were found: ask for fewer, for other lengths (least, most), or closer pairs"
-            " (distance)."
+            f"only {len(found)} of benchmark.prompts.count={count} reviews of {least} to {most} words, with pairs"
+            f" at least {distance} apart, were found: ask for fewer, for other lengths (least, most), or for"
+            " closer pairs (distance)."
         )
     return [
         AnnotatedPrompt(
@@ -175,7 +175,7 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
         match: str = MATCHES[0],
     ) -> None:
         if match not in MATCHES:
-            raise UserError(f"benchmark.match={match!r}: give one of {', '.join(MATCHES)}.")
+            raise UserError(f"benchmark.match={match!r} is unknown: choose one of {', '.join(MATCHES)}.")
         self._samples = select_prompts(prompts, ids, prompt, pairs)
 
     def samples(self) -> list[AnnotatedPrompt]:
@@ -286,16 +286,18 @@ def select_prompts(
     if prompt is not None:
         return [_own_prompt(prompt, pairs or ())]
     if pairs is not None:
-        raise UserError("benchmark.pairs needs benchmark.prompt, whose pairs they are.")
+        raise UserError("benchmark.pairs needs a prompt: set benchmark.prompt, or leave out benchmark.pairs.")
     if ids is None:
         return list(prompts)
     wanted = list(dict.fromkeys([ids] if not isinstance(ids, Sequence) or isinstance(ids, str) else ids))
     known = {each.id: each for each in prompts}
     if not wanted:
-        raise UserError(f"benchmark.ids is empty; choose among {', '.join(known)}, or null for all.")
+        raise UserError(f"benchmark.ids is empty: choose some of {', '.join(known)}, or null for all.")
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UserError(f"benchmark.ids: {', '.join(map(str, unknown))} unknown; choose among {', '.join(known)}.")
+        raise UserError(
+            f"benchmark.ids contains unknown names ({', '.join(map(str, unknown))}): choose some of {', '.join(known)}."
+        )
     return [known[name] for name in wanted]
 
 
@@ -303,7 +305,9 @@ def _own_prompt(prompt: str, pairs: Sequence[Sequence[str]]) -> AnnotatedPrompt:
     own = AnnotatedPrompt(str(prompt), prompt, pairs_of(pairs))
     for string in (string for pair in own.pairs for string in pair):
         if _plain(string) not in _plain(prompt):
-            raise UserError(f"benchmark.pairs: {string!r} is not in the prompt {prompt!r}: spell it as it is there.")
+            raise UserError(
+                f"benchmark.pairs has {string!r}, which is not in the prompt {prompt!r}: spell it as it is there."
+            )
     return own
 
 

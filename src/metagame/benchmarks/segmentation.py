@@ -132,8 +132,8 @@ class SegmentedImage(ConceptSample):
         image, (height, width) = self.labelled.image(), self.truth().shape
         if image.size != (width, height):
             raise UserError(
-                f"the mask of {self.id} has {width} x {height} pixels, its image {image.width} x {image.height}: get"
-                " both again."
+                f"the mask of {self.id} has {width} x {height} pixels, but its image has {image.width} x"
+                f" {image.height}: get both again."
             )
         return image
 
@@ -201,7 +201,10 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         self.background = tuple(name.strip() for name in background)
         both = [name for name in self.background if name in self.vocabulary]
         if both:
-            raise UserError(f"benchmark.background has {both[0]!r}, which is a class: background is never a player.")
+            raise UserError(
+                f"benchmark.background has {both[0]!r}, which is a class: remove it, because background is never a"
+                " player."
+            )
         refuse_one_token_twice(tokenizer, (*self.vocabulary, *self.background))
         if not players:
             raise UserError("benchmark.players is empty: give sizes such as n20, d10 or n0.")
@@ -235,7 +238,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         ids = [labelled.id for labelled in found]
         if len(set(ids)) < len(ids):
             twice = next(each for each in ids if ids.count(each) > 1)
-            raise UserError(f"the benchmark has two images of id {twice!r}: remove one.")
+            raise UserError(f"the benchmark has two images with the id {twice!r}: remove one of them.")
         self._compare("images", "images", len(found))
         self._compare("single", "images with one class", n_present.count(1))
         return [SegmentedImage(labelled, self, place < self.n_maps) for place, labelled in enumerate(found)]
@@ -250,7 +253,12 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
     def _compare(self, name: str, kind: str, number: int) -> None:
         expected = self.expected.get(name, number)
         if number != expected:
-            log.warning("benchmark data: %d %s here, %d expected (benchmark.expected).", number, kind, expected)
+            log.warning(
+                "The data of the benchmark have %d %s, but %d were expected (benchmark.expected).",
+                number,
+                kind,
+                expected,
+            )
 
     def present(self, labelled: LabelledImage) -> tuple[str, ...]:
         """The image's classes, in the vocabulary's order."""
@@ -357,18 +365,21 @@ def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
         raise UserError("no class name is a single T5 token: set benchmark.tokenizer to that of the model.")
     left_out = [f"{name} ({', '.join(tokens)})" for name, tokens in pieces.items() if name not in kept]
     if left_out:
-        message = "segmentation: %d of %d classes are left out, not being a single T5 token: %s."
+        message = "segmentation: %d of %d classes are left out, because their names are not a single T5 token: %s."
         log.info(message, len(left_out), len(names), "; ".join(left_out))
     return kept
 
 
 def _check_choices(name: str, values: Sequence[str], choices: tuple[str, ...]) -> None:
     if not values or any(value not in choices for value in values):
-        raise UserError(f"benchmark.{name}={list(values)}: give some of {', '.join(choices)}.")
+        raise UserError(f"benchmark.{name}={list(values)} must be some of {', '.join(choices)}.")
 
 
 def _check_players(size: str, n_classes: int) -> None:
     if not re.fullmatch(r"[nd]\d+", str(size)):
-        raise UserError(f"benchmark.players={size!r}: give sizes such as n20, d10 or n0.")
+        raise UserError(f"benchmark.players={size!r} is not a size: give sizes such as n20, d10 or n0.")
     if int(size[1:]) + (size[0] == "d") > n_classes:
-        raise UserError(f"benchmark.players={size!r}: there are only {n_classes} classes of one T5 token.")
+        raise UserError(
+            f"benchmark.players={size!r} is too large, because only {n_classes} classes are one T5 token: give a"
+            " smaller size."
+        )

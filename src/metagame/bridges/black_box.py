@@ -60,15 +60,17 @@ def black_box(
     """
     names = tuple(map(str, names))
     if not names:
-        raise UserError("names is empty: give one for each player.")
+        raise UserError("names is empty: give a name for each player.")
 
     def f(inputs: Float[Tensor, "k n 1"]) -> Float[Tensor, " k"]:
         if inputs.requires_grad:
-            raise UserError("this model has no gradients: choose method sv or leave_one_out, which only mask.")
+            raise UserError(
+                "this model has no gradients: choose method sv or leave_one_out, which only mask the input."
+            )
         found = as_float64(values(inputs[..., 0].numpy() > 0.5), "the model's output")
         if found.shape != inputs.shape[:1]:
             raise UserError(
-                f"the model returned shape {found.shape} for {len(inputs)} coalitions: return one number each."
+                f"the model returned shape {found.shape} for {len(inputs)} coalitions: return one number for each."
             )
         return torch.from_numpy(found)
 

@@ -77,7 +77,7 @@ def of_captum(
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise GameError(
                 f"{type(attribution).__name__} returned shapes {shapes}, not those of the inputs: give reduce=, a"
-                " function of them that returns (k, t)."
+                " function that turns them into shape (k, t)."
             )
         flat = torch.cat([part.flatten(1) for part in parts], 1)
         total = flat.new_zeros(len(flat), len(counts)).index_add(1, numbers.to(flat.device), flat)
@@ -118,9 +118,7 @@ def _masks(rows: tuple[Tensor, ...], feature_mask: Tensors | None) -> tuple[Int[
     masks = _of_each(feature_mask, rows, "feature_mask")
     found = torch.cat([mask.flatten() for mask in masks]).unique()
     if found.cpu().tolist() != list(range(len(found))):
-        raise GameError(
-            f"feature_mask has the numbers {found.tolist()[:10]}: number the players from 0, without a gap."
-        )
+        raise GameError(f"feature_mask has the numbers {found.tolist()[:10]}: number the players from 0, without gaps.")
     return tuple(mask.long() for mask in masks)
 
 

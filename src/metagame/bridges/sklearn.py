@@ -48,8 +48,8 @@ def of_estimator(
     row, rows = np.asarray(x, dtype=object).reshape(-1), np.asarray(background, dtype=object)
     if rows.ndim != 2 or not len(rows) or row.shape != rows.shape[1:]:
         raise UserError(
-            f"x has {len(row)} features, background shape {rows.shape}: give rows (m, n) with as many columns, one at"
-            " least."
+            f"x has {len(row)} features, but background has shape {rows.shape}: give a background of shape (m,"
+            f" {len(row)}), with at least one row."
         )
     if names is not None and len(names) != len(row):
         raise UserError(f"names has {len(names)} names for {len(row)} features: give one for each.")
@@ -147,8 +147,8 @@ def _check_columns(x: Any, frame: pandas.DataFrame | None) -> None:
     named = x.columns if isinstance(x, pandas.DataFrame) else x.index if isinstance(x, pandas.Series) else None
     if frame is not None and named is not None and list(named) != list(frame.columns):
         raise UserError(
-            f"x has the columns {list(named)[:10]}, background {list(frame.columns)[:10]}: give both in one order, such"
-            " as x[background.columns]."
+            f"x has the columns {list(named)[:10]}, but background has {list(frame.columns)[:10]}: give both in"
+            " the same order, for example with x[background.columns]."
         )
 
 
@@ -157,14 +157,14 @@ def _check_types(row: np.ndarray, table: Callable[[], Any]) -> None:
     try:
         held = np.asarray(table(), dtype=object).reshape(-1)
     except (TypeError, ValueError) as error:
-        raise UserError(f"x does not have the types of background ({error}): give both the same.") from error
+        raise UserError(f"x does not have the types of background ({error}): give both the same types.") from error
     for given, kept in zip(row, held, strict=True):
         missing = bool(pandas.isna(kept))
         rounded = isinstance(kept, float | np.floating)  # to the precision of the background
         if missing != bool(pandas.isna(given)) or not (missing or rounded or given == kept):
             raise UserError(
-                f"x has {given!r} where background's type makes it {kept!r}: give both the same type, such as"
-                " background.astype(float)."
+                f"x has {given!r}, which the type of background would turn into {kept!r}: give both the same"
+                " type, for example with background.astype(float)."
             )
 
 
@@ -187,9 +187,9 @@ def _output(estimator: Any, output: Any, x: Any) -> tuple[str, Callable[[Any], A
     try:
         probabilities = estimator.predict_proba
     except AttributeError as error:
-        raise UserError(f"{name} has no predict_proba: give predict=, such as its decision_function.") from error
+        raise UserError(f"{name} has no predict_proba: give predict=, for example its decision_function.") from error
     classes = list(estimator.classes_)
     chosen = classes[int(np.argmax(probabilities(x)[0]))] if output is None else output
     if chosen not in classes:
-        raise UserError(f"output={output!r} is none of the classes of {name}: choose one of {classes[:10]}.")
+        raise UserError(f"output={output!r} is not a class of {name}: choose one of {classes[:10]}.")
     return str(chosen), lambda rows: probabilities(rows)[:, classes.index(chosen)]

@@ -41,14 +41,18 @@ def of_pipeline(
     """
     if isinstance(pipeline, TextClassificationPipeline):
         if not isinstance(content, str) or not content.strip():
-            raise UserError(f"content={content!r}: give a text to a pipeline that classifies texts.")
+            raise UserError(
+                f"content={content!r} must be a text that is not blank, since the pipeline classifies texts."
+            )
         return _of_text(pipeline, content, label, batch_size)
     if isinstance(pipeline, ImageClassificationPipeline):
         if not isinstance(content, Image.Image):
-            raise UserError(f"content is a {type(content).__name__}: give a PIL image to a pipeline of images.")
+            raise UserError(
+                f"content is of type {type(content).__name__}: give a PIL image to a pipeline that classifies images."
+            )
         return _of_image(pipeline, to_rgb(content, "content"), label, grid, batch_size)
     raise UserError(
-        f"{type(pipeline).__name__} is not supported: give one of text-classification or image-classification."
+        f"{type(pipeline).__name__} is not supported: give a pipeline for text-classification or image-classification."
     )
 
 

@@ -47,7 +47,8 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
     """
     if rules.order > 1:
         raise GameError(
-            "estimator='auto' gives values of single players: use 'exact', or 'trees' for exogenous pairs (order=2)."
+            "estimator='auto' gives values of single players only: use 'exact', or 'trees' for exogenous pairs"
+            " (order=2)."
         )
     require_shapley("auto", rules)
     n = game.n_players

@@ -55,7 +55,7 @@ class ConfiguredEstimator:
         """
         if not self.is_exact or (self.budget, self.budget_per_player) != (None, None):
             raise UserError(
-                f"the metagame of {method} is computed in closed form: leave estimator=exact, without a budget."
+                f"the metagame of {method} is computed in closed form: keep estimator=exact, without a budget."
             )
 
 

@@ -52,7 +52,8 @@ def load(path: str | Path) -> MetaAttributions:
         raise UserError(f"{path} is damaged, or was not written by MetaAttributions.save: save it again.") from error
     if version != VERSION:
         raise UserError(
-            f"{path} has version {version}, this is version {VERSION}: load it with the release that saved it."
+            f"{path} has version {version}, but this release reads version {VERSION}: load it with the release"
+            " that saved it."
         )
     about = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
     if not set(about) | set(arrays) <= {each.name for each in fields(MetaAttributions)} or "values" not in arrays:

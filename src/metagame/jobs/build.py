@@ -142,7 +142,7 @@ def _checked(score: Score | np.generic, name: str) -> Score:
         raise UserError(f"score {name} is {value}: check the model and the method on this sample.")
     if not isinstance(value, float | int | str | None):
         raise UserError(
-            f"score {name} is a {type(value).__name__}: return a number, a text, or a list or mapping of these."
+            f"score {name} is of type {type(value).__name__}: return a number, a text, or a list or mapping of these."
         )
     return value
 

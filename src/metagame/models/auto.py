@@ -103,8 +103,8 @@ def load_model(model: Any, *, processor: Any = None, **settings: Any) -> Model:
         return _wrapped(model, processor, settings)
     if not isinstance(model, str | Path):
         raise UserError(
-            f"model is a {type(model).__name__}: give a folder, a Hub id, a transformers model or an adapter of"
-            " metagame.models; for other models see metagame.bridges."
+            f"model is of type {type(model).__name__}: give a folder, a Hub id, a transformers model or an"
+            " adapter of metagame.models; for other models see metagame.bridges."
         )
     if processor is not None:
         raise UserError(
