@@ -16,7 +16,7 @@ import sympy
 import torch
 
 import metagame
-from metagame import concept, contracts, games, images, indices, kept_values, meta, population
+from metagame import concept, conditional, contracts, games, images, indices, kept_values, meta, population
 from metagame.attributions import (
     alti_logit,
     attention_games,
@@ -214,6 +214,7 @@ CASES = {
     games: ("values", lambda _: games.AttributionGame.from_values(an(4))),
     indices: ("x", lambda _: indices._superset_sums(an(4), 1)),
     meta: ("first_order", lambda _: meta.MetaAttributions(an(2, 3), an(3))),
+    conditional: ("covariance", lambda _: conditional._weights(an(3, 2), an(2), an(1, kind=int), 1.0)),
     population: ("given", lambda _: population._mean_of([an(2, 2)])),
     concept: ("background", lambda _: concept.concept_metagame(an(2, 4), an(1, 3))),
     contracts: ("attribution", lambda _: contracts.Explanation((), ("one",), attribution=an(1, 1))),

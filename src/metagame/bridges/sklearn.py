@@ -28,8 +28,9 @@ def of_estimator(
     *,
     names: Sequence[str] | None = None,
     predict: Callable[[Any], Any] | None = None,
+    weights: Callable[[Bool[np.ndarray, "k n"]], Float[np.ndarray, "k m"]] | None = None,
 ) -> BlackBox:
-    """Marginal imputation: f_S is the mean output over the background's rows, which replace the absent features of x.
+    """f_S is the mean output over the background's rows, which replace the absent features of x: marginal imputation.
 
     Args:
         estimator: a fitted classifier, regressor or pipeline of scikit-learn, or of its protocol.
@@ -40,6 +41,8 @@ def of_estimator(
         names: of the features; None: the columns of a DataFrame, else x1, x2, ...
         predict: what is explained in place of the estimator's own: a function of rows ``(k, n)`` to numbers ``(k,)``,
             such as ``lambda rows: svm.decision_function(rows)``.
+        weights: of the rows in the mean, ``(k, m)`` for coalitions ``(k, n)``, such as those of
+            :func:`metagame.conditional.conditional_weights` for conditional imputation; None: all rows count alike.
 
     Raises:
         UserError: shapes, names, columns or types of x and background do not fit each other, ``output`` is given beside
@@ -72,7 +75,8 @@ def of_estimator(
         found = as_float64(of_rows(table(imputed)), "the estimator's output")
         if found.shape != imputed.shape[:1]:
             raise UserError(f"the estimator returned shape {found.shape} for {len(imputed)} rows: choose one output=.")
-        return found.reshape(len(coalitions), len(rows)).mean(1)
+        by_row = found.reshape(len(coalitions), len(rows))
+        return by_row.mean(1) if weights is None else (weights(coalitions) * by_row).sum(1)
 
     return black_box(values, own if names is None else names, max(1, ROWS // len(rows)), answer=answer)
 

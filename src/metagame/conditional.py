@@ -1,0 +1,66 @@
+"""Conditional imputation: absent features are drawn as they are where the present ones have the values of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
+
+from metagame.errors import UserError
+from metagame.games import as_float64
+
+
+def conditional_weights(
+    x: ArrayLike, background: ArrayLike, bandwidth: float
+) -> Callable[[Bool[np.ndarray, "k n"]], Float[np.ndarray, "k m"]]:
+    """How much each row of a background set counts for the absent features, given the present ones.
+
+    The empirical conditional distribution (Aas, Jullum and Loland, 2021): the weight of row r is proportional to
+    exp(-d_r(S)^2 / (2 s bandwidth^2)), where d_r(S) is the Mahalanobis distance of the row from x over the s features
+    in S, with their covariance in the background. All rows count alike where no feature is present.
+
+    Args:
+        x: the features of one input, numbers, ``(n,)``.
+        background: rows, ``(m, n)``, two at least.
+        bandwidth: in standard deviations, above 0. A small one leaves few rows that count, a large one gives marginal
+            imputation, in which all count alike.
+
+    Returns:
+        A function of coalitions to weights that sum to 1 in each row.
+
+    Raises:
+        UserError: shapes do not fit each other, something is not a finite number, or the bandwidth is not positive.
+    """
+    point, rows = np.ravel(as_float64(x, "x")), as_float64(background, "background")
+    if rows.ndim != 2 or len(rows) < 2 or rows.shape[1:] != point.shape:
+        raise UserError(
+            f"x has {len(point)} features, background shape {rows.shape}: give two rows or more, with as many columns."
+        )
+    if not (np.isfinite(point).all() and np.isfinite(rows).all()):
+        raise UserError("x or background has values that are NaN or infinite: impute or drop them first.")
+    if not 0 < bandwidth < np.inf:
+        raise UserError(f"bandwidth={bandwidth!r} must be a positive number of standard deviations.")
+    differences = rows - point
+    covariance = np.atleast_2d(np.cov(rows, rowvar=False))
+
+    def weights(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, "k m"]:
+        return np.stack(
+            [_weights(differences, covariance, np.flatnonzero(present), bandwidth) for present in coalitions]
+        )
+
+    return weights
+
+
+def _weights(
+    differences: Float[np.ndarray, "m n"], covariance: Float[np.ndarray, "n n"], present: np.ndarray, bandwidth: float
+) -> Float[np.ndarray, " m"]:
+    if not len(present):
+        return np.full(len(differences), 1 / len(differences))
+    near = differences[:, present]
+    # features that depend on each other linearly, or are constant, have no inverse
+    inverse = np.linalg.pinv(covariance[np.ix_(present, present)], hermitian=True)
+    distances = np.einsum("ma,ab,mb->m", near, inverse, near) / (2 * len(present) * bandwidth**2)
+    weights = np.exp(distances.min() - distances)  # of the nearest row 1, however far it is
+    return weights / weights.sum()
