@@ -4,7 +4,7 @@ EXPERIMENT ?=
 OF_SCALE = $(if $(filter-out tiny,$(SCALE)),scale=$(SCALE))
 PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
-TABLES := table1 table2 table3 table4 pair_deletion faithfulness
+TABLES := table1 table2 table3 table4 pair_deletion faithfulness ttcav
 FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12 figure13
 EXPERIMENTS := $(TABLES) $(FIGURES) lrp_loo evidence evidence_pairs distant_pairs
 
@@ -89,9 +89,10 @@ train-vision-language: setup  ## train the four small vision-language models (80
 train-language: setup  ## train the small Gemma 3 (ten minutes on a core), and replace data/tiny/gemma3
 	$(PYTHON) -m scripts.train_language
 
-train-classifiers: setup  ## train the small BERT and ViT (ten minutes on a core), and replace data/tiny/bert and vit
+train-classifiers: setup  ## train the small BERT and ViTs (12 minutes on a core), and replace data/tiny/bert, vit and vit_textures
 	$(PYTHON) -m scripts.train_text_classifier
 	$(PYTHON) -m scripts.train_image_classifier
+	$(PYTHON) -m scripts.train_texture_classifier
 
 train-diffusion: setup  ## train the small FLUX (80 minutes on a core), and replace data/tiny/flux
 	$(PYTHON) -m scripts.train_diffusion

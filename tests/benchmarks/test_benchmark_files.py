@@ -13,7 +13,8 @@ from tests.tiny.jobs import ROOT, shipped_configs
 
 NAMES = sorted(path.stem for path in (ROOT / "configs/benchmark").glob("[!_]*.yaml"))
 WITHOUT_FILES = {
-    "addition", "agreement", "concepts", "faithfulness", "pointing_game", "prompts", "separation", "token_relevances",
+    "addition", "agreement", "concept_scores", "concepts", "faithfulness", "pointing_game", "prompts", "separation",
+    "token_relevances",
 }  # fmt: skip
 """Benchmarks whose samples are texts, are painted by the model, or are made of scikit-learn's digits."""
 RUNTIME = {

@@ -36,10 +36,12 @@ from metagame.attributions import (
     patch_ig,
     shapley,
     symbolic,
+    ttcav,
 )
 from metagame.benchmarks import (
     agreement,
     coco,
+    concept_scores,
     digit_scenes,
     distance_matched,
     faithfulness,
@@ -50,6 +52,7 @@ from metagame.benchmarks import (
     prompts,
     segmentation,
     segmentation_metrics,
+    textures,
     voc,
 )
 from metagame.bridges import black_box, sklearn
@@ -81,6 +84,7 @@ from metagame.models import (
     language_model,
     masked,
     open_clip,
+    token_states,
     transformers_encoder,
     vision_language,
 )
@@ -90,6 +94,7 @@ from metagame.report import concepts as concepts_report
 from metagame.report import illustration as illustration_report
 from metagame.report import jackknife, lrp_loo, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
+from metagame.report import ttcav as ttcav_report
 from metagame.viewer import pack, views
 from tests.conftest import smooth_model
 from tests.tiny.classifiers import bound_image, bound_text
@@ -274,6 +279,7 @@ CASES = {
     leave_one_out: ("coalitions", lambda _: leave_one_out.LeaveOneOut().game(smooth_model(3)).fn(an(3, kind=bool))),
     mask_clip: ("texts", lambda _: mask_clip.MaskCLIP().game(of_patches()).fn(an(1, 2, kind=bool))),
     shapley: ("values", lambda _: shapley.restricted_shapley(an(4, 1))),
+    ttcav: ("attention", lambda _: ttcav.measure(an(2, 3, 4), an(2, 4), an(1, 4), an(1))),
     symbolic: (RESULT, lambda _: symbolic._vector(lambda feature: [feature] * 2, (sympy.Symbol("x1"),))),
     adder: ("embeddings", lambda _: adder.AdderNet().from_embeddings(a_tensor(1, 3, 8))),
     concept_stream: ("encodings", lambda _: concept_stream.ConceptSet(a_tensor(3))),
@@ -295,7 +301,10 @@ CASES = {
         lambda _: transformers_encoder.TransformersEncoder.encode_images(None, a_tensor(1, 1, 2, 2)),
     ),
     vision_language: ("pixels", lambda _: vision_language.VisionLanguage.n_patches(None, a_tensor(1, 2, 2))),
+    token_states: ("pixels", lambda _: token_states.TokenStates._forward(None, a_tensor(1, 2, 2), (1,))),
     coco: (RESULT, three_dimensional_coco_mask),
+    concept_scores: ("brightness", lambda _: concept_scores.DrawnImage("one", an(16, 8))),
+    textures: ("brightness", lambda _: textures.drawn(an(16, 8))),
     digit_scenes: ("masks", lambda _: digit_scenes.DigitScene(an(48, 48, 3), (1,), an(48, 48, kind=bool), "black")),
     faithfulness: ("values", lambda _: faithfulness.ranking(an(2, 2), ("a", "b"))),
     imagenet_seg: (RESULT, three_dimensional_imagenet_mask),
@@ -317,6 +326,7 @@ CASES = {
         "maps",
         lambda _: pointing_game_report.ShownScenes(blank(results.JobResult), [], {"one": {1: an(2, 2)}}),
     ),
+    ttcav_report: ("scores", lambda _: ttcav_report.p_value(an(2, 2))),
     lrp_loo: ("other", lambda _: lrp_loo.pearson(an(2), an(3))),
     jackknife: ("without", lambda _: jackknife.JackknifeRatio(0.0, an(2, 2))),
     token_pairs: ("matrix", lambda _: token_pairs.Shown("", "", [], an(2, 3))),

@@ -17,6 +17,8 @@ CONFIGS = ROOT / "configs"
 PLAYED_BY_AUTO = ("distant_pairs", "figure3", "figure10", "figure11", "figure12", "pair_deletion")
 N_SAMPLES = {"figure7": 8} | dict.fromkeys(PLAYED_BY_AUTO, 2)
 """Of experiments whose figure shows none of the first four, or whose metagames take seconds each."""
+FEWER = {"ttcav": ("attribution.method.repeats=5",)}
+"""Of experiments that do the same many times over, a few times."""
 
 
 def experiments(prefix: str) -> list[str]:
@@ -36,8 +38,9 @@ def run_experiment(experiment: str, folder: Path) -> dict:
     n_samples = N_SAMPLES.get(experiment, 4)
     output_dir, jobs_dir = folder / experiment, folder / "jobs"
     configs = job_configs(
-        experiment, "scale=tiny", f"limit={n_samples}", f"output_dir={output_dir}", f"jobs_dir={jobs_dir}"
-    )
+        experiment, "scale=tiny", f"limit={n_samples}", f"output_dir={output_dir}", f"jobs_dir={jobs_dir}",
+        *FEWER.get(experiment, ()),
+    )  # fmt: skip
     outcomes = [run_job(cfg) for cfg in configs]
     assert Counter(outcome.errors for outcome in outcomes) == {(): len(configs)}
     assert all(0 < outcome.n_done == outcome.n_samples <= n_samples for outcome in outcomes)

@@ -113,6 +113,17 @@ def test_passes_of_a_classifier_are_those_of_a_run_with_its_scores(chosen):
     assert plan.count.passes["forward"] == sum(rows)
 
 
+def test_each_image_of_concepts_is_counted_once_as_a_job_has_it():
+    (cfg,), (plan,) = planned("experiment=ttcav", "attribution.method.repeats=2", "scale=tiny", "limit=2")
+    job, rows = Job.build(cfg), []
+    job.model.net.register_forward_pre_hook(lambda net, given: rows.append(len(given[0])))
+    samples = job.benchmark.samples()[:2]
+    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
+        job.evaluate("", sample, inputs, lambda done, total: None)
+    assert plan.count.passes == {"forward": sum(rows), "backward": 5 * 50}
+    assert plan.count.tokens["forward"] == 17 * sum(rows)
+
+
 def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_one_of_a_blank_image(monkeypatch):
     (cfg,), (plan,) = planned(
         "experiment=table4", "model=siglip2_vitb32", "attribution=exclip", "scale=tiny", "limit=2"

@@ -1,4 +1,4 @@
-"""Training of the small BERT and ViT: a few steps write a model that loads, and the committed ones are good."""
+"""Training of the small BERT and ViTs: a few steps write a model that loads, and the committed ones are good."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from metagame.benchmarks.prompts import AnnotatedPrompt
 from metagame.contracts import WHOLE
 from metagame.models.image_classifier import ImageClassifier
 from metagame.models.text_classifier import TextClassifier
-from scripts import train_image_classifier, train_text_classifier
+from scripts import train_image_classifier, train_text_classifier, train_texture_classifier
 from tests.tiny.jobs import ROOT
 
-SCRIPTS = {"bert": (train_text_classifier, TextClassifier), "vit": (train_image_classifier, ImageClassifier)}
+SCRIPTS = {
+    "bert": (train_text_classifier, TextClassifier),
+    "vit": (train_image_classifier, ImageClassifier),
+    "vit_textures": (train_texture_classifier, ImageClassifier),
+}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -28,7 +32,9 @@ def test_a_few_steps_write_a_model_with_its_card_that_can_be_loaded(name, tmp_pa
     assert card["parameters"] == sum(parameter.numel() for parameter in model.net.parameters())
 
 
-@pytest.mark.parametrize(("name", "least"), [("bert", [0.99, 0.95]), ("vit", [0.95, 0.85, 0.5])])
+@pytest.mark.parametrize(
+    ("name", "least"), [("bert", [0.99, 0.95]), ("vit", [0.95, 0.85, 0.5]), ("vit_textures", [0.93])]
+)
 def test_the_committed_model_is_small_and_says_how_good_it_is(name, least):
     folder = ROOT / "data/tiny" / name
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2e6
@@ -49,3 +55,11 @@ def test_the_committed_model_is_small_and_says_how_good_it_is(name, least):
 def test_the_committed_bert_knows_negations_and_idioms(text, label):
     model = TextClassifier.load(str(ROOT / "data/tiny/bert"), device="cpu")
     assert model.bind(AnnotatedPrompt("one", text))[WHOLE].answer == label
+
+
+def test_in_the_committed_vit_of_textures_one_class_depends_on_stripes_and_no_other_on_a_texture():
+    card = json.loads((ROOT / "data/tiny/vit_textures/card.json").read_text(encoding="utf-8"))
+    striped, dotted, plain = card["mean_logit_of_the_class_of_held_out_digits"].values()
+    for digit, logit in striped.items():
+        changes = [logit - other[digit] for other in (dotted, plain)]
+        assert min(changes) > 4 if digit == "3" else max(map(abs, changes)) < 0.3

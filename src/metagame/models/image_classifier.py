@@ -23,6 +23,7 @@ from metagame.errors import UserError
 from metagame.models.classified import Classified, bind_classifier, label_names, label_number
 from metagame.models.pretrained import load_model, load_pretrained, model_revision, settle_device
 from metagame.models.token_batches import TokenBatches
+from metagame.models.token_states import ConceptInput, TokenStates, VisualConcept, bind_concept
 
 CLASSES: dict[str, type[PreTrainedModel]] = {
     "vit": ViTForImageClassification,
@@ -62,11 +63,12 @@ class ClassifiedImage(Classified):
         return np.round(255 * (pixels - low) / max(high - low, 1e-12)).astype(np.uint8)
 
 
-class ImageClassifier(Model[Sample, ClassifiedImage]):
+class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
     """A vision transformer that classifies images, explained through the embeddings of its patches.
 
     Players are the patches; position embeddings and [CLS] are always present. f_S is the logit of one label: that which
-    is predicted for the whole image, unless ``explained_label`` is given.
+    is predicted for the whole image, unless ``explained_label`` is given. A concept is explained through the states of
+    all tokens instead, see :class:`metagame.models.token_states.ConceptInput`.
 
     Args:
         net: the model, in evaluation mode.
@@ -104,6 +106,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage]):
         self.explained_label = label_number(explained_label, self.labels)
         self.absent = absent
         self.batches = TokenBatches(tokens_per_batch, "choose a model with fewer patches")
+        self.states = TokenStates(net, self.pixels, self.batches)
 
     @classmethod
     def load(
@@ -138,11 +141,17 @@ class ImageClassifier(Model[Sample, ClassifiedImage]):
             net, processor, found, explained_label=explained_label, absent=absent, tokens_per_batch=tokens_per_batch
         )
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ClassifiedImage] | Failure]:
-        return prepare_each(self.bind, samples)
+    def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ClassifiedImage | ConceptInput] | Failure]:
+        return prepare_each(self.bind_any, samples)
 
-    def bind(self, sample: Sample) -> dict[str, ClassifiedImage]:
-        """The image as a masked model over the embeddings of its patches, ``(n, d)``.
+    def bind_any(self, sample: Sample) -> Mapping[str, ClassifiedImage | ConceptInput]:
+        """The question about an image, or about a concept."""
+        if isinstance(sample, VisualConcept):
+            return {WHOLE: bind_concept(sample, self.states, self.labels)}
+        return self.bind(sample)
+
+    def pixels(self, sample: Sample) -> Float[Tensor, "3 H W"]:
+        """What the model sees of an image.
 
         Raises:
             UserError: the sample has no image.
@@ -150,7 +159,15 @@ class ImageClassifier(Model[Sample, ClassifiedImage]):
         image = sample.image()
         if image is None:
             raise UserError(f"sample {sample.id} has no image: choose a benchmark of images.")
-        pixels = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.device)
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0].to(self.device)
+
+    def bind(self, sample: Sample) -> dict[str, ClassifiedImage]:
+        """The image as a masked model over the embeddings of its patches, ``(n, d)``.
+
+        Raises:
+            UserError: the sample has no image.
+        """
+        pixels = self.pixels(sample)[None]
         embed = self.net.base_model.embeddings.patch_embeddings
         with torch.no_grad():
             x = embed(pixels)[0]

@@ -31,6 +31,7 @@ from metagame.attributions.patch_ig import PatchIG
 from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.attributions.token_baselines import RandomTokens, Recency
+from metagame.attributions.ttcav import TTCAV
 from metagame.contracts import Method, Sample
 from metagame.errors import UserError
 from metagame.estimators.configured import ConfiguredEstimator
@@ -40,6 +41,7 @@ from metagame.meta import meta_attributions
 from metagame.models.concepts import ConceptSample, PaintedImage
 from metagame.models.language_model import Prompt
 from metagame.models.prompt_tokens import PromptTokens, tokenize_prompt
+from metagame.models.token_states import LEAST, VisualConcept
 from metagame.models.vision_language import Sample as ImageAndTexts
 from metagame.models.vision_language import Text, Tokenizer
 
@@ -84,6 +86,9 @@ def count_passes(
     Raises:
         UserError: a method, or what it explains, cannot be counted.
     """
+    visual = [sample for sample in samples if isinstance(sample, VisualConcept)]
+    if visual:
+        return _count_visual_concepts(cfg, methods, visual, n_patches)
     if "explained_label" in cfg.model:
         return _count_classified(cfg, methods, samples, n_patches)
     prompts = [sample for sample in samples if isinstance(sample, Prompt)]
@@ -327,6 +332,25 @@ def _count_classified(
         count.tokens += Counter({kind: number * length for kind, number in passes.items()})
     _note_shared_coalitions(methods, count)
     return count
+
+
+def _count_visual_concepts(
+    cfg: DictConfig, methods: Sequence[Method], concepts: Sequence[VisualConcept], n_patches: int | None
+) -> Count:
+    """Each image of a concept goes through the model once, each of a class once and back; a job keeps what it has.
+
+    Raises:
+        UserError: another method than T-TCAV, or the patches of images are not known.
+    """
+    n = n_patches or _patches(cfg)
+    if n is None or not all(isinstance(method, TTCAV) for method in methods):
+        raise UserError(f"{cfg.attribution.name} of concepts on model={cfg.model.name} cannot be counted.")
+    usable = [concept for concept in concepts if len(concept.examples) >= LEAST]
+    shown = {image.id for concept in usable for image in (*concept.examples, *concept.others)}
+    of_classes = {image.id for concept in usable for images in concept.classes.values() for image in images}
+    passes = Counter({FORWARD: len(shown) + len(of_classes), BACKWARD: len(of_classes)})
+    passes = Counter({kind: number * len(methods) for kind, number in passes.items()})
+    return Count(passes, Counter({kind: number * (n + 1) for kind, number in passes.items()}))
 
 
 def count_bins(cfg: DictConfig, samples: Sequence[Sample], n_bins: int) -> Count:

@@ -1,0 +1,183 @@
+"""T-TCAV: does a class depend on a concept, by concept activation vectors of a transformer's tokens."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from metagame.contracts import Explanation, Method
+from metagame.errors import UserError
+from metagame.games import Progress
+from metagame.models.token_states import ConceptInput
+
+TINIEST = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptScores(Explanation):
+    """What T-TCAV says of a concept; its targets are the classes by layer, each a map of patches.
+
+    Attributes:
+        layers: that were looked at, counted from 1.
+        classes: in their order.
+        scores: the share of a class's images whose logit rises with the concept, 0 to 1, in each of r repeats.
+        effects: the logit's rise between the means of the concept's and the other images, likewise.
+    """
+
+    layers: tuple[int, ...]
+    classes: tuple[str, ...]
+    scores: Float[np.ndarray, "c L r"]
+    effects: Float[np.ndarray, "c L r"]
+
+
+class TTCAV(Method[ConceptInput]):
+    """Concept activation vectors of the tokens' states, and how a class's logit z changes along them.
+
+    In each repeat, v is the unit normal of a logistic regression that tells the tokens of the concept's images from
+    those of as many images of the other concepts (a relative CAV, Kim et al., 2018), behind one layer. With h_t the
+    state of token t there, d_t = <dz/dh_t, v> and A_t the attention of [CLS] in that layer, the mean over its heads, an
+    image counts where the mean of A_t d_t is positive. The score is the share of such images of the class. The random
+    concept sets images of all concepts against others of them.
+
+    The map of an image is s_t = A_t d_t ||A|| / ||d||, and shown is the mean over images and repeats; it has no unit.
+    Beside it, not in the source, is the effect: the sum of d_t over the tokens, mean over images, times the distance
+    along v of the means of both sides, in units of z: what a linear model would make of the concept.
+
+    Source: T-TCAV of arXiv 2508.08966 and its code. The factor of the map is positive and changes no score.
+
+    Args:
+        repeats: of the draw of images.
+        examples: images of each side in a repeat; None: all of the concept, and half of all for the random one.
+        layers: counted from 1; None: all but the last, where the gradient is at [CLS] alone.
+        seed: of the draws.
+        max_iter: of the logistic regression.
+
+    Raises:
+        UserError: fewer than two repeats.
+    """
+
+    input_type = ConceptInput
+
+    def __init__(
+        self,
+        repeats: int = 50,
+        examples: int | None = None,
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+        max_iter: int = 1000,
+    ) -> None:
+        if repeats < 2:
+            raise UserError(f"attribution.method.repeats={repeats}: a test needs two repeats or more.")
+        self.repeats = repeats
+        self.examples = examples
+        self.layers = layers
+        self.seed = seed
+        self.max_iter = max_iter
+
+    def explain(self, bound: ConceptInput, progress: Progress | None = None) -> ConceptScores:
+        """Scores, effects and maps of every class and layer.
+
+        Raises:
+            UserError: the model has no such layer, or the images do not suffice for repeats that differ.
+        """
+        sample, n_layers = bound.sample, bound.model.n_layers
+        layers = tuple(range(1, max(n_layers, 2))) if self.layers is None else tuple(self.layers)
+        strange = [layer for layer in layers if layer not in range(1, n_layers + 1)]
+        if strange:
+            raise UserError(f"attribution.method.layers has {strange[0]}: give layers from 1 to {n_layers}.")
+        draws = self._draws(sample.id, len(sample.examples), len(sample.others))
+        states = bound.model.states((*sample.examples, *sample.others), layers)
+        found = [self._vectors(states[:, place], draws) for place in range(len(layers))]
+        measured = [
+            [
+                measure(slopes[:, place], attention[:, place], vectors, gaps)
+                for place, (vectors, gaps) in enumerate(found)
+            ]
+            for slopes, attention in (
+                bound.model.slopes(sample.classes[name], label, layers) for name, label in bound.class_labels.items()
+            )
+        ]
+        n_patches = bound.grid[0] * bound.grid[1]
+        return ConceptScores(
+            bound.players,
+            tuple(f"{name}, layer {layer}" for name in bound.class_labels for layer in layers),
+            bound.grid,
+            attribution=np.concatenate([own[2][-n_patches:] for each in measured for own in each]),
+            layers=layers,
+            classes=bound.targets,
+            scores=np.array([[own[0] for own in each] for each in measured]),
+            effects=np.array([[own[1] for own in each] for each in measured]),
+        )
+
+    def _draws(self, name: str, n_examples: int, n_others: int) -> Int[np.ndarray, "r 2 e"]:
+        """Of each repeat the places of the images of both sides, among the examples and, behind them, the others.
+
+        Raises:
+            UserError: there are not so many, or all repeats would be the same.
+        """
+        is_random = n_others == 0
+        per_side = self.examples or (n_examples // 2 if is_random else min(n_examples, n_others))
+        most = n_examples // 2 if is_random else min(n_examples, n_others)
+        if per_side > most:
+            raise UserError(
+                f"attribution.method.examples={per_side}: concept {name} has {n_examples} images and the others have"
+                f" {n_others or n_examples}: lower it to {most}."
+            )
+        if not is_random and per_side == n_examples == n_others:
+            raise UserError(
+                f"concept {name} has as many images as all others together, so that all repeats would be the same: add"
+                f" a third concept, or set attribution.method.examples below {n_examples}."
+            )
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        both = n_examples + n_others
+        drawn = [
+            rng.permutation(n_examples)[: 2 * per_side]
+            if is_random
+            else np.append(
+                rng.permutation(n_examples)[:per_side], rng.permutation(np.arange(n_examples, both))[:per_side]
+            )
+            for _ in range(self.repeats)
+        ]
+        return np.reshape(drawn, (self.repeats, 2, per_side))
+
+    def _vectors(
+        self, states: Float[np.ndarray, "k T d"], draws: Int[np.ndarray, "r 2 e"]
+    ) -> tuple[Float[np.ndarray, "r d"], Float[np.ndarray, " r"]]:
+        """The CAV of each repeat, and how far apart the two sides' means are along it."""
+        from sklearn.linear_model import LogisticRegression  # here, since importing it takes seconds
+
+        vectors, gaps = [], []
+        for sides in draws:
+            positive, negative = (states[side].reshape(-1, states.shape[-1]) for side in sides)
+            is_concept = np.repeat([1, 0], [len(positive), len(negative)])
+            fitted = LogisticRegression(max_iter=self.max_iter).fit(np.concatenate([positive, negative]), is_concept)
+            v = fitted.coef_[0] / max(np.linalg.norm(fitted.coef_[0]), TINIEST)
+            vectors.append(v)
+            gaps.append((positive @ v).mean() - (negative @ v).mean())
+        return np.array(vectors), np.array(gaps)
+
+
+def measure(
+    slopes: Float[np.ndarray, "m T d"],
+    attention: Float[np.ndarray, "m T"],
+    vectors: Float[np.ndarray, "r d"],
+    gaps: Float[np.ndarray, " r"],
+) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"], Float[np.ndarray, " T"]]:
+    """Scores and effects of one class at one layer in each repeat, and the mean map.
+
+    Args:
+        slopes: dz/dh of its m images.
+        attention: of [CLS].
+        vectors: the CAV of each repeat.
+        gaps: between the means of both sides along it.
+    """
+    d = np.einsum("mtd,rd->rmt", slopes, vectors)
+    weighted = attention * d
+    scores = (weighted.mean(-1) > 0).mean(-1)
+    norms = np.linalg.norm(d, axis=-1, keepdims=True).clip(min=TINIEST)
+    maps = weighted * np.linalg.norm(attention, axis=-1, keepdims=True) / norms
+    return scores, d.sum(-1).mean(-1) * gaps, maps.mean((0, 1))
