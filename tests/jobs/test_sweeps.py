@@ -188,7 +188,7 @@ def test_a_table_of_other_jobs_that_is_replaced_is_announced_in_a_line(tmp_path,
     assert "replaced" not in caplog.text
     assert finish([other])
     (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert said.startswith(f"{tmp_path / 'table.md'} is replaced: 1 of its jobs (Share) are not part of this one;")
+    assert said.startswith(f"{tmp_path / 'table.md'} is replaced, and 1 of its jobs (Share) are not part of this run:")
     assert "give name=NAME to keep both" in said
 
 
@@ -199,7 +199,7 @@ def test_a_table_is_replaced_also_where_a_class_of_its_jobs_is_gone(tmp_path, ca
     remove_class(tmp_path / "experiment.json")
     run_job(cfg)
     assert finish([cfg])
-    assert "is replaced: 1 of its jobs (Share)" in caplog.text
+    assert "is replaced, and 1 of its jobs (Share)" in caplog.text
     assert list(read_jobs(tmp_path)) == [job_name(cfg)]
 
 

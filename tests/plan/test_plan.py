@@ -163,8 +163,8 @@ def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(caps
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["experiment=figure3", "plan.tflops=fast"], "plan.tflops=fast: give a positive number"),
-        (["experiment=figure3", "plan.tflops=0"], "plan.tflops=0: give a positive number"),
+        (["experiment=figure3", "plan.tflops=fast"], "plan.tflops=fast must be a positive number"),
+        (["experiment=figure3", "plan.tflops=0"], "plan.tflops=0 must be a positive number"),
         (["experiment=figure99"], "figure99"),
     ],
 )

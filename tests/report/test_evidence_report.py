@@ -35,7 +35,7 @@ def test_mrr_is_by_the_number_of_attractors_and_compared_with_closeness_where_th
     assert [claim["holds"] for claim in table.claims] == [True]
     assert "+0.650" in table.claims[0]["difference"]
     notes = " ".join(table.notes)
-    assert "1 sentences are skipped, whose subject is several tokens: passer-by" in notes
+    assert "1 sentences are skipped, because their subject is several tokens: passer-by" in notes
     assert "1 of 1 with 0 attractors, 0 of 3 with 1 attractor" in notes
     axes = evidence_figure([found, recency]).axes[0]
     assert [container.get_label() for container in axes.containers] == ["attnlrp", "recency"]

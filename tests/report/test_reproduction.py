@@ -109,8 +109,8 @@ def test_what_cannot_be_compared_is_set_aside_with_its_reason():
     few = made(("clip_vitb16", "grad_eclip", True), images=8)
     check = pointing_game_reproduction([fixlip, few, made(("clip_vitb16", "mask_clip", True), images=8)])
     assert [block.verdict() for block in check.blocks] == [
-        "not counted: attribution=fixlip, the published numbers are of fixlip_paper",
-        "not counted: the means can be compared of all 500 images only",
+        "not counted: attribution=fixlip, but the published numbers are of fixlip_paper",
+        "not counted: the means can only be compared for all 500 images",
         "reproduced",
     ]
     assert check.verdict.endswith("reproduced; 1 of 7 published blocks are compared.")

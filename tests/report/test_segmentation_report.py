@@ -569,7 +569,7 @@ def test_the_reproduction_check_sets_every_metric_of_every_cell_beside_the_publi
         assert places == list(product(("n20", "n0"), ("Acc", "mIoU", "mAP")))
     limited = segmentation_reproduction(job(tmp_path / "limited", limit=2))
     assert {block.verdict() for block in limited.blocks} == {
-        "not counted: limit=2, the published numbers are of all images"
+        "not counted: limit=2, but the published numbers are of all images"
     }
     assert drawn(check.figure().figures[""])
 

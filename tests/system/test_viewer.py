@@ -658,7 +658,7 @@ def test_arrays_of_another_shape_than_their_names_make_are_told(copied, odd):
 def test_results_of_an_earlier_version_are_named_in_one_sentence(copied):
     shutil.rmtree(copied / "sentences" / "samples")
     page = write_page(copied).read_text(encoding="utf-8")
-    told = "sentences holds results of an earlier version, which are not read: run the experiment again."
+    told = "sentences contains results of an earlier version, which cannot be read: run the experiment again."
     assert page.count(told) == 1
     assert "claim True" in page
     assert '"experiment":"twins"' in page
@@ -688,8 +688,10 @@ def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_noth
     caplog.clear()
     with pytest.raises(SystemExit, match="1"):
         main(["report", "--outputs", str(tmp_path), "--page-only"])
-    assert caplog.messages == [f"{tmp_path / 'tiny'} has no results: run an experiment first, such as 'make table1'."]
-    with pytest.raises(UserError, match="--samples 0: give a positive number"):
+    assert caplog.messages == [
+        f"{tmp_path / 'tiny'} has no results: run an experiment first, for example with 'make table1'."
+    ]
+    with pytest.raises(UserError, match="--samples 0 must be a positive integer"):
         write_page(copied, n_samples=0)
 
 

@@ -97,7 +97,7 @@ def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
     scale = ["scale=paper", *(each for each in asked if each.startswith("scale="))][-1]
     known = sorted(path.stem for path in (configs_folder() / "experiment").glob("*.yaml"))
     if not {*names} <= {*known}:
-        raise UserError(f"no experiment is called {', '.join({*names} - {*known})}: give some of {', '.join(known)}.")
+        raise UserError(f"no experiment is called {', '.join({*names} - {*known})}: choose some of {', '.join(known)}.")
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         for name in names or ([""] if overrides else known):
             chosen = [scale, *([f"experiment={name}"] if name else [])]

@@ -90,6 +90,8 @@ def put_in_place(path: Path, put: Put) -> None:
         for piece, place in put.items():
             put_in_place(aside / piece, place)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, FileNotFoundError) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}): remove it, and fetch it again or elsewhere.") from error
+        raise UserError(
+            f"{path} cannot be unpacked ({error}): remove it, and fetch it again or from elsewhere."
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

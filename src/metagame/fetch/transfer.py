@@ -26,7 +26,9 @@ def persist(attempt: Callable[[], None]) -> None:
         try:
             return attempt()
         except (ConnectionError, *NETWORK) as error:
-            logging.getLogger(__name__).info("Cut (%s), next attempt in %g s.", type(error).__name__, wait)
+            logging.getLogger(__name__).info(
+                "The connection was cut (%s); the next attempt is in %g s.", type(error).__name__, wait
+            )
             time.sleep(wait)
     return attempt()
 
@@ -39,9 +41,7 @@ def transfer(url: str, path: Path, size: int | None, checksum: str | None) -> No
     with part.open("rb") as file:
         if digits not in ("", hashlib.file_digest(file, algorithm).hexdigest()):
             part.unlink()
-            raise UserError(
-                f"{url}: checksum mismatch; the download was discarded: fetch it again, or get it elsewhere."
-            )
+            raise UserError(f"{url} has a wrong checksum and was discarded: fetch it again, or get it elsewhere.")
     part.replace(path)
     version.unlink(missing_ok=True)
 
@@ -59,7 +59,10 @@ def _attempt(url: str, part: Path, version: Path, size: int | None) -> None:
         if status in (408, 429) or status >= 500:
             raise ConnectionError(f"status {status}")
         if not response.ok or "text/html" in response.headers.get("Content-Type", ""):  # a network asks for a login
-            raise UserError(f"{url} is not the file (status {status}): get it, and put it at {part.with_suffix('')}.")
+            raise UserError(
+                f"{url} did not return the file (status {status}): download it in another way, and put it at"
+                f" {part.with_suffix('')}."
+            )
         start = start if status == 206 else 0
         total = size if announced is None else start + announced
         if total is None or size not in (None, total):

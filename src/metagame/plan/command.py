@@ -104,7 +104,7 @@ def _rate(given: Sequence[str]) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate < math.inf:
-        raise UserError(f"plan.tflops={given[-1]}: give a positive number of 10^12 FLOPs per second.")
+        raise UserError(f"plan.tflops={given[-1]} must be a positive number of 10^12 FLOPs per second.")
     return rate
 
 
@@ -232,8 +232,10 @@ def summary(plans: Sequence[JobPlan], tflops: float) -> list[str]:
     known = [plan for plan in plans if plan.flops is not None]
     total = sum(plan.flops or 0.0 for plan in known) / tflops / 3.6e15
     lines = [
-        f"{len(known)} of {len(plans)} jobs: {total:.2g} hours at {tflops:g} TFLOPs a second (plan.tflops), for the"
-        " matrices of the models alone."
+        (
+            f"{len(known)} of {len(plans)} jobs: {total:.2g} hours at {tflops:g} TFLOPs a second (plan.tflops), for"
+            " the matrix products of the models alone."
+        )
     ]
     longest = max((plan.flops or 0.0 for plan in known), default=0.0) / tflops / 3.6e15
     if longest:

@@ -100,7 +100,9 @@ def count_passes(
         return _count_images(n_patches or _patches(cfg), methods, images)
     if len(concepts) == len(samples):
         return _count_concepts(cfg, methods, concepts)
-    raise UserError(f"model={cfg.model.name} cannot be counted: it is not known how passes through it are counted.")
+    raise UserError(
+        f"passes through model={cfg.model.name} cannot be counted, because it is not known how to count them."
+    )
 
 
 # which coalitions a method asks for, of an input with n players
@@ -114,7 +116,8 @@ def coalitions_asked(method: Method, n: int) -> Bool[np.ndarray, "k n"]:
         UserError: nothing is known of this method.
     """
     raise UserError(
-        f"{type(method).__name__} cannot be counted: register it with metagame.plan.passes.coalitions_asked."
+        f"the coalitions of {type(method).__name__} cannot be counted: register it with"
+        " metagame.plan.passes.coalitions_asked."
     )
 
 
@@ -182,7 +185,8 @@ def coalition_passes(method: Method, n: int) -> Passes:
         UserError: nothing is known of this method.
     """
     raise UserError(
-        f"{type(method).__name__} cannot be counted: register it with metagame.plan.passes.coalition_passes."
+        f"the passes of {type(method).__name__} cannot be counted: register it with"
+        " metagame.plan.passes.coalition_passes."
     )
 
 
@@ -374,7 +378,9 @@ def _classified(
     if len(texts) < len(samples):
         n = n_patches or _patches(cfg)
         if n is None:
-            raise UserError(f"model={cfg.model.name} cannot be counted: its config was not found.")
+            raise UserError(
+                f"passes through model={cfg.model.name} cannot be counted, because its config was not found."
+            )
         yield from ((n, n + 1) for _ in samples)
         return
     tokenizer = _tokenizer(cfg)
@@ -458,7 +464,9 @@ def _encoded(method: Method, n_patches: int | None, n: int) -> tuple[dict[bytes,
     if not isinstance(method, FIxLIP):
         return {b"whole": 1}, coalitions_asked(method, n), False
     if n_patches is None:
-        raise UserError("FIxLIP cannot be counted: add the model's number of patches to metagame/plan/models.yaml.")
+        raise UserError(
+            "the passes of FIxLIP cannot be counted: add the model's number of patches to metagame/plan/models.yaml."
+        )
     solver = method.solver(n_patches, n)
     return {solver.image_masks.tobytes(): len(solver.image_masks)}, solver.text_masks, True
 

@@ -54,6 +54,6 @@ def stand_ins(node: DictConfig) -> Sequence[Sample]:
         return build_part(OmegaConf.create(plain(node) | {"scenes": scenes})).samples()
     expected = (node.get("expected") or {}).get("images")
     if expected is None:
-        raise UserError(f"benchmark {node.name} cannot be counted without its data.")
+        raise UserError(f"the samples of benchmark {node.name} cannot be counted without its data.")
     own_prompt = ("prompt",) if "prompt" in node.ablations else ()
     return [ExpectedImage(str(number), ("", *own_prompt)) for number in range(expected)]

@@ -60,9 +60,10 @@ def evidence_table(results: list[JobResult], scale: str) -> Table:
             " does not. Attractors are nouns of the other number between subject and verb. Mean ± 2 standard errors"
             " over sentences.",
             "Recency ranks tokens by their closeness to the verb, Random by random numbers.",
-            "MRR: the mean reciprocal rank of the subject among the tokens. Mass accuracy: the share of the positive"
-            " relevance on the subject; sentences without positive relevance are left out. Top k: the subject is among"
-            " the k most relevant tokens, which of two tokens says nothing for k = 2.",
+            "MRR: the mean reciprocal rank of the subject among the tokens. Mass accuracy: the share of the"
+            " positive relevance on the subject; sentences without positive relevance are left out. Top k: the"
+            " subject is among the k most relevant tokens; if there are only two tokens, this says nothing for k"
+            " = 2.",
             DECIDED,
             *_common_notes(results),
         ],
@@ -125,7 +126,7 @@ def _common_notes(results: list[JobResult]) -> list[str]:
         if skipped:
             words = ", ".join(dict.fromkeys(skipped))
             notes.append(
-                f"{group.name}: {len(skipped)} sentences are skipped, whose subject is several tokens: {words}."
+                f"{group.name}: {len(skipped)} sentences are skipped, because their subject is several tokens: {words}."
             )
     return [*notes, *failure_notes(results)]
 

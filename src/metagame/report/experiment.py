@@ -127,7 +127,7 @@ def _announce_replacement(folder: Path, jobs: Mapping[str, DictConfig]) -> None:
     if gone:
         labels = ", ".join(dict.fromkeys(job_label(cfg, [*gone, *jobs.values()]) for cfg in gone))
         log.warning(
-            "%s is replaced: %d of its jobs (%s) are not part of this one; give name=NAME to keep both.",
+            "%s is replaced, and %d of its jobs (%s) are not part of this run: give name=NAME to keep both.",
             folder / "table.md", len(gone), labels,
         )  # fmt: skip
 

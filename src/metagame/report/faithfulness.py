@@ -49,8 +49,8 @@ def faithfulness_table(results: list[JobResult], scale: str) -> Table:
             " samples.",
             *_bin_notes(results),
             "Comprehensiveness over random: less that of a random ranking, sample by sample.",
-            "Metagames are ranked by the sums of their rows, which are the first-order attributions (efficiency): a"
-            " metagame tells who changes an attribution, and not another attribution.",
+            "Metagames are ranked by the sums of their rows, which are the first-order attributions"
+            " (efficiency): a metagame says which players change an attribution; it is not another attribution.",
             "F1: macro average over the labels, of what is predicted from the top 20 % of the players alone.",
             *([f"Published for SHAP: {published('faithfulness')['shap']}."] if _published_rows(results, scale) else []),
             *_cut_notes(results),

@@ -182,9 +182,9 @@ def illustration_figure(results: list[JobResult]) -> Drawing | None:
         "Right, first row: the method's maps of the whole caption and of parts of it. Then the influence of each token"
         " on the map of the caption, which is what the metagame computes, and the interactions of the"
         f" {MOST_PAIRS} strongest pairs of tokens: what two tokens add together, beyond each alone.",
-        "Orange raises the attribution of a patch and purple lowers it; maps show the picture in grey where they are"
-        " zero. Values are in the units of the method's map, and all maps of one method and model share a scale, beyond"
-        " whose arrows lies the largest hundredth of the values.",
+        "Orange raises the attribution of a patch and purple lowers it; maps show the picture in grey where they"
+        " are zero. Values are in the units of the method's map, and all maps of one method and model share a"
+        " scale; the arrows at its ends stand for the largest hundredth of the values.",
         "Expect the lines and the orange patches of a token to lie on what it names.",
     )
 

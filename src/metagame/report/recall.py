@@ -279,8 +279,9 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
     notes = []
     if scale == "tiny":
         notes.append(
-            "Prompts are reviews of a small grammar, which says what pairs interact. The small model was trained on"
-            " other reviews, half of them with words absent; it is one model, in its chat template or without."
+            "Prompts are reviews of a small grammar, which says which pairs interact. The small model was"
+            " trained on other reviews, half of them with words absent; it is one model, in its chat template or"
+            " without."
         )
     for group in by_setting(results):
         records = {record.sample: record for result in group.results for record in result.done}

@@ -257,13 +257,13 @@ def _pointing_game_block(result: JobResult) -> Block | None:
         return None
     aside = ""
     if is_other_fixlip(result):
-        aside = f"attribution={result.variant.node.name}, the published numbers are of {PUBLISHED_FIXLIP}"
+        aside = f"attribution={result.variant.node.name}, but the published numbers are of {PUBLISHED_FIXLIP}"
     images = published_images().get(row)
     if images is not None:
         comparisons = [each for m, key in enumerate(OBJECTS, 1) for each in _scenarios(result, m, key, images[m])]
     else:
         comparisons = list(_printed(result, published_means()[row]))
-        aside = aside or ("" if comparisons else "the means can be compared of all 500 images only")
+        aside = aside or ("" if comparisons else "the means can only be compared for all 500 images")
     return Block(result.model, result.label, result.variant, comparisons, aside)
 
 
@@ -304,7 +304,7 @@ def _cell_comparisons(score: Score) -> Iterator[Comparison]:
 
 def _segmentation_aside(score: Score) -> str:
     limit = score.result.config.limit
-    return "" if limit is None else f"limit={limit}, the published numbers are of all images"
+    return "" if limit is None else f"limit={limit}, but the published numbers are of all images"
 
 
 def _styles(blocks: Sequence[Block]) -> list[dict[str, Any]]:

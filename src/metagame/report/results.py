@@ -130,7 +130,9 @@ def read_asked(path: Path, cfg: DictConfig | None = None) -> list[JobResult]:
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["version"] != VERSION:
-        raise RecordError(f"{path} has version {content['version']}, this is version {VERSION}: run the job again.")
+        raise RecordError(
+            f"{path} has version {content['version']}, but this release reads version {VERSION}: run the job again."
+        )
     cfg = OmegaConf.create(content["config"]) if cfg is None else cfg
     folder = path.parent.parent / content["job"]
     store, samples = RecordStore(folder), content["samples"]
@@ -154,7 +156,7 @@ def read_experiment(folder: Path) -> list[JobResult]:
     paths = sorted((folder / "samples").glob("*.json"))
     if not paths and (folder / "jobs").is_dir() and not (folder / EXPERIMENT).exists():
         raise RecordError(
-            f"{folder} holds results of an earlier version, which are not read: run the experiment again."
+            f"{folder} contains results of an earlier version, which cannot be read: run the experiment again."
         )
     order = [f"{name}.json" for name in read_jobs(folder)]
     paths.sort(key=lambda path: order.index(path.name) if path.name in order else len(order))
@@ -173,7 +175,8 @@ def read_jobs(folder: Path) -> dict[str, DictConfig]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["version"] != EXPERIMENT_VERSION:
         raise RecordError(
-            f"{path} has version {content['version']}, this is version {EXPERIMENT_VERSION}: run the experiment again."
+            f"{path} has version {content['version']}, but this release reads version {EXPERIMENT_VERSION}: run"
+            " the experiment again."
         )
     return {each["name"]: OmegaConf.create(each["config"]) for each in content["jobs"]}
 

@@ -114,7 +114,9 @@ def read_table(folder: Path) -> Table:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RecordError(f"{path} is not a table ({error}): run the experiment again.") from error
     if table.version != VERSION:
-        raise RecordError(f"{path} has version {table.version}, this is version {VERSION}: run the experiment again.")
+        raise RecordError(
+            f"{path} has version {table.version}, but this release reads version {VERSION}: run the experiment again."
+        )
     return table
 
 

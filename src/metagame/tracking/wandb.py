@@ -51,11 +51,11 @@ class WandbTracker:
 
     def __post_init__(self) -> None:
         if self.mode not in (None, "online", "offline"):
-            raise UserError(f"tracker.mode={self.mode}: give online, offline, or null to find out.")
+            raise UserError(f"tracker.mode={self.mode} is unknown: choose online, offline, or null to find out.")
         if not isinstance(self.timeout, int | float) or self.timeout <= 0:
-            raise UserError(f"tracker.timeout={self.timeout}: give a positive number of seconds.")
+            raise UserError(f"tracker.timeout={self.timeout} must be a positive number of seconds.")
         if not isinstance(self.arrays, bool):
-            raise UserError(f"tracker.arrays={self.arrays}: give true or false.")
+            raise UserError(f"tracker.arrays={self.arrays} must be true or false.")
         self._lock: FileLock | None = None
         self._run: Any = None
 

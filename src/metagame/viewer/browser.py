@@ -150,7 +150,7 @@ class Browser:
         except UserError as error:
             return [], self._keep(subject.picture), error_text(error, result.folder)
         except (TypeError, ValueError, LookupError) as error:
-            reason = f"Its arrays are not of a form that can be shown: {error_text(error, result.folder)}"
+            reason = f"Its arrays cannot be shown: {error_text(error, result.folder)}"
             return [], self._keep(subject.picture), reason
         return views, self._keep(subject.picture if painted is None else Image.fromarray(painted)), None
 

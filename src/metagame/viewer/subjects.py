@@ -52,7 +52,7 @@ class Known:
         try:
             return self.sample.annotation(), None
         except Exception as error:  # as above
-            return None, f"What is known to be right cannot be shown: {error}"
+            return None, f"The annotation cannot be shown: {error}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Subject:
 
     def notes(self) -> list[str]:
         """What could not be found out, in sentences."""
-        other = "The benchmark has another text under this id by now: its annotation is not shown."
+        other = "The benchmark now has another text under this id, so its annotation is not shown."
         told = self.known.error, self.known.picture[1], self.known.annotation[1], other if self._is_other else None
         return [note for note in told if note]
 
@@ -117,7 +117,9 @@ class Subjects:
         if (key, record.sample) not in self._known:
             made, samples, error = self._benchmarks[key]
             if error is None and record.sample not in samples:
-                error = f"The benchmark has no sample {record.sample!r} any more: its text and picture are missing."
+                error = (
+                    f"The benchmark no longer has the sample {record.sample!r}, so its text and picture are missing."
+                )
             self._known[key, record.sample] = Known(made, samples.get(record.sample), error)
         return Subject(record, self._known[key, record.sample])
 
@@ -128,4 +130,4 @@ def _samples(node: DictConfig) -> tuple[AnyBenchmark | None, Mapping[str, Sample
         benchmark: AnyBenchmark = build_part(node)
         return benchmark, {sample.id: sample for sample in benchmark.samples()}, None
     except Exception as error:  # its data may be on another machine; the maps are shown all the same
-        return None, {}, f"Its samples cannot be made here, their texts and pictures are missing: {error}"
+        return None, {}, f"Its samples cannot be made here, so their texts and pictures are missing: {error}"

@@ -145,7 +145,7 @@ def _shaped(values: np.ndarray, *shape: int) -> np.ndarray:
     """The values, of the shape that the names around them make."""
     if values.shape != shape:
         raise UserError(
-            f"an array of the sample has shape {values.shape}, its players, targets and grid make {shape}: remove its"
-            " record, run it again."
+            f"an array of the sample has shape {values.shape}, but its players, targets and grid make {shape}:"
+            " remove its record and run it again."
         )
     return values

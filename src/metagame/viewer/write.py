@@ -62,10 +62,10 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
         RecordError: the page cannot be written.
     """
     if n_samples < 1:
-        raise UserError(f"--samples {n_samples}: give a positive number.")
+        raise UserError(f"--samples {n_samples} must be a positive integer.")
     found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or _asked(path)]
     if not found:
-        raise UserError(f"{folder} has no results: run an experiment first, such as 'make table1'.")
+        raise UserError(f"{folder} has no results: run an experiment first, for example with 'make table1'.")
     experiments = [read_run(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
     missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
     path = folder / "report" / "index.html"
