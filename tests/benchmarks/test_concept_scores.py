@@ -74,6 +74,8 @@ def test_a_folder_that_is_missing_or_called_as_the_baseline_is_refused(folders, 
     (sample, *_) = textured_digits([3], 10, 2)
     with pytest.raises(UserError, match="cannot be called random"):
         concept_scores.relative_concepts({RANDOM: sample.examples, "striped": sample.examples}, {})
+    with pytest.raises(UserError, match="class zebra has no images"):
+        concept_scores.relative_concepts({"one": sample.examples, "other": sample.examples}, {"zebra": []})
 
 
 def test_textures_differ_in_nothing_but_their_pattern():

@@ -15,6 +15,7 @@ from metagame.benchmarks.concept_scores import RANDOM, relative_concepts
 from metagame.contracts import WHOLE, Failure, Sample
 from metagame.errors import UserError
 from metagame.models.image_classifier import ImageClassifier
+from metagame.viewer.views import view
 from tests.reference import ttcav as twin
 from tests.tiny.classifiers import SIDE, image_classifier, image_net
 
@@ -91,6 +92,14 @@ def test_the_opposite_concept_has_the_opposite_score_and_map_and_the_same_effect
     assert others[2] == pytest.approx(-maps)
 
 
+def test_the_page_shows_a_map_of_each_class_and_layer():
+    shown = view(TTCAV(repeats=2, layers=[1, 2]).explain(bound(image_classifier(), concepts()[0])))
+    (layer,) = shown["layers"]
+    assert (shown["grid"], layer["names"][:2], layer["values"]["shape"]) == (
+        (3, 3), ["good, layer 1", "good, layer 2"], [4, 9]
+    )  # fmt: skip
+
+
 def test_behind_the_last_layer_only_cls_has_a_gradient_so_that_its_map_is_empty():
     model = image_classifier()
     found = TTCAV(repeats=2, layers=[2]).explain(bound(model, concepts()[0]))
@@ -140,9 +149,10 @@ def test_what_has_no_answer_is_refused(settings, counts, told):
         TTCAV(**settings).explain(bound(image_classifier(), concepts(**counts)[0]))
 
 
-def test_one_repeat_and_unknown_classes_are_refused():
-    with pytest.raises(UserError, match="two repeats or more"):
-        TTCAV(repeats=1)
+def test_settings_without_a_meaning_and_unknown_classes_are_refused():
+    for settings in ({"repeats": 1}, {"examples": 0}, {"layers": []}, {"layers": [1, 1]}):
+        with pytest.raises(UserError, match=f"attribution.method.{next(iter(settings))}="):
+            TTCAV(**settings)
     images = {name: noise(name, N) for name in ("bright", "dark")}
     (sample, *_) = relative_concepts(images, {"zebra": noise("zebra", 2)})
     with pytest.raises(UserError, match="class zebra is not the name of one label of this model"):

@@ -30,8 +30,8 @@ def made(by_class, depending=(), effects=None):
     return Made(about, {WHOLE: explanation})
 
 
-def job(folder, **concepts):
-    cfg = stub_config(folder, attribution={"name": "ttcav", "label": "T-TCAV"}, benchmark={"name": "concept_scores"})
+def job(folder, label="T-TCAV", **concepts):
+    cfg = stub_config(folder, attribution={"name": "ttcav", "label": label}, benchmark={"name": "concept_scores"})
     return only(made_up(cfg, concepts))
 
 
@@ -111,3 +111,15 @@ def test_cells_have_their_mean_and_a_star_and_the_true_one_a_frame(tmp_path):
 
 def test_nothing_is_drawn_of_jobs_without_a_finished_sample(tmp_path):
     assert ttcav.ttcav_figure([job(tmp_path)]) is None
+
+
+def test_only_the_random_concept_has_no_maps(tmp_path):
+    figures = ttcav.ttcav_figure([job(tmp_path, random=made({"zebra": HALF}, None))]).figures
+    assert not figures["maps"].axes
+    assert figures["scores"].axes
+
+
+def test_two_methods_of_a_model_are_told_apart(tmp_path):
+    first, second = whole_job(tmp_path / "one"), whole_job(tmp_path / "other", label="T-TCAV of 9")
+    names = dict.fromkeys(row["model"] for row in ttcav_table([first, second], "tiny").rows)
+    assert list(names) == ["Model, T-TCAV", "Model, T-TCAV of 9"]

@@ -40,14 +40,16 @@ class TTCAV(Method[ConceptInput]):
     In each repeat, v is the unit normal of a logistic regression that tells the tokens of the concept's images from
     those of as many images of the other concepts (a relative CAV, Kim et al., 2018), behind one layer. With h_t the
     state of token t there, d_t = <dz/dh_t, v> and A_t the attention of [CLS] in that layer, the mean over its heads, an
-    image counts where the mean of A_t d_t is positive. The score is the share of such images of the class. The random
-    concept sets images of all concepts against others of them.
+    image counts if the mean of A_t d_t is positive. The score, from 0 to 1, is the share of such images of the class.
 
-    The map of an image is s_t = A_t d_t ||A|| / ||d||, and shown is the mean over images and repeats; it has no unit.
-    Beside it, not in the source, is the effect: the sum of d_t over the tokens, mean over images, times the distance
-    along v of the means of both sides, in units of z: what a linear model would make of the concept.
+    The map is the mean of s_t = A_t d_t ||A|| / ||d|| over images and repeats, and has no unit. The factor is positive,
+    so it changes no score.
 
-    Source: T-TCAV of arXiv 2508.08966 and its code. The factor of the map is positive and changes no score.
+    Source: T-TCAV of arXiv 2508.08966 and its code. Differs from the paper: the images of the concept are drawn anew in
+    each repeat, too, if ``examples`` is less than their number; there is a random concept, images of all concepts
+    against others of them; and beside the score there is the effect, in units of z. This is the sum of d_t over the
+    tokens, averaged over images, times the distance of the means of both sides along v: what a linear model would make
+    of the step from the other concepts to this one.
 
     Args:
         repeats: of the draw of images.
@@ -57,7 +59,7 @@ class TTCAV(Method[ConceptInput]):
         max_iter: of the logistic regression.
 
     Raises:
-        UserError: fewer than two repeats.
+        UserError: fewer than two repeats, or numbers that are none of images or layers.
     """
 
     input_type = ConceptInput
@@ -70,8 +72,12 @@ class TTCAV(Method[ConceptInput]):
         seed: int = 0,
         max_iter: int = 1000,
     ) -> None:
-        if repeats < 2:
-            raise UserError(f"attribution.method.repeats={repeats}: a test needs two repeats or more.")
+        if not isinstance(repeats, int) or repeats < 2:
+            raise UserError(f"attribution.method.repeats={repeats!r}: a test needs two repeats or more.")
+        if examples is not None and (not isinstance(examples, int) or examples < 1):
+            raise UserError(f"attribution.method.examples={examples!r}: give a positive integer, or null.")
+        if layers is not None and (not layers or len({*layers}) < len(layers)):
+            raise UserError(f"attribution.method.layers={list(layers)}: give each layer once, one at least, or null.")
         self.repeats = repeats
         self.examples = examples
         self.layers = layers

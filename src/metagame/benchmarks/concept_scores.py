@@ -100,7 +100,7 @@ def relative_concepts(
         depending: on each concept, the classes that are known to.
 
     Raises:
-        UserError: fewer than two concepts have enough images, or one is called random.
+        UserError: fewer than two concepts have enough images, one is called random, or a class has no images.
     """
     usable = {name: tuple(each) for name, each in images.items() if len(each) >= LEAST}
     if len(usable) < 2:
@@ -108,6 +108,9 @@ def relative_concepts(
             f"{len(usable)} of {len(images)} concepts have {LEAST} images or more: each is told apart from the others,"
             " so give two or more."
         )
+    empty = [name for name, own in classes.items() if not own]
+    if empty:
+        raise UserError(f"class {empty[0]} has no images: add some, or leave it out.")
     if RANDOM in images:
         raise UserError(f"a concept cannot be called {RANDOM}, as the baseline is: rename it.")
     concepts = [

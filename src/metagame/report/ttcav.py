@@ -1,4 +1,8 @@
-"""Which classes depend on which concepts, by T-TCAV: a table, and heat maps by layer."""
+"""Which classes depend on which concepts, by T-TCAV: a table, and heat maps by layer.
+
+The test is the source's, a one-sample t-test of the scores of all repeats against .5. Differs from it: p values are
+corrected for the number of tests, and the random concept is tested too.
+"""
 
 from __future__ import annotations
 
@@ -95,11 +99,10 @@ def _depends(record: Record, name: str) -> bool | None:
 def ttcav_table(results: list[JobResult], scale: str) -> Table:
     """Rows are model x layer x class x concept: score, corrected p value, effect, and what is known."""
     rows, claims = [], []
-    for group in by_setting(results):
-        for result in group.results:
-            cells = cells_of(result)
-            rows += [_row(group, cell) for cell in cells]
-            claims += _claims(group, cells)
+    for name, result in _named(by_setting(results)):
+        cells = cells_of(result)
+        rows += [_row(name, cell) for cell in cells]
+        claims += _claims(name, cells)
     return Table(
         title=f"{results[0].config.name}: which classes depend on which concepts",
         scale=scale,
@@ -133,41 +136,50 @@ def ttcav_table(results: list[JobResult], scale: str) -> Table:
     )
 
 
-def _row(group: Group, cell: Cell) -> dict[str, Any]:
+def _named(groups: Sequence[Group]) -> list[tuple[str, JobResult]]:
+    """Each job with the name of its model, and of its method where there are several."""
+    return [
+        (group.name if len(group.results) == 1 else f"{group.name}, {result.label}", result)
+        for group in groups
+        for result in group.results
+    ]
+
+
+def _row(model: str, cell: Cell) -> dict[str, Any]:
     return {
-        "model": group.name, "layer": cell.layer, "class": cell.name, "concept": cell.concept,
+        "model": model, "layer": cell.layer, "class": cell.name, "concept": cell.concept,
         "score": rounded_mean_cell(list(cell.scores)), "p": round(cell.p, 6), "found": cell.is_found,
         "depends": cell.depends, "effect": rounded_mean_cell(list(cell.effects)),
     }  # fmt: skip
 
 
-def _claims(group: Group, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _claims(model: str, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """What is found of what is known to be there, of the rest, and of the random concept."""
     concepts = [cell for cell in cells if cell.concept != RANDOM]
     true = dict.fromkeys((cell.name, cell.concept) for cell in concepts if cell.depends)
-    claims = [_finds(group, [cell for cell in concepts if cell.name == name], concept) for name, concept in true]
+    claims = [_finds(model, [cell for cell in concepts if cell.name == name], concept) for name, concept in true]
     if true:
         independent = {cell.name for cell in concepts} - {name for name, _ in true}
         rest = [cell for cell in concepts if cell.name in independent]
         claims += [
-            _finds_nothing(f"It finds no concept for the classes that depend on none ({group.name})", rest),
-            _largest_effect(group, concepts),
+            _finds_nothing(f"It finds no concept for the classes that depend on none ({model})", rest),
+            _largest_effect(model, concepts),
         ]
     baseline = [cell for cell in cells if cell.concept == RANDOM]
-    return [*claims, _finds_nothing(f"It finds nothing for the random concept ({group.name})", baseline)]
+    return [*claims, _finds_nothing(f"It finds nothing for the random concept ({model})", baseline)]
 
 
 def _claim(claim: str, holds: bool | None, difference: str) -> dict[str, Any]:
     return {"claim": claim, "holds": holds, "difference": difference, "published": None}
 
 
-def _finds(group: Group, cells: Sequence[Cell], concept: str) -> dict[str, Any]:
+def _finds(model: str, cells: Sequence[Cell], concept: str) -> dict[str, Any]:
     """Whether the concept of a class is found at some layers, and no other concept at any."""
     layers = [str(cell.layer) for cell in cells if cell.concept == concept and cell.is_found]
     others = [f"{cell.concept} at layer {cell.layer}" for cell in cells if cell.concept != concept and cell.is_found]
     found = f"{concept} at layers {', '.join(layers)}" if layers else f"{concept} at no layer"
     return _claim(
-        f"It finds that class {cells[0].name} depends on {concept}, and on no other concept ({group.name})",
+        f"It finds that class {cells[0].name} depends on {concept}, and on no other concept ({model})",
         bool(layers) and not others,
         "; ".join([found, *others]),
     )
@@ -180,7 +192,7 @@ def _finds_nothing(claim: str, cells: Sequence[Cell]) -> dict[str, Any]:
     return _claim(claim, not found if cells else None, told)
 
 
-def _largest_effect(group: Group, cells: Sequence[Cell]) -> dict[str, Any]:
+def _largest_effect(model: str, cells: Sequence[Cell]) -> dict[str, Any]:
     """Whether at each layer a pair that is known to depend has a larger mean effect than every other pair."""
     differences = []
     for layer in dict.fromkeys(cell.layer for cell in cells):
@@ -190,7 +202,7 @@ def _largest_effect(group: Group, cells: Sequence[Cell]) -> dict[str, Any]:
         differences.append(Difference(name, _apart(best.effects, rest.effects)))
     return decide(
         f"At every layer, a concept has a larger effect on the class that depends on it than any has on a class that"
-        f" does not ({group.name})",
+        f" does not ({model})",
         differences,
     )
 
@@ -203,10 +215,10 @@ def _apart(one: Float[np.ndarray, " r"], other: Float[np.ndarray, " r"]) -> dict
 
 def ttcav_figure(results: list[JobResult]) -> Drawing | None:
     """Scores and effects of class x concept, a panel for each layer; and where in the images they are, by layer."""
-    groups = [group for group in by_setting(results) if group.done_ids]
-    if not groups:
+    drawn = [(name, result) for name, result in _named(by_setting(results)) if result.done]
+    if not drawn:
         return None
-    tables = [(group.name, cells_of(result)) for group in groups for result in group.results if result.done]
+    tables = [(name, cells_of(result)) for name, result in drawn]
     effects = heat_scale([np.array([_mean_effect(cell) for cell in cells]) for _, cells in tables], quantile=1.0)
     figures = {
         "scores": _heat_map(tables, "score", ScalarMappable(Normalize(0, 1), DIVERGING), _mean_score, _starred),
@@ -217,7 +229,7 @@ def ttcav_figure(results: list[JobResult]) -> Drawing | None:
             _mean_effect,
             lambda cell: f"{round(_mean_effect(cell), 2) + 0.0:.2f}",
         ),
-        "maps": _maps_figure(groups),
+        "maps": _maps_figure(drawn),
     }
     return Drawing(
         figures,
@@ -299,13 +311,14 @@ def _draw_cell(axes: Axes, place: tuple[int, int], color: Float[np.ndarray, " 4"
     axes.text(*place, text, ha="center", va="center", fontsize=8, color=ink)
 
 
-def _maps_figure(groups: Sequence[Group]) -> Figure:
-    found = [(group, result, _shown(result)) for group in groups for result in group.results if result.done]
-    heights = [1.0 * len(rows) + 0.7 for _, _, rows in found]
-    n_layers = max(len(result.done[0].scores["layers"]) for _, result, _ in found)
+def _maps_figure(drawn: Sequence[tuple[str, JobResult]]) -> Figure:
+    rows = [_shown(result) for _, result in drawn]
+    heights = [1.0 * len(own) + 0.7 for own in rows]
+    n_layers = max(len(result.done[0].scores["layers"]) for _, result in drawn)
     figure = Figure(figsize=(1.1 * n_layers + 2.6, sum(heights)), layout="constrained")
-    for part, (group, result, rows) in zip(stacked(figure, heights), found, strict=True):
-        _draw_maps(part, group, result, rows)
+    for part, (name, result), own in zip(stacked(figure, heights), drawn, rows, strict=True):
+        if own:
+            _draw_maps(part, name, result, own)
     return figure
 
 
@@ -318,7 +331,7 @@ def _shown(result: JobResult) -> list[tuple[str, Record]]:
     ]
 
 
-def _draw_maps(part: Figure | SubFigure, group: Group, result: JobResult, rows: Sequence[tuple[str, Record]]) -> None:
+def _draw_maps(part: Figure | SubFigure, model: str, result: JobResult, rows: Sequence[tuple[str, Record]]) -> None:
     layers = result.done[0].scores["layers"]
     maps = []
     for name, record in rows:
@@ -335,7 +348,7 @@ def _draw_maps(part: Figure | SubFigure, group: Group, result: JobResult, rows: 
         own[0].set_ylabel(f"{record.sample}\non class {name}", fontsize=8, rotation=0, ha="right", va="center")
     for axes, layer in zip(grid[0], layers, strict=True):
         axes.set_title(f"layer {layer}", fontsize=8)
-    part.suptitle(group.name, fontsize=10)
+    part.suptitle(model, fontsize=10)
     bar = part.colorbar(scale, ax=list(grid.flat), pad=0.02)
     bar.set_label("weighted sensitivity, no unit", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -42,6 +42,9 @@ def view(explanation: Explanation, annotation: Annotation = NOTHING) -> View:
         return concept_view(explanation, explanation.attribution, grid)
     if len(targets) == 1 and (exogenous or meta is None):
         return map_view(explanation, grid)
+    if meta is None and explanation.attribution is not None:
+        maps = _shaped(explanation.attribution, len(targets) * prod(grid)).reshape(len(targets), -1)
+        return _maps(grid, [_layer("map of each target", list(targets), maps, of_players=False)])
     return array_view(explanation)
 
 
