@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 RUN := $(PYTHON) run.py scale=$(SCALE)
 TABLES := table1 table2 table3 table4 pair_deletion faithfulness ttcav
 FIGURES := figure1 figure2 figure3 figure4 figure5 figure6 figure7 figure8 figure9 figure10 figure11 figure12 figure13
-EXPERIMENTS := $(TABLES) $(FIGURES) lrp_loo evidence evidence_pairs distant_pairs
+EXPERIMENTS := $(TABLES) $(FIGURES) lrp_loo evidence evidence_pairs distant_pairs both_ways
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock lint test test-system test-due test-all test-slurm docs demo figures report plan data weights bench train-adder train-vision-language train-language train-classifiers train-diffusion clean $(EXPERIMENTS)

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch.nn.functional import normalize
 
-from metagame.attributions.fixlip import Solver, masked_pixels
+from metagame.attributions.fixlip import Solver
 from metagame.attributions.fixlip_least_squares import (
     Coalitions,
     CrossedCoalitions,
@@ -39,7 +39,7 @@ from metagame.benchmarks.pointing_game import SCENARIOS, ComposedScenes, Pointin
 from metagame.games import all_coalitions
 from metagame.models.clip import CLIP
 from metagame.models.siglip2 import SigLIP2
-from metagame.models.vision_language import VisionLanguage
+from metagame.models.vision_language import VisionLanguage, masked_pixels
 from metagame.report.maps import COLORS
 from scripts.measure import report, timed
 

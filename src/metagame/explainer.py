@@ -100,8 +100,8 @@ def explain(
     bound = _bound(model, question, settings)
     chosen, label = _method(method, bound)
     played = _played(chosen, label, estimator, budget, order, index, seed)
-    if isinstance(chosen, FirstOrder):
-        _check_order(order, len(bound.players) - chosen.endogenous)
+    if isinstance(chosen, FirstOrder) and order > 1:
+        _check_order(order, chosen.game(bound).n_players - chosen.endogenous)
     explanation = played.explain(bound, progress)
     if explanation.meta is None:
         raise UserError(f"{type(chosen).__name__} has no metagame and no values for pairs: choose another method.")

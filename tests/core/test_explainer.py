@@ -88,6 +88,15 @@ def test_methods_are_named_with_the_settings_of_their_files_or_given(clip, metho
     assert explain(clip, CAPTION, PICTURE, method).values.shape == (16, 2)
 
 
+def test_words_are_the_targets_of_a_method_of_the_text_encoder_whose_players_are_patches(clip):
+    phi = explain(clip, "two", PICTURE, "mask_clip_text", estimator="permutation", budget=40)
+    assert (phi.values.shape, phi.targets, phi.grid, phi.method) == ((1, 16), ("two",), None, "MaskCLIP of words")
+    assert phi.players[:2] == ("row 0, column 0", "row 0, column 1")
+    assert phi.residual == pytest.approx(0)
+    pairs = explain(clip, "two", PICTURE, "mask_clip_text", order=2, index="ksv", estimator="permutation", budget=600)
+    assert pairs.values.shape == (1, 16, 16)
+
+
 def test_an_order_and_an_index_are_played(clip):
     phi = explain(clip, CAPTION, PICTURE, "mask_clip", order=2, index="ksv", estimator="exact")
     assert (phi.values.shape, phi.index) == ((16, 2, 2), "ksv")
@@ -169,7 +178,7 @@ def test_a_program_of_hydra_may_explain(function):
         pass
 
 
-IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, grad_esiglip, mask_clip"
+IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, .*, mask_clip"
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,12 @@ from metagame.attributions import (
     patch_ig,
     shapley,
     symbolic,
+    text_side,
     ttcav,
 )
 from metagame.benchmarks import (
     agreement,
+    both_ways,
     coco,
     concept_scores,
     digit_scenes,
@@ -90,6 +92,7 @@ from metagame.models import (
 )
 from metagame.plan import passes
 from metagame.report import addition as addition_report
+from metagame.report import both_ways as both_ways_report
 from metagame.report import concepts as concepts_report
 from metagame.report import illustration as illustration_report
 from metagame.report import jackknife, lrp_loo, maps, results, token_pairs
@@ -160,9 +163,11 @@ def three_dimensional_voc_mask(monkeypatch):
     voc.VOCImage.mask(SimpleNamespace(mask_path=Path(), names={}), ["dog"])
 
 
-def words_with_flags_in_two_dimensions():
-    masked_text = SimpleNamespace(attended=[[True]])
-    return blank(vision_language.WordPlayers, labels=("one",), masked=lambda present: masked_text)
+def of_texts():
+    """An input whose model keeps parts of texts of a wrong shape."""
+    pieces = blank(vision_language.WordPlayers, labels=("one",), masked=lambda present: "one")
+    model = SimpleNamespace(keep=lambda key, make: a_tensor(3))
+    return blank(vision_language.ImageText, model=model, pieces=pieces)
 
 
 def three_dimensional_coco_mask(monkeypatch):
@@ -263,10 +268,11 @@ CASES = {
     attention_games: ("present", lambda _: attention_games.Cls().shapley(a_tensor(2, 4, 3), a_tensor(2) > 0)),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
-    exclip: (RESULT, lambda _: exclip.owners(words_with_flags_in_two_dimensions())),
+    exclip: (RESULT, lambda _: exclip.ExCLIP().text_parts(of_texts())),
+    text_side: ("embedding", lambda _: text_side.jacobian(a_tensor(3), a_tensor(1))),
     fixlip_banzhaf: ("masks", lambda _: fixlip_banzhaf.probabilities(an(2, kind=bool), 0.5)),
     patch_ig: ("parts", lambda _: patch_ig.patches(blank(vision_language.ImageText), a_tensor(3))),
-    fixlip: ("masks", lambda _: fixlip.masked_pixels(a_tensor(3, 2, 2), a_tensor(4) > 0)),
+    fixlip: ("masks", lambda _: fixlip.FIxLIP._image_embeddings(None, of_texts(), an(4, kind=bool), None)),
     fixlip_least_squares: (
         "weights",
         lambda _: fixlip_least_squares.Coalitions(*(an(2, 2, kind=bool),) * 2, *(an(2, kind=int),) * 2, an(3)),
@@ -302,6 +308,7 @@ CASES = {
     ),
     vision_language: ("pixels", lambda _: vision_language.VisionLanguage.n_patches(None, a_tensor(1, 2, 2))),
     token_states: ("pixels", lambda _: token_states.TokenStates._forward(None, a_tensor(1, 2, 2), (1,))),
+    both_ways: ("maps", lambda _: both_ways.mass(an(3))),
     coco: (RESULT, three_dimensional_coco_mask),
     concept_scores: ("brightness", lambda _: concept_scores.DrawnImage("one", an(16, 8))),
     textures: ("brightness", lambda _: textures.drawn(an(16, 8))),
@@ -327,6 +334,7 @@ CASES = {
         lambda _: pointing_game_report.ShownScenes(blank(results.JobResult), [], {"one": {1: an(2, 2)}}),
     ),
     ttcav_report: ("scores", lambda _: ttcav_report.p_value(an(2, 2))),
+    both_ways_report: ("values", lambda _: both_ways_report.Maps("", [], an(2, 2), "")),
     lrp_loo: ("other", lambda _: lrp_loo.pearson(an(2), an(3))),
     jackknife: ("without", lambda _: jackknife.JackknifeRatio(0.0, an(2, 2))),
     token_pairs: ("matrix", lambda _: token_pairs.Shown("", "", [], an(2, 3))),

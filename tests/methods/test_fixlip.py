@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagame.attributions.fixlip import FIxLIP, masked_pixels
+from metagame.attributions.fixlip import FIxLIP
 from metagame.attributions.fixlip_banzhaf import BanzhafMasks
 from metagame.attributions.fixlip_least_squares import (
     CrossedCoalitions,
@@ -19,6 +19,7 @@ from metagame.attributions.fixlip_least_squares import (
 from metagame.attributions.fixlip_masks import paired_masks
 from metagame.attributions.fixlip_moments import GeneralizedRegression
 from metagame.games import all_coalitions
+from metagame.models.vision_language import masked_pixels
 from tests.conftest import close
 from tests.reference import indices as reference_indices
 from tests.reference import vision_language as reference

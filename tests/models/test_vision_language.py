@@ -15,6 +15,7 @@ from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP, min_max
 from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP
 from metagame.attributions.method import FirstOrder
 from metagame.attributions.patch_ig import PatchIG
+from metagame.attributions.text_side import TextSide
 from metagame.contracts import Failure
 from metagame.errors import GameError
 from metagame.estimators.configured import ConfiguredEstimator
@@ -296,7 +297,7 @@ def families_of(method):
     kind = type(first_order_of(method))
     if kind in (MaskSigLIP, GradESigLIP):
         return ("siglip2",)
-    if kind is PatchIG:
+    if kind is PatchIG or issubclass(kind, TextSide):
         return (FAMILIES[getattr(method, "order", 0)],)
     if kind in (MaskCLIP, GradECLIP):
         return (CLASS_TOKEN_FAMILIES[getattr(method, "order", 0)],)
@@ -305,8 +306,16 @@ def families_of(method):
 
 def test_methods_are_found():
     found = set(map(method_name, METHODS))
-    assert {"FIxLIP", "Meta-GradECLIP", "Pairs-MaskSigLIP", "GenericAttention", "Meta-PatchIG"} <= found
-    assert len(found) == 20
+    assert {
+        "FIxLIP",
+        "Meta-GradECLIP",
+        "Pairs-MaskSigLIP",
+        "GenericAttention",
+        "Meta-PatchIG",
+        "Meta-MaskCLIPText",
+        "Pairs-GradECLIPText",
+    } <= found
+    assert len(found) == 29
 
 
 @pytest.mark.parametrize(

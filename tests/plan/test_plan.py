@@ -136,6 +136,16 @@ def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_on
     assert any("derivatives" in note for note in plan.notes)
 
 
+def test_masked_images_of_the_text_side_are_counted_once_for_all_methods_and_a_text_once_more_for_each(monkeypatch):
+    (cfg,), (plan,) = planned(
+        "experiment=table2", "model=clip_vitb16", "attribution=both_ways", "estimator=regression",
+        "estimator.budget_per_player=3", "scale=tiny", "limit=2",
+    )  # fmt: skip
+    passes = counted_run(cfg, monkeypatch)
+    assert passes["images"] == 2 * (1 + 3 * 16)
+    assert plan.count.passes == passes + Counter(texts=3 * 4)
+
+
 @pytest.mark.parametrize(
     ("experiment", "passes"),
     [

@@ -285,6 +285,56 @@ def exclip(
     return (matrix / (of_image(x).norm() * of_text(y).norm())).detach().numpy()
 
 
+def text_project(model: nn.Module, token: Tensor) -> Tensor:
+    """A token of the text encoder's last layer in the shared space."""
+    last = model.text_projection if has_class_token(model) else model.text_model.head
+    return last(model.text_model.final_layer_norm(token))
+
+
+def mask_clip_text(model: nn.Module, pixels: Tensor, ids: Sequence[int], read: int) -> np.ndarray:
+    """Of each token before the one at ``read``: cos(value through the last layer, image) * cos(W_o k, W_o k_read)."""
+    x, layer, image = text_states(model, ids)[-1], model.text_model.encoder.layers[-1], image_embedding(model, pixels)
+    _, k, v = projections(layer, x)
+    w_o = layer.self_attn.out_proj
+    values = []
+    for t in range(read):
+        embedding = text_project(model, finish(layer, x[t], v[t]))
+        values.append((cosine(embedding, image) * cosine(w_o(k[t]), w_o(k[read]))).item())
+    return np.array(values)
+
+
+def grad_eclip_text(model: nn.Module, pixels: Tensor, ids: Sequence[int], read: int, heads: str = "one") -> np.ndarray:
+    """(sum_d g_d v_td lambda_t)+, g = dcos/do at ``read``, lambda_t = cos(W_o q_read, W_o k_t) scaled to [0, 1]."""
+    x, layer = text_states(model, ids)[-1], model.text_model.encoder.layers[-1]
+    q, k, v = projections(layer, x)
+    w_o = layer.self_attn.out_proj
+    seen = slice(0, read + 1)
+    _, o = attend(q[read : read + 1], k[seen], v[seen], 1 if heads == "one" else layer.self_attn.num_heads)
+    o = o[0].detach().requires_grad_()
+    score = cosine(text_project(model, finish(layer, x[read], o)), image_embedding(model, pixels).detach())
+    (g,) = torch.autograd.grad(score, o)
+    weights = _min_max([cosine(w_o(q[read]), w_o(k_t)).item() for k_t in k[:read]])
+    return _weighted_channels(g, v[:read], weights)
+
+
+def attention_text(model: nn.Module, pixels: Tensor, ids: Sequence[int], read: int) -> np.ndarray:
+    """Row ``read`` of (mean_h(dz/dA) * mean_h(A))+ in the last layer, all rows of which are in the graph."""
+    x, layer = text_states(model, ids)[-1].requires_grad_(), model.text_model.encoder.layers[-1]
+    q, k, v = projections(layer, x)
+    width, causal = x.shape[1] // layer.self_attn.num_heads, has_class_token(model)
+    weights = []
+    for head in range(layer.self_attn.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = q[:, part] @ k[:, part].T / width**0.5
+        later = torch.ones(len(x), len(x)).triu(1).bool() & causal
+        weights.append(torch.softmax(scores.masked_fill(later, float("-inf")), dim=1))
+    mixed = [a @ v[:, head * width : (head + 1) * width] for head, a in enumerate(weights)]
+    output = text_project(model, finish(layer, x, torch.cat(mixed, dim=1)))[read]
+    logit = model.logit_scale.exp().squeeze() * cosine(output, image_embedding(model, pixels).detach())
+    gradients = torch.autograd.grad(logit, weights)
+    return (mean(list(gradients)) * mean(weights)).relu()[read, :read].detach().numpy()
+
+
 def _min_max(values: list[float]) -> list[float]:
     return [(value - min(values)) / (max(values) - min(values)) for value in values]
 

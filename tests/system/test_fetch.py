@@ -291,7 +291,7 @@ def test_what_fails_is_told_and_does_not_stop_the_others(manifest, served, tmp_p
 
 
 def test_a_disk_that_is_too_small_and_a_wrong_folder_or_word_are_told(manifest, served, monkeypatch, tmp_path, caplog):
-    assert run("data", "tabel3").startswith("no experiment is called tabel3: choose some of distant_pairs, evidence, ")
+    assert run("data", "tabel3").startswith("no experiment is called tabel3: choose some of both_ways, distant_pairs, ")
     assert re.search("Could not find 'model/nothing' Available options .* adder ", run("weights", "model=nothing"))
     (tmp_path / "data").write_text("")
     assert run("data", "table3") == 1

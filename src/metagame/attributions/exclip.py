@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +15,7 @@ from metagame.contracts import Explanation, Method
 from metagame.errors import UserError
 from metagame.games import Progress
 from metagame.meta import MetaAttributions
-from metagame.models.vision_language import ImageText, Players, Text, VisionLanguage
+from metagame.models.vision_language import ImageText, Players, Text, VisionLanguage, owned_tokens
 
 REST = -1
 """The part of what belongs to no player: special tokens and padding; it stands last."""
@@ -86,7 +86,7 @@ def text_parts(model: VisionLanguage, pieces: Players, steps: int, block: int) -
     text, _ = text_and_reference(model, pieces)
     y, s = text_path(model, pieces, block)
     owned = torch.zeros(len(pieces.labels) + 1, y.shape[0], dtype=y.dtype, device=y.device)
-    owned[:REST, : len(text.ids)] = torch.as_tensor(owners(pieces)).to(owned)
+    owned[:REST, : len(text.ids)] = torch.as_tensor(owned_tokens(pieces)).to(owned)
     owned[REST] = 1 - owned.sum(0)
     directions = owned[:, None, :, None] * (y - s).expand(len(owned), steps, -1, -1)
     points = (s + midpoints(steps, y)[:, None, None] * (y - s)).expand_as(directions)
@@ -100,15 +100,9 @@ def text_parts(model: VisionLanguage, pieces: Players, steps: int, block: int) -
 def text_and_reference(model: VisionLanguage, pieces: Players) -> tuple[Text, Text]:
     """The whole text, and the same with a padding token for each of the players'."""
     text = pieces.masked([True] * len(pieces.labels))
-    played = np.flatnonzero(owners(pieces).any(0)).tolist()
+    played = np.flatnonzero(owned_tokens(pieces).any(0)).tolist()
     ids = tuple(model.tokenizer.pad_id if place in played else token for place, token in enumerate(text.ids))
     return text, Text(ids, text.attended)
-
-
-def owners(pieces: Players) -> Bool[np.ndarray, "m T"]:
-    """Which tokens of the whole text each piece has."""
-    alone_absent = ~np.eye(len(pieces.labels), dtype=bool)
-    return ~np.array([pieces.masked(row).attended for row in alone_absent.tolist()])
 
 
 def text_path(model: VisionLanguage, pieces: Players, block: int) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:

@@ -19,9 +19,8 @@ from torch.nn.functional import normalize
 from metagame.contracts import Explanation, Method
 from metagame.errors import UserError
 from metagame.games import Progress
-from metagame.images import grid_side
 from metagame.meta import MetaAttributions
-from metagame.models.vision_language import ImageText
+from metagame.models.vision_language import ImageText, masked_pixels
 
 Interactions = Literal["cross", "all"]
 """``cross``: the pairs of a patch and a piece of text are fitted; ``all``: every pair."""
@@ -138,11 +137,3 @@ class FIxLIP(Method[ImageText]):
             if progress is not None:
                 progress(min(start + self.batch_size, len(masks)), len(masks))
         return normalize(torch.cat(embeddings), dim=-1)
-
-
-def masked_pixels(pixels: Float[Tensor, "3 H W"], masks: Bool[Tensor, "a P"]) -> Float[Tensor, "a 3 H W"]:
-    """The image with the pixels of absent patches at 0."""
-    side = grid_side(masks.shape[1])
-    grid = masks.to(pixels.device, pixels.dtype).view(-1, 1, side, side)
-    height, width = (length // side for length in pixels.shape[-2:])
-    return pixels * grid.repeat_interleave(height, 2).repeat_interleave(width, 3)

@@ -57,18 +57,22 @@ class GradECLIP(WeightedChannels):
     where it differs from the paper's text: :class:`WeightedChannels`.
     """
 
-    @torch.enable_grad()
     def channels(self, bound: ImageText) -> Channels:
         view = bound.model.encoder_view
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
-        block = last_block(view, self.heads)
-        x = bound.image.block_input(-1)
-        q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
-        o = attend(q, k, v, block.n_heads)[1].detach().requires_grad_()
-        embedding = normalize(view.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
-        weight = min_max(cosine(block.output(q), block.output(k))[0, 1:])
-        return embedding, o, v[0, 1:] * weight[:, None]
+        return token_channels(view, bound.image.block_input(-1), self.heads)
+
+
+@torch.enable_grad()
+def token_channels(view: ClassTokenView, x: Float[Tensor, "1 T D"], heads: str) -> Channels:
+    """Those of the tokens behind the first, [CLS]; x is what the last block is given."""
+    block = last_block(view, heads)
+    q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
+    o = attend(q, k, v, block.n_heads)[1].detach().requires_grad_()
+    embedding = normalize(view.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
+    weight = min_max(cosine(block.output(q), block.output(k))[0, 1:])
+    return embedding, o, v[0, 1:] * weight[:, None]
 
 
 class GradESigLIP(WeightedChannels):
@@ -101,7 +105,7 @@ def min_max(weights: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     low, high = weights.min(), weights.max()
     if not high > low:
         raise UserError(
-            f"lambda_p is {low.item():.3g} on every patch, so that it cannot be scaled to [0, 1]: the image is probably"
-            " blank."
+            f"lambda_p is {low.item():.3g} on every patch or token, so that it cannot be scaled to [0, 1]: the image is"
+            " probably blank, or the text has a single token."
         )
     return (weights - low) / (high - low)

@@ -47,12 +47,16 @@ class MaskCLIP(PatchVectors):
         view = bound.model.encoder_view
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=mask_clip needs a [CLS] token: for a SigLIP choose attribution=mask_siglip.")
-        block = view.blocks[-1]
-        x = bound.image.block_input(-1)
-        keys = block.output(block.keys(x))[0]
-        weight = cosine(keys[1:], keys[:1])
-        embeddings = view.project(block.finish(x, block.values(x)))[0, 1:]
-        return normalize(embeddings, dim=-1) * weight[:, None]
+        return token_vectors(view, bound.image.block_input(-1))
+
+
+def token_vectors(view: ClassTokenView, x: Float[Tensor, "1 T D"]) -> Float[Tensor, "T-1 E"]:
+    """Of each token behind the first, [CLS], its unit embedding times cos(W_o k, W_o k_CLS); x is the last input."""
+    block = view.blocks[-1]
+    keys = block.output(block.keys(x))[0]
+    weight = cosine(keys[1:], keys[:1])
+    embeddings = view.project(block.finish(x, block.values(x)))[0, 1:]
+    return normalize(embeddings, dim=-1) * weight[:, None]
 
 
 class MaskSigLIP(PatchVectors):

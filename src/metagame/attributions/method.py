@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from numbers import Integral
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
-from metagame.contracts import Explanation, InputT, Method
+from metagame.contracts import BoundInput, Explanation, InputT, Method
 from metagame.errors import UserError
 from metagame.estimators.configured import EXACT, ConfiguredEstimator
 from metagame.games import AttributionGame, Progress
@@ -31,11 +31,12 @@ class FirstOrder(Method[InputT], ABC, Generic[InputT]):
 
     @abstractmethod
     def game(self, bound: InputT) -> AttributionGame:
-        """Coalition S -> phi_i(f_S) of every target i."""
+        """Coalition S -> phi_i(f_S) of every target i; it has names where its players are not those of the input."""
 
     def explain(self, bound: InputT, progress: Progress | None = None) -> Explanation:
         """phi_i(N) of every target."""
-        return Explanation(bound.players, bound.targets, bound.grid, attribution=self.game(bound).grand())
+        game = self.game(bound)
+        return Explanation(**names_of(game, bound), attribution=game.grand())
 
     def metagame(
         self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
@@ -98,5 +99,11 @@ class Metagame(Method[InputT], Generic[InputT]):
             index=self.index if order > 1 else None,
             progress=progress,
         )
-        phi = replace(phi, players=bound.players, targets=bound.targets, grid=bound.grid)
-        return Explanation(bound.players, bound.targets, bound.grid, attribution=phi.first_order, meta=phi)
+        names = names_of(game, bound)
+        return Explanation(**names, attribution=phi.first_order, meta=replace(phi, **names))
+
+
+def names_of(game: AttributionGame, bound: BoundInput) -> dict[str, Any]:
+    """Players, targets and grid: those of the game where it has its own, else those of the input."""
+    owner = bound if game.players is None else game
+    return {"players": owner.players, "targets": owner.targets, "grid": owner.grid}

@@ -209,12 +209,15 @@ def _labels(game: str, classes: Mapping[str, int]) -> tuple[int, ...]:
 def word_maps(explanation: Explanation, n_words: int) -> Float[np.ndarray, "P m"]:
     """The map of each word: its second-order values; of a first-order method its one map, for every word.
 
+    Words are players, or the targets of a method whose players are the patches.
+
     Raises:
         UserError: the method has neither, or values of another order.
     """
     if explanation.meta is not None:
-        return explanation.meta.matrix()
-    if explanation.attribution is None:
+        values = explanation.meta.matrix()
+        return values if explanation.grid is not None else values.T
+    if explanation.attribution is None or explanation.grid is None:
         raise UserError("the pointing game needs a map of each word: choose a method that attributes patches.")
     return np.repeat(explanation.attribution[:, None], n_words, axis=1)
 

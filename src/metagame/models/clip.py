@@ -30,3 +30,12 @@ class CLIP(TransformersEncoder):
             return net.visual_projection(vision.post_layernorm(x))
 
         return ClassTokenView(tuple(map(transformers_block, vision.encoder.layers)), project)
+
+    @staticmethod
+    def text_view_of(net: CLIPModel | MetaClip2Model) -> ClassTokenView:
+        text = net.text_model
+
+        def project(x: Tensor) -> Tensor:
+            return net.text_projection(text.final_layer_norm(x))
+
+        return ClassTokenView((transformers_block(text.encoder.layers[-1]),), project)

@@ -106,10 +106,26 @@ class OpenCLIP(VisionLanguage):
 
     @property
     def text_blocks(self) -> Sequence[nn.Module]:
+        owner = self._text_owner
+        return super().text_blocks if owner is None else list(owner.transformer.resblocks)
+
+    @property
+    def text_view(self) -> ClassTokenView:
+        owner = self._text_owner
+        if owner is None or type(owner.transformer.resblocks[-1]) is not ResidualAttentionBlock:
+            return super().text_view
+
+        def project(x: Tensor) -> Tensor:
+            x, last = owner.ln_final(x), owner.text_projection
+            return last(x) if isinstance(last, nn.Linear) else x if last is None else x @ last
+
+        return ClassTokenView((open_clip_block(owner.transformer.resblocks[-1]),), project)
+
+    @property
+    def _text_owner(self) -> open_clip.CLIP | TextTransformer | None:
+        """The module of the text encoder's parts; None where it is of another architecture."""
         owner = self.net if isinstance(self.net, open_clip.CLIP) else self.net.text
-        if not isinstance(owner, open_clip.CLIP | TextTransformer):
-            return super().text_blocks
-        return list(owner.transformer.resblocks)
+        return owner if isinstance(owner, open_clip.CLIP | TextTransformer) else None
 
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
         return self.transform(image)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from torch import Tensor
 from transformers import PreTrainedModel, SiglipModel
 
-from metagame.models.encoder_views import ProbeView, siglip_head, transformers_block
+from metagame.models.encoder_views import ClassTokenView, ProbeView, siglip_head, transformers_block
 from metagame.models.transformers_encoder import TransformersEncoder
+from metagame.models.vision_language import Text
 
 
 class SigLIP2(TransformersEncoder):
@@ -25,3 +27,16 @@ class SigLIP2(TransformersEncoder):
         vision = net.vision_model
         blocks = tuple(map(transformers_block, vision.encoder.layers))
         return ProbeView(blocks, vision.post_layernorm, siglip_head(vision.head))
+
+    @staticmethod
+    def text_view_of(net: SiglipModel) -> ClassTokenView:
+        text = net.text_model
+
+        def project(x: Tensor) -> Tensor:
+            return text.head(text.final_layer_norm(x))
+
+        return ClassTokenView((transformers_block(text.encoder.layers[-1]),), project)
+
+    def place_read(self, text: Text) -> int:
+        """The last of the padded context, from which all others are seen."""
+        return self.padded_length(text) - 1

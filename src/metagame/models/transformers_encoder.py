@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, CLIPModel, PreTrainedModel, SiglipModel
 from transformers.models.metaclip_2 import MetaClip2Model
 
-from metagame.models.encoder_views import EncoderView
+from metagame.models.encoder_views import ClassTokenView, EncoderView
 from metagame.models.pretrained import PretrainedTokenizer, load_model, load_pretrained, model_revision
 from metagame.models.vision_language import Text, VisionLanguage, padded
 
@@ -50,6 +50,11 @@ class TransformersEncoder(VisionLanguage):
     @abstractmethod
     def encoder_view_of(net: Any) -> EncoderView:
         """The image encoder of a model of one of the ``classes``, taken apart."""
+
+    @staticmethod
+    @abstractmethod
+    def text_view_of(net: Any) -> ClassTokenView:
+        """The last block of the text encoder of such a model, see :attr:`VisionLanguage.text_view`."""
 
     @classmethod
     def load(
@@ -89,6 +94,10 @@ class TransformersEncoder(VisionLanguage):
     @property
     def text_blocks(self) -> Sequence[nn.Module]:
         return list(self.net.text_model.encoder.layers)
+
+    @property
+    def text_view(self) -> ClassTokenView:
+        return self.text_view_of(self.net)
 
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]

@@ -17,13 +17,16 @@ from torch.nn.functional import normalize
 from metagame import contracts
 from metagame.contracts import BoundInput, Failure, Model
 from metagame.errors import UserError
-from metagame.images import to_rgb
+from metagame.images import grid_side, to_rgb
 from metagame.models.characters import UNFINISHED, token_players
-from metagame.models.encoder_views import EncoderView
+from metagame.models.encoder_views import ClassTokenView, EncoderView, embed_from
 from metagame.models.layers import ForwardPassEnds
 
 TEXT_BATCH = 16
 """Texts go through the encoder in batches of just this size, so that an embedding does not depend on its company."""
+
+SAME = 1e-3
+"""How far two unit embeddings of a text may lie apart that are called the same; another token's is far beyond."""
 
 SEEDS = 64
 """The most texts whose maps are made at once: bounds the memory of their gradients."""
@@ -216,6 +219,20 @@ class ImageText(BoundInput):
             known |= zip(part, attribute(self.model.embed(part)), strict=True)
         return torch.stack([known[text] for text in texts])
 
+    @torch.no_grad()
+    def masked_images(self, coalitions: Bool[np.ndarray, "k P"]) -> Float[Tensor, "k E"]:
+        """Unit embeddings of the image with the patches of each coalition; an absent patch has normalised pixels 0.
+
+        A coalition has one embedding, whatever text and method asks for it.
+        """
+        known = self.image.keep("masked images", dict)
+        masks = {row.tobytes(): row for row in coalitions}
+        unknown = {name: mask for name, mask in masks.items() if name not in known}
+        if unknown:
+            pixels = masked_pixels(self.image.pixels, torch.as_tensor(np.array(list(unknown.values()))))
+            known |= zip(unknown, normalize(self.model.encode_images(pixels), dim=-1), strict=True)
+        return torch.stack([known[row.tobytes()] for row in coalitions])
+
     def dropped_texts(self, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k E"]:
         """Unit embeddings of the text of each coalition: absent pieces are dropped."""
         return self.model.embed([self.pieces.dropped(row) for row in coalitions.tolist()])
@@ -351,6 +368,22 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             " define: define text_blocks in the model's adapter."
         )
 
+    @property
+    def text_view(self) -> ClassTokenView:
+        """The last block of the text encoder; what :meth:`place_read` tells of is its [CLS] token.
+
+        Raises:
+            UserError: this adapter does not know it.
+        """
+        raise UserError(
+            f"nothing is known of the last block of {type(self).__name__}'s text encoder, where words are attributed:"
+            " define text_view in the model's adapter."
+        )
+
+    def place_read(self, text: Text) -> int:
+        """Where the token stands that becomes the embedding of a text: the end token, its last."""
+        return len(text.ids) - 1
+
     def padded_length(self, text: Text) -> int:
         """To how many tokens a text is padded."""
         return self.tokenizer.context
@@ -411,6 +444,23 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     def text_block_input(self, texts: Sequence[Text], layer: int) -> Float[Tensor, "k T D"]:
         """What block ``layer`` of the text encoder is given of texts of one padded length."""
         return input_of(self.text_blocks[layer], lambda: self.encode_texts(texts))
+
+    @torch.no_grad()
+    def last_text_input(self, text: Text) -> Float[Tensor, "1 T D"]:
+        """What the last block is given of the token that becomes the embedding, first, and of all those before it.
+
+        Raises:
+            UserError: the text's embedding is made in another way.
+        """
+        place = self.place_read(text)
+        x = self.text_block_input([text], -1)[:, [place, *range(place)]]
+        found, expected = normalize(embed_from(self.text_view, x), dim=-1), self.embed([text])
+        if (found - expected).abs().max() > SAME:
+            raise UserError(
+                f"the text encoder of {type(self).__name__} does not read token {place} of a text of {len(text.ids)}"
+                " tokens alone: define text_view and place_read in the model's adapter as it does."
+            )
+        return x
 
     def embed_text_from(self, text: Text, x: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B E"]:
         """Embeddings of a text, not normalised, had block ``layer`` been given ``x``: pooled where the text is."""
@@ -479,6 +529,20 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
     finally:
         handle.remove()
     return seen[0].detach()
+
+
+def masked_pixels(pixels: Float[Tensor, "3 H W"], masks: Bool[Tensor, "a P"]) -> Float[Tensor, "a 3 H W"]:
+    """The image with the pixels of absent patches at 0."""
+    side = grid_side(masks.shape[1])
+    grid = masks.to(pixels.device, pixels.dtype).view(-1, 1, side, side)
+    height, width = (length // side for length in pixels.shape[-2:])
+    return pixels * grid.repeat_interleave(height, 2).repeat_interleave(width, 3)
+
+
+def owned_tokens(pieces: Players) -> Bool[np.ndarray, "m T"]:
+    """Which tokens of the whole text each piece has."""
+    alone_absent = ~np.eye(len(pieces.labels), dtype=bool)
+    return ~np.array([pieces.masked(row).attended for row in alone_absent.tolist()])
 
 
 def padded(texts: Sequence[Text], length: int, pad_id: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from metagame.attributions.method import FirstOrder, Metagame
 from metagame.attributions.patch_ig import PatchIG
 from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
+from metagame.attributions.text_side import TextSide
 from metagame.attributions.token_baselines import RandomTokens, Recency
 from metagame.attributions.ttcav import TTCAV
 from metagame.contracts import Method, Sample
@@ -437,6 +438,8 @@ def _count_images(n_patches: int | None, methods: Sequence[Method], samples: Seq
     whole = {players.labels for sample in samples for players in sample.texts(tokenizer).values()}
     for method in {method for method in integrated if isinstance(method, ExCLIP)}:
         count.passes[TEXT] += sum(3 + method.steps * (len(labels) + 1) for labels in whole)  # two ends, and the path
+    text_sided = {method for method in map(_first_order, methods) if isinstance(method, TextSide)}
+    count.passes[TEXT] += len(text_sided) * len(whole)  # up to the last block
     return count
 
 
@@ -461,13 +464,17 @@ def _encoded(method: Method, n_patches: int | None, n: int) -> tuple[dict[bytes,
     The sets of masks of the image with their sizes, which other texts may share; the coalitions of the text, and
     whether absent players are masked in it.
     """
-    if not isinstance(method, FIxLIP):
+    first_order = _first_order(method)
+    if not isinstance(first_order, FIxLIP | TextSide):
         return {b"whole": 1}, coalitions_asked(method, n), False
     if n_patches is None:
         raise UserError(
-            "the passes of FIxLIP cannot be counted: add the model's number of patches to metagame/plan/models.yaml."
+            f"the passes of {type(first_order).__name__} cannot be counted: add the model's number of patches to"
+            " metagame/plan/models.yaml."
         )
-    solver = method.solver(n_patches, n)
+    if isinstance(first_order, TextSide):
+        return {mask.tobytes(): 1 for mask in coalitions_asked(method, n_patches)}, np.ones((1, n), bool), True
+    solver = first_order.solver(n_patches, n)
     return {solver.image_masks.tobytes(): len(solver.image_masks)}, solver.text_masks, True
 
 
@@ -475,6 +482,7 @@ def _encoded(method: Method, n_patches: int | None, n: int) -> tuple[dict[bytes,
 @coalition_passes.register(GradECLIP)
 @coalition_passes.register(MaskCLIP)
 @coalition_passes.register(PatchIG)
+@coalition_passes.register(TextSide)
 def _(method: Method, n: int) -> Passes:
     return Counter()  # all coalitions share the image's pass, and texts are counted one by one
 

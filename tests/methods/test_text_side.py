@@ -1,0 +1,142 @@
+"""Words that are attributed while patches play: twins, efficiency, what is computed once, and what is refused."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from metagame.attributions.text_side import GenericAttentionText, GradECLIPText, MaskCLIPText
+from metagame.estimators.configured import ConfiguredEstimator
+from metagame.games import all_coalitions
+from metagame.models.vision_language import VisionLanguage
+from tests.conftest import close
+from tests.reference import vision_language as reference
+from tests.tiny.vision_language import FAMILIES, build, prepare_one, refused, scene
+
+WORDS = ("one", "two", "three", "four", "five")
+PATCHES = ("row 0, column 0", "row 0, column 1", "row 1, column 0", "row 1, column 1")
+METHODS = {
+    "mask_clip": (MaskCLIPText, reference.mask_clip_text),
+    "grad_eclip-one": (GradECLIPText, reference.grad_eclip_text),
+    "grad_eclip-native": (partial(GradECLIPText, "native"), partial(reference.grad_eclip_text, heads="native")),
+    "attention": (GenericAttentionText, reference.attention_text),
+}
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_method = pytest.mark.parametrize("name", METHODS)
+float64 = pytest.mark.usefixtures("float64_by_default")
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The attribution of the tokens of a text, by the slow twin of a method, under masks of 2 x 2 patches."""
+
+    name: str
+    family: str
+    words: tuple[str, ...] = WORDS
+
+    @property
+    def built(self):
+        return build(self.family, patch=16)
+
+    def of(self, masks):
+        """``(k, m)``: a word is a token."""
+        built, twin = self.built, METHODS[self.name][1]
+        ids = built.ids(" ".join(self.words))
+        first = 0 if self.family == "siglip2" else 1
+        pixels = built.bound(words=self.words).image.pixels
+        images = [reference.masked_image(pixels, mask, 2) for mask in masks.tolist()]
+        return np.array([twin(built.net, image, ids, len(ids) - 1)[first:][: len(self.words)] for image in images])
+
+
+@float64
+@each_family
+@each_method
+def test_words_are_attributed_as_by_the_twin_under_every_mask_of_the_image(name, family):
+    twin, method = Twin(name, family), METHODS[name][0]()
+    expected = twin.of(all_coalitions(4))
+    game = method.game(twin.built.bound(words=WORDS))
+    assert close(game(all_coalitions(4)), expected)
+    assert np.ptp(expected, 0).max() > 1e-3
+    found = method.explain(twin.built.bound(words=WORDS))
+    assert close(found.attribution, expected[-1])
+    assert (found.players, found.targets, found.grid) == (PATCHES, WORDS, None)
+
+
+@float64
+@each_family
+@each_method
+def test_the_metagame_of_a_word_sums_over_patches_to_what_the_image_adds(name, family):
+    twin = Twin(name, family)
+    phi = METHODS[name][0]().metagame().explain(twin.built.bound(words=WORDS)).meta
+    empty, whole = twin.of(np.array([[False] * 4, [True] * 4]))
+    assert close(phi.values.sum(1), whole - empty)
+    assert close(phi.first_order, whole)
+    assert close(phi.empty, empty)
+    assert (phi.players, phi.targets, phi.grid, phi.endogenous) == (PATCHES, WORDS, None, False)
+
+
+@float64
+@each_family
+def test_a_word_of_several_tokens_has_their_sum(family):
+    single, joint = (build(family).bound(words=words) for words in (("one", "two", "three"), ("one two", "three")))
+    for method in (MaskCLIPText(), GradECLIPText(), GenericAttentionText()):
+        one, two, three = method.explain(single).attribution
+        assert close(method.explain(joint).attribution, [one + two, three])
+
+
+@float64
+def test_a_sample_of_coalitions_is_efficient():
+    bound = build("clip").bound()
+    phi = MaskCLIPText().metagame(ConfiguredEstimator("regression", budget_per_player=8)).explain(bound).meta
+    assert phi.values.shape == (3, 16)
+    assert close(phi.values.sum(1), phi.first_order - phi.empty)
+    assert phi.n_evaluations == 128
+
+
+def test_a_text_is_read_once_and_a_coalition_takes_one_pass_of_the_image_for_all_methods_and_texts(monkeypatch):
+    model = build("clip", torch.float32, patch=16).model
+    images, texts, made = [], [], []
+    encode, read, vectors = model.encode_images, model.last_text_input, MaskCLIPText.vectors
+    monkeypatch.setattr(model, "encode_images", lambda pixels: images.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(model, "last_text_input", lambda text: texts.append(text) or read(text))
+    monkeypatch.setattr(MaskCLIPText, "vectors", lambda *args: made.append(1) or vectors(*args))
+    mask, grad = MaskCLIPText(), GradECLIPText()
+    for inputs in model.prepare([scene(seed, a=("one", "two"), b=("three",)) for seed in range(2)]):
+        for bound in inputs.values():
+            for method in (mask, mask.metagame(), grad.metagame()):
+                method.explain(bound)
+    assert sum(images) == 2 * 16
+    assert len(texts) == 2 * 2  # a method takes each text apart once for all images
+    assert len(made) == 2
+
+
+def test_images_are_masked_in_batches_of_the_model(monkeypatch):
+    model = build("clip", torch.float32, patch=16).model
+    model.batch_size = 5
+    images, encode = [], model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda pixels: images.append(len(pixels)) or encode(pixels))
+    MaskCLIPText().metagame().explain(prepare_one(model, scene())["text"])
+    assert max(images) == 5
+    assert sum(images) == 16
+
+
+def test_a_text_encoder_of_which_nothing_is_known_is_refused(monkeypatch):
+    bound = build("clip", torch.float32).bound()
+    monkeypatch.setattr(type(bound.model), "text_view", VisionLanguage.text_view)
+    with refused("nothing is known of the last block of CLIP's text encoder.* define text_view"):
+        MaskCLIPText().explain(bound)
+
+
+@each_family
+def test_a_text_that_is_read_elsewhere_is_refused(family, monkeypatch):
+    bound = build(family, torch.float32).bound()
+    monkeypatch.setattr(bound.model, "place_read", lambda text: 1)
+    with refused(f"the text encoder of {type(bound.model).__name__} does not read token 1 of a text .* alone"):
+        GradECLIPText().explain(bound)
+
+
+def test_heads_that_there_are_not_are_refused():
+    with refused("heads='two' must be 'one' or 'native'"):
+        GradECLIPText("two")
