@@ -463,14 +463,17 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         return x
 
     def embed_text_from(self, text: Text, x: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B E"]:
-        """Embeddings of a text, not normalised, had block ``layer`` been given ``x``: pooled where the text is."""
+        """Embeddings of a text, not normalised, had block ``layer`` been given ``x``: pooled where the text is.
+
+        The blocks before ``layer`` run on one row.
+        """
 
         def put(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
         handle = self.text_blocks[layer].register_forward_pre_hook(put, with_kwargs=True)
         try:
-            return self.encode_texts([text] * len(x))
+            return self.encode_texts([text])  # once up to the block, whose rows share its mask and place of pooling
         finally:
             handle.remove()
 
