@@ -95,6 +95,8 @@ def test_without_ground_truth_only_the_baseline_is_judged_and_nothing_is_framed(
     table = ttcav_table([result], "paper")
     assert [claim["claim"] for claim in table.claims] == ["It finds nothing for the random concept (Model)"]
     assert all(row["depends"] is None for row in table.rows)
+    assert "false alarm" not in ttcav.ttcav_figure([result]).caption
+    assert "false alarm" in ttcav.ttcav_figure([whole_job(tmp_path / "known")]).caption
 
 
 def test_cells_have_their_mean_and_a_star_and_the_true_one_a_frame(tmp_path):

@@ -174,7 +174,8 @@ def _images(root: str, what: str, most: int, names: Sequence[str] | None = None)
     folder = Path(root)
     if not folder.is_dir():
         raise UserError(
-            f"{root} does not exist: give benchmark.concepts.{what} a folder with one sub-folder of images for each."
+            f"{root} does not exist: give benchmark.concepts.{what} a folder with one sub-folder of images for each, or"
+            " run 'make data EXPERIMENT=ttcav'."
         )
     found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if names is None else list(names)
     missing = [name for name in found if not (folder / name).is_dir()]

@@ -237,13 +237,16 @@ def ttcav_figure(results: list[JobResult]) -> Drawing | None:
             "Scores: the share of the images of a class (row) whose logit rises with a concept (column) behind a layer;"
             " the mean over repeats. Orange is above 0.5, purple below.",
             f"A star marks a mean that differs from 0.5 in a two-sided t-test at {LEVEL}, corrected for the number of"
-            " tests of the model. A frame marks a class that depends on the concept in truth, where that is known:"
-            " expect orange with a star in a frame, and no star in the column of the random concept.",
-            "Orange with a star elsewhere is a false alarm: the score has the signs of effects and not their sizes.",
+            " tests of the model. Expect none in the column of the random concept.",
+            "A frame marks a class that depends on the concept in truth: expect orange with a star in it. Orange with a"
+            " star elsewhere is a false alarm: the score has the signs of effects and not their sizes."
+            if any(cell.depends for _, cells in tables for cell in cells)
+            else "",
             "Effects: the same cells with the sizes, what a linear model would make of the step from the other concepts"
             " to this one, in units of the logit.",
             "Maps: in which patches the concept raises (orange) or lowers (purple) the logit of a class; mean over"
-            " images and repeats, without a unit. Only classes with a frame are shown, if there are such.",
+            " images and repeats, without a unit. Only classes that are known to depend on a concept are shown, if any"
+            " are.",
         ),
     )
 
