@@ -1,5 +1,7 @@
 """What the pages of the documentation show runs as it stands there."""
 
+import hashlib
+import json
 import re
 import shlex
 
@@ -33,6 +35,15 @@ def test_one_s_own_model_is_explained_as_the_page_says(capsys, monkeypatch):
     assert "strongest: never → rude +0.598; rude → never +0.597" in capsys.readouterr().out
     assert [phi.grid for phi in namespace["results"]] == [(4, 4)] * 2
     assert namespace["phi"].players == ("a", "b", "c", "d")
+
+
+PUBLISHED = ROOT / "docs/results/small"
+
+
+@pytest.mark.parametrize("made", sorted(PUBLISHED.glob("*/*/made.json")), ids=lambda made: f"{made.parent.name}")
+def test_results_of_real_weights_are_the_files_that_their_run_wrote(made):
+    files = json.loads(made.read_text(encoding="utf-8"))["files"]
+    assert files == {name: hashlib.sha256((made.parent / name).read_bytes()).hexdigest() for name in files}
 
 
 def test_code_of_the_tour_gives_what_its_comments_say(capsys):
