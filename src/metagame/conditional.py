@@ -36,7 +36,8 @@ def conditional_weights(
     point, rows = np.ravel(as_float64(x, "x")), as_float64(background, "background")
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1:] != point.shape:
         raise UserError(
-            f"x has {len(point)} features, background shape {rows.shape}: give two rows or more, with as many columns."
+            f"x has {len(point)} features, but background has shape {rows.shape}: give at least two rows, with a"
+            " column for each feature."
         )
     if not (np.isfinite(point).all() and np.isfinite(rows).all()):
         raise UserError("x or background has values that are NaN or infinite: impute or drop them first.")

@@ -229,10 +229,12 @@ def report(arguments: Sequence[str]) -> None:
     """Render the tables, figures and the page of a scale from its records, without a model."""
     parser = argparse.ArgumentParser(prog="metagame report", description=report.__doc__)
     parser.add_argument("experiments", nargs="*", help="folders of results to render; default: all")
-    parser.add_argument("--scale", default="tiny")
+    parser.add_argument("--scale", default="tiny", help="the scale whose results are rendered; default: tiny")
     parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="the folder of all results; default: outputs")
-    parser.add_argument("--samples", type=int, default=N_SAMPLES, help="how many samples of each job the page shows")
-    parser.add_argument("--page-only", action="store_true", help="write only the page")
+    parser.add_argument(
+        "--samples", type=int, default=N_SAMPLES, help="how many samples of each job to show on the page"
+    )
+    parser.add_argument("--page-only", action="store_true", help="write the page, but no tables or figures")
     asked = parser.parse_args(list(arguments))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("metagame").setLevel(logging.INFO)

@@ -84,7 +84,9 @@ def _mean_of(given: Sequence[Float[np.ndarray, " t"] | None]) -> Float[np.ndarra
 
 def _check(results: Sequence[MetaAttributions]) -> None:
     if len(results) < 2:
-        raise UserError(f"results has {len(results)} inputs: give two or more, of which the mean has a standard error.")
+        raise UserError(
+            f"results has {len(results)} inputs: give at least two, so that their mean has a standard error."
+        )
     first = results[0]
     for number, result in enumerate(results):
         named = f"results[{number}]"
@@ -94,11 +96,12 @@ def _check(results: Sequence[MetaAttributions]) -> None:
             raise UserError(f"{named} has values that are NaN or infinite: leave it out, or find out why.")
         if result.values.shape != first.values.shape:
             raise UserError(
-                f"{named} has shape {result.values.shape}, results[0] {first.values.shape}: give one shape."
+                f"{named} has shape {result.values.shape}, but results[0] has {first.values.shape}: give results"
+                " of the same shape."
             )
         for name in ALIKE:
             if getattr(result, name) != getattr(first, name):
                 raise UserError(
-                    f"{named} has {name}={getattr(result, name)!r}, results[0] {getattr(first, name)!r}: give results"
-                    " of the same players, targets and settings."
+                    f"{named} has {name}={getattr(result, name)!r}, but results[0] has {getattr(first, name)!r}:"
+                    " give results of the same players, targets and settings."
                 )

@@ -69,7 +69,7 @@ def test_folders_that_do_not_suffice_are_refused(folders, settings, told):
 
 
 def test_a_folder_that_is_missing_or_called_as_the_baseline_is_refused(folders, tmp_path):
-    with pytest.raises(UserError, match=r"give benchmark\.concepts\.root a folder"):
+    with pytest.raises(UserError, match=r"set benchmark\.concepts\.root to a folder"):
         image_folders("nowhere", str(folders / "classes"))
     (sample, *_) = textured_digits([3], 10, 2)
     with pytest.raises(UserError, match="cannot be called random"):

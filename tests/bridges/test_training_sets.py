@@ -65,7 +65,7 @@ def test_a_classifier_of_one_class_is_untrained_where_it_cannot_be_fitted():
     ("given", "message"),
     [
         ((X, Y[:3], [0, 0, 0]), "y has shape .3,. for 9 points"),
-        ((X, Y, 0.0), "attribute= gives 3 targets, untrained= has 1"),
+        ((X, Y, 0.0), "attribute= gives 3 targets, but untrained= has 1"),
         ((X * np.nan, Y, [0, 0, 0]), "LinearRegression cannot be fitted to . points .Input X contains NaN"),
     ],
 )

@@ -50,8 +50,8 @@ def test_a_feature_that_the_model_ignores_counts_by_what_it_says_of_others():
 @pytest.mark.parametrize(
     ("x", "background", "bandwidth", "message"),
     [
-        ([1.0, 2.0], ROWS, 1.0, r"x has 2 features, background shape \(40, 3\)"),
-        (X, ROWS[:1], 1.0, r"background shape \(1, 3\): give two rows or more"),
+        ([1.0, 2.0], ROWS, 1.0, r"x has 2 features, but background has shape \(40, 3\)"),
+        (X, ROWS[:1], 1.0, r"background has shape \(1, 3\): give at least two rows"),
         (X * np.nan, ROWS, 1.0, "x or background has values that are NaN"),
         (X, ROWS, 0.0, "bandwidth=0.0 must be a positive number"),
         (X, np.full((3, 3), "a"), 1.0, "background has dtype <U1: give real numbers"),

@@ -64,11 +64,11 @@ def test_means_cover_the_mean_of_the_population():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda phi: [phi], "results has 1 inputs: give two or more"),
+        (lambda phi: [phi], "results has 1 inputs: give at least two"),
         (lambda phi: [phi, replace(phi, players=tuple("abc"))], r"results\[1\] has players=\('a', 'b', 'c'\)"),
-        (lambda phi: [phi, replace(phi, method="IG")], r"results\[1\] has method='IG', results\[0\] ''"),
+        (lambda phi: [phi, replace(phi, method="IG")], r"results\[1\] has method='IG', but results\[0\] has ''"),
         (lambda phi: [phi, replace(phi, values=phi.values * np.nan)], "NaN or infinite"),
-        (lambda phi: [phi, MetaAttributions(np.zeros((2, 2)))], r"shape \(2, 2\), results\[0\] \(3, 3\)"),
+        (lambda phi: [phi, MetaAttributions(np.zeros((2, 2)))], r"shape \(2, 2\), but results\[0\] has \(3, 3\)"),
         (lambda phi: [phi, replace(phi, values=phi.values.astype(object))], "has formulas"),
     ],
 )

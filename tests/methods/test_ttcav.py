@@ -140,7 +140,7 @@ def test_draws_differ_and_the_sides_have_nothing_in_common():
     ("settings", "counts", "told"),
     [
         ({"layers": [3]}, {}, "layers has 3: give layers from 1 to 2"),
-        ({"examples": 13}, {}, "examples=13: concept bright has 12 images and the others have 24: lower it to 12"),
+        ({"examples": 13}, {}, "examples=13 is too large, .* lower it to 12"),
         ({}, {"bright": N, "dark": N}, "all repeats would be the same"),
     ],
 )
@@ -155,5 +155,5 @@ def test_settings_without_a_meaning_and_unknown_classes_are_refused():
             TTCAV(**settings)
     images = {name: noise(name, N) for name in ("bright", "dark")}
     (sample, *_) = relative_concepts(images, {"zebra": noise("zebra", 2)})
-    with pytest.raises(UserError, match="class zebra is not the name of one label of this model"):
+    with pytest.raises(UserError, match="class zebra is not the name of exactly one label"):
         bound(image_classifier(), sample)

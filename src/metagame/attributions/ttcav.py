@@ -73,11 +73,11 @@ class TTCAV(Method[ConceptInput]):
         max_iter: int = 1000,
     ) -> None:
         if not isinstance(repeats, int) or repeats < 2:
-            raise UserError(f"attribution.method.repeats={repeats!r}: a test needs two repeats or more.")
+            raise UserError(f"attribution.method.repeats={repeats!r} must be at least 2, which a test needs.")
         if examples is not None and (not isinstance(examples, int) or examples < 1):
-            raise UserError(f"attribution.method.examples={examples!r}: give a positive integer, or null.")
+            raise UserError(f"attribution.method.examples={examples!r} must be a positive integer, or null.")
         if layers is not None and (not layers or len({*layers}) < len(layers)):
-            raise UserError(f"attribution.method.layers={list(layers)}: give each layer once, one at least, or null.")
+            raise UserError(f"attribution.method.layers={list(layers)} must name at least one layer, each once.")
         self.repeats = repeats
         self.examples = examples
         self.layers = layers
@@ -130,8 +130,8 @@ class TTCAV(Method[ConceptInput]):
         most = n_examples // 2 if is_random else min(n_examples, n_others)
         if per_side > most:
             raise UserError(
-                f"attribution.method.examples={per_side}: concept {name} has {n_examples} images and the others have"
-                f" {n_others or n_examples}: lower it to {most}."
+                f"attribution.method.examples={per_side} is too large, because concept {name} has {n_examples}"
+                f" images and the others have {n_others or n_examples}: lower it to {most}."
             )
         if not is_random and per_side == n_examples == n_others:
             raise UserError(

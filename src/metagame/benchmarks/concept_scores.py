@@ -105,14 +105,14 @@ def relative_concepts(
     usable = {name: tuple(each) for name, each in images.items() if len(each) >= LEAST}
     if len(usable) < 2:
         raise UserError(
-            f"{len(usable)} of {len(images)} concepts have {LEAST} images or more: each is told apart from the others,"
-            " so give two or more."
+            f"{len(usable)} of {len(images)} concepts have {LEAST} images or more, but at least two are needed,"
+            " because each is compared with the others: add images."
         )
     empty = [name for name, own in classes.items() if not own]
     if empty:
         raise UserError(f"class {empty[0]} has no images: add some, or leave it out.")
     if RANDOM in images:
-        raise UserError(f"a concept cannot be called {RANDOM}, as the baseline is: rename it.")
+        raise UserError(f"a concept cannot be called {RANDOM}, which is the name of the baseline: rename it.")
     concepts = [
         VisualConcept(
             name, tuple(own), tuple(each for other, some in usable.items() if other != name for each in some), classes,
@@ -174,8 +174,8 @@ def _images(root: str, what: str, most: int, names: Sequence[str] | None = None)
     folder = Path(root)
     if not folder.is_dir():
         raise UserError(
-            f"{root} does not exist: give benchmark.concepts.{what} a folder with one sub-folder of images for each, or"
-            " run 'make data EXPERIMENT=ttcav'."
+            f"{root} does not exist: set benchmark.concepts.{what} to a folder with one sub-folder of images for each,"
+            " or run 'make data EXPERIMENT=ttcav'."
         )
     found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if names is None else list(names)
     missing = [name for name in found if not (folder / name).is_dir()]

@@ -113,7 +113,7 @@ def of_training_set(
     """
     labels = np.asarray(y)
     if labels.shape != (len(x),):
-        raise UserError(f"y has shape {labels.shape} for {len(x)} points: give one number or class for each.")
+        raise UserError(f"y has shape {labels.shape} for {len(x)} points: give one number or class for each point.")
     nothing = np.atleast_1d(as_float64(untrained, "untrained"))
     rows = x.iloc if isinstance(x, pandas.DataFrame) else np.asarray(x)
 
@@ -126,7 +126,9 @@ def of_training_set(
             return nothing
         found = np.ravel(as_float64(attribute(fitted), "attribute"))
         if found.shape != nothing.shape:
-            raise UserError(f"attribute= gives {len(found)} targets, untrained= has {len(nothing)}: give as many.")
+            raise UserError(
+                f"attribute= gives {len(found)} targets, but untrained= has {len(nothing)}: give the same number."
+            )
         return found
 
     own = x.index if isinstance(x, pandas.DataFrame) else range(len(x))

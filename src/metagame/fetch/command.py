@@ -33,7 +33,12 @@ def main(arguments: Sequence[str]) -> None:
     """Sizes and licences are shown first. If interrupted, rerun the same command to resume."""
     parser = argparse.ArgumentParser("metagame fetch", description=f"{__doc__} {main.__doc__}")
     parser.add_argument("what", choices=("data", "weights", "all"))
-    parser.add_argument("asked", nargs="*", metavar="EXPERIMENT", help="or an override, KEY=VALUE; default: all")
+    parser.add_argument(
+        "asked",
+        nargs="*",
+        metavar="EXPERIMENT",
+        help="an experiment, or an override, KEY=VALUE; default: all experiments",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only list what would be downloaded")
     given = parser.parse_intermixed_args(list(arguments))
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -153,8 +153,11 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
         if "GGUF" in str(error):
             return f"{name} has a GGUF file that transformers cannot load ({_first_line(error)}): choose another."
         return f"{name} cannot be loaded from that folder ({_first_line(error)}): save the model there again."
-    if isinstance(error, HFValidationError):
-        return f"{name} is neither a local folder nor a Hub name: give a folder, or a name such as 'owner/model'."
+    if isinstance(error, HFValidationError) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint):
+        return (
+            f"{name} is neither a local folder nor a Hub name: give a folder, relative to the one that you run in or"
+            " absolute, or a name such as 'owner/model'."
+        )
     if isinstance(error, OSError):
         offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else "no network"
         command = f"hf download {checkpoint}" + (f" --revision {revision}" if revision not in (None, "main") else "")

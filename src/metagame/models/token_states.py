@@ -179,8 +179,8 @@ def bind_concept(sample: VisualConcept, model: TokenStates, labels: Sequence[str
     unknown = [name for name in sample.classes if labels.count(name) != 1]
     if unknown:
         raise UserError(
-            f"class {unknown[0]} is not the name of one label of this model: call its images by a label, such as"
-            f" {labels[0]!r}."
+            f"class {unknown[0]} is not the name of exactly one label of this model: name its images after a"
+            f" label, for example {labels[0]!r}."
         )
     rows, columns = model.grid(model.read(sample.examples[0]))
     return ConceptInput(sample, model, {name: labels.index(name) for name in sample.classes}, rows, columns)

@@ -1,4 +1,4 @@
-"""Estimate the cost of jobs and list what is missing, as in ``metagame plan experiment=table2 scale=paper``."""
+"""Estimate the cost of jobs and list what is missing, as in 'metagame plan experiment=table2 scale=paper'."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("metagame plan", description=__doc__)
     parser.add_argument(
         "overrides", nargs="+", metavar="KEY=VALUE",
-        help="as for metagame run; plan.tflops=RATE is the matrix rate that hours assume, in 10^12 FLOPs per second",
+        help="as for metagame run; plan.tflops=RATE sets the speed that the hours assume, in 10^12 FLOPs per second",
     )  # fmt: skip
     given = parser.parse_args(list(arguments)).overrides
     logging.basicConfig(level=logging.ERROR, format="%(message)s")

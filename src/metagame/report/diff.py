@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
     """Show what changed from one run of an experiment to another: cells of the table, and scores of samples."""
     parser = argparse.ArgumentParser(prog="metagame diff", description=main.__doc__)
     parser.add_argument("first", type=Path, help="folder of an experiment, such as outputs/tiny/table2")
-    parser.add_argument("second", type=Path, help="another one, such as that of a run with another output_dir")
+    parser.add_argument("second", type=Path, help="another one, for example of a run with another output_dir")
     parser.add_argument("--page", type=Path, metavar="FOLDER", help="write an HTML page of both runs into this folder")
     asked = parser.parse_args(list(arguments))
     try:
