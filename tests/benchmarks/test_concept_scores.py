@@ -69,7 +69,7 @@ def test_folders_that_do_not_suffice_are_refused(folders, settings, told):
 
 
 def test_a_folder_that_is_missing_or_called_as_the_baseline_is_refused(folders, tmp_path):
-    with pytest.raises(UserError, match=r"set benchmark\.concepts\.root to a folder"):
+    with pytest.raises(UserError, match=r"set benchmark\.concept_images\.root to a folder"):
         image_folders("nowhere", str(folders / "classes"))
     (sample, *_) = textured_digits([3], 10, 2)
     with pytest.raises(UserError, match="cannot be called random"):
@@ -101,8 +101,8 @@ def test_a_run_at_paper_scale_goes_on_without_the_concept_that_is_too_small(fold
     with shipped_configs():
         (cfg,) = configs = job_configs(
             "ttcav", "scale=paper", "model.checkpoint=data/tiny/vit_textures", "model.revision=null",
-            "model.device=cpu", f"benchmark.concepts.root={folders / 'concepts'}",
-            f"benchmark.concepts.classes={folders / 'classes'}", "benchmark.concepts.names=null",
+            "model.device=cpu", f"benchmark.concept_images.root={folders / 'concepts'}",
+            f"benchmark.concept_images.classes={folders / 'classes'}", "benchmark.concept_images.names=null",
             "attribution.method.layers=[2]", "attribution.method.repeats=2", f"output_dir={tmp_path / 'out'}",
         )  # fmt: skip
         outcome = run_job(cfg)

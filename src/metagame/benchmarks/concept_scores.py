@@ -30,14 +30,14 @@ class ConceptBenchmark(Benchmark[VisualConcept, ConceptInput]):
     ``depending`` are the classes that are known to depend on the concept; None where nothing is known.
 
     Args:
-        concepts: the samples.
+        concept_images: the samples, concepts with their images.
     """
 
-    def __init__(self, concepts: Sequence[VisualConcept]) -> None:
-        self.concepts = concepts
+    def __init__(self, concept_images: Sequence[VisualConcept]) -> None:
+        self.concept_images = concept_images
 
     def samples(self) -> Sequence[VisualConcept]:
-        return self.concepts
+        return self.concept_images
 
     def score(
         self, sample: VisualConcept, inputs: Mapping[str, ConceptInput], explanations: Mapping[str, Explanation]
@@ -174,8 +174,8 @@ def _images(root: str, what: str, most: int, names: Sequence[str] | None = None)
     folder = Path(root)
     if not folder.is_dir():
         raise UserError(
-            f"{root} does not exist: set benchmark.concepts.{what} to a folder with one sub-folder of images for each,"
-            " or run 'make data EXPERIMENT=ttcav'."
+            f"{root} does not exist: set benchmark.concept_images.{what} to a folder with one sub-folder of images for"
+            " each, or run 'make data EXPERIMENT=ttcav'."
         )
     found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if names is None else list(names)
     missing = [name for name in found if not (folder / name).is_dir()]
