@@ -7,10 +7,9 @@ import torch
 from metagame.attributions.mask_clip import MaskCLIP
 from metagame.attributions.text_side import MaskCLIPText
 from metagame.benchmarks import both_ways
-from metagame.benchmarks.both_ways import ALONE, BothWays, maps_of_words
+from metagame.benchmarks.both_ways import ALONE, TEXT, BothWays, maps_of_words
 from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.pointing_game import ComposedScenes, PointingGame, quadrants, word_maps
-from metagame.contracts import WHOLE
 from metagame.estimators.configured import ConfiguredEstimator
 from tests.conftest import close
 from tests.tiny.vision_language import build, prepare_one, refused
@@ -24,22 +23,23 @@ FEW = ConfiguredEstimator("regression", budget_per_player=4)
 
 
 @pytest.mark.parametrize(
-    ("maps", "pointing", "mass"),
+    ("maps", "pointing", "earlier", "mass"),
     [
-        (OWN, 1, 1),
-        (np.ones((16, 4)), 0.25, 0.25),
-        (-np.ones((16, 4)), 0.25, None),
-        (-OWN, 0, None),
-        (1 - OWN, 0, 0),
-        (np.roll(OWN, 1, axis=1), 0, 0),
-        (OWN + OWN[:, [1, 0, 2, 3]], 0.75, 0.75),
-        (OWN * [1, -1, 0, 0], (1 + 0 + 0.25 + 0.25) / 4, 1),
+        (OWN, 1, 0, 1),
+        (np.ones((16, 4)), 0.25, 0.375, 0.25),
+        (-np.ones((16, 4)), 0.25, 0.375, None),
+        (-OWN, 0, (0 + 1 + 2 + 3) / 12, None),
+        (1 - OWN, 0, (0 + 1 + 2 + 3) / 12, 0),
+        (np.roll(OWN, 1, axis=1), 0, 0.75, 0),
+        (OWN + OWN[:, [1, 0, 2, 3]], 0.75, 0.125, 0.75),
+        (OWN * [1, -1, 0, 0], (1 + 0 + 0.25 + 0.25) / 4, (0 + 1 / 3 + 0.5 + 0.75) / 4, 1),
     ],
 )
-def test_pointing_is_of_the_largest_sum_and_mass_of_what_is_positive(maps, pointing, mass):
-    assert close(both_ways.pointing(maps), pointing)
-    found = both_ways.mass(maps)
-    assert found is None if mass is None else close(found, mass)
+def test_pointing_is_of_the_largest_sum_and_mass_of_what_is_positive(maps, pointing, earlier, mass, scored):
+    scores = scored(maps)
+    assert close(scores["pointing"], pointing)
+    assert close(scores["earlier"], earlier)
+    assert scores["mass"] is None if mass is None else close(scores["mass"], mass)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,17 @@ def asked():
     return scene, prepare_one(build("clip", torch.float32).model, scene)
 
 
+@pytest.fixture
+def scored(asked, monkeypatch):
+    """The scores of these maps."""
+
+    def score(maps):
+        monkeypatch.setattr(both_ways, "maps_of_words", lambda *_: maps)
+        return BothWays(*ARGUMENTS).score(*asked, {})
+
+    return score
+
+
 def explained(asked, method):
     return {name: method.explain(bound) for name, bound in asked[1].items()}
 
@@ -56,10 +67,10 @@ def explained(asked, method):
 def test_a_metagame_has_the_maps_of_the_whole_text_in_either_direction(asked):
     scene, _ = asked
     to_patches, to_word = (explained(asked, each.metagame(FEW)) for each in (MaskCLIP(), MaskCLIPText()))
-    assert close(maps_of_words(scene, to_patches), to_patches[WHOLE].meta.values)
-    assert close(maps_of_words(scene, to_word), to_word[WHOLE].meta.values.T)
+    assert close(maps_of_words(scene, to_patches), to_patches[TEXT].meta.values)
+    assert close(maps_of_words(scene, to_word), to_word[TEXT].meta.values.T)
     scores = BothWays(*ARGUMENTS).score(*asked, to_word)
-    assert scores.keys() == {"pointing", "mass", "recognition"}
+    assert scores.keys() == {"pointing", "earlier", "mass", "recognition"}
     assert all(0 <= score <= 1 for score in scores.values())
 
 

@@ -40,7 +40,13 @@ def results(pointing, model="clip"):
     found = []
     for variant, scores in zip(variants(config), pointing, strict=True):
         records = [
-            Record(f"{k}", f"a-b-c-d/{k}", "done", variant.name, scores={"pointing": p, "mass": None, "recognition": p})
+            Record(
+                f"{k}",
+                f"a-b-c-d/{k}",
+                "done",
+                variant.name,
+                scores={"pointing": p, "earlier": 0.0, "mass": None, "recognition": p},
+            )
             for k, p in enumerate(scores)
         ]
         ids = [record.sample for record in records]

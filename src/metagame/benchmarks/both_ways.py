@@ -8,29 +8,32 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.benchmarks.pointing_game import PointingGame, Scene, quadrants, recognition, word_maps
-from metagame.contracts import WHOLE, Explanation
+from metagame.contracts import Explanation
 from metagame.models.vision_language import ImageText, Tokenizer, WordPlayers
 
-ALONE = "word: "
-"""Before a word: the name of the question about the text that this word is."""
+TEXT, ALONE = "text", "word: "
+"""Names of the questions about a scene: its four words, and before a word the text that this word is."""
+EARLIER = np.tri(4, k=-1, dtype=bool)
+"""Of each word (row) the quadrants of those before it."""
 
 
 class SceneInWords(Scene):
     """A scene with the text of its four words, and with each of them as a text of its own."""
 
     def texts(self, tokenizer: Tokenizer) -> dict[str, WordPlayers]:
-        texts = {WHOLE: self.words} | {f"{ALONE}{word}": [word] for word in self.words}
+        texts = {TEXT: self.words} | {f"{ALONE}{word}": [word] for word in self.words}
         return {name: WordPlayers(tokenizer, words) for name, words in texts.items()}
 
 
 class BothWays(PointingGame):
-    """Scores of a map for each word: ``pointing``, ``mass`` and ``recognition``, each the mean over the words.
+    """Scores of a map for each word: ``pointing``, ``earlier``, ``mass`` and ``recognition``, means over the words.
 
     A metagame has the map of a word from its values for the whole text, in either direction; a first-order method for
     patches has the map of the text that is the word alone. Pointing: 1 where the word's own quadrant has the largest
-    sum of the map, 0 elsewhere; equal quadrants share it. Mass: the share of what is positive that lies in the own
-    quadrant. Both are 1/4 for a map that is the same everywhere. For ``mass`` words without positive values are left
-    out, and it is None where that is all of them. Recognition is that of the pointing game.
+    sum of the map, 0 elsewhere; equal quadrants share it. Earlier: likewise for the quadrants of the words before it in
+    the text. Mass: the share of what is positive that lies in the own quadrant; words without positive values are left
+    out, and it is None where that is all of them. Recognition is that of the pointing game. A map that is the same
+    everywhere has 1/4 in pointing and mass, and 3/8 in earlier.
     """
 
     def samples(self) -> list[Scene]:
@@ -40,7 +43,9 @@ class BothWays(PointingGame):
         self, sample: Scene, inputs: Mapping[str, ImageText], explanations: Mapping[str, Explanation]
     ) -> dict[str, float | None]:
         maps = maps_of_words(sample, explanations)
-        return {"pointing": pointing(maps), "mass": mass(maps), "recognition": recognition(maps)}
+        found = pointed(maps)
+        pointing, earlier = (float(found[places].sum() / len(found)) for places in (np.eye(4, dtype=bool), EARLIER))
+        return {"pointing": pointing, "earlier": earlier, "mass": mass(maps), "recognition": recognition(maps)}
 
 
 def maps_of_words(scene: Scene, explanations: Mapping[str, Explanation]) -> Float[np.ndarray, "P 4"]:
@@ -49,7 +54,7 @@ def maps_of_words(scene: Scene, explanations: Mapping[str, Explanation]) -> Floa
     Raises:
         UserError: the method has no maps of patches.
     """
-    whole = explanations[WHOLE]
+    whole = explanations[TEXT]
     if whole.meta is not None:
         return word_maps(whole, len(scene.words))
     return np.concatenate([word_maps(explanations[f"{ALONE}{word}"], 1) for word in scene.words], axis=1)
@@ -60,11 +65,11 @@ def sums(maps: Float[np.ndarray, "P 4"]) -> Float[np.ndarray, "4 4"]:
     return maps.T @ quadrants(len(maps))
 
 
-def pointing(maps: Float[np.ndarray, "P 4"]) -> float:
-    """The share of words whose own quadrant has the largest sum; of equal quadrants each counts in part."""
+def pointed(maps: Float[np.ndarray, "P 4"]) -> Float[np.ndarray, "4 4"]:
+    """Of each word (row) 1 for the quadrant with the largest sum; equal ones share it."""
     found = sums(maps)
     largest = found == found.max(1, keepdims=True)
-    return float(np.mean(np.diag(largest) / largest.sum(1)))
+    return largest / largest.sum(1, keepdims=True)
 
 
 def mass(maps: Float[np.ndarray, "P 4"]) -> float | None:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from metagame.benchmarks.both_ways import TEXT
 from metagame.benchmarks.pointing_game import Scene, game_and_image, word_maps
-from metagame.contracts import WHOLE, Explanation
+from metagame.contracts import Explanation
 from metagame.errors import UserError
 from metagame.images import grid_side
 from metagame.jobs.build import build_part
@@ -33,7 +34,7 @@ OTHER_SIDES = {
 """Of each method for words, by the names of their configs, those for patches that it is compared with."""
 UNITS = {"generic_attention_text": "logit"}
 """Of the methods whose attributions are not in units of the cosine."""
-SCORES = {"pointing": "pointing", "mass": "positive mass", "recognition": "recognition"}
+SCORES = {"pointing": "pointing", "earlier": "earlier word's", "mass": "positive mass", "recognition": "recognition"}
 CHANCE = 0.25
 """Pointing and positive mass of a map that is the same everywhere."""
 TO_WORD, TO_PATCHES, ALONE = "patches → word", "word → patches", "first-order map of the word alone"
@@ -59,9 +60,10 @@ def both_ways_table(results: list[JobResult], scale: str) -> Table:
             " attribution of each patch in the image encoder. First-order maps are those of the text that is the word"
             " alone. The one map of the whole text, which is the same for all words, has pointing and positive mass"
             f" {CHANCE}, as a map that is the same everywhere has.",
-            "Pointing: the share of words whose own quadrant has the largest sum. Positive mass: the share of what is"
-            " positive that lies there. Recognition: as in Table 2, where what is negative elsewhere counts too; values"
-            " of random sign have 0.5.",
+            "Pointing: the share of words whose own quadrant has the largest sum. Earlier word's: the share of words of"
+            " which a word before them in the text has that quadrant, 0.375 by chance. Positive mass: the share of"
+            " what is positive that lies in the own quadrant. Recognition: as in Table 2, where what is negative"
+            " elsewhere counts too; values of random sign have 0.5.",
             "Mean ± 2 standard errors over scenes, clustered by image within games. Metagames of patches are estimated,"
             " from the same coalitions in all scenes; the pixels of an absent patch are 0 after normalisation.",
             "A claim is decided if the mean difference, scene by scene, is larger than two standard errors.",
@@ -200,7 +202,7 @@ def _pair(group: Group, result: JobResult, scene: Scene) -> list[Maps]:
     others = [each for each, base in product(group.results, bases) if each.uses(base, meta=True)]
     found = [(each, record) for each in (result, *others) for record in each.done if record.sample == scene.id]
     unit = UNITS.get(result.variant.base, "cosine")
-    return [_maps(each, each.explanations(record)[WHOLE], scene, unit) for each, record in found]
+    return [_maps(each, each.explanations(record)[TEXT], scene, unit) for each, record in found]
 
 
 def _maps(result: JobResult, whole: Explanation, scene: Scene, unit: str) -> Maps:
