@@ -436,8 +436,8 @@ def _count_images(n_patches: int | None, methods: Sequence[Method], samples: Seq
         count.passes[IMAGE] += len({method.block for method in integrated})  # the blank image
         count.notes["derivatives of an encoder's last blocks are not counted, as those of other methods"] = None
     whole = {players.labels for sample in samples for players in sample.texts(tokenizer).values()}
-    for method in {method for method in integrated if isinstance(method, ExCLIP)}:
-        count.passes[TEXT] += sum(3 + method.steps * (len(labels) + 1) for labels in whole)  # two ends, and the path
+    factored = {method for method in map(_first_order, methods) if isinstance(method, ExCLIP)}
+    count.passes[TEXT] += len(factored) * 4 * len(whole)  # both ends of the path; from a block on, the path and its end
     text_sided = {method for method in map(_first_order, methods) if isinstance(method, TextSide)}
     count.passes[TEXT] += len(text_sided) * len(whole)  # up to the last block
     return count
