@@ -21,8 +21,9 @@ FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = (
     "tests.tiny.jobs", "metagame.cli", "metagame.experiments", "metagame.attributions.attention",
     "metagame.attributions.attnlrp", "metagame.attributions.gradients", "metagame.attributions.shapley",
-    "metagame.benchmarks.addition", "metagame.estimators.auto", "metagame.models.clip", "metagame.models.language_model",
-    "metagame.report.addition", "pandas", "jinja2", "tabulate", "matplotlib.pyplot", "matplotlib.backends.backend_pdf",
+    "metagame.benchmarks.addition", "metagame.estimators.auto", "metagame.models.clip",
+    "metagame.models.language_model", "metagame.report.addition", "pandas", "jinja2", "tabulate", "matplotlib.pyplot",
+    "matplotlib.backends.backend_pdf",
 )  # fmt: skip
 FORKS.set_forkserver_preload(list(IMPORTED))
 
