@@ -342,6 +342,7 @@ def cached(name):
 META_CLIP, CLIP_B = "facebook/metaclip-2-worldwide-huge-quickgelu", "openai/clip-vit-base-patch16"
 SCHNELL, DEV = "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"
 OPEN_CLIP = "timm/vit_base_patch16_clip_224.openai"
+BERT, VIT = "textattack/bert-base-uncased-SST-2", "google/vit-base-patch16-224"
 META_CLIP_378 = "facebook/metaclip-2-worldwide-huge-378"
 GEMMAS = [f"google/gemma-3-{size}-{kind}" for size in ("1b", "4b", "12b", "27b") for kind in ("it", "pt")]
 NEEDED = {
@@ -349,7 +350,8 @@ NEEDED = {
     ("table3",): [Repository(SCHNELL)],
     ("model=flux_dev", "benchmark=coco"): [Repository(DEV), Repository(SCHNELL, files="tokenizer_2/*")],
     ("table1", "figure1"): [],
-    (): [Repository(name) for name in sorted([META_CLIP, CLIP_B, FIRST, SECOND, SCHNELL, *GEMMAS])],
+    (): [Repository(name) for name in sorted([META_CLIP, CLIP_B, FIRST, SECOND, SCHNELL, BERT, VIT, *GEMMAS])],
+    ("faithfulness",): [Repository(BERT)],
     ("figure3", "model=gemma3_4b_it", "model.revision=v1"): [Repository("google/gemma-3-4b-it", "v1")],
     ("figure3", "scale=small"): [Repository("HuggingFaceTB/SmolLM2-135M-Instruct")],
     ("figure3", "model.checkpoint=a/b", "model.gguf=b.gguf"): [Repository("a/b", files="b.gguf")],

@@ -23,7 +23,7 @@ from metagame.fetch.datasets import DATA, Source, sources
 from metagame.fetch.transfer import NETWORK
 from metagame.fetch.weights import GATE, Repository, repositories
 from metagame.jobs.records import writing
-from metagame.jobs.spec import configs_folder, is_left_out, register
+from metagame.jobs.spec import configs_folder, is_left_out, merged, register
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -111,4 +111,9 @@ def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
             grid = [f"{key}={value}" for key, value in swept.items() if key not in ("shard", "attribution")]
             lines = OverridesParser.create().parse_overrides([*chosen, *grid, *overrides])
             cells = (compose("config", cell) for cell in BasicSweeper.split_arguments(lines, None)[0])
-            yield from (cfg for cfg in cells if not is_left_out(cfg))
+            yield from (cfg for cfg in cells if not is_left_out(_of_any_method(cfg)))
+
+
+def _of_any_method(cfg: DictConfig) -> DictConfig:
+    """The config without the combinations that are left out of one method alone; other methods need what they need."""
+    return merged(cfg, {"leave_out": [entry for entry in cfg.leave_out if "attribution" not in entry]})
