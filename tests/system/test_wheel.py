@@ -157,6 +157,6 @@ def test_every_package_that_is_imported_is_required(python, tmp_path):
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
     names = {module.partition(".")[0] for module in modules} - BASE - sys.stdlib_module_names
-    names -= {"joblib", "markupsafe"}  # scikit-learn's and jinja2's
+    names -= {"joblib", "threadpoolctl", "markupsafe"}  # scikit-learn's two and jinja2's
     found = "from metagame.extras import *; print([x for x in {} if not extras_with(DISTRIBUTIONS.get(x, x))])"
     assert run(python, "-c", found.format(names), cwd=tmp_path).stdout == "[]\n"
