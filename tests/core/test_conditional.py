@@ -60,3 +60,17 @@ def test_a_feature_that_the_model_ignores_counts_by_what_it_says_of_others():
 def test_what_has_no_weights_is_refused(x, background, bandwidth, message):
     with pytest.raises(UserError, match=message):
         conditional_weights(x, background, bandwidth)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        conditional_weights(X, ROWS[:20], 1.0),
+        lambda rows: np.ones((len(rows), 1)),
+        lambda rows: np.ones((len(rows), 40)),
+    ],
+)
+def test_weights_of_other_rows_are_refused(weights):
+    model = LinearRegression().fit(ROWS, ROWS[:, 0])
+    with pytest.raises(UserError, match=r"weights has shape .* is needed with a sum of 1 in each row"):
+        of_estimator(model, X, ROWS, weights=weights).values(all_coalitions(3))

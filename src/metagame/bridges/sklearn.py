@@ -46,7 +46,7 @@ def of_estimator(
 
     Raises:
         UserError: shapes, names, columns or types of x and background do not fit each other, ``output`` is given beside
-            ``predict``, or the estimator is not fitted or has no such output.
+            ``predict``, the estimator is not fitted or has no such output, or weights are not those of the rows.
     """
     row, rows = np.asarray(x, dtype=object).reshape(-1), np.asarray(background, dtype=object)
     if rows.ndim != 2 or not len(rows) or row.shape != rows.shape[1:]:
@@ -76,7 +76,15 @@ def of_estimator(
         if found.shape != imputed.shape[:1]:
             raise UserError(f"the estimator returned shape {found.shape} for {len(imputed)} rows: choose one output=.")
         by_row = found.reshape(len(coalitions), len(rows))
-        return by_row.mean(1) if weights is None else (weights(coalitions) * by_row).sum(1)
+        if weights is None:
+            return by_row.mean(1)
+        weight = as_float64(weights(coalitions), "weights")
+        if weight.shape != by_row.shape or not np.allclose(weight.sum(1), 1):
+            raise UserError(
+                f"weights has shape {weight.shape}, {by_row.shape} is needed with a sum of 1 in each row: make it with"
+                " the background that is given here."
+            )
+        return (weight * by_row).sum(1)
 
     return black_box(values, own if names is None else names, max(1, ROWS // len(rows)), answer=answer)
 
