@@ -32,6 +32,7 @@ log = logging.getLogger("metagame.cli")
 USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment (the same as python run.py)
        metagame report [EXPERIMENTS]   render tables, figures and the page from the records, without a model
        metagame diff FIRST SECOND [--page FOLDER]    show what changed from one run of an experiment to another
+       metagame serve [FOLDER] [--port N]    explain what you type on a page in your browser, and show a page of results
        metagame plan OVERRIDES         estimate the cost of jobs and list what is missing, without loading weights
        metagame fetch data|weights|all [EXPERIMENTS] [--dry-run]    download what experiments need at paper scale"""
 
@@ -57,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from metagame.report.diff import main as diff
 
         diff(rest)
+    elif command == "serve":
+        from metagame.viewer.serve import main as serve
+
+        serve(rest)
     else:
         print(USAGE)  # noqa: T201
         sys.exit(0 if command in ("-h", "--help") else 2)

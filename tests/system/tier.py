@@ -44,7 +44,9 @@ PARTS = {
     "faults": Part(("faults",), (*RUNS, "src/metagame/report/table.py", "src/metagame/report/experiment.py")),
     "tracking": Part(("tracking",), (*RUNS, "src/metagame/tracking", "configs/tracker")),
     "downloads": Part(("fetch",), ("src/metagame/fetch", "configs")),
-    "browser": Part(("viewer",), ("src/metagame/viewer", "src/metagame/report/results.py")),
+    "browser": Part(
+        ("viewer", "serve"), ("src/metagame/viewer", "src/metagame/report/results.py", "src/metagame/explainer.py")
+    ),
     "wheel": Part(
         ("wheel", "setup"),
         ("README.md", "docs", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),

@@ -28,6 +28,11 @@ PER_PART = 8
 """Samples of a group that the page has at once, and that each file beside it has."""
 
 
+def palette() -> list[str]:
+    """The colours of a value from the lowest to the highest, as in the figures."""
+    return [to_hex(colormaps[DIVERGING](place / (N_COLORS - 1))) for place in range(N_COLORS)]
+
+
 @dataclass(frozen=True)
 class Run:
     """What one run of an experiment left.
@@ -81,7 +86,6 @@ class Browser:
 
     def content(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the page's script needs at once, and by name the scripts with what more samples of a group show."""
-        colors = [to_hex(colormaps[DIVERGING](place / (N_COLORS - 1))) for place in range(N_COLORS)]
         at_once = {key for group in self._groups for each in group["samples"][:PER_PART] for key in _pictures_of(each)}
         pictures = {key: uri for key, uri in self._pictures.items() if key in at_once}
         parts: dict[str, str] = {}
@@ -94,7 +98,7 @@ class Browser:
                 parts[name] = script
                 first = [*first, *(_without_views(each, name) for each in some)]
             groups.append({**group, "samples": first})
-        return {"palette": colors, "compares": self.compares, "pictures": pictures, "groups": groups}, parts
+        return {"palette": palette(), "compares": self.compares, "pictures": pictures, "groups": groups}, parts
 
     def _part(self, samples: Sequence[dict[str, Any]], known: Container[str]) -> tuple[str, str]:
         """A script, and its name, that gives the page the views of samples, and those pictures that it lacks."""

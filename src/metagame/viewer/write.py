@@ -105,21 +105,24 @@ def render(
 
 def render_template(name: str, browser: Browser, **values: Any) -> tuple[str, dict[str, str]]:
     """A page of :data:`assets` around a browser of samples, and by name the scripts that it loads."""
+    data, parts = browser.content()
+    return render_page(name, SCRIPTS, data, n_samples=browser.n_samples, parts=PARTS, **values), parts
+
+
+def render_page(name: str, scripts: Sequence[str], data: Mapping[str, Any], **values: Any) -> str:
+    """A page of :data:`assets` with its style, its scripts as one module, and their data."""
     assets = files("metagame.viewer") / "assets"
     style = (assets / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((assets / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = "\n".join((assets / each).read_text(encoding="utf-8") for each in scripts)
     environment = Environment(
         loader=PackageLoader("metagame.viewer", "assets"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
-    data, parts = browser.content()
-    page = environment.get_template(name).render(
-        n_samples=browser.n_samples, **values,
+    return environment.get_template(name).render(
+        **values, data=data,
         style=Markup(style), style_hash=_hash(style), script=Markup(script), script_hash=_hash(script),  # noqa: S704
-        data=data, parts=PARTS,
     )  # fmt: skip
-    return page, parts
 
 
 def _hash(text: str) -> str:
