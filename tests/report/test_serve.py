@@ -242,6 +242,13 @@ def test_a_picture_of_ones_own_is_explained_and_one_that_is_none_is_refused(ques
         questions.answer(questions.read(sent(**own, file=base64.b64encode(b"GIF89a").decode())), lambda *_: None)
 
 
+def test_a_model_that_does_not_fit_is_named(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    questions = Questions.of("data/tiny/bert", None)
+    with refused("--text-model data/tiny/bert cannot be used"):
+        questions.answer(questions.read(sent(method="")), lambda *_: None)
+
+
 def test_the_sentences_about_a_result_name_whom_they_mean():
     phi = MetaAttributions(np.array([[9.0, 0, 0], [0, 9, -1], [0, 0, 9]]), players=("so", "good", "so"), output="yes")
     assert "“so (3)” lowers the attribution of “good” to the model’s answer “yes” by 1," in reading(phi)

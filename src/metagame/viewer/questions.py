@@ -146,7 +146,10 @@ class Questions:
         with needed_by("metagame serve"):
             from metagame.models.auto import load_model  # here, as above
 
-        return load_model(self.sources[kind], **SETTINGS[kind])
+        try:
+            return load_model(self.sources[kind], **SETTINGS[kind])
+        except UserError as error:
+            raise UserError(f"--{kind}-model {self.sources[kind]} cannot be used: {error}") from error
 
     def _code(self, question: Question) -> str:
         """The call that gives the same result."""

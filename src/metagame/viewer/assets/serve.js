@@ -2,7 +2,9 @@
 
 const KINDS = { tokens: [tokenLimits, drawTokens], maps: [mapLimits, drawMaps] };
 const HINTS = {
-  tokens: "Orange is positive, purple is negative. Each row of the matrix sums to the token’s first-order attribution.",
+  tokens:
+    "An arrow from j to i, and the entry in row i and column j, say by how much token j changes the attribution of" +
+    " token i. Orange is positive, purple is negative. Each row sums to the token’s first-order attribution.",
   maps:
     "Orange: the patch counts more for the match of picture and caption when the word is there; purple: less." +
     " The map of all words is the first-order attribution, and that of no word belongs to an empty caption.",
