@@ -73,6 +73,7 @@ bench: setup  ## measure speed against the reference procedures, in outputs/benc
 	$(PYTHON) -m scripts.bench_vision_language
 	$(PYTHON) -m scripts.bench_patch_ig
 	$(PYTHON) -m scripts.bench_language
+	$(PYTHON) -m scripts.bench_first_order
 	$(PYTHON) -m scripts.bench_alti_logit
 	$(PYTHON) -m scripts.bench_diffusion
 	$(PYTHON) -m scripts.bench_estimators

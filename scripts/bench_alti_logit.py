@@ -33,6 +33,15 @@ SHAPES = {
 REPEATS = 5
 
 
+def random_llama(shape: str, device: str, attention: str, tokens_per_batch: int) -> LanguageModel:
+    """A Llama with random weights of a real shape, in float32; its tokenizer knows the words of reviews."""
+    config = LlamaConfig(**SHAPES[shape], attn_implementation=attention)
+    with torch.device(device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = LlamaForCausalLM(config)
+    return LanguageModel(net, build_tokenizer(), "random", chat=True, tokens_per_batch=tokens_per_batch)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2_135m")
@@ -41,11 +50,7 @@ def main() -> None:
     parser.add_argument("--coalitions", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    config = LlamaConfig(**SHAPES[arguments.shape], attn_implementation="eager")
-    with torch.device(arguments.device), torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = LlamaForCausalLM(config)
-    model = LanguageModel(net, build_tokenizer(), "random", chat=True, tokens_per_batch=1 << 20)
+    model = random_llama(arguments.shape, arguments.device, "eager", tokens_per_batch=1 << 20)
     prompt = prompt_with(model, arguments.players)
     bound = model.bind_answer(prompt, tuple(range(10, 10 + arguments.steps)))
     coalitions = np.random.default_rng(0).random((arguments.coalitions, arguments.players)) < 0.5

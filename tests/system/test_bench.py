@@ -7,10 +7,12 @@ import torch
 from metagame import meta_attributions
 from metagame.benchmarks.prompts import review_prompts
 from scripts import (
+    bench_alti_logit,
     bench_attention_games,
     bench_concept,
     bench_core,
     bench_estimators,
+    bench_first_order,
     bench_language,
     bench_patch_ig,
     bench_vision_language,
@@ -100,6 +102,16 @@ def test_language_bench_counts_passes_and_reports_ratio_error_and_memory(monkeyp
     assert large["ratio_large"] == 1500
     assert large["memory"] > 0
     assert {"ratio", "ratio_large", "error", "memory"} <= set(bench_language.UNITS)
+
+
+@pytest.mark.slow
+def test_first_order_bench_compares_with_bare_passes(monkeypatch):
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    monkeypatch.setitem(bench_alti_logit.SHAPES, "small", small | {"num_key_value_heads": 1, "vocab_size": 300})
+    model = bench_alti_logit.random_llama("small", "cpu", "sdpa", bench_first_order.TOKENS_PER_BATCH)
+    result = bench_first_order.bench(model, n_players=6, n_steps=2)
+    assert min(result["ratio_leave_one_out"], result["ratio_ig"]) > 0
+    assert result.keys() >= result["units"].keys()
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class ImageNet:
             files of columns ``image`` and ``label``.
 
     Raises:
-        UserError: there is none of these.
+        UserError: the folder has none of these layouts.
     """
 
     def __init__(self, root: str) -> None:
@@ -96,14 +96,14 @@ class Layout(ABC):
         """The file that has the image.
 
         Raises:
-            UserError: there is none.
+            UserError: the class does not have so many images.
         """
 
     def image(self, label: int, k: int) -> Image.Image:
         """The image.
 
         Raises:
-            UserError: there is none, or it cannot be decoded.
+            UserError: the class does not have so many images, or the file cannot be decoded.
         """
         path = self.file(label, k)
         return read_image(path, str(path))
@@ -355,7 +355,7 @@ def _arrow_table(path: Path):
 
 
 def _read_image_bytes(path: Path, row: int) -> bytes:
-    """The encoded image in a row, empty where there is none; of a parquet file only its row group is read."""
+    """The encoded image in a row; empty if the row has no image. Of a parquet file, only the row group is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -140,7 +140,7 @@ def image_ids(path: Path) -> list[str]:
 
 
 def wordnet_id(image_id: str) -> str:
-    """The WordNet id in an image's id; empty where there is none."""
+    """The WordNet id in an image's id; empty if the id does not contain one."""
     found = re.search(r"n\d{8}", image_id)
     return found[0] if found else ""
 

@@ -357,7 +357,7 @@ def one_token_names(names: Sequence[str], tokenizer: PreTrainedTokenizerBase) ->
     """The names of one T5 token that the tokenizer knows; which are left out is logged.
 
     Raises:
-        UserError: there is none.
+        UserError: no name is a single token.
     """
     pieces = {name: concept_pieces(tokenizer, name) for name in names}
     kept = tuple(name for name, tokens in pieces.items() if len(tokens) == 1 and tokenizer.unk_token not in tokens)

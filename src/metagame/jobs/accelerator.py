@@ -18,7 +18,7 @@ def has_gpu() -> bool:
 
 
 def gpu_name() -> str | None:
-    """The GPU at hand; None where there is none, or nothing has loaded torch."""
+    """The name of the GPU; None on a machine without one, or before anything has loaded torch."""
     torch = _loaded_torch()
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 

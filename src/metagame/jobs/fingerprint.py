@@ -87,7 +87,7 @@ def _module_of(target: str) -> str | None:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module, found without running any; None where there is none to read."""
+    """The file of a module, found without running any; None if it has no source file."""
     origin, _ = _found(module)
     return Path(origin) if origin is not None and origin.endswith(".py") else None
 

@@ -99,7 +99,7 @@ def absent_token_id(tokenizer: PreTrainedTokenizerBase, name: str | None = None)
     """The token that stands in for an absent one: the one named, or the tokenizer's mask, unk or pad token.
 
     Raises:
-        UserError: there is none.
+        UserError: the tokenizer does not have such a token.
     """
     if name is not None:
         token = tokenizer.get_vocab().get(name)

@@ -20,8 +20,8 @@ class Group:
 
     Attributes:
         results: their variants, with labels that tell them apart from each other.
-        difference: what sets the group apart from others that are called the same, such as ``seed=1``; empty where
-            there is none.
+        difference: what sets the group apart from others that are called the same, such as ``seed=1``; empty if
+            no other group is called the same.
     """
 
     results: list[JobResult]

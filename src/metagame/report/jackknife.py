@@ -47,7 +47,7 @@ class JackknifeRatio:
 
 
 def _mean_ratio(parts: Float[np.ndarray, "*n c"], wholes: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n"]:
-    """The mean over the classes whose whole is positive; NaN where there is none."""
+    """The mean over the classes whose whole is positive; NaN if no class has one."""
     here = wholes > 0
     ratios = np.divide(parts, wholes, out=np.zeros_like(parts), where=here)
     count = here.sum(-1)

@@ -129,7 +129,7 @@ def decide(claim: str, differences: Sequence[Difference], published: str | None 
 
 
 def all_hold(answers: list[bool | None]) -> bool | None:
-    """Whether all hold; None where none is false and one is not known, or there is none."""
+    """Whether all hold; None if none is false but one is unknown, or if the list is empty."""
     if False in answers:
         return False
     return None if None in answers or not answers else True

@@ -39,11 +39,11 @@ class Section:
 
     Attributes:
         name: of the experiment.
-        table: None where there is none, or none that can be read.
+        table: None if it is missing or cannot be read.
         rows: the table's cells.
         claims: each with the class of its badge, its verdict and its text.
         figures: data URIs.
-        caption: of the figures; empty where there is none.
+        caption: of the figures; empty if they have no caption.
         errors: what could not be read, in sentences.
     """
 
