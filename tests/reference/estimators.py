@@ -69,25 +69,31 @@ def left_out_by_ridge(x, values, weights, penalty) -> np.ndarray:
 
 
 def stacked(problem, targets, surrogates, penalties) -> tuple[float, int, np.ndarray]:
-    """Least loss over penalties and weights a >= 0 of sum 1 at most; that penalty's number, and the weights.
+    """Least loss over penalties and weights a >= 0 of sum 1; that penalty's number, and the weights.
 
     The loss is the sum over targets and rows of u (r_0 - sum_s a_s r_s)^2 / sum of u y^2, where r_0 is what a
     regression without the row leaves of the value y beyond an equal split, r_s what it leaves of surrogate s, and
-    u = w^2 s(p-s). ``targets`` are their numbers, ``surrogates`` of each the left out values.
+    u = w^2 s(p-s). ``targets`` are their numbers, ``surrogates`` of each the left out values; what the regression of
+    least loss says of y is one surrogate more, the first.
     """
     p = problem.members.shape[1]
     size = problem.members.sum(1)
     x = np.stack([*(problem.members - size[:, None] / p).T, *_powers(2 * size / p - 1, problem.odd)], axis=1)
     scale = np.mean([problem.weights @ x[:, player] ** 2 for player in range(p)])
     importance = problem.weights**2 * size * (p - size)
-    tried = []
-    for number, penalty in enumerate(penalties):
-        ridge = np.zeros((x.shape[1], x.shape[1]))
+    ridges = [np.zeros((x.shape[1], x.shape[1])) for _ in penalties]
+    for ridge, penalty in zip(ridges, penalties, strict=True):
         ridge[:p, :p] = scale * (penalty * np.eye(p) + 1 / p)
+    values = [problem.values[:, t] - problem.start[t] - problem.total[t] * size / p for t in targets]
+    regressed = []
+    for y in values:
+        left = [left_out_by_ridge(x, y, problem.weights, ridge) for ridge in ridges]
+        regressed.append(y - min(left, key=lambda each: importance @ each**2))
+    tried = []
+    for number, ridge in enumerate(ridges):
         left = []
-        for target, predicted in zip(targets, surrogates, strict=True):
-            y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
-            columns = [left_out_by_ridge(x, each, problem.weights, ridge) for each in (y, *predicted)]
+        for y, regression, predicted in zip(values, regressed, surrogates, strict=True):
+            columns = [left_out_by_ridge(x, each, problem.weights, ridge) for each in (y, regression, *predicted)]
             left.append(np.stack(columns, axis=1) * np.sqrt(importance / (importance @ y**2))[:, None])
         residuals = np.concatenate(left)
         loss, weights = _least_squares_on_the_simplex(residuals[:, 0], residuals[:, 1:])
@@ -100,21 +106,15 @@ def _powers(place, odd: bool) -> list[np.ndarray]:
 
 
 def _least_squares_on_the_simplex(y, columns) -> tuple[float, np.ndarray]:
-    """Over each set of columns that may be used, and whether the sum is 1: the best solution that is allowed."""
+    """Over each set of columns that may be used: the best solution of sum 1, if it has no negative weight."""
     n = columns.shape[1]
-    best = (y @ y, np.zeros(n))
+    best = (np.inf, np.zeros(n))
     for chosen in range(1, 1 << n):
         used = [column for column in range(n) if chosen >> column & 1]
-        a = columns[:, used]
-        for bound in (False, True):
-            normal, right = a.T @ a, a.T @ y
-            if bound:  # by a Lagrange multiplier
-                ones = np.ones((len(used), 1))
-                normal = np.block([[normal, ones], [ones.T, np.zeros((1, 1))]])
-                right = np.append(right, 1.0)
-            found = np.linalg.lstsq(normal, right, rcond=None)[0][: len(used)]
-            if found.min() < -1e-12 or found.sum() > 1 + 1e-9:
-                continue
+        a, ones = columns[:, used], np.ones((len(used), 1))
+        lagrange = np.block([[a.T @ a, ones], [ones.T, np.zeros((1, 1))]])
+        found = np.linalg.lstsq(lagrange, np.append(a.T @ y, 1.0), rcond=None)[0][: len(used)]
+        if found.min() >= -1e-12:
             weights = np.zeros(n)
             weights[used] = found
             best = min(best, (float(((y - a @ found) ** 2).sum()), weights), key=lambda each: each[0])

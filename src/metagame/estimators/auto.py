@@ -27,13 +27,13 @@ OF_TREES = 1 / 3
 def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> Estimate:
     """Fit several surrogates to a shared sample of coalitions, and weigh them by how well they predict left out ones.
 
-    The surrogates are boosted trees, as in ``trees``, and Gaussian processes over coalitions with a product kernel
-    (:class:`metagame.estimators.gaussian_process.Kernel`), with one width for all players and with widths of their own.
-    Their Shapley values are known in closed form. A ridge regression on what they leave completes them; weights and
-    penalty have the least leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own, but
-    below 6 coalitions for each player (endogenous: 8) targets share them. There the trees' own estimate, as of
-    ``trees``, also counts a third in an endogenous game, so that linear games are not exact. Rows are efficient. Order
-    1 and the Shapley value only.
+    The surrogates are boosted trees, as in ``trees``, Gaussian processes over coalitions with a product kernel
+    (:class:`metagame.estimators.gaussian_process.Kernel`), with one width for all players and with widths of their own,
+    and a ridge regression. Their Shapley values are known in closed form. Another ridge regression, on what their
+    mixture leaves, completes it; its penalty and the weights, which add up to 1, have the least leave-one-out loss
+    (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own, but below 6 coalitions for each player
+    (endogenous: 8) targets share them. There the trees' own estimate, as of ``trees``, also counts a third in an
+    endogenous game, so that linear games are not exact. Rows are efficient. Order 1 and the Shapley value only.
 
     Estimates are biased, since surrogates are smoother than games. The standard error is the sandwich estimate of a
     regression on what is left of left out values. It takes no account of the bias, so no coverage is promised;

@@ -69,6 +69,12 @@ class Ridges:
             for each, left in zip(found, self.left, strict=True)
         ]
 
+    def surrogate(self, problem: Problem, values: Float[np.ndarray, " m"]) -> Surrogate:
+        """The regression of a target's values whose penalty has the least leave-one-out loss."""
+        found = [(ridge.left_out[:, 0], ridge.phi[0]) for ridge in self.fits(values[:, None])]
+        left_out, phi = min(found, key=lambda each: problem.loss_weights @ each[0] ** 2)
+        return Surrogate(values - left_out, phi)
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -97,8 +103,9 @@ class Candidates:
 
 
 def candidates(problem: Problem, target: int, surrogates: Sequence[Surrogate], ridges: Ridges) -> Candidates:
-    """Of one target, with the regressions of what surrogates leave of it."""
+    """Of one target, with a regression as one surrogate more, and with the regressions of what surrogates leave."""
     values = problem.beyond(slice(target, target + 1))[:, 0]
+    surrogates = [ridges.surrogate(problem, values), *surrogates]
     columns = np.stack([values, *(each.left_out for each in surrogates)], axis=1)
     return Candidates(problem, target, values, surrogates, ridges.fits(columns), ridges.influence)
 
@@ -113,7 +120,7 @@ def size_terms(problem: Problem) -> Float[np.ndarray, "m c"]:
 def stack(group: Sequence[Candidates]) -> tuple[int, Float[np.ndarray, " s"]]:
     """Penalty (by its number) and weights of the surrogates of least leave-one-out loss over these targets.
 
-    Weights are not negative and add up to 1 at most.
+    Weights are not negative and add up to 1. With less, noise would pull the values of players to each other.
     """
     tried = []
     for penalty in range(len(PENALTIES)):
@@ -127,9 +134,6 @@ def stack(group: Sequence[Candidates]) -> tuple[int, Float[np.ndarray, " s"]]:
 def _simplex_weights(columns: Float[np.ndarray, "m s"], values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " s"]:
     from scipy.optimize import nnls  # here, since importing it takes as long as all of metagame
 
-    weights, _ = nnls(columns, values)
-    if weights.sum() <= 1:
-        return weights
     heavy = 1e4 * np.abs(columns).max(initial=1) * np.sqrt(len(columns))
     weights, _ = nnls(np.vstack([columns, np.full((1, columns.shape[1]), heavy)]), np.append(values, heavy))
     return weights / weights.sum()
