@@ -53,7 +53,7 @@ def main() -> None:
     model = random_llama(arguments.shape, arguments.device, "eager", tokens_per_batch=1 << 20)
     prompt = prompt_with(model, arguments.players)
     bound = model.bind_answer(prompt, tuple(range(10, 10 + arguments.steps)))
-    coalitions = np.random.default_rng(0).random((arguments.coalitions, arguments.players)) < 0.5
+    coalitions = np.random.default_rng(0).random((arguments.coalitions, bound.n_players)) < 0.5
 
     def seconds(function) -> float:
         """The fastest of some calls, each up to numbers on the CPU."""

@@ -20,6 +20,7 @@ from metagame import concept, conditional, contracts, games, images, indices, ke
 from metagame.attributions import (
     alti_logit,
     attention_games,
+    attention_rollout,
     attnlrp,
     concept_attention,
     exclip,
@@ -266,6 +267,10 @@ CASES = {
         lambda _: alti_logit.LogitParts(a_tensor(1), a_tensor(1, 2), a_tensor(1, 2), a_tensor(1), a_tensor(3)),
     ),
     attention_games: ("present", lambda _: attention_games.Cls().shapley(a_tensor(2, 4, 3), a_tensor(2) > 0)),
+    attention_rollout: (
+        "coalitions",
+        lambda _: attention_rollout.AttentionRollout().game(bound_text()).fn(an(3, kind=bool)),
+    ),
     attnlrp: ("coalitions", lambda _: attnlrp.AttnLRP().game(of_module()).fn(an(3, kind=bool))),
     concept_attention: ("maps", lambda _: concept_attention._flat(an(4))),
     exclip: (RESULT, lambda _: exclip.ExCLIP().text_parts(of_texts())),

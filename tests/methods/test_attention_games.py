@@ -16,6 +16,7 @@ from metagame.attributions.attention_games import (
     published_sampler,
     times_counted,
 )
+from metagame.attributions.attention_rollout import AttentionRollout
 from metagame.attributions.gradients import GradientInput
 from metagame.attributions.shapley import restricted_shapley
 from metagame.estimators.configured import ConfiguredEstimator
@@ -90,6 +91,21 @@ def test_patches_and_tokens_of_a_prompt_are_explained_too():
     assert (explanation.grid, explanation.meta.values.shape) == ((3, 3), (9, 9))
     net = build_net("gemma3", torch.float64, attn_implementation="eager")
     assert AttentionGame("mutual").explain(bound_of(adapter(net))).attribution.shape == (5,)
+
+
+def bound_prompt():
+    return bound_of(adapter(build_net("gemma3", torch.float64, attn_implementation="eager")))
+
+
+@pytest.mark.parametrize("build", [bound_text, bound_image, bound_prompt])
+def test_rollout_is_the_sum_over_paths_and_its_metagame_has_such_rows(build):
+    bound, method = build(), AttentionRollout()
+    rows = np.random.default_rng(0).random((3, bound.n_players)) < 0.5
+    found = method.game(bound)(rows)
+    assert close(found, [twins.rollout(bound, row) for row in rows], 1e-9)
+    assert (found >= 0).all()
+    assert (found.sum(1) <= 1).all()
+    assert close(method.metagame().explain(bound).meta.values.sum(1), twins.rollout(bound, rows[0] | True), 1e-9)
 
 
 def test_what_has_no_attention_weights_or_no_closed_form_is_refused():

@@ -214,7 +214,7 @@ def test_a_tokenizer_that_does_not_know_places_is_refused(chat):
 @chat_or_not
 @pytest.mark.parametrize(("text", "count"), [("", 0), (" \n", 0), ("food", 1), ("quokka <bos> food", 1)])
 def test_fewer_than_two_players_are_refused(text, count, chat):
-    with refused(f"has {count} players, but a metagame needs two"):
+    with refused(rf"fewer than two tokens that can be players \({count}\)"):
         tokenize_prompt(build_tokenizer(), text, chat)
 
 

@@ -36,6 +36,26 @@ def influence(bound: AttendedModel, present: np.ndarray, *, gradient: bool) -> n
     return found
 
 
+def rollout(bound: AttendedModel, present: np.ndarray) -> np.ndarray:
+    """Attention rollout of one coalition ``(n,)``, the sum over all paths through the layers of products of weights."""
+    _, weights = bound.attend(bound.masked(present[None]))
+    layers = [(each.detach()[0].mean(0) + torch.eye(each.shape[3])[-each.shape[2] :]) / 2 for each in weights]
+    skipped = layers[0].shape[1] - layers[0].shape[0]
+    owners = bound.owners or tuple(range(len(bound.places)))
+    found = np.zeros(bound.n_players)
+    for reader in bound.readers:
+        reached = {reader: 1.0}
+        for layer in reversed(layers):
+            after: dict[int, float] = {}
+            for token, share in reached.items():
+                for other in range(skipped, layer.shape[1]):  # those before read no later token
+                    after[other] = after.get(other, 0.0) + share * float(layer[token - skipped, other])
+            reached = after
+        for place, owner in zip(bound.places, owners, strict=True):
+            found[owner] += reached[place] / len(bound.readers)
+    return found * present
+
+
 # The games on M, row 0 of which is that of [CLS]: v of a set of players, from the definition.
 
 

@@ -68,4 +68,4 @@ def test_published_values_stand_beside_the_same_model_and_lengths_at_paper_scale
 
 def test_texts_that_were_cut_are_told(tmp_path):
     table = faithfulness_table([job(tmp_path, "ig", (0.5, 0.6), n_cut=3)], "paper")
-    assert "2 texts were cut to the model's positions." in table.notes
+    assert "Texts that were cut to the model's positions: 2." in table.notes

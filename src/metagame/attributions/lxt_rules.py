@@ -72,8 +72,8 @@ def _patches(net: nn.Module, variant: str) -> dict[Any, Any]:
     # LXT's rules of BERT are for a transformers that looks its attention functions up, which this one does not
     if rules is None or "ALL_ATTENTION_FUNCTIONS" not in vars(_modeling_module(net)):
         raise UserError(
-            f"LXT has no {variant} rules for {type(net).__name__}: choose a model of Gemma 3, GPT-2, Llama, Qwen2 or"
-            " Qwen3, or attribution=gradient_input."
+            f"LXT has no {variant} rules for {type(net).__name__} that fit the installed transformers: choose a model"
+            " of Gemma 3, GPT-2, Llama, Qwen2 or Qwen3, or attribution=gradient_input."
         )
     return {target: patch for target, patch in rules.items() if target is not nn.Dropout}
 

@@ -376,7 +376,8 @@ def check_scale(cfg: DictConfig) -> None:
     scale = cfg.scale.name
     if cfg.get("for_scale") not in (None, scale):
         raise UserError(
-            f"experiment {cfg.name} has no values for scale={scale}: add its file to"
+            f"experiment {cfg.name} has no values for scale={scale}: choose scale={cfg.for_scale},"
+            f" or one that has a file of this name in configs/experiment/by_scale; or add one to"
             f" configs/experiment/by_scale/{scale}, and set for_scale: {scale} in it."
         )
     nodes = [(group, cfg[group]) for group in ("model", "benchmark", "attribution")]

@@ -16,6 +16,9 @@ from metagame.models.masked import MaskedModel
 EAGER = "eager"
 """What transformers calls the implementation of attention that keeps its weights."""
 
+Attend = Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+"""F and the attention weights of every layer, as of :class:`AttendedModel`."""
+
 
 @dataclass(frozen=True)
 class AttendedModel(MaskedModel):
@@ -44,16 +47,39 @@ class AttendedModel(MaskedModel):
         Raises:
             UserError: the model keeps no attention weights.
         """
-        attend = self.attend
-        if attend is None:
+        attend = self._attend()
+        return self.batched(lambda rows: self._influence(attend, rows, gradient), inputs)
+
+    def rollout(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n"]:
+        """The readers' row of the product of (mean over heads of A + I)/2 over the layers, last layer first.
+
+        Several readers have their mean, a player of several tokens the sum of theirs. From 0 to 1; what is missing to a
+        sum of 1 goes to tokens that do not play.
+
+        Raises:
+            UserError: the model keeps no attention weights.
+        """
+        attend = self._attend()
+        return self.batched(lambda rows: self._rollout(attend, rows), inputs)
+
+    def _attend(self) -> Attend:
+        if self.attend is None:
             raise UserError(
                 "this model has no attention weights to read: choose a transformer, or another attribution."
             )
-        return self.batched(lambda rows: self._influence(attend, rows, gradient), inputs)
+        return self.attend
 
-    def _influence(
-        self, attend: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]], inputs: Tensor, gradient: bool
-    ) -> Float[Tensor, "k m n"]:
+    @torch.no_grad()
+    def _rollout(self, attend: Attend, inputs: Tensor) -> Float[Tensor, "k n"]:
+        _, weights = attend(inputs)
+        skipped = weights[0].shape[3] - weights[0].shape[2]  # earlier tokens read none of those that play
+        rows = [place - skipped for place in self.readers]
+        mixed = torch.eye(weights[0].shape[2]).to(weights[0])[rows].expand(len(inputs), -1, -1)
+        for each in reversed(weights):
+            mixed = (mixed @ each[..., skipped:].mean(1) + mixed) / 2
+        return self.summed(mixed.mean(1)[:, [place - skipped for place in self.places], None])[..., 0]
+
+    def _influence(self, attend: Attend, inputs: Tensor, gradient: bool) -> Float[Tensor, "k m n"]:
         with torch.set_grad_enabled(gradient):
             outputs, weights = attend(inputs.detach().requires_grad_(gradient))
             slopes = torch.autograd.grad(outputs.sum(), list(weights)) if gradient else (None,) * len(weights)

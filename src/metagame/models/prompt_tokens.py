@@ -76,7 +76,7 @@ def tokenize_prompt(
     owners, labels = token_players(ids, may_play, partial(_decode, tokenizer), whole_characters=whole_characters)
     if len(labels) < 2:
         raise UserError(
-            f"the prompt {text!r} has {len(labels)} players, but a metagame needs two: give more words (words"
+            f"the prompt {text!r} has fewer than two tokens that can be players ({len(labels)}): give more words (words"
             " that the tokenizer does not know do not count)."
         )
     behind = [token for token, (left, _) in zip(ids, places, strict=True) if chat and left >= stop]

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from metagame.attributions.alti_logit import ALTILogit
 from metagame.attributions.attention_games import AttentionGame, ProxyAttentionMetagame
+from metagame.attributions.attention_rollout import AttentionRollout
 from metagame.attributions.attnlrp import RelevancePropagation
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
 from metagame.attributions.exclip import ExCLIP
@@ -202,8 +203,9 @@ def _(method: Method, n: int) -> Passes:
     return Counter({FORWARD: 1, BACKWARD: 1})
 
 
-@coalition_passes.register
-def _(method: ALTILogit, n: int) -> Passes:
+@coalition_passes.register(ALTILogit)
+@coalition_passes.register(AttentionRollout)
+def _(method: Method, n: int) -> Passes:
     return Counter({FORWARD: 1})
 
 

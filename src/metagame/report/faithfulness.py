@@ -135,7 +135,7 @@ def _bin_notes(results: list[JobResult]) -> list[str]:
 
 def _cut_notes(results: list[JobResult]) -> list[str]:
     cut = {record.sample for result in results for record in result.done if record.scores["n_cut"]}
-    return [f"{len(cut)} texts were cut to the model's positions."] if cut else []
+    return [f"Texts that were cut to the model's positions: {len(cut)}."] if cut else []
 
 
 def _comparison_notes(results: list[JobResult], random: list[JobResult]) -> list[str]:
