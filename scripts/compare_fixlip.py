@@ -43,6 +43,10 @@ from metagame.models.vision_language import VisionLanguage, masked_pixels
 from metagame.report.maps import COLORS
 from scripts.measure import report, timed
 
+TITLES = {
+    "clip": "CLIP", "metaclip2": "MetaCLIP-2", "siglip2_p8": "SigLIP-2, 8 × 8 patches",
+    "siglip2_p16": "SigLIP-2, 4 × 4 patches",
+}  # fmt: skip
 MODELS = {"clip": CLIP, "metaclip2": CLIP, "siglip2_p8": SigLIP2, "siglip2_p16": SigLIP2}
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 GAMES = ("zero-one-three-six", "one-two-four-seven", "two-three-five-eight", "three-four-six-nine")
@@ -241,12 +245,12 @@ def draw(measured: Sequence[Measured], models: Sequence[str]) -> Figure:
             above.loglog(found.forwards, found.error, label=design, **style)
             below.semilogx(found.forwards, found.bias, **style)
         below.axhline(0, color="0.3", linewidth=0.8)
-        above.set_title(model)
-        below.set_xlabel("distinct image forwards")
+        above.set_title(TITLES[model])
+        below.set_xlabel("image forward passes")
         for axes in (above, below):
             axes.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("relative error")
-    panels[1, 0].set_ylabel("bias of recognition")
+    panels[0, 0].set_ylabel("relative error of the values")
+    panels[1, 0].set_ylabel("bias of the recognition score")
     panels[0, 0].legend(frameon=False, fontsize=7)
     return figure
 

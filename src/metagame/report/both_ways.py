@@ -186,7 +186,7 @@ CAPTION = (
     " There is a figure for each model, and two rows for each method; the black frame is the word's own quadrant.",
     "Patches → word: the patches play, and the map shows how much each of them raises (orange) or lowers (purple) what"
     " the word counts for the similarity of text and image. Its values add up to the difference of the two numbers"
-    " above it: what the word counts when all patches are absent → with the whole image.",
+    " above it: what the word counts with a blank image, whose patches are all absent, and with the whole one.",
     "Word → patches: the words play, and the map shows how much the word raises or lowers what each patch counts.",
     "The unit stands at the colour bar. Each row has its own scale, beyond whose arrows lies the largest hundredth of"
     " its values; maps show the picture in grey where they are zero.",
@@ -212,14 +212,15 @@ def _maps(result: JobResult, whole: Explanation, scene: Scene, unit: str) -> Map
     if _direction(result) == TO_WORD and whole.meta is not None:
         empty, full = whole.meta.empty, whole.meta.first_order
         ends = zip(scene.words, np.asarray(empty), np.asarray(full), strict=True)
-        titles, of = [f"{word}: {before:.3f} → {after:.3f}" for word, before, after in ends], "word"
+        told = [f"{word}\n{before:.3f} (blank) → {after:.3f} (image)" for word, before, after in ends]
+        titles, of = [each.replace("-", "−") for each in told], "word"
     maps = values.T.reshape(-1, side, side)
     return Maps(f"{result.label}\n{_direction(result)}", titles, maps, f"attribution\nof a {of} ({unit})")
 
 
 def _draw(group: Group, scene: Scene, pairs: Sequence[Sequence[Maps]]) -> Figure:
     rows, picture = [row for pair in pairs for row in pair], scene.image()
-    figure = Figure(figsize=(11.5, 1.95 * len(rows) + 0.4), layout="constrained")
+    figure = Figure(figsize=(11.5, 2.0 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), 1 + len(scene.words), squeeze=False)
     for axes in grid[:, 0]:
         axes.set_axis_off()
@@ -236,7 +237,7 @@ def _draw_row(figure: Figure, panels: list[Axes], picture: Image.Image, row: Map
     for place, (axes, title, values) in enumerate(zip(panels, row.titles, row.values, strict=True)):
         draw_map(axes, picture, values, scale)
         _frame(axes, place)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=8)
     panels[0].set_ylabel(row.heading, fontsize=8)
     bar = figure.colorbar(scale, ax=panels, shrink=0.85, aspect=14, pad=0.01, extend="both")
     bar.set_label(row.unit, fontsize=8)

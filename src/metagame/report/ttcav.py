@@ -227,7 +227,7 @@ def ttcav_figure(results: list[JobResult]) -> Drawing | None:
             "effect on the logit",
             effects,
             _mean_effect,
-            lambda cell: f"{round(_mean_effect(cell), 2) + 0.0:.2f}",
+            lambda cell: f"{round(_mean_effect(cell), 2) + 0.0:.2f}".replace("-", "−"),
         ),
         "maps": _maps_figure(drawn),
     }
