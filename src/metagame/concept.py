@@ -78,24 +78,25 @@ def concept_metagame(
     """Meta-ConceptAttention of every concept at every patch (App. C.4), without enumerating coalitions.
 
     Args:
-        logits: concepts (the players) by patches; any float dtype. Where one is -inf, the concept is masked: it has no
-            weight, so that neither it nor its influence is other than 0.
-        background: always-present concepts by patches, never players. With no rows, None or -inf alone, B = 0 and the
-            game is the limit B -> 0: nu_t(S) = w_t / sum_{k in S} w_k for t in S, so that nu_t({t}) = 1.
-        directional: also return the directional meta-attributions.
-        dtype: of the arithmetic and of the result. Half-precision input is computed in it too.
-        memory: the most bytes of intermediate results at once, beside input and output; None: as many as are fast, at
-            most 20 MB for each thread on a CPU where n <= 500.
+        logits: concepts (the players) by patches; any float dtype. A logit of -inf masks the concept: it has no weight,
+            so it and its influence are 0.
+        background: logits of concepts that are always present, by patches; they are never players. With no rows, None,
+            or only -inf, B = 0 and the game is the limit B -> 0: nu_t(S) = w_t / sum_{k in S} w_k for t in S, so that
+            nu_t({t}) = 1.
+        directional: whether to return the directional meta-attributions, too.
+        dtype: of the arithmetic and of the result. Half-precision input is computed in it, too.
+        memory: the maximum number of bytes of intermediate results at once, in addition to input and output. If None,
+            as many as are fast, at most 20 MB for each thread on a CPU where n <= 500.
 
     Returns:
         ``diag`` ``(n, P)``: the Shapley value of t over all n players in the game nu_t, in [0, 1]. And ``(n targets, n
         players, P)``: the influence phi_{j->t} <= 0 of player j on concept t (Definition 2), with w_t/(B + w_t) at
-        [t, t], so that row t sums to softmax_t over all concepts and the background; None unless ``directional``. Numpy
-        for numpy, torch on the same device for torch. No gradients. Absolute error
-        below 1e-9 in float64, about 1e-6 in float32.
+        [t, t], so that row t sums to softmax_t over all concepts and the background; None unless ``directional``. Both
+        are numpy arrays if ``logits`` is one, else torch tensors on the same device. They have no gradients. The
+        absolute error is below 1e-9 in float64 and about 1e-6 in float32.
 
     Raises:
-        GameError: the shapes do not fit, a logit is NaN or +inf, or ``memory`` does not hold a single patch.
+        GameError: the shapes do not match, a logit is NaN or +inf, or ``memory`` is too small for a single patch.
     """
     if dtype not in (torch.float32, torch.float64):
         raise GameError(f"dtype={dtype} must be torch.float64, or torch.float32 for less precision.")

@@ -1,4 +1,4 @@
-"""Conditional imputation: absent features are drawn as they are where the present ones have the values of the input."""
+"""Conditional imputation: absent features are drawn from their distribution given the values of the present ones."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from metagame.games import as_float64
 def conditional_weights(
     x: ArrayLike, background: ArrayLike, bandwidth: float
 ) -> Callable[[Bool[np.ndarray, "k n"]], Float[np.ndarray, "k m"]]:
-    """How much each row of a background set counts for the absent features, given the present ones.
+    """The weight of each row of a background set for imputing the absent features, given the present ones.
 
-    The empirical conditional distribution (Aas, Jullum and Loland, 2021): the weight of row r is proportional to
-    exp(-d_r(S)^2 / (2 s bandwidth^2)), where d_r(S) is the Mahalanobis distance of the row from x over the s features
-    in S, with their covariance in the background. All rows count alike where no feature is present.
+    This is the empirical conditional distribution (Aas, Jullum and Loland, 2021): the weight of row r is proportional
+    to exp(-d_r(S)^2 / (2 s bandwidth^2)), where d_r(S) is the Mahalanobis distance of the row from x over the s
+    features in S, with their covariance in the background. If no feature is present, all rows have the same weight.
 
     Args:
-        x: the features of one input, numbers, ``(n,)``.
-        background: rows, ``(m, n)``, two at least.
-        bandwidth: in standard deviations, above 0. A small one leaves few rows that count, a large one gives marginal
-            imputation, in which all count alike.
+        x: the numeric features of one input, ``(n,)``.
+        background: at least two rows, ``(m, n)``.
+        bandwidth: in standard deviations, above 0. With a small bandwidth only a few rows count; with a large one all
+            rows count alike, which is marginal imputation.
 
     Returns:
-        A function of coalitions to weights that sum to 1 in each row.
+        A function that maps coalitions to weights that sum to 1 in each row.
 
     Raises:
-        UserError: shapes do not fit each other, something is not a finite number, or the bandwidth is not positive.
+        UserError: shapes do not match each other, a value is not a finite number, or the bandwidth is not positive.
     """
     point, rows = np.ravel(as_float64(x, "x")), as_float64(background, "background")
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1:] != point.shape:

@@ -1,8 +1,8 @@
-"""The story as types: a job is model x attribution x benchmark.
+"""Interfaces of models, methods, benchmarks and samples. A job is model x attribution x benchmark.
 
-It turns each sample into a metagame, plays it, scores it, and appends one record. A plug-in subclasses the protocol
-that it fills: what has a body here is optional. A part that cannot do its work raises
-:class:`metagame.errors.UserError`, whose message is shown as it is.
+A job turns each sample into a metagame, plays it, scores it, and appends one record. A plug-in subclasses the protocol
+that it implements; methods that have a body here are optional. A part that cannot do its work raises
+:class:`metagame.errors.UserError`, whose message is shown unchanged.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from metagame.games import Progress
 from metagame.meta import MetaAttributions
 
 Score = float | int | str | None | Sequence["Score"] | Mapping[str, "Score"]
-"""What a record can hold: numbers, texts, and lists and mappings of them."""
+"""What a record can hold: numbers, strings, and lists and mappings of them."""
 
 WHOLE = ""
-"""The name of the question about a sample that asks only one."""
+"""The name of the only question about a sample that asks just one."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is known to be right of a sample; the page shows it beside the explanations.
+    """Ground truth of a sample, which the page shows beside the explanations.
 
     Attributes:
-        present: names, as players have them, of what the picture shows.
-        mask: over the whole picture, in any resolution, the place in ``present`` of what a pixel shows; -1 where that
-            is none of them, -2 where it is not labelled.
-        pairs: of strings in the text that interact.
+        present: names of what the picture shows, as they occur among the players.
+        mask: covers the whole picture, in any resolution. Each entry is the position in ``present`` of what the pixel
+            shows, -1 if the pixel shows something else, and -2 if it is not labelled.
+        pairs: pairs of strings in the text that interact.
     """
 
     present: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Annotation:
 
 @runtime_checkable
 class Sample(Protocol):
-    """One item of a benchmark; ``id`` is unique in it and the same in every run."""
+    """One item of a benchmark; ``id`` is unique in the benchmark and the same in every run."""
 
     id: str
     if TYPE_CHECKING:  # read-only, as in a frozen dataclass, which would take a property for the default of its field
@@ -56,23 +56,23 @@ class Sample(Protocol):
             return ""
 
     def files(self) -> Sequence[Path]:
-        """The files that it is read from; where their content changes, the sample is computed again."""
+        """The files that the sample is read from; if their content changes, the sample is computed again."""
         return ()
 
     def description(self) -> str | None:
-        """What the sample asks in words, or what its picture is called."""
+        """The question that the sample asks, in words, or the name of its picture."""
         return None
 
     def image(self) -> Image.Image | None:
-        """The picture that is explained, if there is one; raises UserError where it cannot be read."""
+        """The picture that is explained, if any; raises UserError if it cannot be read."""
         return None
 
     def annotation(self) -> Annotation | None:
-        """What is known to be right, if anything is; raises UserError where it cannot be read."""
+        """The ground truth, if any is known; raises UserError if it cannot be read."""
         return None
 
     def keeps_arrays(self) -> bool:
-        """Whether arrays are kept with the record, or its scores alone."""
+        """Whether arrays are kept with the record; otherwise only its scores are."""
         return True
 
 
@@ -87,17 +87,17 @@ class BoundInput(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of what is attributed; with a ``grid`` each stands for all of its patches, in reading order."""
+        """Names of what is attributed; with a ``grid``, each stands for all patches of the grid, in reading order."""
         raise NotImplementedError
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of patches of an image; None where targets are no patches."""
+        """Number of rows and columns of patches of an image; None if the targets are not patches."""
         return None
 
     @property
     def picture(self) -> UInt8[np.ndarray, "H W 3"] | None:
-        """The image, where the model made it, or cut or stretched that of the sample."""
+        """The image, if the model generated it, or cropped or stretched that of the sample."""
         return None
 
 
@@ -116,12 +116,12 @@ I_contra = TypeVar("I_contra", bound=BoundInput, contravariant=True)
 
 @runtime_checkable
 class Model(Protocol[S_contra, InputT]):
-    """What is explained.
+    """Interface of the models that are explained.
 
     Attributes:
-        sample_type: the samples that it takes.
-        revision: a hash or commit that changes with any file that loading it reads.
-        device, batch_size: where it computes, and the most samples to prepare together.
+        sample_type: the type of samples that it accepts.
+        revision: a hash or commit that changes with any file that is read to load the model.
+        device, batch_size: the device it computes on, and the maximum number of samples to prepare together.
     """
 
     sample_type: type
@@ -130,24 +130,24 @@ class Model(Protocol[S_contra, InputT]):
     batch_size: int = 1
 
     def keep_in(self, folder: Path) -> None:
-        """May keep there, from now on, what another job would compute again; all jobs of a scale share it."""
+        """Allow the model to cache results in this folder for other jobs; all jobs of a scale share it."""
 
     def prepare(self, samples: Sequence[S_contra]) -> list[Mapping[str, InputT] | Failure]:
-        """For each sample its questions by name (:data:`WHOLE` for a single one), or why it cannot be prepared."""
+        """For each sample, its questions by name (:data:`WHOLE` for a single one), or why it cannot be prepared."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a method says of one question, in the units of its attribution (t targets, n players).
+    """A method's result for one question, in the units of its attribution (t targets, n players).
 
     Attributes:
-        players, targets, grid: as of :class:`BoundInput`.
-        attribution: of each target; None where the method has second-order values only.
-        meta: second-order values; None of a first-order method.
-        variant: name of the variant of the job's method; set by the job.
+        players, targets, grid: see :class:`BoundInput`.
+        attribution: one value per target; None if the method has only second-order values.
+        meta: second-order values; None for a first-order method.
+        variant: name of the variant of the job's method, which the job sets.
 
     Raises:
-        UserError: a number is NaN or inf, or the attribution is not one of these targets.
+        UserError: a number is NaN or inf, or the attribution does not have one value for each of these targets.
     """
 
     players: tuple[str, ...]
@@ -173,7 +173,7 @@ class Explanation:
 
 @runtime_checkable
 class Method(Protocol[I_contra]):
-    """An attribution method; ``input_type`` is what it explains."""
+    """An attribution method; ``input_type`` is the type of inputs that it explains."""
 
     input_type: type
 
@@ -183,17 +183,17 @@ class Method(Protocol[I_contra]):
     def metagame(
         self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
     ) -> Method[I_contra]:
-        """The method whose explanations are this one's metagame.
+        """The metagame of this method, as a method.
 
         Raises:
-            UserError: this is no first-order method, or its metagame has no such order or index.
+            UserError: this is not a first-order method, or its metagame does not have this order or index.
         """
         raise UserError(f"{type(self).__name__} has no metagame: it is not a first-order attribution method.")
 
 
 @runtime_checkable
 class Benchmark(Protocol[SampleT, I_contra]):
-    """Where samples come from, and how explanations of them are scored."""
+    """Provides samples, and scores their explanations."""
 
     def samples(self) -> Sequence[SampleT]:
         """All samples, in order."""
@@ -201,14 +201,14 @@ class Benchmark(Protocol[SampleT, I_contra]):
     def score(
         self, sample: SampleT, inputs: Mapping[str, I_contra], explanations: Mapping[str, Explanation]
     ) -> Mapping[str, Score]:
-        """Scores by name, of the explanation of each question by its name."""
+        """Scores by name; ``inputs`` and ``explanations`` are given by the name of the question."""
 
     def files(self) -> Sequence[Path]:
-        """Files that decide the scores of all samples, such as a tokenizer's."""
+        """Files that affect the scores of all samples, such as those of a tokenizer."""
         return ()
 
     def sample_scores(self, scores: Mapping[str, Score]) -> Mapping[str, float]:
-        """Of what :meth:`score` gave, the numbers by which to list and sort samples, the most telling first."""
+        """The numbers in the result of :meth:`score` by which to list and sort samples, the most informative first."""
         return numbers_among(scores)
 
 
@@ -220,7 +220,7 @@ def numbers_among(scores: Mapping[str, Score]) -> dict[str, float]:
 def prepare_each(
     bind: Callable[[SampleT], Mapping[str, InputT]], samples: Sequence[SampleT]
 ) -> list[Mapping[str, InputT] | Failure]:
-    """``bind`` of each sample; what it raises becomes the sample's :class:`Failure`."""
+    """``bind`` applied to each sample; an exception that it raises becomes the sample's :class:`Failure`."""
 
     def prepared(sample: SampleT) -> Mapping[str, InputT] | Failure:
         try:

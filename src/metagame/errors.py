@@ -1,4 +1,4 @@
-"""What is told in one sentence: what is wrong, in which argument or file, and what to do about it."""
+"""Errors reported in one sentence: what is wrong, in which argument or file, and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 class UserError(ValueError):
-    """An argument, config value or file that cannot be used; the message names it and the remedy."""
+    """Raised if an argument, config value or file cannot be used; the message names it and says what to do."""
 
 
 class GameError(UserError):
-    """A game, or a question about one, that has no answer."""
+    """Raised if a game, or a question about a game, has no answer."""
 
 
 class RecordError(UserError):

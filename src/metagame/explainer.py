@@ -59,32 +59,33 @@ def explain(
     """The meta-attributions of one input of a model.
 
     Args:
-        model: what :func:`metagame.load_model` takes: a folder or hub id, a model of transformers, or one that it has
-            returned, which is not loaded again for each input; or a bound input, such as a
-            :class:`metagame.models.masked.MaskedModel` or what :mod:`metagame.bridges` make, alone.
-        text: of a language model or a classifier, whose tokens play; of CLIP and SigLIP the caption of ``image``, whose
-            tokens play; of FLUX the prompt, which it paints where there is no image.
-        image: a path, an image of Pillow, or an array ``(H, W, 3)`` of uint8. Its patches are the targets; of a
-            classifier they play, too.
-        method: a choice of ``configs/attribution``, such as ``attnlrp``, ``ig``, ``grad_eclip`` or ``fixlip``, with the
-            settings of its file; or a method with your own. None: ``attnlrp`` for language models,
-            ``gradient_input`` for classifiers, ``grad_eclip`` for CLIP, ``grad_esiglip`` for SigLIP,
-            ``meta_concept_attention`` for FLUX, else ``leave_one_out``.
-        concepts: of FLUX: one token each; they play, and their maps are the targets.
-        background: of FLUX: concepts that are always present.
-        estimator: as of :func:`metagame.meta_attributions`. None: ``permutation``, which is exact up to 9 players and
-            else has standard errors.
-        budget: likewise; None: 64 coalitions for each player.
-        order: likewise.
-        index: likewise.
+        model: whatever :func:`metagame.load_model` accepts: a folder, a hub id, or a transformers model. A model that
+            ``load_model`` has returned is not loaded again for each input. A bound input, such as a
+            :class:`metagame.models.masked.MaskedModel` or a result of :mod:`metagame.bridges`, is given alone.
+        text: for language models and classifiers, the text whose tokens are the players. For CLIP and SigLIP, the
+            caption of ``image``, whose tokens are the players. For FLUX, the prompt, from which the model paints an
+            image if none is given.
+        image: a path, a Pillow image, or a uint8 array ``(H, W, 3)``. Its patches are the targets; for a classifier,
+            they are also the players.
+        method: the name of a file in ``configs/attribution``, such as ``attnlrp``, ``ig``, ``grad_eclip`` or
+            ``fixlip``, whose settings are used; or an instance of a method with your own settings. Default:
+            ``attnlrp`` for language models, ``gradient_input`` for classifiers, ``grad_eclip`` for CLIP,
+            ``grad_esiglip`` for SigLIP, ``meta_concept_attention`` for FLUX, and ``leave_one_out`` otherwise.
+        concepts: for FLUX, concepts of one token each; they are the players, and their maps are the targets.
+        background: for FLUX, concepts that are always present.
+        estimator: see :func:`metagame.meta_attributions`. Default: ``permutation``, which is exact for up to 9 players
+            and otherwise reports standard errors.
+        budget: see :func:`metagame.meta_attributions`. Default: 64 coalitions per player.
+        order: see :func:`metagame.meta_attributions`.
+        index: see :func:`metagame.meta_attributions`.
         seed: of the sampling.
-        progress: called with (coalitions evaluated, planned), such as :func:`metagame.progress_bar`.
-        settings: those of :func:`metagame.load_model`, such as ``device``, ``max_new_tokens`` or, of a
+        progress: called with (coalitions evaluated, planned), for example :func:`metagame.progress_bar`.
+        settings: passed to :func:`metagame.load_model`, for example ``device``, ``max_new_tokens`` or, for a
             classifier, ``explained_label``.
 
     Raises:
-        UserError: the model cannot be loaded; what is asked does not fit it; the method is unknown, or does not explain
-            such a model; or an argument would change nothing.
+        UserError: the model cannot be loaded; the input does not fit the model; the method is unknown or cannot explain
+            this kind of model; or an argument would have no effect.
     """
     if text is not None and (not isinstance(text, str) or not text.strip()):
         raise UserError(

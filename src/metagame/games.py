@@ -56,15 +56,15 @@ class AttributionGame:
             holds the attribution of every target when only the players in row r are present. It must treat rows
             independently of each other. It may change its argument, and may return the same array again.
         n_players: the number n of players.
-        batch_size: the most coalitions that ``fn`` is given at once; all of them when ``None``.
-        cache: keep the values of all coalitions, so that none is evaluated twice, also where a later one fails.
+        batch_size: the maximum number of coalitions passed to ``fn`` at once; if ``None``, all of them.
+        cache: whether to keep the values of all coalitions, so that none is evaluated twice, even if a later one fails.
         players: names of the players, which results then carry.
-        targets: names of the targets; with a ``grid`` each stands for all of its patches, in reading order. Of an
-            endogenous game they are the players when None.
-        grid: rows and columns of patches, where the targets are patches of an image.
+        targets: names of the targets; with a ``grid``, each name stands for all patches of the grid, in reading order.
+            If None, an endogenous game uses the players' names.
+        grid: number of rows and columns of patches, if the targets are patches of an image.
 
     Attributes:
-        n_evaluations: coalitions evaluated so far (what a budget counts).
+        n_evaluations: number of coalitions evaluated so far, which is what a budget limits.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class AttributionGame:
 
     @classmethod
     def from_values(cls, values: Float[np.ndarray, "k t"]) -> AttributionGame:
-        """A game whose every value is known: row S of all k = 2^n ``values`` belongs to the coalition with bits S."""
+        """A game given by all of its values: row S of the k = 2^n ``values`` belongs to the coalition with bits S."""
         values = as_float64(values, "values")
         n_players = (len(values) if values.ndim == 2 else 0).bit_length() - 1
         if n_players < 1 or len(values) != 1 << n_players:
@@ -110,12 +110,12 @@ class AttributionGame:
 
     @classmethod
     def of_torch(cls, fn: Callable, n_players: int, *, device: Any = "cpu", **settings: Any) -> AttributionGame:
-        """A game whose ``fn`` is given its coalitions as a torch tensor, bool ``(k, n)``, on ``device``.
+        """A game whose ``fn`` receives its coalitions as a torch tensor, bool ``(k, n)``, on ``device``.
 
         Args:
-            fn: as of the class, for code such as ``torch.where(coalitions, x, baseline)``.
-            n_players: as of the class.
-            device: of the coalitions, such as ``cuda``; what ``fn`` returns may be on any.
+            fn: as for the class; it may contain code such as ``torch.where(coalitions, x, baseline)``.
+            n_players: as for the class.
+            device: of the coalitions, such as ``cuda``; ``fn`` may return a tensor on any device.
             settings: the other arguments of the class.
 
         Raises:
@@ -129,9 +129,9 @@ class AttributionGame:
         return cls(lambda coalitions: fn(torch.from_numpy(coalitions).to(device)), n_players, **settings)
 
     def keep(self, kept: KeptValues) -> None:
-        """Keep the values of each batch that others follow, and take those that an interrupted run has kept.
+        """Save the values of each batch except the last, and reuse those saved by an interrupted run.
 
-        With batches of the same size the values are then the same to the last bit, and so is ``n_evaluations``.
+        If the batches have the same size, the values are the same to the last bit, and so is ``n_evaluations``.
         """
         self._kept = kept
         self._left = kept.read(self.n_players)
@@ -167,7 +167,7 @@ class AttributionGame:
         return values
 
     def grand(self) -> Float[np.ndarray, " t"]:
-        """phi_i(N): the first-order attribution of every target; evaluated once, however often it is asked for."""
+        """phi_i(N): the first-order attribution of every target, evaluated only once."""
         grand = np.ones((1, self.n_players), dtype=bool)
         values = self._values_of(grand)
         self._keep(grand, values)

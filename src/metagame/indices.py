@@ -5,17 +5,18 @@ order k, the size of the largest sets:
 
     index_S = sum over T containing S of c(k, |S|, |T|) m(T),    1 <= |S| <= k.
 
-So an index is one line, its ``c``. :func:`_value_weights` turns c into exact rational weights on the values themselves
-(no alternating sums in floats). They depend on |R| and |R & S| only, so that the sum over all R is one over the subsets
-of S of sums over supersets, which halving finds for all sets at once, in about as many steps as there are values.
+So an index is one line of code, its ``c``. :func:`_value_weights` turns c into exact rational weights on the values
+themselves, which avoids alternating sums in floats. The weights depend only on |R| and |R & S|. The sum over all R is
+therefore a sum over the subsets of S of sums over supersets, which are computed by halving for all sets at once, in
+about as many steps as there are values.
 
-Shapes: ``values`` is ``(2**n, t)``, bit j of the row number says whether player j is present; 1-D input drops t from
-the result. Order 1 gives ``(n, t)``, order 2 ``(n, n, t)``, and so on: the entry of players i, j, ... is the index of
-the set {i, j, ...}, so that the array is symmetric and has index_i on the diagonal. Units and sign are those of the
+Shapes: ``values`` is ``(2**n, t)``; bit j of the row number says whether player j is present. For 1-D input, the result
+has no axis t. Order 1 gives ``(n, t)``, order 2 ``(n, n, t)``, and so on: the entry of players i, j, ... is the index
+of the set {i, j, ...}, so the array is symmetric and has index_i on the diagonal. Units and sign are those of the
 values.
 
 Coefficients: Bordt and von Luxburg (2023) for k-SV and STII, Tsai et al. (2023, Thm. 19) for FSII, Grabisch and Roubens
-(1999) for SII and Banzhaf. At order 1 all but Banzhaf are the Shapley value.
+(1999) for SII and Banzhaf. At order 1, every index except Banzhaf is the Shapley value.
 """
 
 from __future__ import annotations
@@ -48,22 +49,22 @@ def moebius(values: ArrayLike, n: int) -> Float[np.ndarray, " 2**{n} *t"]:
 
 
 def shapley(values: ArrayLike, n: int) -> Float[np.ndarray, " {n} *t"]:
-    """Shapley value; sums over players to v(N) - v(empty)."""
+    """Shapley value; it sums over players to v(N) - v(empty)."""
     return _index(values, n, 1, _sii)
 
 
 def banzhaf(values: ArrayLike, n: int, order: int = 1) -> Float[np.ndarray, "{n} ..."]:
-    """Banzhaf interaction index; of single players the Banzhaf value. Not efficient."""
+    """Banzhaf interaction index; for single players, it is the Banzhaf value. It is not efficient."""
     return _index(values, n, order, _banzhaf)
 
 
 def sii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """Shapley interaction index; of single players the Shapley value. Not hierarchically efficient."""
+    """Shapley interaction index; for single players, it is the Shapley value. It is not hierarchically efficient."""
     return _index(values, n, order, _sii)
 
 
 def ksv(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """k-Shapley values (k = ``order``), or k-SII: efficient; of sets of ``order`` players SII.
+    """k-Shapley values (k = ``order``), or k-SII. They are efficient, and equal SII for sets of ``order`` players.
 
     At order 2 the diagonal is SV_i - 1/2 sum_j SII_ij.
     """
@@ -71,17 +72,17 @@ def ksv(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ...
 
 
 def stii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """Shapley-Taylor index: efficient; m(S) of sets of fewer than ``order`` players, else sum m(T)/C(|T|, order)."""
+    """Shapley-Taylor index, efficient: m(S) for sets of fewer than ``order`` players, else sum m(T)/C(|T|, order)."""
     return _index(values, n, order, _stii)
 
 
 def fsii(values: ArrayLike, n: int, order: int = 2) -> Float[np.ndarray, "{n} ..."]:
-    """Faithful Shapley interaction index of top order ``order``: efficient."""
+    """Faithful Shapley interaction index of top order ``order``. It is efficient."""
     return _index(values, n, order, _fsii)
 
 
 def ksv_of_sii(pairs: Float[np.ndarray, "... n n"]) -> Float[np.ndarray, "... n n"]:
-    """k-SV of order 2, of SII of order 2: each player gives up half of the pairs that it is in."""
+    """k-SV of order 2, computed from SII of order 2: each player gives up half of the value of each of its pairs."""
     own = np.einsum("...ii->...i", pairs)
     result = pairs.copy()
     np.einsum("...ii->...i", result)[:] = own - (pairs.sum(-1) - own) / 2
@@ -89,11 +90,11 @@ def ksv_of_sii(pairs: Float[np.ndarray, "... n n"]) -> Float[np.ndarray, "... n 
 
 
 INDICES = {"sii": sii, "ksv": ksv, "stii": stii, "fsii": fsii, "banzhaf": banzhaf}
-"""The indices that have every order, by name."""
+"""The indices that exist at every order, by name."""
 
 
 def sets_of_entries(n: int, order: int) -> list[tuple[int, ...]]:
-    """An entry in an array of an index for each set of at most ``order`` of n players: its last player is repeated."""
+    """One array entry for each set of at most ``order`` of n players; smaller sets repeat their last player."""
     sets = (players for size in range(1, order + 1) for players in combinations(range(n), size))
     return [players + players[-1:] * (order - len(players)) for players in sets]
 

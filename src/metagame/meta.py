@@ -34,35 +34,35 @@ log = logging.getLogger(__name__)
 class MetaAttributions:
     """Second-order values of one input, in the units of the attribution method (t targets, n players).
 
-    :func:`meta_attributions` gives every number; methods that have second-order values by themselves, such as an
-    interaction index, give ``values`` and what else they have.
+    :func:`meta_attributions` gives every number. Methods that have second-order values by themselves, such as an
+    interaction index, give ``values`` and whatever else they have.
 
     Attributes:
         values: ``(t, n)``: ``values[i, j]`` is the influence of player j on the attribution of target i (j -> i);
             endogenous games have phi_i({i}) on the diagonal. At order 2, ``(t, n, n)``: ``values[i, j, k]`` is the
-            joint influence of players j and k on it, symmetric, the index of the single player where j = k; endogenous
-            games have phi_i({i}) at [i, i, i], and 0 for other pairs with i. At order 3 ``(t, n, n, n)``, and so on.
-            float64, or sympy's expressions.
+            joint influence of players j and k on target i. It is symmetric, with the index of the single player where
+            j = k; endogenous games have phi_i({i}) at [i, i, i], and 0 for other pairs with i. At order 3
+            ``(t, n, n, n)``, and so on. float64, or sympy expressions.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
-        standard_error: shape of ``values``, or None where it is not known.
-        error_note: why it is not known.
-        endogenous: the players are the targets.
-        order: the most players whose joint influence is told.
-        index: name of the index from order 2 on, ``serial`` of an attribution of attributions; of a metagame of order
-            1 None, or ``banzhaf``.
-        n_evaluations: coalitions on which the attribution method ran.
-        directed: entry (i, j) is the influence j -> i; False: it belongs to the unordered pair {i, j}, the matrix is
-            symmetric, and the index of the single player stands on the diagonal.
-        players: names of the players, ``n`` of them, where they are known.
-        targets: names of the targets; with a ``grid`` each stands for all of its patches, in reading order.
-        grid: rows and columns of patches, where the targets are patches of an image.
-        method: name of the attribution method, where it is known.
-        output: what of the model is attributed, such as a language model's answer, where it is known.
-        picture: the image whose patches they are, where it is known.
+        standard_error: shape of ``values``; None if it is not known.
+        error_note: why the standard error is not known.
+        endogenous: whether the players are the targets.
+        order: the largest number of players whose joint influence is given.
+        index: name of the index from order 2 on; ``serial`` for an attribution of attributions; for a metagame of
+            order 1, None or ``banzhaf``.
+        n_evaluations: number of coalitions on which the attribution method ran.
+        directed: if True, entry (i, j) is the influence j -> i. If False, it belongs to the unordered pair {i, j}, the
+            matrix is symmetric, and the index of the single player is on the diagonal.
+        players: names of the ``n`` players, if known.
+        targets: names of the targets; with a ``grid``, each name stands for all patches of the grid, in reading order.
+        grid: number of rows and columns of patches, if the targets are patches of an image.
+        method: name of the attribution method, if known.
+        output: the model output that is attributed, such as a language model's answer, if known.
+        picture: the image that the patches belong to, if known.
 
     Raises:
-        UserError: the shapes of the arrays, or the number of players or targets, do not fit each other or the order.
+        UserError: the shapes of the arrays, or the number of players or targets, do not match each other or the order.
     """
 
     values: Shaped[np.ndarray, "t n ..."]
@@ -109,7 +109,7 @@ class MetaAttributions:
 
     @property
     def summary(self) -> str:
-        """What was attributed and played, in one line."""
+        """The attribution method and the settings of the game, in one line."""
         n_targets, n_players = self.values.shape[:2]
         kind = "endogenous" if self.endogenous else "exogenous"
         parts = [self.method, kind, f"order {self.order}", self.index or "", f"{n_players} players"]
@@ -134,9 +134,10 @@ class MetaAttributions:
         return as_html(self)
 
     def top_pairs(self, k: int = 10) -> list[Pair]:
-        """The ``k`` influences of largest size, the largest first: of a player, or set of players, on a target.
+        """The ``k`` influences with the largest absolute values, in descending order.
 
-        Zeros are left out, and so is a player's influence on itself in an endogenous game.
+        Each is the influence of a player, or of a set of players, on a target. Zeros are left out, and so is a player's
+        influence on itself in an endogenous game.
 
         Raises:
             UserError: ``k`` is not positive, or the values are formulas, NaN or infinite.
@@ -144,10 +145,11 @@ class MetaAttributions:
         return top_pairs(self, k)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A row for each player, or set of players, and target: their names, ``value`` and ``standard_error``.
+        """A DataFrame with one row for each target and each player or set of players.
 
-        Columns are ``target`` (with a grid ``row`` and ``column``, from 0), ``player`` (from order 2 on ``player_1``,
-        ``player_2``, ..., of which the last is repeated where the set has fewer) and the numbers.
+        The columns are ``target`` (with a grid also ``row`` and ``column``, counted from 0), ``player``, ``value`` and
+        ``standard_error``. From order 2 on, ``player_1``, ``player_2``, ... replace ``player``; the last player is
+        repeated if a set has fewer players.
 
         Raises:
             UserError: pandas is not installed.
@@ -157,9 +159,9 @@ class MetaAttributions:
         return to_dataframe(self)
 
     def to_xarray(self) -> xarray.Dataset:
-        """``values``, ``standard_error``, ``first_order`` and ``empty``, by the names of targets and players.
+        """``values``, ``standard_error``, ``first_order`` and ``empty``, indexed by the names of targets and players.
 
-        With a grid the dimensions of a target are ``target``, ``row`` and ``column``.
+        With a grid, the targets have the dimensions ``target``, ``row`` and ``column``.
 
         Raises:
             UserError: xarray is not installed.
@@ -174,23 +176,24 @@ class MetaAttributions:
         """Draw the values of order 1, and return the Axes.
 
         Args:
-            axes: of matplotlib, to draw on; None: of a new figure.
-            kind: ``matrix``; ``arrows`` from players to targets, the strongest ones; or ``maps``, a heat map of the
-                image's patches for each player. None: ``maps`` where the targets are patches, else ``matrix``.
-            top: of ``arrows``: how many, or of an image how many patches for each player; None: 10.
-            limit: the size of a value at which the scale ends, so that several drawings can be compared; None: the
+            axes: matplotlib Axes to draw on; if None, those of a new figure.
+            kind: ``matrix``; ``arrows``, which draws the strongest influences as arrows from players to targets; or
+                ``maps``, a heat map of the image's patches for each player. If None, ``maps`` if the targets are
+                patches, else ``matrix``.
+            top: for ``arrows``, the number of arrows; for an image, the number of patches for each player. If None, 10.
+            limit: the absolute value at which the scale ends, so that several drawings can be compared. If None, the
                 largest one.
 
         Raises:
-            UserError: matplotlib is not installed, the kind is unknown, the values are not of such a kind, or
-                ``top`` or ``limit`` is off, or would change nothing.
+            UserError: matplotlib is not installed, the kind is unknown or does not fit the values, or ``top`` or
+                ``limit`` is invalid or would have no effect.
         """
         from metagame.handles.drawings import draw
 
         return draw(self, axes, kind, top, limit)
 
     def save(self, path: str | Path) -> None:
-        """Write everything to one npz file, arrays beside a text in JSON; :meth:`load` reads it. Nothing is pickled.
+        """Write everything to one npz file, as arrays and JSON text; :meth:`load` reads it. Nothing is pickled.
 
         Raises:
             UserError: the values are formulas, or the file cannot be written.
@@ -201,20 +204,20 @@ class MetaAttributions:
 
     @classmethod
     def load(cls, path: str | Path) -> MetaAttributions:
-        """What :meth:`save` has written.
+        """Read a file that :meth:`save` has written.
 
         Raises:
-            UserError: there is no such file, it is damaged, or of another version.
+            UserError: the file does not exist, is damaged, or has another version.
         """
         from metagame.handles.files import load
 
         return load(path)
 
     def matrix(self) -> Shaped[np.ndarray, "t n"]:
-        """The values at order 1.
+        """The values, if they are of order 1.
 
         Raises:
-            UserError: they are of another order.
+            UserError: the values are of another order.
         """
         if self.order != 1:
             raise UserError(
@@ -224,10 +227,11 @@ class MetaAttributions:
 
     @property
     def residual(self) -> Shaped[np.ndarray, " t"]:
-        """What the row sums miss of efficiency, ``(t,)``; 0 for an exact estimate (Corollary 1).
+        """How far the row sums are from efficiency, ``(t,)``; 0 for an exact estimate (Corollary 1).
 
-        Row sum - phi_i(N) for endogenous games, row sum - phi_i(N) + phi_i(empty) for exogenous ones. From order 2 on
-        the "row" of a target has every set of players once, which gives 0 for ksv, stii and fsii only.
+        Row sum - phi_i(N) for endogenous games, row sum - phi_i(N) + phi_i(empty) for exogenous ones. From order 2 on,
+        the sum over a target's "row" counts every set of players once; the residual is then 0 only for ksv, stii and
+        fsii.
 
         Raises:
             GameError: the first-order attribution that rows would sum to is not known.
@@ -238,10 +242,10 @@ class MetaAttributions:
         return rows - self.first_order + (0 if self.endogenous or self.empty is None else self.empty)
 
     def to_shapiq(self) -> list[shapiq.InteractionValues]:
-        """One ``shapiq.InteractionValues`` per target: of order 1 (index SV) or more (the index played).
+        """One ``shapiq.InteractionValues`` per target; its index is SV at order 1, else the index that was played.
 
         Raises:
-            GameError: the values are no metagame: rows of an interaction index are no Shapley values.
+            GameError: the values are not a metagame, since rows of an interaction index are not Shapley values.
             UserError: shapiq is not installed.
         """
         if self.order == 1 and (not self.directed or self.index not in (None, "banzhaf")):
@@ -316,26 +320,29 @@ def meta_attributions(
     """Play the metagame of ``game``: Shapley values of its players, for every target (Definition 2).
 
     Args:
-        game: maps coalitions to the attributions of all targets. Of a list of games, one for each input, all are
-            played with the same settings, and a list is returned.
-        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, ``auto``, or a function that is called as they
-            are.
-        endogenous: the players are the targets: player i is fixed as present while the others play on phi_i, and
-            phi_i({i}) stands on the diagonal. Otherwise all players play on phi_i and ``empty`` keeps phi_i(empty).
-            None: endogenous when there are as many targets as players (logged).
-        budget: the most coalitions to evaluate; None: all 2^n for ``exact``, else 64 per player.
+        game: maps coalitions to the attributions of all targets. If a list is given (one game per input), all games are
+            played with the same settings and a list is returned.
+        estimator: ``exact``, ``permutation``, ``regression``, ``trees``, ``auto``, or a function with the same
+            signature.
+        endogenous: if True, the players are the targets: player i is fixed as present while the others play on phi_i,
+            and phi_i({i}) is on the diagonal. If False, all players play on phi_i, and ``empty`` holds phi_i(empty).
+            If None, endogenous if there are as many targets as players (which is logged).
+        budget: the maximum number of coalitions to evaluate. If None, all 2^n for ``exact``, else 64 per player.
         seed: of the sampling.
-        order: 2 for the interaction ``index`` of pairs of players, 3 for that of triples, too, and so on. In an
-            endogenous game those of the other players, with target i fixed as present (phi_{jk->i}).
-        index: from order 2 on ``sii`` (also None), ``ksv``, ``stii``, ``fsii`` or ``banzhaf``. ``exact`` knows all, at
-            any order; of exogenous games the approximations know ``sii`` and ``ksv`` at order 2, and
-            ``regression`` ``fsii`` at any order. At order 1 these are all the Shapley value, but
-            for ``banzhaf``: the Banzhaf value, by ``exact`` and ``trees``.
-        progress: called with (coalitions evaluated, planned) after each batch; of a list with those of all games, where
-            one that has not begun is taken to plan as many as the present one. See :func:`metagame.progress_bar`.
+        order: 1 for the influence of single players, 2 for the interaction ``index`` of pairs of players as well, 3 for
+            that of triples as well, and so on. In an endogenous game, the interactions are those of the other players,
+            with target i fixed as present (phi_{jk->i}).
+        index: from order 2 on, ``sii`` (the default), ``ksv``, ``stii``, ``fsii`` or ``banzhaf``. ``exact`` computes
+            all of them at any order; for exogenous games the approximations compute ``sii`` and ``ksv`` at order 2, and
+            ``regression`` also computes ``fsii`` at any order. At order 1 every index except ``banzhaf`` is the Shapley
+            value; ``banzhaf`` is the Banzhaf value, which ``exact`` and ``trees`` compute.
+        progress: called with (coalitions evaluated, planned) after each batch. For a list, the numbers are totals over
+            all games, and a game that has not begun is assumed to plan as many coalitions as the current one. See
+            :func:`metagame.progress_bar`.
 
     Raises:
-        GameError: an argument is off, the budget is too small, n is too large for ``exact``, or the game is not finite.
+        GameError: an argument is invalid, the budget is too small, n is too large for ``exact``, or a value of the game
+            is not finite.
     """
     settings = (estimator, endogenous, budget, seed, order, index)
     if isinstance(game, Sequence):

@@ -1,4 +1,4 @@
-"""Meta-attributions of many inputs that have the same players and targets, such as rows of a table, together.
+"""Mean meta-attributions over many inputs that have the same players and targets, such as rows of a table.
 
 As SAGE does for Shapley values (Covert et al., 2020), the influence in a data set is the mean over its inputs. The
 Shapley value is linear in the game, so that the mean of meta-attributions is the metagame of the mean attribution.
@@ -22,36 +22,36 @@ ALIKE = ("endogenous", "order", "index", "directed", "players", "targets", "grid
 def mean_influence(results: Sequence[MetaAttributions]) -> MetaAttributions:
     """The mean of phi_{j -> i} over inputs, in the units of the attribution method: influences of both signs cancel.
 
-    It is the metagame of the mean attribution, so that rows sum to the mean of phi_i(N), less that of phi_i(empty) in
-    exogenous games.
+    The result is the metagame of the mean attribution: its rows sum to the mean of phi_i(N), minus the mean of
+    phi_i(empty) in exogenous games.
 
     Args:
-        results: of two inputs or more, of the same players and targets.
+        results: those of at least two inputs, with the same players and targets.
 
     Returns:
         ``values``, ``first_order`` and ``empty`` are means. ``standard_error`` is that of a mean over N inputs drawn at
-        random, the root of s^2 / N + e^2: s is the standard deviation over the inputs, and e the mean of their own
-        standard errors, which do not cancel where all were estimated from the same coalitions.
+        random, sqrt(s^2 / N + e^2). Here s is the standard deviation over the inputs, and e is the mean of their own
+        standard errors, which do not cancel if all were estimated from the same coalitions.
 
     Raises:
-        UserError: there are fewer than two results, they differ in players, targets or settings, or are formulas.
+        UserError: there are fewer than two results, they differ in players, targets or settings, or they are formulas.
     """
     return _mean(results, lambda values: values)
 
 
 def mean_size(results: Sequence[MetaAttributions]) -> MetaAttributions:
-    """The mean size of phi_{j -> i} over inputs, from 0 on: how strong an influence is, whatever its sign.
+    """The mean of the absolute phi_{j -> i} over inputs, non-negative: how strong an influence is, whatever its sign.
 
-    Estimates have larger sizes than exact values have, since errors do not cancel. Rows have no sum that is known.
+    Estimated values have larger sizes than exact ones, since errors do not cancel. Row sums have no known meaning.
 
     Args:
-        results: as of :func:`mean_influence`.
+        results: see :func:`mean_influence`.
 
     Returns:
-        ``values`` and ``standard_error`` as of :func:`mean_influence`; ``first_order`` and ``empty`` are None.
+        ``values`` and ``standard_error`` are as for :func:`mean_influence`; ``first_order`` and ``empty`` are None.
 
     Raises:
-        UserError: as :func:`mean_influence`.
+        UserError: see :func:`mean_influence`.
     """
     return replace(_mean(results, np.abs), first_order=None, empty=None)
 

@@ -12,7 +12,9 @@ from metagame.games import Progress
 
 @contextmanager
 def progress_bar(title: str = "coalitions") -> Generator[Progress]:
-    """Within: what is yielded draws one bar, in a terminal or a notebook with ipywidgets; give it as ``progress``.
+    """Context manager that draws one progress bar, in a terminal or a notebook with ipywidgets.
+
+    Pass what it yields as ``progress``.
 
     Raises:
         UserError: rich is not installed.

@@ -1,4 +1,4 @@
-"""A model of which nothing is known but its output for each coalition."""
+"""A model known only by its output for each coalition."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from metagame.models.masked import MaskedModel
 
 @dataclass(frozen=True)
 class BlackBox(MaskedModel):
-    """A masked model whose f_S is a table or a program; methods that take gradients refuse it.
+    """A masked model whose f_S is a table or a program; methods that need gradients refuse it.
 
     Attributes:
-        answer: what the output is, such as the name of a label.
-        rows, columns: of patches, where the players are patches of an image; else 0.
+        answer: the meaning of the output, such as the name of a label.
+        rows, columns: number of rows and columns of patches, if the players are patches of an image; else 0.
         pixels: the image.
     """
 
@@ -47,16 +47,16 @@ class BlackBox(MaskedModel):
 def black_box(
     values: Callable[[Bool[np.ndarray, "k n"]], Any], names: Sequence[str], batch_size: int | None = None, **about: Any
 ) -> BlackBox:
-    """The model with output ``values(coalitions)``, for :func:`metagame.explain` or a method that only masks.
+    """A model whose output is ``values(coalitions)``, for :func:`metagame.explain` and methods that only mask.
 
     Args:
         values: maps coalitions, bool ``(k, n)``, to numbers ``(k,)``, row by row.
-        names: of the n players.
-        batch_size: the most coalitions that it is given at once.
+        names: names of the n players.
+        batch_size: the maximum number of coalitions passed to ``values`` at once.
         about: other fields of :class:`BlackBox`.
 
     Raises:
-        UserError: there are no names; later, a method asks for gradients, or ``values`` returns something else.
+        UserError: there are no names. Later, if a method asks for gradients, or ``values`` returns something else.
     """
     names = tuple(map(str, names))
     if not names:

@@ -1,4 +1,4 @@
-"""Attribution methods of captum as games: the inputs are masked, captum attributes them."""
+"""Attribution methods of captum as games: captum attributes inputs whose absent players are masked."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ def of_captum(
     batch_size: int = 32,
     **arguments: Any,
 ) -> AttributionGame:
-    """The game of an attribution object of captum: phi_i(S) is what it attributes to i when only S is present.
+    """The game of a captum attribution object: phi_i(S) is what it attributes to i when only S is present.
 
-    Of each input the elements of absent players are replaced by the baseline. A method that has baselines or a feature
-    mask of its own is given these, unless ``arguments`` say otherwise.
+    In each input, the elements of absent players are replaced by the baseline. If the captum method itself takes
+    baselines or a feature mask, it gets the same ones, unless ``arguments`` override them.
 
     Args:
-        attribution: such as ``captum.attr.IntegratedGradients(model)``; it must treat rows of a batch independently.
-        inputs: a tensor ``(1, ...)``, or several of them, as the model takes them.
-        baselines: what stands in for absent elements: a number, or for each input a tensor that broadcasts to it.
-        feature_mask: for each input the number of the player that an element belongs to, from 0, broadcast to it;
-            None: each element is a player.
-        players: their names.
-        targets: names of what is attributed; None: the players.
-        grid: rows and columns of patches, see :class:`metagame.AttributionGame`.
-        reduce: maps what the method returns for k rows to the attributions of targets, ``(k, t)``. None: those of a
-            player's elements are added up, and the targets are the players; of methods with a feature mask, which give
-            all elements of a player the same value, it is this value.
-        batch_size: the most coalitions that are attributed at once.
-        arguments: of its ``attribute``, such as ``target``.
+        attribution: for example ``captum.attr.IntegratedGradients(model)``; it must treat the rows of a batch
+            independently.
+        inputs: a tensor ``(1, ...)``, or a tuple of them, as the model takes them.
+        baselines: the values of absent elements: a number, or for each input a tensor that broadcasts to it.
+        feature_mask: for each input, a tensor that broadcasts to it and holds the number of the player that each
+            element belongs to, counted from 0. If None, each element is a player.
+        players: names of the players.
+        targets: names of the targets; if None, those of the players.
+        grid: number of rows and columns of patches, see :class:`metagame.AttributionGame`.
+        reduce: maps what the method returns for k rows to the attributions of targets, ``(k, t)``. If None, the targets
+            are the players, and the attribution of a player is the sum over its elements. Methods with a feature mask
+            give all elements of a player the same value; for them the attribution is this value.
+        batch_size: the maximum number of coalitions that are attributed at once.
+        arguments: passed to the ``attribute`` method, for example ``target``.
 
     Raises:
-        GameError: inputs are no batch of one, or the mask does not number the players; later, the method returns
-            attributions of another shape and there is no ``reduce``.
+        GameError: the inputs are not a batch of one, or the mask does not number the players. Later, if the method
+            returns attributions of another shape and there is no ``reduce``.
     """
     rows = inputs if isinstance(inputs, tuple) else (inputs,)
     if any(len(row) != 1 for row in rows):
@@ -88,10 +89,10 @@ def of_captum(
 
 
 def patch_mask(inputs: Tensor, grid: tuple[int, int]) -> Int[Tensor, "1 1 H W"]:
-    """The feature mask of an image ``(1, c, H, W)`` whose ``grid`` of rows and columns of patches are the players.
+    """The feature mask of an image ``(1, c, H, W)`` whose players are the patches of a ``grid`` of rows and columns.
 
     Raises:
-        GameError: the image has fewer pixels than the grid patches.
+        GameError: the grid has more rows or columns than the image has pixels.
     """
     height, width = inputs.shape[-2:]
     rows, columns = grid

@@ -1,4 +1,4 @@
-"""Maskers in the manner of shap, with a function of what they return."""
+"""Maskers in the style of shap, with a function of what they return."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from metagame.games import as_float64
 
 
 def of_masker(model: Callable[..., Any], masker: Any, x: Any, names: Sequence[str] | None = None) -> BlackBox:
-    """f_S is the mean output of ``model`` for what ``masker`` makes of x when only S is present.
+    """A masked model in which f_S is the mean output of ``model`` for x masked by ``masker`` with only S present.
 
     Args:
-        model: maps what the masker returns to one number for each of its rows, ``(m,)``; of several outputs select one.
-        masker: is called with a mask, bool ``(n,)`` (True = present), and x, and returns rows, or a tuple of arguments
-            that have rows; such as ``shap.maskers.Independent(background)`` or ``shap.maskers.Text(tokenizer)``.
+        model: maps what the masker returns to one number for each of its rows, ``(m,)``. If the model has several
+            outputs, select one.
+        masker: a function of a mask, bool ``(n,)`` (True = present), and x that returns rows, or a tuple of arguments
+            that have rows. Examples are ``shap.maskers.Independent(background)`` and ``shap.maskers.Text(tokenizer)``.
         x: the input, as the masker takes it.
-        names: of the n players; None: x1, x2, ..., as many as the ``shape`` of the masker says.
+        names: names of the n players. If None, x1, x2, ..., whose number is taken from the masker's ``shape``.
 
     Raises:
-        UserError: there are no names and the masker has no ``shape``, or names are not as many; later, the model
-            returns another shape.
+        UserError: there are no names and the masker has no ``shape``, or the number of names is wrong. Later, if the
+            model returns another shape.
     """
     known = _names(masker, x) if names is None else _as_many(tuple(names), masker, x)
 

@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn with a background set, and what they owe to the points that they were trained on."""
+"""Estimators of scikit-learn with a background set, and the influence of their training points."""
 
 from __future__ import annotations
 
@@ -30,23 +30,26 @@ def of_estimator(
     predict: Callable[[Any], Any] | None = None,
     weights: Callable[[Bool[np.ndarray, "k n"]], Float[np.ndarray, "k m"]] | None = None,
 ) -> BlackBox:
-    """f_S is the mean output over the background's rows, which replace the absent features of x: marginal imputation.
+    """A masked model in which background rows replace the absent features of x, and f_S is the mean output over them.
+
+    This is marginal imputation, unless ``weights`` are given.
 
     Args:
-        estimator: a fitted classifier, regressor or pipeline of scikit-learn, or of its protocol.
-        x: the features of one input, ``(n,)`` or ``(1, n)``; a row of a DataFrame.
-        background: rows, ``(m, n)``; a DataFrame where the estimator was fitted to one, with columns of any type.
-        output: of a classifier the class whose probability is explained, None: the predicted one; of a regressor with
-            several outputs the number of one.
-        names: of the features; None: the columns of a DataFrame, else x1, x2, ...
-        predict: what is explained in place of the estimator's own: a function of rows ``(k, n)`` to numbers ``(k,)``,
-            such as ``lambda rows: svm.decision_function(rows)``.
-        weights: of the rows in the mean, ``(k, m)`` for coalitions ``(k, n)``, such as those of
-            :func:`metagame.conditional.conditional_weights` for conditional imputation; None: all rows count alike.
+        estimator: a fitted classifier, regressor or pipeline of scikit-learn, or one with the same interface.
+        x: the features of one input, ``(n,)`` or ``(1, n)``; may be a row of a DataFrame.
+        background: rows, ``(m, n)``; a DataFrame if the estimator was fitted to one, with columns of any type.
+        output: for a classifier, the class whose probability is explained; if None, the predicted one. For a regressor
+            with several outputs, the number of the output.
+        names: names of the features. If None, the columns of a DataFrame, else x1, x2, ...
+        predict: a function of rows ``(k, n)`` to numbers ``(k,)`` that is explained instead of the estimator's own
+            output, such as ``lambda rows: svm.decision_function(rows)``.
+        weights: weights of the rows in the mean, ``(k, m)`` for coalitions ``(k, n)``, such as those of
+            :func:`metagame.conditional.conditional_weights` for conditional imputation. If None, all rows count alike.
 
     Raises:
-        UserError: shapes, names, columns or types of x and background do not fit each other, ``output`` is given beside
-            ``predict``, the estimator is not fitted or has no such output, or weights are not those of the rows.
+        UserError: shapes, names, columns or types of x and background do not match each other, ``output`` is given
+            together with ``predict``, the estimator is not fitted or has no such output, or the weights do not belong
+            to the rows.
     """
     row, rows = np.asarray(x, dtype=object).reshape(-1), np.asarray(background, dtype=object)
     if rows.ndim != 2 or not len(rows) or row.shape != rows.shape[1:]:
@@ -101,22 +104,23 @@ def of_training_set(
 ) -> AttributionGame:
     """The game of the points of a training set: phi_i(S) is target i of an estimator that is fitted to those in S.
 
-    With the score of the estimator as the one target, the Shapley values are data values (Ghorbani and Zou, 2019). With
-    its attributions of features as targets, they say which points an attribution comes from. Each coalition is a fit.
+    If the only target is the score of the estimator, the Shapley values are data values (Ghorbani and Zou, 2019). If
+    the targets are its attributions of features, the values say which points an attribution comes from. Each coalition
+    requires a fit.
 
     Args:
-        estimator: of scikit-learn, or of its protocol; a clone is fitted to each coalition.
-        x: the training points, ``(n, features)``; a DataFrame, or an array.
-        y: what is learned of them, ``(n,)``.
-        attribute: of a fitted estimator the targets, a number or ``(t,)``, such as ``lambda e: e.coef_`` or
+        estimator: a scikit-learn estimator, or one with the same interface; a clone is fitted to each coalition.
+        x: the training points, ``(n, features)``; a DataFrame or an array.
+        y: the labels or numbers to learn, ``(n,)``.
+        attribute: maps a fitted estimator to the targets, a number or ``(t,)``, such as ``lambda e: e.coef_`` or
             ``lambda e: e.score(x_test, y_test)``.
-        untrained: what the targets are without any point, and where a classifier cannot be fitted since all points have
-            one class: a number or ``(t,)``.
-        players: names of the points; None: the index of a DataFrame, else 0, 1, ...
+        untrained: the targets without any point, a number or ``(t,)``. They are also used if a classifier cannot be
+            fitted because all points have one class.
+        players: names of the points. If None, the index of a DataFrame, else 0, 1, ...
         targets: names of the targets.
 
     Raises:
-        UserError: x and y are not as many, the estimator cannot be fitted to a coalition, or ``attribute`` returns
+        UserError: x and y differ in length, the estimator cannot be fitted to a coalition, or ``attribute`` returns
             another number of targets than ``untrained`` has.
     """
     labels = np.asarray(y)

@@ -24,20 +24,20 @@ def of_pipeline(
 ) -> BlackBox:
     """f_S is the logit of a label for a text whose absent words are masked, or an image whose absent patches are blank.
 
-    Absent words are the tokenizer's mask token, and left out where it has none; absent patches have the image's mean
-    color. For tokens as players, and gradients, see :func:`metagame.explain` with ``pipeline.model`` and
-    ``processor=pipeline.tokenizer``.
+    An absent word is replaced by the tokenizer's mask token, or left out if there is no such token. An absent patch has
+    the image's mean color. For tokens as players and for gradients, use :func:`metagame.explain` with
+    ``pipeline.model`` and ``processor=pipeline.tokenizer``.
 
     Args:
-        pipeline: of the task ``text-classification`` or ``image-classification``.
+        pipeline: a pipeline for the task ``text-classification`` or ``image-classification``.
         content: the text or the image.
-        label: whose logit is explained; None: the predicted one.
-        grid: rows and columns of patches of an image.
-        batch_size: inputs that the model is given at once.
+        label: the label whose logit is explained; if None, the predicted one.
+        grid: number of rows and columns of patches of an image.
+        batch_size: number of inputs passed to the model at once.
 
     Raises:
-        UserError: the pipeline is of another task, the content is none for it, or the label is unknown,
-            or labels share a name.
+        UserError: the pipeline is for another task, the content does not fit the pipeline, the label is unknown, or
+            several labels have the same name.
     """
     if isinstance(pipeline, TextClassificationPipeline):
         if not isinstance(content, str) or not content.strip():

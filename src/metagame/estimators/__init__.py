@@ -1,4 +1,4 @@
-"""Estimators of meta-attributions: one function each, the same call.
+"""Estimators of meta-attributions: one function each, with a common signature.
 
 ``estimator(game, rules) -> Estimate`` plays ``game`` by :class:`Rules`, on at most ``rules.budget`` coalitions.
 """

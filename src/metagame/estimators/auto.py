@@ -1,4 +1,4 @@
-"""Meta-attributions by what predicts left out coalitions best: trees, smooth games, a regression, or a mixture."""
+"""Meta-attributions by what predicts held-out coalitions best: trees, smooth games, a regression, or a mixture."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ OF_TREES = 1 / 3
 
 
 def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> Estimate:
-    """Fit several surrogates to a shared sample of coalitions, and weigh them by how well they predict left out ones.
+    """Fit several surrogates to a shared sample of coalitions, and weigh them by how well they predict held-out ones.
 
-    The surrogates are boosted trees, as in ``trees``, Gaussian processes over coalitions with a product kernel
-    (:class:`metagame.estimators.gaussian_process.Kernel`), with one width for all players and with widths of their own,
-    and a ridge regression. Their Shapley values are known in closed form. Another ridge regression, on what their
-    mixture leaves, completes it; its penalty and the weights, which add up to 1, have the least leave-one-out loss
-    (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own, but below 6 coalitions for each player
-    (endogenous: 8) targets share them. There the trees' own estimate, as of ``trees``, also counts a third in an
-    endogenous game, so that linear games are not exact. Rows are efficient. Order 1 and the Shapley value only.
+    There are four surrogates: boosted trees, as in ``trees``; Gaussian processes over coalitions with a product kernel
+    (:class:`metagame.estimators.gaussian_process.Kernel`), one with the same width for all players and one with a
+    width for each player; and a ridge regression. Their Shapley values are known in closed form. A second ridge
+    regression is fitted to the residuals of their mixture. Its penalty and the weights, which add up to 1, minimise the
+    leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own penalty and weights, but below
+    6 coalitions per player (endogenous: 8) targets share them. In that case, the estimate that ``trees`` gives also
+    counts a third in an endogenous game, so linear games are not exact. Rows are efficient. Only order 1 and the
+    Shapley value are supported.
 
     Estimates are biased, since surrogates are smoother than games. The standard error is the sandwich estimate of a
-    regression on what is left of left out values. It takes no account of the bias, so no coverage is promised;
-    ``python -m scripts.cover_standard_errors`` measures it. None below 8 coalitions for each player.
+    regression on the residuals of held-out coalitions; it is None below 8 coalitions per player. It does not account
+    for the bias, so no coverage is promised; ``python -m scripts.cover_standard_errors`` measures it.
 
-    ``n_threads`` targets are fitted side by side; None: as many as there are cores.
+    ``n_threads`` targets are fitted in parallel; if None, as many as there are cores.
 
     Raises:
-        GameError: another order or index, or a budget below 2n + 2.
+        GameError: the order or index is not supported, or the budget is below 2n + 2.
         UserError: joblib or threadpoolctl, which come with scikit-learn, is not installed.
     """
     if rules.order > 1:

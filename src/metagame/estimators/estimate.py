@@ -1,4 +1,4 @@
-"""What an estimator is told, and what it returns."""
+"""What an estimator is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ class Rules:
     """How a metagame is played, and what an estimator may spend on it; see :func:`metagame.meta.meta_attributions`.
 
     Attributes:
-        endogenous: the players are the targets.
-        order: of the ``index``: the most players of a set.
+        endogenous: whether the players are the targets.
+        order: the largest number of players in a set, for the ``index``.
         index: from order 2 on; at order 1 None for the Shapley value, or ``banzhaf``.
-        budget: the most coalitions to evaluate; None: the estimator's own choice.
+        budget: the maximum number of coalitions to evaluate; if None, the estimator chooses.
         seed: of the sampling.
-        progress: called with (coalitions evaluated, planned) after each batch; by trees then with those of targets.
+        progress: called with (coalitions evaluated, planned) after each batch. ``trees`` and ``auto`` then call it with
+            (targets fitted, all targets).
     """
 
     endogenous: bool
@@ -40,14 +41,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Meta-attributions of one game, as an estimator found them (t targets, n players).
+    """Meta-attributions of one game, as an estimator computed them (t targets, n players).
 
     Attributes:
         values: ``(t, n)``, ``(t, n, n)`` for order 2, and so on; see :class:`metagame.meta.MetaAttributions`.
         first_order: phi_i(N), ``(t,)``.
         empty: phi_i(empty), ``(t,)``.
-        standard_error: shape of ``values``; None where it is not known. Zero where nothing was sampled.
-        error_note: why it is not known.
+        standard_error: shape of ``values``; None if it is not known. Zero if nothing was sampled.
+        error_note: why the standard error is not known.
     """
 
     values: Float[np.ndarray, "t n ..."]

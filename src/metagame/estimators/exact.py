@@ -13,10 +13,10 @@ MAX_PLAYERS = 12
 
 
 def exact(game: AttributionGame, rules: Rules, *, max_players: int = MAX_PLAYERS) -> Estimate:
-    """Play all 2^n coalitions; the seed is not used.
+    """Evaluate all 2^n coalitions; the seed is not used.
 
     Raises:
-        GameError: more than ``max_players`` players, or a budget below 2^n.
+        GameError: there are more than ``max_players`` players, or the budget is below 2^n.
     """
     n = game.n_players
     if n > max_players:

@@ -26,18 +26,18 @@ def permutation(game: AttributionGame, rules: Rules) -> Estimate:
 
     Exogenous: the mean marginal contribution (Castro et al., 2009). Endogenous: a walk serves every target i through
     the players j that come after it. With j at position q (from 0), the other predecessors of j are a uniform
-    (q-1)-subset, met with probability q/(n(n-1)) where Definition 2 wants 1/(n-1): weight n/q, unbiased. What a walk's
-    row then lacks of phi_i(N) - phi_i({i}) is spread evenly over the row (a control variate), so rows are efficient.
-    Order 2: SII (or k-SV, which follows from it) from the discrete derivatives of neighbours in a walk. Walks come in
-    blocks in which every pair is neighbours equally often (shapiq's sampler leaves that to chance, and pairs that it
-    never met at 0).
+    (q-1)-subset, which occurs with probability q/(n(n-1)), whereas Definition 2 requires 1/(n-1). The weight n/q
+    therefore makes the estimate unbiased. The difference between a walk's row sum and phi_i(N) - phi_i({i}) is spread
+    evenly over the row (a control variate), so rows are efficient. Order 2: SII (or k-SV, which is computed from it)
+    from the discrete derivatives of neighbours in a walk. Walks come in blocks in which every pair is adjacent equally
+    often. (shapiq's sampler leaves this to chance, and pairs that are never adjacent get 0.)
 
-    The standard error is that of the mean over walks (at order 2 over blocks) by Student's t; None after a single one,
-    and at order 1 below 8 coalitions for each player. A player whose contributions are all equal has the mean variance
-    of the other players: a few walks do not show that they never differ.
+    The standard error is that of the mean over walks (at order 2 over blocks) by Student's t; it is None after a single
+    one, and at order 1 below 8 coalitions per player. A player whose contributions are all equal gets the mean variance
+    of the other players, since a few walks do not show that the contributions never differ.
 
     Raises:
-        GameError: the budget is below one walk (at order 2 one block).
+        GameError: the budget is below one walk (at order 2, one block).
     """
     require_shapley("permutation", rules, pairs=("sii", "ksv"))
     return (_play_pairs if rules.order == 2 else _play_players)(game, rules)

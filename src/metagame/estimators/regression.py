@@ -22,19 +22,19 @@ if TYPE_CHECKING:  # importing it takes seconds
 
 
 def regression(game: AttributionGame, rules: Rules) -> Estimate:
-    """Fit every target by least squares with Shapley kernel weights; efficiency is a constraint.
+    """Fit every target by least squares with Shapley kernel weights, constrained to be efficient.
 
-    KernelSHAP (Lundberg and Lee, 2017), on one sample of coalitions for all targets
-    (:func:`metagame.estimators.coalition_sample.draw_coalition_sample`). Order 2: shapiq's KernelSHAP-IQ for SII and
-    k-SV; from order 2 on its regression for FSII.
+    This is KernelSHAP (Lundberg and Lee, 2017) on one sample of coalitions for all targets
+    (:func:`metagame.estimators.coalition_sample.draw_coalition_sample`). At order 2, shapiq's KernelSHAP-IQ computes
+    SII and k-SV; from order 2 on, shapiq's regression computes FSII.
 
-    The standard error is the sandwich estimate over what was drawn (pairs of complements count as one draw), with the
-    residuals that leaving each out would give (HC3; MacKinnon and White, 1985); zero where everything was enumerated,
-    None from order 2 on and below 8 coalitions for each player.
+    The standard error is the sandwich estimate over what was drawn (a pair of complements counts as one draw), with
+    leave-one-out residuals (HC3; MacKinnon and White, 1985). It is zero if everything was enumerated, and None from
+    order 2 on and below 8 coalitions per player.
 
     Raises:
-        GameError: the budget is below 2n + 2 (from order 2 on: below two per unknown).
-        UserError: an order above 1, and shapiq is not installed.
+        GameError: the budget is below 2n + 2 (from order 2 on, below two coalitions per unknown).
+        UserError: the order is above 1, and shapiq is not installed.
     """
     n = game.n_players
     # shapiq's KernelSHAP-IQ of triples is far off even with nine tenths of all coalitions

@@ -1,4 +1,4 @@
-"""Meta-attributions from boosted trees, whose own Shapley values are exact, and a regression on what they leave."""
+"""Meta-attributions from boosted trees with exact Shapley values, and from a regression on their residuals."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def trees(
     learning_rate: float = 0.1,
     n_threads: int | None = 1,
 ) -> Estimate:
-    """Boost trees on a shared sample of coalitions, take their exact Shapley value, then regress what they leave.
+    """Boost trees on a shared sample of coalitions, take their exact Shapley value, and regress the residuals.
 
     Each target gets its own trees. A tree's value against the all-absent reference is exact per leaf
     (:func:`tree_index`). The regression on the residuals (as in Witter et al., 2025) makes rows efficient; Banzhaf
-    values are those of the trees alone. Order 2: SII of the trees plus shapiq's KernelSHAP-IQ on the residuals. No
-    standard error, unless all coalitions are played.
+    values are those of the trees alone. Order 2: SII of the trees plus shapiq's KernelSHAP-IQ on the residuals. The
+    standard error is not known, unless all coalitions are evaluated.
 
-    Differs from the paper's code, which fits XGBoost to each generation step and target, on 32(n-1) coalitions of their
-    own without weights, leaves the residuals, and has a row of 0 for a target whose values are all equal.
+    Differs from the paper's code, which fits XGBoost to each generation step and target, on 32(n-1) unweighted
+    coalitions of its own, ignores the residuals, and gives a row of 0 for a target whose values are all equal.
 
-    ``n_threads`` targets are fitted side by side at order 1; None: as many as there are cores.
+    ``n_threads`` targets are fitted in parallel at order 1; if None, as many as there are cores.
 
     Raises:
         GameError: the budget is too small for the regression.

@@ -21,11 +21,11 @@ class Pair:
     """The influence of a player, or of a set of players, on the attribution of a target.
 
     Attributes:
-        players: names of the set.
+        players: names of the players in the set.
         target: name of the target.
-        value: in the units of the attribution method.
-        standard_error: of the value; None where it is not known.
-        directed: the influence is that of the players on the target; False: it belongs to the unordered pair.
+        value: the influence, in the units of the attribution method.
+        standard_error: of the value; None if it is not known.
+        directed: if True, the players influence the target; if False, the value belongs to the unordered pair.
     """
 
     players: tuple[str, ...]

@@ -83,18 +83,18 @@ FAMILIES = (
 
 
 def load_model(model: Any, *, processor: Any = None, **settings: Any) -> Model:
-    """The adapter of a language model, a classifier of texts or images, CLIP, MetaCLIP-2, SigLIP(-2) or FLUX.
+    """Load a language model, a classifier of texts or images, CLIP, MetaCLIP-2, SigLIP(-2) or FLUX into its adapter.
 
     Args:
-        model: a folder, an id on the Hugging Face hub, or a model of transformers, which is put into evaluation mode
-            without gradients of its weights. An adapter is returned as it is.
-        processor: of a model of transformers: its tokenizer, image processor, or of a vision-language encoder its
-            processor; None: loaded from where the model was.
-        settings: arguments of the adapter's ``load``, such as ``device``, ``dtype`` and ``revision``; of a model that
-            is given, those of the adapter's class.
+        model: a folder, an id on the Hugging Face Hub, or a transformers model, which is put into evaluation mode and
+            whose weights get no gradients. An adapter is returned as it is.
+        processor: for a transformers model, its tokenizer or image processor, or for a vision-language encoder its
+            processor. If None, it is loaded from where the model was loaded.
+        settings: arguments of the adapter's ``load``, such as ``device``, ``dtype`` and ``revision``; if a transformers
+            model is given, those of the adapter's class.
 
     Raises:
-        UserError: the model cannot be loaded, no adapter fits it, or it does not take these settings.
+        UserError: the model cannot be loaded, no adapter fits it, or it does not accept these settings.
     """
     if isinstance(model, Model):
         _refuse_settings(processor, settings)
