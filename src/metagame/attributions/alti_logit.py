@@ -18,28 +18,29 @@ from metagame.models.language_model import AnsweredPrompt
 
 
 class ALTILogit(FirstOrder[AnsweredPrompt]):
-    """phi_i(S): what attention's updates of the answer's logits owe to token i; signed, in units of f.
+    """phi_i(S): the part of attention's updates of the answer's logits that comes from token i; signed, in units of f.
 
-    The message of token s to token t in layer l is F_{t<-s} = sum_h A^h_{ts} W_O^h v^h_s, with v the values, their
-    biases included; a normaliser behind the attention (Gemma 3) scales it by its frozen scale. Attention makes x_t to
-    y_t = x_t + sum_s F_{t<-s} + b_O. With g_t the direction of the answer's token in the residual stream, the scale of
-    the last normaliser frozen, layer l adds Delta^l_s = sum_t <g_t, F_{t<-s}> to the logits at the answer's places t.
-    The contributions c_{ts} = max(0, |y_t| - |y_t - (F_{t<-s} + [s=t] x_t)|), l1 norms, rows made to sum to 1, are how
-    a layer mixes tokens; the product of their matrices C below layer l traces Delta^l_s to the input:
+    The message of token s to token t in layer l is F_{t<-s} = sum_h A^h_{ts} W_O^h v^h_s, where the values v include
+    their biases; a normaliser after the attention (Gemma 3) scales it by its frozen scale. Attention turns x_t into
+    y_t = x_t + sum_s F_{t<-s} + b_O. Let g_t be the direction of the answer's token in the residual stream, with the
+    scale of the last normaliser frozen. Layer l adds Delta^l_s = sum_t <g_t, F_{t<-s}> to the logits at the answer's
+    positions t. The contributions c_{ts} = max(0, |y_t| - |y_t - (F_{t<-s} + [s=t] x_t)|), with l1 norms and rows
+    normalised to sum to 1, describe how a layer mixes tokens. The product of their matrices C below layer l traces
+    Delta^l_s to the input:
 
     phi_i = sum_l sum_s Delta^l_s (C^{l-1} ... C^0)_{si}.
 
-    It takes a forward pass and no gradient. What attention adds is shared among all tokens, those that do not play
-    included. The logit is more: the embedding of the answer's places, feed-forward layers and biases add to it, see
-    :func:`logit_parts`. Unlike the relevance of CP-LRP, which is exact where weights, gates and scales are frozen, the
-    tracing is a heuristic.
+    The method needs one forward pass and no gradient. What attention adds is shared among all tokens, including those
+    that do not play. It is not the whole logit: the embedding of the answer's positions, feed-forward layers and biases
+    also add to it, see :func:`logit_parts`. Unlike the relevance of CP-LRP, which is exact if weights, gates and scales
+    are frozen, the tracing is a heuristic.
 
-    Differs from the paper: several places t at once, and models with RMSNorm, rotary positions and grouped queries; the
-    paper has GPT-2, OPT and BLOOM.
+    Differs from the paper: several positions t at once, and models with RMSNorm, rotary positions and grouped queries;
+    the paper has GPT-2, OPT and BLOOM.
 
     Raises:
         UserError: the model is not one of the architectures of :mod:`metagame.models.decoder_views`, or its attention
-            implementation does not give weights.
+            implementation does not return weights.
     """
 
     input_type = AnsweredPrompt
@@ -61,12 +62,12 @@ class LogitParts:
     """f as a sum: embedding + attention + feed-forward + constant, for each of k inputs with t tokens in a pass.
 
     Attributes:
-        embedding: <g, x^0>: what the tokens at the answer's places add themselves.
+        embedding: <g, x^0>: what the tokens at the answer's positions add themselves.
         attention: Delta of each layer, summed over the tokens that messages come from.
-        feedforward: of each layer.
-        constant: of the biases of W_O and of the last normaliser.
-        relevance: of each token of the pass, see :class:`ALTILogit`; what messages of earlier, cached tokens add is in
-            ``attention`` alone.
+        feedforward: what each feed-forward layer adds.
+        constant: what the biases of W_O and of the last normaliser add.
+        relevance: of each token of the pass, see :class:`ALTILogit`. What messages of earlier, cached tokens add is
+            only in ``attention``.
     """
 
     embedding: Float[Tensor, " k"]
@@ -78,10 +79,10 @@ class LogitParts:
 
 @torch.no_grad()
 def logit_parts(bound: AnsweredPrompt, inputs: Float[Tensor, "k n w"]) -> LogitParts:
-    """What adds to f at each input, from one forward pass.
+    """The summands of f at each input, from one forward pass.
 
     Raises:
-        UserError: as :class:`ALTILogit`.
+        UserError: see :class:`ALTILogit`.
     """
     decoder, directions = decoder_view(bound.module, "ALTI-Logit"), bound.directions
     if directions is None:
@@ -130,9 +131,9 @@ def _bias(layer: Layer, own: LayerPass, g: Float[Tensor, "k a d"]) -> Float[Tens
 
 
 def contributions(layer: Layer, own: LayerPass) -> Float[Tensor, "k t t"]:
-    """c_{ts} of the tokens of a pass, in rows that sum to 1 with those of cached tokens, which are left out.
+    """c_{ts} of the tokens of a pass; with the columns of cached tokens, which are left out, rows would sum to 1.
 
-    A token that all messages lead away from y_t, its own included, is made from itself alone.
+    If all messages to a token, including its own, lead away from y_t, the token is assigned to itself alone.
     """
     n_tokens, n_seen = own.weights.shape[2:]
     messages = torch.einsum("khse,dhe->kshd", own.values, layer.output_of_heads.to(own.x))

@@ -13,9 +13,10 @@ from metagame.models.masked import MaskedModel
 
 
 class AttentionWeights(Method[MaskedModel]):
-    """The attention weights ``(L, L)`` of the model's only softmax: the row's token attends to the column's.
+    """The attention weights ``(L, L)`` of the model's only softmax: the row's token attends to the column's token.
 
-    Rows sum to 1; no sign, no unit. The L tokens are the players and, behind them, the input's ``context``.
+    Rows sum to 1; the weights have no sign and no unit. The L tokens are the players, followed by the input's
+    ``context``.
     """
 
     input_type = MaskedModel
@@ -24,7 +25,8 @@ class AttentionWeights(Method[MaskedModel]):
         """The weights of the whole input.
 
         Raises:
-            UserError: the model has no torch module, not exactly one softmax with one head, or tokens without a name.
+            UserError: the model has no torch module, does not have exactly one softmax with one head, or has tokens
+                without a name.
         """
         layers = [] if bound.module is None else list(bound.module.modules())
         softmax = [layer for layer in layers if isinstance(layer, nn.Softmax)]

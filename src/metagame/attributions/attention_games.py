@@ -191,16 +191,16 @@ GAMES: dict[str, MatrixGame] = {
 
 
 class AttentionGame(FirstOrder[AttendedModel]):
-    """phi_i(S) = SV_i of a game on the attention of the model whose players outside S are absent, among those in S.
+    """phi_i(S) = SV_i of a game on the model's attention when players outside S are absent, played by those in S.
 
-    One forward and one backward pass for each coalition; absent players get 0. In units of f, or shares of 1 without
-    the gradient. Sums to v(S), which is no output of the model.
+    Each coalition needs one forward and one backward pass; absent players get 0. The values are in units of f, or
+    without the gradient shares of 1. They sum to v(S), which is not an output of the model.
 
     Args:
-        game: of :data:`GAMES`: ``cls`` (sum of what [CLS] reads of each), ``mutual`` (sum of pairs, both directions),
-            ``max_mutual`` (the larger direction), ``total`` (all entries), ``max`` (the most that [CLS] reads of one)
-            or ``row_max`` (the most that each reads of one).
-        gradient: M is the mean of A * ReLU(df/dA) over layers and heads; False: of the weights A alone.
+        game: one of :data:`GAMES`: ``cls`` (sum of what [CLS] reads of each player), ``mutual`` (sum over pairs, both
+            directions), ``max_mutual`` (the larger direction), ``total`` (all entries), ``max`` (the most that [CLS]
+            reads of one player) or ``row_max`` (the most that each player reads of one player).
+        gradient: if True, M is the mean of A * ReLU(df/dA) over layers and heads; if False, the mean of the weights A.
     """
 
     input_type = AttendedModel
@@ -220,10 +220,10 @@ class AttentionGame(FirstOrder[AttendedModel]):
 
 
 class ProxyAttentionGame(AttentionGame):
-    """The same at the whole input; phi_i(S) = SV_i of the game on the attention of the whole input, among those in S.
+    """phi_i(S) = SV_i of the game on the attention of the whole input, played by the players in S.
 
-    What is restricted is the proxy, not the model: the metagame follows from one forward and one backward pass, in
-    closed form.
+    Only the proxy is restricted, not the model. The metagame therefore follows from one forward and one backward pass,
+    in closed form.
     """
 
     def game(self, bound: AttendedModel) -> AttributionGame:
@@ -237,10 +237,10 @@ class ProxyAttentionGame(AttentionGame):
     def metagame(
         self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
     ) -> ProxyAttentionMetagame:
-        """In closed form, without an estimator.
+        """The metagame in closed form, without an estimator.
 
         Raises:
-            UserError: an estimator other than ``exact``, a budget, an order above 1, or an index.
+            UserError: an estimator other than ``exact``, a budget, an order above 1, or an index is given.
         """
         estimator.require_closed_form(type(self).__name__)
         if order != 1 or index is not None:
@@ -281,20 +281,20 @@ def published_sampler(
     draws: int = 100,
     sizes: str = "kernel",
 ) -> Float[np.ndarray, " n"]:
-    """What the authors' code takes for Shapley values of Max-Mutual: a biased estimate, for comparison only.
+    """The Shapley values of Max-Mutual as the authors' code computes them: a biased estimate, for comparison only.
 
-    Of each coalition S drawn, and each player i, v(S with i) - v(S without i) is added with the Shapley weight
-    1/(n C(n - 1, s)), s the size of S without i, and not divided by how often it is drawn. Its expectation is not the
-    Shapley value, see :func:`times_counted`: with 100 draws of 10 players 1.9 times (``kernel``) or .19 times
-    (``uniform``) as much on random games. Use the closed forms of this module instead.
+    For each coalition S drawn and each player i, v(S with i) - v(S without i) is added with the Shapley weight
+    1/(n C(n - 1, s)), where s is the size of S without i; the sum is not divided by how often a coalition is drawn. Its
+    expectation is not the Shapley value, see :func:`times_counted`: with 100 draws of 10 players, it is 1.9 times
+    (``kernel``) or .19 times (``uniform``) as large on random games. Use the closed forms of this module instead.
 
     Args:
-        value: v of coalitions.
-        n_players: n.
+        value: maps coalitions to v.
+        n_players: the number n of players.
         rng: draws the coalitions.
-        draws: how many.
+        draws: number of coalitions drawn.
         sizes: ``kernel``: sizes 1 to n - 1 are drawn by KernelSHAP's weight of a single coalition, without the number
-            of coalitions of that size; ``uniform``: each of the 2^n coalitions is as likely.
+            of coalitions of that size; ``uniform``: each of the 2^n coalitions is equally likely.
     """
     chances = _size_chances(n_players, sizes)
     drawn = rng.choice(n_players + 1, draws, p=chances)

@@ -24,11 +24,11 @@ Rules = Mapping[type[nn.Module], Callable]
 class RelevancePropagation(FirstOrder[MaskedModel]):
     """phi_i(S): relevance of feature i at the masked input, sum_d x_{i,d} R-gradient_{i,d}; signed, in units of f.
 
-    The backward pass is linear in the output seed. Models of transformers get LXT's rules, other modules the rules of
-    this file, layer by layer. Relevance is that of the features given as x, not of what the model adds to them.
+    The backward pass is linear in the output seed. Transformers models get LXT's rules; other modules get the rules of
+    this file, layer by layer. Relevance is assigned to the features given as x, not to what the model adds to them.
 
     Raises:
-        UserError: the masked model has no torch module to put the rules on, or one that no rules are known for.
+        UserError: the masked model has no torch module to apply the rules to, or no rules are known for its module.
     """
 
     input_type = MaskedModel
@@ -36,12 +36,12 @@ class RelevancePropagation(FirstOrder[MaskedModel]):
     @property
     @abstractmethod
     def rules(self) -> Rules:
-        """Of each type of layer with another gradient than its own."""
+        """The rule of each layer type whose gradient is replaced."""
 
     @property
     @abstractmethod
     def lxt_variant(self) -> str:
-        """LXT's name of the same rules."""
+        """LXT's name for the same rules."""
 
     def game(self, bound: MaskedModel) -> AttributionGame:
         module = bound.module
@@ -59,7 +59,7 @@ class RelevancePropagation(FirstOrder[MaskedModel]):
         return bound.game(lambda coalitions: bound.over_background(lambda single: attribute(single, coalitions)))
 
     def backward_rules(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Within: the module has the modified backward pass; same outputs, other gradients."""
+        """Context manager in which the module has the modified backward pass: same outputs, other gradients."""
         if any(base.__module__.startswith("transformers.") for base in type(module).__mro__):
             return lxt_rules(module, self.lxt_variant)
         return relevance_rules(module, self.rules)
@@ -67,10 +67,10 @@ class RelevancePropagation(FirstOrder[MaskedModel]):
 
 @contextmanager
 def relevance_rules(module: nn.Module, rules: Rules) -> Generator[None]:
-    """Within: every layer of a type in ``rules`` has its rule: same outputs, other gradients.
+    """Context manager in which every layer of a type in ``rules`` has its rule: same outputs, other gradients.
 
     Raises:
-        UserError: a layer has neither a rule nor a gradient that is its rule.
+        UserError: a layer has no rule, and its own gradient is not a relevance rule.
     """
     layers = [layer for layer in module.modules() if not list(layer.children())]
     ruled = [layer for layer in layers if type(layer) in rules]
@@ -116,12 +116,12 @@ UNCHANGED = (nn.Linear, nn.Embedding, nn.Softmax, nn.ReLU, nn.Dropout, nn.Identi
 class AttnLRP(RelevancePropagation):
     """AttnLRP: the relevance of a product is halved between its factors, and flows through the softmax.
 
-    A normaliser passes relevance as if its scale were constant (identity rule); GELU likewise, as x times a constant
-    gate; a product of two activations halves the gradient (uniform rule). Linear layers and the softmax keep their
+    A normaliser passes relevance on as if its scale were constant (identity rule). So does GELU, as x times a constant
+    gate. A product of two activations halves the gradient (uniform rule). Linear layers and the softmax keep their
     gradient (epsilon rule at 0 and the deep Taylor rule).
 
     Relevance is not conserved: the softmax and what a model adds to x (positions, tokens that do not play) take a
-    share. Products and nonlinearities that are no modules cannot be seen in models of one's own: use
+    share. In your own models, products and nonlinearities that are not modules cannot be seen: use
     :class:`metagame.models.layers.MatMul`.
     """
 
@@ -133,9 +133,10 @@ class CPLRP(RelevancePropagation):
     """CP-LRP: attention weights (and gates of a gated feed-forward layer) are constants of the backward pass.
 
     With attention weights, gates and the scales of normalisers frozen at the input, a model without biases is linear in
-    its input embeddings, and this is its exact decomposition: an embedding's relevance is what the frozen model makes
-    of it alone, and those of all embeddings, players or not, sum to f. Biases take a share of f. Where LXT's rules are
-    used, Gemma 3, Llama and Qwen3 have no biases, and Qwen2 and GPT-2 do.
+    its input embeddings. CP-LRP is its exact decomposition: the relevance of an embedding is the output of the frozen
+    model for this embedding alone, and the relevances of all embeddings, including those that do not play, sum to f.
+    Biases take a share of f. Among the models for which LXT's rules are used, Gemma 3, Llama and Qwen3 have no biases;
+    Qwen2 and GPT-2 do.
     """
 
     rules = CP_RULES

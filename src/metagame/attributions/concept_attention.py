@@ -1,4 +1,4 @@
-"""ConceptAttention and its metagame, each with the softmax before the mean over layers or behind it."""
+"""ConceptAttention and its metagame, each with the softmax before or after the mean over layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from metagame.models.concepts import ConceptLogits
 
 
 class ConceptAttention(Method[ConceptLogits]):
-    """The share of each concept in each patch of an image, from 0 to 1; a patch shows what is largest there.
+    """The share of each concept in each patch of an image, from 0 to 1; a patch shows the concept of largest share.
 
-    Softmax over all concepts in each layer, then the mean over layers (Helbling et al., 2025). First the maps of
-    players, then those of background concepts, in float32.
+    The softmax is over all concepts in each layer, followed by the mean over layers (Helbling et al., 2025). The maps
+    of players come first, then those of background concepts, in float32.
 
     Args:
-        mean_first: the mean over layers, then the softmax.
+        mean_first: whether the mean over layers comes before the softmax.
         directional: of its metagame, see :class:`MetaConceptAttention`.
     """
 
@@ -36,7 +36,7 @@ class ConceptAttention(Method[ConceptLogits]):
         """The maps of all concepts.
 
         Raises:
-            UserError: influences between concepts are asked for, which the metagame alone has.
+            UserError: influences between concepts are requested, which only the metagame has.
         """
         if self.directional:
             raise UserError(
@@ -50,10 +50,10 @@ class ConceptAttention(Method[ConceptLogits]):
     def metagame(
         self, estimator: ConfiguredEstimator = EXACT, order: int = 1, index: str | None = None
     ) -> MetaConceptAttention:
-        """The metagame, in closed form.
+        """The metagame in closed form.
 
         Raises:
-            UserError: an estimator other than ``exact``, or interactions of pairs are asked for.
+            UserError: an estimator other than ``exact``, or interactions of pairs are requested.
         """
         estimator.require_closed_form("ConceptAttention")
         if order != 1 or index is not None:
@@ -66,16 +66,18 @@ class ConceptAttention(Method[ConceptLogits]):
 class MetaConceptAttention(Method[ConceptLogits]):
     """Maps of the players by the concept metagame (paper App. C.4), from 0 to 1.
 
-    Behind them come the maps of background concepts, which are ConceptAttention's, softmax first. All in float32.
+    They are followed by the maps of background concepts, which are those of ConceptAttention, softmax first. All are
+    in float32.
 
     Differs from the paper: without ``mean_first`` it is the metagame of ConceptAttention itself, whose softmax the
     paper's enumeration could not afford in each layer.
 
     Args:
-        mean_first: the metagame on the mean of the logits over layers, as in the paper. False: the metagame in each
-            layer, then the mean; the Shapley value is linear.
-        directional: also how each player moves the map of each other: ``meta``, whose targets are the patches of the
-            players' maps, phi_{j->t} <= 0 of another player j and w_t/(B + w_t) of its own.
+        mean_first: if True, the metagame of the mean of the logits over layers, as in the paper. If False, the mean
+            over layers of the metagame in each layer; the Shapley value is linear.
+        directional: whether to also return how much each player changes the maps of the others. The targets of ``meta``
+            are then the patches of the players' maps; its values are phi_{j->t} <= 0 for another player j and
+            w_t/(B + w_t) for the player itself.
     """
 
     input_type = ConceptLogits
@@ -85,7 +87,7 @@ class MetaConceptAttention(Method[ConceptLogits]):
         self.directional = directional
 
     def explain(self, bound: ConceptLogits, progress: Progress | None = None) -> Explanation:
-        """The maps of all concepts, and the influences between players where they are asked for.
+        """The maps of all concepts, and the influences between players if requested.
 
         Raises:
             GameError: a logit is NaN or inf.
@@ -99,7 +101,7 @@ class MetaConceptAttention(Method[ConceptLogits]):
 
 
 def concept_maps(logits: ConceptLogits, mean_first: bool = False) -> Float[np.ndarray, "c P"]:
-    """ConceptAttention's maps of players, then of background concepts, in float64."""
+    """ConceptAttention's maps of the players, then of background concepts, in float64."""
     every = torch.cat([logits.player_logits, logits.background_logits], dim=1).double()
     shares = every.mean(0).softmax(0) if mean_first else every.softmax(1).mean(0)
     return shares.cpu().numpy()
@@ -108,7 +110,7 @@ def concept_maps(logits: ConceptLogits, mean_first: bool = False) -> Float[np.nd
 def metagame_maps(
     logits: ConceptLogits, mean_first: bool = False, directional: bool = False
 ) -> tuple[Float[np.ndarray, "c P"], Float[np.ndarray, "n n P"] | None]:
-    """The maps of :class:`MetaConceptAttention`, and the influences between players where asked for, in float64."""
+    """The maps of :class:`MetaConceptAttention`, and the influences between players if requested, in float64."""
     both = logits.player_logits, logits.background_logits
     if mean_first:
         diag, pairs = concept_metagame(*(part.double().mean(0) for part in both), directional)

@@ -24,22 +24,23 @@ REST = -1
 class ExCLIP(Method[ImageText]):
     r"""A_pj = sum_{t of j} <J_h (y - s)_t, J_g (x - r)_p> / (\|g\| \|h\|), of patch p and piece j of the text.
 
-    x and y are what block ``block`` of either encoder is given of the image and of the text, r and s what it is given
-    of their references; J_g and J_h are the mean Jacobians of the embeddings g and h along the straight paths from r to
-    x and from s to y. Signed, in units of the cosine. With the parts of [CLS], special tokens and padding, which are
-    left out, the sum is <g(x) - g(r), h(y) - h(s)> / (\|g(x)\| \|h(y)\|) up to the error of the quadrature, see
+    x and y are the inputs of block ``block`` of the two encoders for the image and the text, and r and s those for
+    their references. J_g and J_h are the mean Jacobians of the embeddings g and h along the straight paths from r to x
+    and from s to y. Signed, in units of the cosine. Together with the parts of [CLS], special tokens and padding, which
+    are left out, the sum is <g(x) - g(r), h(y) - h(s)> / (\|g(x)\| \|h(y)\|) up to the error of the quadrature, see
     :meth:`completeness`. Source: Moeller et al. (2025); not in the paper.
 
-    The product of Jacobians is never formed: J_h (y - s)_j is one directional derivative for each piece, once for all
-    images, and a vector-Jacobian product takes it to the patches of an image.
+    The product of Jacobians is never formed. J_h (y - s)_j is one directional derivative for each piece, computed once
+    for all images, and a vector-Jacobian product maps it to the patches of an image.
 
-    Differs from the authors' code: the path has midpoints, not right ends; the reference of a text has its special
-    tokens and as many padding tokens as there are others, where theirs has one; and it is pooled where the text is, so
-    that the sum is complete. They have CLIPs only; for SigLIP reference and path are our choice.
+    Differs from the authors' code: the path has midpoints instead of right ends; the reference of a text has its
+    special tokens and one padding token for each of its other tokens, whereas theirs has a single one; and it is pooled
+    at the same position as the text, so that the sum is complete. They only treat CLIPs; for SigLIP, reference and path
+    are our choice.
 
     Args:
-        steps: midpoints of either path.
-        block: where the paths lie, counted from the last block, -1.
+        steps: number of midpoints of each path.
+        block: the block whose input the paths run through, counted from the last block, -1.
     """
 
     input_type = ImageText
@@ -52,7 +53,7 @@ class ExCLIP(Method[ImageText]):
         """A of every patch with every piece of the text.
 
         Raises:
-            UserError: an encoder has fewer blocks, or pieces of the text share tokens.
+            UserError: an encoder has fewer blocks than ``block`` requires, or pieces of the text share tokens.
         """
         parts = token_parts(bound, self.text_parts(bound)[:REST], self.steps, self.block)
         values = patches(bound, parts).T.cpu().double().numpy()
@@ -67,13 +68,13 @@ class ExCLIP(Method[ImageText]):
         return Explanation(bound.players, bound.targets, bound.grid, meta=meta)
 
     def text_parts(self, bound: ImageText) -> Float[Tensor, "parts E"]:
-        """J_h (y - s)_j / |h| of each piece, then that of the other tokens."""
+        """J_h (y - s)_j / |h| of each piece, followed by that of the other tokens."""
         model, text = bound.model, bound.pieces.masked([True] * bound.n_players)
         key = ("exclip", self.steps, self.block, text, bound.players)
         return model.keep(key, lambda: text_parts(model, bound.pieces, self.steps, self.block))
 
     def completeness(self, bound: ImageText) -> Completeness:
-        """How the values of all tokens of image and text add up."""
+        """The quadrature error of the values of all tokens, and the share of the tokens that are left out."""
         parts = token_parts(bound, self.text_parts(bound), self.steps, self.block)
         image, blank = path_ends(bound, self.block)
         text, reference = text_ends(bound.model, bound.pieces, self.block)

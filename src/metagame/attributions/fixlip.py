@@ -74,13 +74,13 @@ def check_pieces(n_pieces: int) -> None:
 class FIxLIP(Method[ImageText]):
     """Faithful Shapley interactions of patches and text in the model's logit, ``(P, m)``; signed, in its units.
 
-    The design is drawn once for all images, so its noise is common to them.
+    The design is drawn once for all images, so all images share its noise.
 
     Args:
-        design: which masks to encode and how to solve for the interactions.
-        interactions: ``cross`` fits pairs of a patch and a piece of text only, ``all`` every pair; ``auto`` every pair
-            where there are 64 patches or less.
-        batch_size: masked images to encode at once.
+        design: which masks to encode, and how to solve for the interactions.
+        interactions: ``cross`` fits only pairs of a patch and a piece of text, ``all`` fits every pair, and ``auto``
+            fits every pair if there are at most 64 patches.
+        batch_size: number of masked images to encode at once.
     """
 
     input_type = ImageText

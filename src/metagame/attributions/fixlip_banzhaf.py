@@ -14,21 +14,22 @@ from metagame.games import all_coalitions
 
 @dataclass(frozen=True)
 class BanzhafMasks(Design):
-    r"""Each player is present with probability p, independently; every mask of the image meets every mask of the text.
+    r"""Each player is present with probability p, independently; every image mask is paired with every text mask.
 
     The best fit of constant, players and pairs has for patch i and piece j the coefficient
-    :math:`E[v(S, T) (s_i - p)(t_j - p)] / (p (1 - p))^2`, since products of s - p are orthogonal. Which other pairs are
-    fitted makes no difference, and neither the empty nor the full coalition is met exactly. Source: the weighted
+    :math:`E[v(S, T) (s_i - p)(t_j - p)] / (p (1 - p))^2`, since products of s - p are orthogonal. It does not matter
+    which other pairs are fitted, and neither the empty nor the full coalition is fitted exactly. Source: the weighted
     Banzhaf mode of FIxLIP (Baniecki et al., 2025); the paper compares with its Shapley mode.
 
-    The mean over masks of the text is exact. That over masks of the image is a linear prediction from s by ridge
-    regression, whose mean is known, plus the mean of what it misses: unbiased but for the regression's dependence on
-    the masks, and exact where all masks are at hand.
+    The mean over masks of the text is exact. The mean over masks of the image is that of a linear prediction from s by
+    ridge regression, which is known, plus the mean of the residuals. It is unbiased except for the regression's
+    dependence on the masks, and exact if all masks are used.
 
-    Differs from the authors' code: it draws masks of the text, too, and solves least squares on all drawn coalitions.
+    Differs from the authors' code: it also draws masks of the text, and solves least squares on all drawn coalitions.
 
     Attributes:
-        budget: image masks, drawn in pairs; all masks where there are no more. They serve all texts about an image.
+        budget: number of image masks, drawn in pairs; all masks if there are no more. All texts about an image share
+            them.
         seed: of the drawing.
         p: probability that a player is present, between 0 and 1.
         ridge: penalty on the squared coefficients of patches, in masks; above 0.
@@ -56,7 +57,7 @@ class BanzhafMasks(Design):
         return BanzhafMeans(self, n_patches, n_pieces)
 
     def image_masks(self, n_patches: int) -> tuple[Bool[np.ndarray, "a {n_patches}"], Float[np.ndarray, " a"] | None]:
-        """All masks with their probabilities; or drawn ones, each followed by its opposite, and None."""
+        """All masks with their probabilities; or drawn masks, each followed by its complement, and None."""
         if 1 << n_patches <= self.budget:
             masks = all_coalitions(n_patches)
             return masks, probabilities(masks, self.p)

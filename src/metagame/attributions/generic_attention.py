@@ -30,18 +30,18 @@ class Trace:
 
 
 class GenericAttention(FirstOrder[ImageText]):
-    """R <- R + (mean_h(dz/dA) * mean_h(A))+ R from R = I, z the logit; the map is R's row of [CLS], without [CLS].
+    """R <- R + (mean_h(dz/dA) * mean_h(A))+ from R = I, z the logit; the map is R's row of [CLS], without [CLS].
 
-    A SigLIP has no [CLS]: its map is A_map R with A_map = mean_h((dz/dA * A)+) of the pooling head. Not negative, in
+    A SigLIP has no [CLS]: its map is A_map R with A_map = mean_h((dz/dA * A)+) of the pooling head. Non-negative, in
     units of the logit. Source: paper App. C.3; the update is that of the published numbers.
 
-    Differs from the paper's text: it cites Chefer et al. (2021, Eqs. 5-6), whose update is R + mean_h((dz/dA * A)+) R,
-    ``product="mean_of"``.
+    Differs from the paper's text: it cites Chefer et al. (2021, Eqs. 5-6), whose update is R + mean_h((dz/dA * A)+) R;
+    that is ``product="mean_of"``.
 
     Args:
-        start_layer: the first block that takes part, 0 to the number of blocks - 1; ``last`` as in the paper.
-        product: ``of_means``: the product of both means over heads, rectified; ``mean_of``: the mean of each head's
-            rectified product. The pooling head of a SigLIP has the latter in either case.
+        start_layer: the first block that contributes, from 0 to the number of blocks - 1; ``last`` as in the paper.
+        product: ``of_means``: the product of the two means over heads, rectified; ``mean_of``: the mean over heads of
+            each head's rectified product. The pooling head of a SigLIP always has the latter.
     """
 
     input_type = ImageText

@@ -53,8 +53,8 @@ class WeightedChannels(FirstOrder[ImageText]):
 class GradECLIP(WeightedChannels):
     """(sum_d g_d v_pd lambda_p)+, with g = dcos/do at [CLS] and lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1].
 
-    All of the last block, o its attention output before W_o. Not negative. Source: Zhao et al. (2024); ``heads`` and
-    where it differs from the paper's text: :class:`WeightedChannels`.
+    All quantities are of the last block; o is its attention output before W_o. Non-negative. Source: Zhao et al.
+    (2024); see :class:`WeightedChannels` for ``heads`` and for the difference from the paper's text.
     """
 
     def channels(self, bound: ImageText) -> Channels:
@@ -78,8 +78,8 @@ def token_channels(view: ClassTokenView, x: Float[Tensor, "1 T D"], heads: str) 
 class GradESigLIP(WeightedChannels):
     """(sum_d g_d z_pd lambda_p)+, g = mean_p dcos/dz_p, lambda_p = cos(mean_p W_o q_p, W_o k_p) scaled to [0, 1].
 
-    z is the normed output of the encoder, q, k, W_o are of its last block. Not negative. Source: paper App. C.3;
-    ``heads`` and where it differs from the paper's text: :class:`WeightedChannels`.
+    z is the normalised output of the encoder; q, k and W_o are those of its last block. Non-negative. Source: paper
+    App. C.3; see :class:`WeightedChannels` for ``heads`` and for the difference from the paper's text.
     """
 
     @torch.enable_grad()

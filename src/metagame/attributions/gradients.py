@@ -36,10 +36,10 @@ class GradientInput(FirstOrder[MaskedModel]):
 class IntegratedGradients(FirstOrder[MaskedModel]):
     """phi_i(S) = <x_S,i - b_i, int_0^1 df/dx_i (b + a(x_S - b)) da> (Sundararajan et al., 2017); absent features get 0.
 
-    Signed, in units of f; sums to f_S - f(b) up to the error of the quadrature.
+    Signed, in units of f. The attributions sum to f_S - f(b) up to the error of the quadrature.
 
     Args:
-        steps: midpoints of the path.
+        steps: number of midpoints of the path.
     """
 
     input_type = MaskedModel
@@ -62,11 +62,11 @@ class IntegratedGradients(FirstOrder[MaskedModel]):
 class IntegratedHessians(Method[MaskedModel]):
     """psi_{i,j} = IG_j(IG_i(f)): integrated gradients of integrated gradients (Janizek et al., 2021).
 
-    ``(n, n)``: row i, column j; symmetric, in units of f. Rows sum to IG_i (no factor 1/2), up to the quadrature's
-    error.
+    The result is ``(n, n)`` with row i and column j, symmetric, in units of f. Rows sum to IG_i (no factor 1/2), up to
+    the error of the quadrature.
 
     Args:
-        steps: midpoints of the inner and of the outer path each.
+        steps: number of midpoints, both of the inner and of the outer path.
     """
 
     input_type = MaskedModel
@@ -110,10 +110,10 @@ def midpoints(steps: int, like: Tensor) -> Float[Tensor, " {steps}"]:
 
 
 def check_steps(steps: int) -> int:
-    """``steps``, if a path can have so many.
+    """Return ``steps`` after checking that a path can have that many.
 
     Raises:
-        UserError: it is no positive whole number.
+        UserError: it is not a positive integer.
     """
     if not isinstance(steps, Integral) or steps < 1:
         raise UserError(f"steps={steps!r} must be a positive integer.")

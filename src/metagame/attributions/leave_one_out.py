@@ -1,4 +1,4 @@
-"""Leave-one-out: what the output loses without a feature."""
+"""Leave-one-out: how much the output loses without a feature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metagame.models.masked import MaskedModel
 class LeaveOneOut(FirstOrder[MaskedModel]):
     """phi_i(S) = f_S - f_(S without i); signed, in units of f; absent features get 0.
 
-    At most n+1 forward passes a coalition, none of them twice.
+    At most n+1 forward passes are needed for a coalition, and none is repeated.
     """
 
     input_type = MaskedModel

@@ -1,4 +1,4 @@
-"""The rules of CP-LRP in some layers of a language model, those of AttnLRP in the others."""
+"""The rules of CP-LRP in some layers of a language model, and those of AttnLRP in the others."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SIDES = ("above", "below")
 
 
 class LRPByLayer(RelevancePropagation):
-    """AttnLRP whose upper, or lower, layers have the rules of CP-LRP (after You et al., 2025); signed, in units of f.
+    """AttnLRP whose upper or lower layers have the rules of CP-LRP (after You et al., 2025); signed, in units of f.
 
-    All layers have AttnLRP's rules. In those of CP-LRP queries, keys and gates are constants besides, and what the
-    uniform rule took from values and from the other factor of the gate is given back: with it they have the gradient of
-    CP-LRP. Which layers do is the model's own affair; no class is changed for it.
+    All layers have AttnLRP's rules. In the layers with the rules of CP-LRP, queries, keys and gates are constants, too,
+    and the relevance that the uniform rule took from values and from the other factor of the gate is restored, so they
+    have the gradient of CP-LRP. The rules are hooks on the model's own layers; no class is changed.
 
     Args:
-        share: of the layers that are below the boundary, from 0 to 1; their number is rounded.
-        cp_side: the side of the boundary with CP-LRP's rules, ``above`` or ``below``.
+        share: the share of the layers that are below the boundary, from 0 to 1; their number is rounded.
+        cp_side: the side of the boundary that has CP-LRP's rules, ``above`` or ``below``.
 
     Raises:
-        UserError: a setting is off, or the model is no decoder with gates.
+        UserError: a setting is invalid, or the model is not a decoder with gates.
     """
 
     rules = RULES

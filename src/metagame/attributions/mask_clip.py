@@ -1,4 +1,4 @@
-"""MaskCLIP and MaskSigLIP: each patch as if it alone were pooled."""
+"""MaskCLIP and MaskSigLIP: each patch is scored as if it alone were pooled."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PatchVectors(FirstOrder[ImageText]):
 class MaskCLIP(PatchVectors):
     """cos(embedding of patch p, text) * cos(W_o k_p, W_o k_CLS), from -1 to 1.
 
-    The embedding of a patch is its value through W_o, residual, MLP, norm and projection of the last block (Dong et
-    al., 2023, as compared in Zhao et al., 2024).
+    The embedding of a patch is its value after W_o, residual, MLP, norm and projection of the last block (Dong et al.,
+    2023, as compared in Zhao et al., 2024).
     """
 
     @torch.no_grad()
@@ -62,13 +62,14 @@ def token_vectors(view: ClassTokenView, x: Float[Tensor, "1 T D"]) -> Float[Tens
 class MaskSigLIP(PatchVectors):
     """cos(u_p + MLP(LN(u_p)), text) with u_p = W_o (W_v z_p + b_v) + b_o of the pooling head, from -1 to 1.
 
-    z is the normed output of the encoder. Source: paper App. C.3.
+    z is the normalised output of the encoder. Source: paper App. C.3.
 
-    Differs from the paper's text: it does not say that the last block of the encoder has a single head, with which the
-    code behind the published numbers evaluates it.
+    Differs from the paper's text: it does not say that the code behind the published numbers evaluates the last block
+    of the encoder with a single head.
 
     Args:
-        heads: ``one``: the attention of the last block has a single head over the full width; ``native``: the model's.
+        heads: ``one``: the attention of the last block has a single head over the full width; ``native``: it has the
+            model's own heads.
     """
 
     def __init__(self, heads: str = "one") -> None:

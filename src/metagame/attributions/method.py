@@ -17,21 +17,21 @@ from metagame.meta import meta_attributions
 
 
 class FirstOrder(Method[InputT], ABC, Generic[InputT]):
-    """A first-order attribution method: it attributes masked inputs, and that is a game.
+    """A first-order attribution method: it attributes masked inputs, which defines a game.
 
-    A subclass says how to attribute a batch of coalitions of one input; the attribution of the input itself and the
-    metagame follow from it.
+    A subclass implements the attribution of a batch of coalitions of one input; the attribution of the input itself and
+    the metagame follow from it.
 
     Attributes:
-        input_type: what it explains.
-        endogenous: the players are the targets (tokens explain tokens); False where targets are no players.
+        input_type: the type of inputs that it explains.
+        endogenous: whether the players are the targets (tokens explain tokens); False if targets are not players.
     """
 
     endogenous: ClassVar[bool] = True
 
     @abstractmethod
     def game(self, bound: InputT) -> AttributionGame:
-        """Coalition S -> phi_i(f_S) of every target i; it has names where its players are not those of the input."""
+        """Coalition S -> phi_i(f_S) of every target i; the game has names if its players are not those of the input."""
 
     def explain(self, bound: InputT, progress: Progress | None = None) -> Explanation:
         """phi_i(N) of every target."""
@@ -44,7 +44,7 @@ class FirstOrder(Method[InputT], ABC, Generic[InputT]):
         """The metagame, as a method; order 2 gives the interaction ``index`` of pairs of players on each target.
 
         Raises:
-            UserError: an order below 1, or an index without an order above it.
+            UserError: the order is below 1, the index is unknown, or an index is given at order 1.
         """
         if not isinstance(order, Integral) or order < 1:
             raise UserError(f"order={order!r} must be a positive integer.")
@@ -62,9 +62,9 @@ class Metagame(Method[InputT], Generic[InputT]):
 
     Args:
         method: the first-order method.
-        estimator: with its settings.
-        order, index: as in :func:`metagame.meta.meta_attributions`. An input of fewer players, such as one word of a
-            caption, is played at the order that they are.
+        estimator: the estimator and its settings.
+        order, index: see :func:`metagame.meta.meta_attributions`. If an input has fewer players than ``order``, such as
+            a caption of one word, the order is reduced to the number of players.
     """
 
     def __init__(

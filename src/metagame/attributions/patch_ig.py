@@ -24,17 +24,17 @@ from metagame.models.vision_language import ImageText
 class PatchIG(FirstOrder[ImageText]):
     r"""phi_p = <x_p - r_p, int_0^1 d<g, t>/dx_p (r + a(x - r)) da> / \|g(x)\|, the part of patch p in the cosine.
 
-    x is what block ``block`` of the image encoder is given of the image, r what it is given of an image whose
-    normalised pixels are 0, g the image embedding, t the unit embedding of the text. Signed, in units of the cosine.
-    With the part of [CLS], which is no target and left out, the sum is cos(g(x), t) - <g(r), t> / \|g(x)\| up to the
-    error of the quadrature, see :meth:`completeness`. Not in the paper: it is the image side of Moeller et al. (2025),
-    who have CLIPs only; for SigLIP, which has no [CLS], path and reference are our choice.
+    x is the input of block ``block`` of the image encoder for the image, r its input for an image whose normalised
+    pixels are 0, g the image embedding, and t the unit embedding of the text. Signed, in units of the cosine. Together
+    with the part of [CLS], which is not a target and is left out, the sum is cos(g(x), t) - <g(r), t> / \|g(x)\| up to
+    the error of the quadrature, see :meth:`completeness`. Not in the paper: it is the image side of Moeller et al.
+    (2025), who only treat CLIPs; for SigLIP, which has no [CLS], path and reference are our choice.
 
-    Linear in t, so that its metagame is the map of a Shapley value, see :class:`MetaPatchIG`.
+    The map is linear in t, so its metagame is the map of a Shapley value, see :class:`MetaPatchIG`.
 
     Args:
-        steps: midpoints of the path.
-        block: where the path lies, counted from the last block, -1.
+        steps: number of midpoints of the path.
+        block: the block whose input the path runs through, counted from the last block, -1.
     """
 
     input_type = ImageText
@@ -58,11 +58,11 @@ class PatchIG(FirstOrder[ImageText]):
         return bound.maps(self, coalitions, lambda texts: self.linear(bound, texts))
 
     def linear(self, bound: ImageText, vectors: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-        """What takes the embedding of a text to its map, of any vectors."""
+        """A function that maps text embeddings, or any other vectors, to their maps."""
         return patches(bound, token_parts(bound, vectors, self.steps, self.block))
 
     def completeness(self, bound: ImageText) -> Completeness:
-        """How the map of the whole text adds up."""
+        """The quadrature error of the map of the whole text, and the share that the map leaves out."""
         text = bound.dropped_texts(np.ones((1, bound.n_players), bool))
         parts = token_parts(bound, text, self.steps, self.block)
         image, blank = path_ends(bound, self.block)
@@ -72,8 +72,8 @@ class PatchIG(FirstOrder[ImageText]):
 class MetaPatchIG(Metagame[ImageText]):
     """phi_{j->p}: the map, at p, of the Shapley value of player j in the game S -> unit embedding of the text of S.
 
-    That is the metagame of :class:`PatchIG`, whose maps are linear in the embedding. Coalitions take texts alone; the
-    image encoder has one vector-Jacobian product for each player, and one for the empty text.
+    This is the metagame of :class:`PatchIG`, whose maps are linear in the embedding. Coalitions only need text
+    embeddings; the image encoder needs one vector-Jacobian product for each player, and one for the empty text.
     """
 
     method: PatchIG
@@ -81,7 +81,7 @@ class MetaPatchIG(Metagame[ImageText]):
     def explain(
         self, bound: ImageText, progress: Progress | None = None, kept: KeptValues | None = None
     ) -> Explanation:
-        """phi_{j->p} of every player j on every patch p; nothing is worth keeping."""
+        """phi_{j->p} of every player j on every patch p; no values are kept for later runs."""
         method, settings = self.method, self.estimator
         game = AttributionGame(bound.dropped_texts, bound.n_players)
         phi = meta_attributions(

@@ -1,4 +1,4 @@
-"""Closeness in the text as a score of pairs: a baseline that asks no model."""
+"""Closeness in the text as a score of pairs: a baseline that does not use the model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from metagame.models.masked import MaskedModel
 
 
 class Proximity(Method[MaskedModel]):
-    """1 / (1 + |i - j|) of each pair of features, ``(n, n)``, symmetric; equally close pairs in random order.
+    """1 / (1 + |i - j|) for each pair of features, ``(n, n)``, symmetric; equally close pairs are in random order.
 
     Args:
-        seed: of the order, with the names of the features.
+        seed: of the order, together with the names of the features.
     """
 
     input_type = MaskedModel

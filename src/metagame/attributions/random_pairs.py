@@ -1,4 +1,4 @@
-"""Interactions at random: what every other method must beat."""
+"""Random interactions: what every other method must beat."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from metagame.models.masked import MaskedModel
 
 
 class RandomPairs(Method[MaskedModel]):
-    """Independent standard normal numbers, ``(n, n)``; they mean nothing.
+    """Independent standard normal numbers, ``(n, n)``, without a meaning.
 
     Args:
-        seed: of the numbers, with the input itself.
+        seed: of the numbers, together with the input itself.
     """
 
     input_type = MaskedModel
@@ -25,7 +25,7 @@ class RandomPairs(Method[MaskedModel]):
         self.seed = seed
 
     def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
-        """A number for every ordered pair of features, the same for the same input."""
+        """A number for every ordered pair of features; the same input gets the same numbers."""
         n = bound.n_players
         own = zlib.crc32(bound.x.detach().cpu().numpy().tobytes())
         values = np.random.default_rng([self.seed, own]).normal(size=(n, n))

@@ -16,10 +16,10 @@ from metagame.models.masked import MaskedModel
 
 
 class ShapleyValue(FirstOrder[MaskedModel]):
-    """phi_i(S) = SV_i of the game T -> f_T restricted to S; signed, in units of f; sums to f_S - f(empty).
+    """phi_i(S) = SV_i of the game T -> f_T restricted to S; signed, in units of f; they sum to f_S - f(empty).
 
     Args:
-        max_players: the most features to enumerate 2^n coalitions of.
+        max_players: the maximum number n of features, since all 2^n coalitions are evaluated.
     """
 
     input_type = MaskedModel
@@ -34,10 +34,10 @@ class ShapleyValue(FirstOrder[MaskedModel]):
 class SerialShapleyValue(Method[MaskedModel]):
     """psi_{i,j} = SV_j of the game S -> SV_i(f_S) (Lundstrom and Razaviyayn, 2023).
 
-    ``(n, n)``: row i, column j; symmetric, in units of f. Rows sum to SV_i (no factor 1/2).
+    The result is ``(n, n)`` with row i and column j, symmetric, in units of f. Rows sum to SV_i (no factor 1/2).
 
     Args:
-        max_players: the most features to enumerate 2^n coalitions of.
+        max_players: the maximum number n of features, since all 2^n coalitions are evaluated.
     """
 
     input_type = MaskedModel
@@ -60,12 +60,12 @@ class SerialShapleyValue(Method[MaskedModel]):
 class ShapleyInteractions(Method[MaskedModel]):
     """A Shapley interaction index of order 2 on f_S.
 
-    ``(n, n)``: symmetric, index_i on the diagonal, in units of f; for ksv, stii and fsii the diagonal plus half of the
-    rest of row i is SV_i (Theorem 1).
+    The result is ``(n, n)``, symmetric, with index_i on the diagonal, in units of f. For ksv, stii and fsii, the
+    diagonal entry plus half of the rest of row i is SV_i (Theorem 1).
 
     Args:
         index: ``sii``, ``ksv``, ``stii``, ``fsii`` or ``banzhaf``.
-        max_players: the most features to enumerate 2^n coalitions of.
+        max_players: the maximum number n of features, since all 2^n coalitions are evaluated.
     """
 
     input_type = MaskedModel
@@ -92,7 +92,7 @@ class ShapleyInteractions(Method[MaskedModel]):
 
 
 def output_values(bound: MaskedModel, max_players: int) -> Float[np.ndarray, " 2**{bound.n_players}"]:
-    """f_S of every coalition, one model call."""
+    """f_S of every coalition, in one call of the model."""
     n = bound.n_players
     if n > max_players:
         raise UserError(
@@ -106,7 +106,7 @@ def output_values(bound: MaskedModel, max_players: int) -> Float[np.ndarray, " 2
 def restricted_shapley(values: Float[np.ndarray, " s"]) -> Float[np.ndarray, "s n"]:
     """Row S: the Shapley value of every player in the game restricted to S; ``values`` are those of its 2^n coalitions.
 
-    SV_i(v restricted to S) = sum over T in S with i in T of m(T)/|T|: one Moebius transform, one sum over subsets.
+    SV_i(v restricted to S) = sum over T in S with i in T of m(T)/|T|: one Moebius transform, then one sum over subsets.
     """
     n = len(values).bit_length() - 1
     present = all_coalitions(n)

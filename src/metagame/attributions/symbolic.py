@@ -1,11 +1,11 @@
-"""The methods of Table 1 on polynomials, from their definitions, in exact arithmetic.
+"""The methods of Table 1 on polynomials, computed from their definitions in exact arithmetic.
 
-Baseline zero. Every method is linear in f and gives features outside a monomial nothing (dummy), so each is derived
-monomial by monomial, on that monomial's own features; the number of features of f does not matter.
+The baseline is zero. Every method is linear in f and gives features outside a monomial nothing (dummy). Each method is
+therefore computed for each monomial on the monomial's own features; the number of features of f does not matter.
 
-Attributions ``(n,)`` and values of pairs ``(n, n)`` are arrays of sympy's expressions in the features: entry [i, j] is
-phi_{j->i}, and the diagonal what feature i has alone. Set-based methods have one value for an unordered pair, which
-stands on both sides of the diagonal.
+Attributions ``(n,)`` and values of pairs ``(n, n)`` are arrays of sympy expressions in the features. Entry [i, j] is
+phi_{j->i}, and the diagonal holds the individual effect of feature i. Set-based methods have one value for an unordered
+pair, which stands on both sides of the diagonal.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from metagame.models.polynomial import Polynomial
 Features = tuple[Symbol, ...]
 
 FIRST_ORDER, SERIAL, SET_BASED, DIRECTIONAL = "First-Order", "Serial", "Set-Based", "Directional"
-"""What Table 1 groups its rows by."""
+"""The groups of rows in Table 1."""
 
 
 def kind(explanation: Explanation) -> str:
     """The group of a symbolic explanation in Table 1.
 
-    ``First-Order`` without second-order values; ``Set-Based`` where they belong to unordered pairs; ``Serial`` where
-    their index is called "serial"; else ``Directional``, the metagame.
+    ``First-Order`` without second-order values; ``Set-Based`` if they belong to unordered pairs; ``Serial`` if their
+    index is "serial"; else ``Directional``, the metagame.
     """
     if explanation.meta is None:
         return FIRST_ORDER
@@ -48,13 +48,13 @@ def kind(explanation: Explanation) -> str:
 
 
 def restrict(f: Expr, present: Iterable[Symbol], features: Features) -> Expr:
-    """F at the masked input: features that are not present are zero."""
+    """The value of f at the masked input: features that are not present are zero."""
     present = set(present)
     return f.subs({x: 0 for x in features if x not in present})
 
 
 def subsets(features: Iterable[Symbol]) -> Iterable[Features]:
-    """All coalitions of ``features``, by size."""
+    """All coalitions of ``features``, ordered by size."""
     features = tuple(features)
     return (subset for size in range(len(features) + 1) for subset in combinations(features, size))
 
@@ -83,7 +83,7 @@ class SymbolicMethod(Method[Polynomial], ABC):
 
     @abstractmethod
     def attribute(self, f: Expr, i: Symbol, features: Features) -> Expr:
-        """phi_i(f) of feature i of all ``features``."""
+        """phi_i(f) of feature i, given all ``features``."""
 
     def explain(self, bound: Polynomial, progress: Progress | None = None) -> Explanation:
         """phi_i of every feature.
@@ -104,7 +104,7 @@ class SymbolicMethod(Method[Polynomial], ABC):
         """The metagame, derived from its definition.
 
         Raises:
-            UserError: an estimator other than ``exact``, or interactions of pairs are asked for.
+            UserError: an estimator other than ``exact``, or interactions of pairs are requested.
         """
         name = f"symbolic.{type(self).__name__}"
         estimator.require_closed_form(name)
@@ -145,14 +145,15 @@ class LeaveOneOut(SymbolicMethod):
 class AttnLRP(SymbolicMethod):
     """Relevance of a monomial that is computed as a chain of products, each of which halves it (uniform rule).
 
-    It depends on how f is implemented: features come in their order, a power as so many factors, and ``left`` computes
-    (x1 x2) x3, whose factors have 1/4, 1/4 and 1/2 of it, ``right`` x1 (x2 x3) with 1/2, 1/4 and 1/4.
+    It depends on how f is implemented. Features come in their order, and a power is a product of that many factors.
+    ``left`` computes (x1 x2) x3, whose factors get 1/4, 1/4 and 1/2 of the relevance; ``right`` computes x1 (x2 x3),
+    whose factors get 1/2, 1/4 and 1/4.
 
     Args:
         association: ``left`` or ``right``.
 
     Raises:
-        UserError: another association.
+        UserError: the association is neither.
     """
 
     def __init__(self, association: str) -> None:
@@ -172,7 +173,7 @@ class SecondOrder(Method[Polynomial], ABC):
 
     Attributes:
         kind: group of its row in Table 1.
-        index: as of :class:`metagame.meta.MetaAttributions`.
+        index: see :class:`metagame.meta.MetaAttributions`.
     """
 
     input_type = Polynomial
@@ -181,7 +182,7 @@ class SecondOrder(Method[Polynomial], ABC):
 
     @abstractmethod
     def derive(self, f: Expr, features: Features) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, "n n"]]:
-        """The first-order attributions and the values of pairs of one monomial, in its own features."""
+        """The first-order attributions and the values of pairs of one monomial, for its own features."""
 
     def explain(self, bound: Polynomial, progress: Progress | None = None) -> Explanation:
         """phi_i of every feature, and the values of every pair.
@@ -223,7 +224,7 @@ class Serial(SecondOrder):
     """psi_{i,j} = phi_j(phi_i(f)); rows sum to phi_i.
 
     Args:
-        method: phi.
+        method: the first-order method phi.
     """
 
     kind = SERIAL
@@ -239,7 +240,7 @@ class Serial(SecondOrder):
 
 
 class SumOfPowers(SecondOrder):
-    """SOP (Lundstrom and Razaviyayn, 2023): both directions of Meta-IG, added (Theorem 2); decomposes IG."""
+    """SOP (Lundstrom and Razaviyayn, 2023): the sum of both directions of Meta-IG (Theorem 2); it decomposes IG."""
 
     kind = SET_BASED
     index = "sop"
@@ -252,7 +253,7 @@ class SumOfPowers(SecondOrder):
 
 
 class MoebiusTransform(SecondOrder):
-    """m({i}) and m({i, j}); its first order is m({i}) alone."""
+    """m({i}) and m({i, j}); its first order consists of m({i}) only."""
 
     kind = SET_BASED
     index = "moebius"
@@ -264,7 +265,7 @@ class MoebiusTransform(SecondOrder):
 
 
 class ShapleyTaylor(SecondOrder):
-    """STII of order 2: m({i}), and sum over S containing i, j of m(S)/C(|S|, 2); decomposes the Shapley value."""
+    """STII of order 2: m({i}), and the sum of m(S)/C(|S|, 2) over S containing i, j; decomposes the Shapley value."""
 
     kind = SET_BASED
     index = "stii"

@@ -20,23 +20,26 @@ from metagame.models.vision_language import ImageText, VisionLanguage, owned_tok
 
 
 class TextSide(FirstOrder[ImageText]):
-    r"""phi_i(S): what the words of a text count for its cosine with the image of which the patches S are present.
+    r"""phi_i(S): how much each word of a text contributes to its cosine with the image whose patches in S are present.
 
-    Not in the paper, whose words play and whose patches are the targets. A method for patches is taken to the last
-    block of the text encoder: the token that becomes the embedding (of a CLIP the end token, of a SigLIP the last of
-    the padded context) stands for [CLS], and the tokens before it for the patches. As both embeddings meet in a product
-    only, the attribution of token t is the product of a vector u_t with the unit embedding g of the image, rectified in
-    some methods: u is made once for a text, and a coalition takes one pass of the image encoder, for all words, texts
-    and methods. A word has the sum over its tokens. An absent patch has normalised pixels 0, as in FIxLIP.
+    Not in the paper, where words are players and patches are targets. Here, a method for patches is applied to the last
+    block of the text encoder. The token that becomes the embedding (for a CLIP the end token, for a SigLIP the last of
+    the padded context) takes the place of [CLS], and the tokens before it take the place of the patches. Since both
+    embeddings meet only in a product, the attribution of token t is the product of a vector u_t with the unit embedding
+    g of the image, which some methods rectify. The vectors u are computed once for a text, and a coalition takes one
+    pass of the image encoder for all words, texts and methods. The attribution of a word is the sum over its tokens.
+    The normalised pixels of an absent patch are 0, as in FIxLIP.
 
-    phi_{j->i} then says how patch j moves the attribution of word i; over the patches its sum is the attribution of the
-    word given the whole image, less that given the empty one. Exact enumeration ends at 12 patches: choose an estimator
-    with a budget. In a CLIP, whose text encoder is causal, a token has seen those before it, and none after it.
+    phi_{j->i} then says how much patch j changes the attribution of word i. Its sum over the patches is the attribution
+    of the word given the whole image, minus that given the empty image. Exact enumeration is limited to 12 patches:
+    choose an estimator with a budget. In a CLIP, whose text encoder is causal, a token attends only to itself and the
+    tokens before it.
 
-    SigLIPs need no twins: what their methods for patches differ in is the pooling head, which no text encoder has.
+    There are no separate methods for SigLIPs: their methods for patches differ in the pooling head, which text encoders
+    do not have.
 
     Attributes:
-        rectified: negative attributions of tokens are 0.
+        rectified: whether negative attributions of tokens are set to 0.
     """
 
     input_type = ImageText
@@ -59,15 +62,15 @@ class TextSide(FirstOrder[ImageText]):
 
     @abstractmethod
     def vectors(self, model: VisionLanguage, x: Float[Tensor, "1 T D"]) -> Float[Tensor, "T-1 E"]:
-        """U of each token before the one that is read; x is what the last block is given, the latter first."""
+        """The vector u of each token before the one that is read; x is the last block's input, the token read first."""
 
 
 class MaskCLIPText(TextSide):
     """cos(embedding of token t, image) * cos(W_o k_t, W_o k_read), from -1 to 1 for each token.
 
-    The embedding of a token is its value through W_o, residual, MLP, norm and projection of the last block: that of
-    :class:`metagame.attributions.mask_clip.MaskCLIP` in the text encoder. The second factor does not depend on the
-    image; where it is negative it turns the sign of what each patch does to the token. See :class:`TextSide`.
+    The embedding of a token is its value after W_o, residual, MLP, norm and projection of the last block, as for
+    :class:`metagame.attributions.mask_clip.MaskCLIP`, but in the text encoder. The second factor does not depend on the
+    image; if it is negative, it inverts the effect of each patch on the token. See :class:`TextSide`.
     """
 
     rectified = False
@@ -80,12 +83,13 @@ class MaskCLIPText(TextSide):
 class GradECLIPText(TextSide):
     """(sum_d g_d v_td lambda_t)+, with g = dcos/do at the token that is read, lambda_t = cos(W_o q_read, W_o k_t).
 
-    lambda is scaled to [0, 1] over all tokens before the one that is read, o is its attention output before W_o. Not
-    negative, in units of the cosine. Source: Zhao et al. (2024), who explain both encoders; see :class:`TextSide`, and
-    for ``heads`` :class:`metagame.attributions.grad_eclip.WeightedChannels`.
+    lambda is scaled to [0, 1] over all tokens before the one that is read; o is its attention output before W_o.
+    Non-negative, in units of the cosine. Source: Zhao et al. (2024), who explain both encoders. See :class:`TextSide`,
+    and :class:`metagame.attributions.grad_eclip.WeightedChannels` for ``heads``.
 
     Args:
-        heads: ``one``: the attention of the last block has a single head over the full width; ``native``: the model's.
+        heads: ``one``: the attention of the last block has a single head over the full width; ``native``: it has the
+            model's own heads.
     """
 
     rectified = True
@@ -99,10 +103,10 @@ class GradECLIPText(TextSide):
 
 
 class GenericAttentionText(TextSide):
-    """(mean_h(dz/dA_t) * mean_h(A_t))+, A the attention of the token that is read in the last block, z the logit.
+    """(mean_h(dz/dA_t) * mean_h(A_t))+, where A is the attention of the token read in the last block, z the logit.
 
-    Not negative, in units of the logit. Source: Chefer et al. (2021) with the update of the published numbers, see
-    :class:`metagame.attributions.generic_attention.GenericAttention`. It has the last block only: with more of them the
+    Non-negative, in units of the logit. Source: Chefer et al. (2021) with the update of the published numbers, see
+    :class:`metagame.attributions.generic_attention.GenericAttention`. Only the last block is used: with more blocks the
     attribution is not a product with the image's embedding.
     """
 

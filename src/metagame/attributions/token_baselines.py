@@ -1,4 +1,4 @@
-"""Relevances of tokens that ask no model: what every first-order method must beat."""
+"""Relevances of tokens that do not use the model: what every first-order method must beat."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from metagame.models.masked import MaskedModel
 
 
 class RandomTokens(Method[MaskedModel]):
-    """Independent standard normal numbers, one for each feature; they mean nothing.
+    """Independent standard normal numbers, one for each feature, without a meaning.
 
     Args:
-        seed: of the numbers, with the input itself.
+        seed: of the numbers, together with the input itself.
     """
 
     input_type = MaskedModel
@@ -24,14 +24,14 @@ class RandomTokens(Method[MaskedModel]):
         self.seed = seed
 
     def explain(self, bound: MaskedModel, progress: Progress | None = None) -> Explanation:
-        """A number for each feature, the same for the same input."""
+        """A number for each feature; the same input gets the same numbers."""
         own = zlib.crc32(bound.x.detach().cpu().numpy().tobytes())
         values = np.random.default_rng([self.seed, own]).normal(size=bound.n_players)
         return Explanation(bound.players, bound.targets, bound.grid, attribution=values)
 
 
 class Recency(Method[MaskedModel]):
-    """1 / (n - i) of feature i = 0, ..., n-1: the later in the text, the more; positive, without a unit."""
+    """1 / (n - i) for feature i = 0, ..., n-1: later features get more; positive, without a unit."""
 
     input_type = MaskedModel
 

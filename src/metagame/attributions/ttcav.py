@@ -1,4 +1,4 @@
-"""T-TCAV: does a class depend on a concept, by concept activation vectors of a transformer's tokens."""
+"""T-TCAV: does a class depend on a concept? Measured by concept activation vectors of a transformer's tokens."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ TINIEST = 1e-30
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptScores(Explanation):
-    """What T-TCAV says of a concept; its targets are the classes by layer, each a map of patches.
+    """T-TCAV's result for a concept; its targets are the classes by layer, each a map of patches.
 
     Attributes:
-        layers: that were looked at, counted from 1.
-        classes: in their order.
+        layers: the layers that were examined, counted from 1.
+        classes: names of the classes, in order.
         scores: the share of a class's images whose logit rises with the concept, 0 to 1, in each of r repeats.
-        effects: the logit's rise between the means of the concept's and the other images, likewise.
+        effects: the logit's rise from the mean of the other images to the mean of the concept's images, in each of r
+            repeats.
     """
 
     layers: tuple[int, ...]
@@ -37,29 +38,31 @@ class ConceptScores(Explanation):
 class TTCAV(Method[ConceptInput]):
     """Concept activation vectors of the tokens' states, and how a class's logit z changes along them.
 
-    In each repeat, v is the unit normal of a logistic regression that tells the tokens of the concept's images from
-    those of as many images of the other concepts (a relative CAV, Kim et al., 2018), behind one layer. With h_t the
-    state of token t there, d_t = <dz/dh_t, v> and A_t the attention of [CLS] in that layer, the mean over its heads, an
-    image counts if the mean of A_t d_t is positive. The score, from 0 to 1, is the share of such images of the class.
+    In each repeat, v is the unit normal of a logistic regression that separates the tokens of the concept's images from
+    those of as many images of the other concepts (a relative CAV, Kim et al., 2018), after one layer. Let h_t be the
+    state of token t after this layer, d_t = <dz/dh_t, v>, and A_t the attention of [CLS] in that layer, averaged over
+    its heads. An image counts if the mean of A_t d_t is positive. The score, from 0 to 1, is the share of such images
+    of the class.
 
     The map is the mean of s_t = A_t d_t ||A|| / ||d|| over images and repeats, and has no unit. The factor is positive,
     so it changes no score.
 
-    Source: T-TCAV of arXiv 2508.08966 and its code. Differs from the paper: the images of the concept are drawn anew in
-    each repeat, too, if ``examples`` is less than their number; there is a random concept, images of all concepts
-    against others of them; and beside the score there is the effect, in units of z. This is the sum of d_t over the
-    tokens, averaged over images, times the distance of the means of both sides along v: what a linear model would make
-    of the step from the other concepts to this one.
+    Source: T-TCAV of arXiv 2508.08966 and its code. Differs from the paper: the images of the concept are also drawn
+    anew in each repeat, if ``examples`` is less than their number; there is a random concept, which contrasts images of
+    all concepts with others of them; and in addition to the score there is the effect, in units of z. It is the sum of
+    d_t over the tokens, averaged over images, times the distance between the means of both sides along v, which is how
+    a linear model would change by the step from the other concepts to this one.
 
     Args:
-        repeats: of the draw of images.
-        examples: images of each side in a repeat; None: all of the concept, and half of all for the random one.
-        layers: counted from 1; None: all but the last, where the gradient is at [CLS] alone.
+        repeats: number of draws of images.
+        examples: number of images on each side in a repeat. If None, all images of the concept, and half of all images
+            for the random concept.
+        layers: counted from 1; if None, all but the last, where only [CLS] has a gradient.
         seed: of the draws.
-        max_iter: of the logistic regression.
+        max_iter: maximum number of iterations of the logistic regression.
 
     Raises:
-        UserError: fewer than two repeats, or numbers that are none of images or layers.
+        UserError: there are fewer than two repeats, or ``examples`` or ``layers`` has invalid numbers.
     """
 
     input_type = ConceptInput
@@ -88,7 +91,7 @@ class TTCAV(Method[ConceptInput]):
         """Scores, effects and maps of every class and layer.
 
         Raises:
-            UserError: the model has no such layer, or the images do not suffice for repeats that differ.
+            UserError: the model has no such layer, or there are too few images for repeats that differ.
         """
         sample, n_layers = bound.sample, bound.model.n_layers
         layers = tuple(range(1, max(n_layers, 2))) if self.layers is None else tuple(self.layers)

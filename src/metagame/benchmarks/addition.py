@@ -15,7 +15,7 @@ from metagame.models.masked import MaskedModel
 class Addition(Benchmark[Sum, MaskedModel]):
     """Samples are sums such as ``3 - (-5)``.
 
-    Scores: ``output`` f(x) and ``empty_output`` f(all masked), in units of the sum; the true ``value``.
+    Scores: ``output`` f(x) and ``empty_output`` f(all masked), in units of the sum, and the true ``value``.
 
     Args:
         examples: the sums, ``a + b`` or ``a - b`` with numbers from -9 to 9.

@@ -59,11 +59,11 @@ class AgreementSentence(Prompt):
 def agreement_sentences(per_kind: int, seed: int = 0) -> list[AgreementSentence]:
     """``per_kind`` sentences for each number of the subject and each of 0 to 3 attractors, the kinds in turn.
 
-    Words are drawn at random, no noun twice in a sentence and no sentence with the same verb twice. What precedes the
-    subject has 1 to 5 words.
+    Words are drawn at random. No noun occurs twice in a sentence, and no sentence occurs twice with the same verb. The
+    subject is preceded by 1 to 5 words.
 
     Raises:
-        UserError: there are not so many sentences.
+        UserError: there are not that many sentences.
     """
     most = len(NOUNS) * len(VERBS)  # that begin alike, without an attractor
     if not 1 <= per_kind <= most:
@@ -92,13 +92,14 @@ def _draw(rng: np.random.Generator, n_attractors: int, number: int, place: int) 
 
 
 class Agreement(Benchmark[AgreementSentence, AnsweredPrompt]):
-    """How well relevances of the verb's logit, less the foil's, find the subject, and what pairs do to each other.
+    """How well relevances of the verb's logit minus the foil's find the subject, and how pairs influence each other.
 
-    ``reciprocal_rank`` of the subject among the tokens by relevance, the largest first; ``mass``, the share of the
-    positive relevance that lies on it, None where none is positive; ``top_1`` and ``top_2``, whether it is among as
-    many first tokens. Equal relevances share the mean of their ranks. With a metagame ``on_subject`` is the sum over
-    the attractors a of phi_{a->s}, what they do to the subject's attribution, and ``by_subject`` that of phi_{s->a};
-    None without attractors, or where an attractor is several tokens. ``margin`` is the difference of the logits.
+    ``reciprocal_rank`` is that of the subject among the tokens by relevance, the largest first. ``mass`` is the share
+    of the positive relevance that lies on the subject; None if no relevance is positive. ``top_1`` and ``top_2`` say
+    whether the subject is among the first one or two tokens. Tokens with equal relevances share the mean of their
+    ranks. With a metagame, ``on_subject`` is the sum over the attractors a of phi_{a->s}, their influence on the
+    subject's attribution, and ``by_subject`` is the sum of phi_{s->a}; both are None without attractors, or if an
+    attractor is several tokens. ``margin`` is the difference of the logits.
 
     A sentence whose subject is several tokens has no scores, and ``skipped`` says so.
 

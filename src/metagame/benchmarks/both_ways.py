@@ -28,12 +28,12 @@ class SceneInWords(Scene):
 class BothWays(PointingGame):
     """Scores of a map for each word: ``pointing``, ``earlier``, ``mass`` and ``recognition``, means over the words.
 
-    A metagame has the map of a word from its values for the whole text, in either direction; a first-order method for
-    patches has the map of the text that is the word alone. Pointing: 1 where the word's own quadrant has the largest
-    sum of the map, 0 elsewhere; equal quadrants share it. Earlier: likewise for the quadrants of the words before it in
-    the text. Mass: the share of what is positive that lies in the own quadrant; words without positive values are left
-    out, and it is None where that is all of them. Recognition is that of the pointing game. A map that is the same
-    everywhere has 1/4 in pointing and mass, and 3/8 in earlier.
+    For a metagame, the map of a word consists of its values for the whole text, in either direction; for a first-order
+    method for patches, it is the map of the word alone as text. Pointing is 1 if the map has the largest sum in the
+    word's own quadrant, and 0 otherwise; quadrants with equal sums share it. Earlier is the same for the quadrants of
+    the words before it in the text. Mass is the share of the positive values that lies in the own quadrant; words
+    without positive values are left out, and it is None if these are all words. Recognition is that of the pointing
+    game. A constant map has 1/4 in pointing and mass, and 3/8 in earlier.
     """
 
     def samples(self) -> list[Scene]:

@@ -25,12 +25,12 @@ RANDOM = "random"
 
 
 class ConceptBenchmark(Benchmark[VisualConcept, ConceptInput]):
-    """What a method says of concepts: ``scores`` and ``effects``, by class, layer and repeat.
+    """A method's results for concepts: ``scores`` and ``effects``, by class, layer and repeat.
 
-    ``depending`` are the classes that are known to depend on the concept; None where nothing is known.
+    ``depending`` are the classes that are known to depend on the concept; None if nothing is known.
 
     Args:
-        concept_images: the samples, concepts with their images.
+        concept_images: the samples, which are concepts with their images.
     """
 
     def __init__(self, concept_images: Sequence[VisualConcept]) -> None:
@@ -154,17 +154,17 @@ def textured_digits(classes: Sequence[int], per_concept: int, per_class: int, se
 def image_folders(
     root: str, classes: str, names: Sequence[str] | None = None, most_examples: int = 120, most_images: int = 200
 ) -> list[VisualConcept]:
-    """Folders with one sub-folder of images for each concept, and for each class.
+    """Samples from folders with one sub-folder of images for each concept, and for each class.
 
     Args:
         root: the folder of the concepts, such as ``images`` of the Describable Textures Dataset.
-        classes: the folder of the classes, whose sub-folders are called by labels of the model.
-        names: of the concepts to take; None: all.
-        most_examples: of a concept, the first by name.
-        most_images: of a class, likewise.
+        classes: the folder of the classes, whose sub-folders are named by labels of the model.
+        names: names of the concepts to use; if None, all.
+        most_examples: the maximum number of images of a concept, the first by name.
+        most_images: the maximum number of images of a class, the first by name.
 
     Raises:
-        UserError: there is no such folder, or it has no sub-folder with images.
+        UserError: a folder does not exist, or has no sub-folder with images.
     """
     images = _images(root, "root", most_examples, names)
     return relative_concepts(images, _images(classes, "classes", most_images))

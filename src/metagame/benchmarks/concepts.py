@@ -39,19 +39,19 @@ class OwnImage(ConceptSample):
 
 
 class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
-    """One sample without scores: its maps are shown.
+    """One sample, which has no scores: its maps are shown.
 
     Args:
-        prompt: that the model paints; with ``image`` the prompt that it sees, which may be empty.
-        sets: of concepts that compete, each a question of its own; the concepts of the last are shown.
-        players: all concepts, the last question.
+        prompt: the prompt that the model paints. With ``image``, the prompt that accompanies it, which may be empty.
+        sets: sets of concepts that compete; each is a question of its own, and the last one's concepts are shown.
+        players: all concepts, as in the last question.
         background: concepts that are always present.
-        n_layers: how many of the model's last double-stream blocks are asked.
-        seed: of the noise that the painting begins with.
-        image: path of an image, in place of a painting.
+        n_layers: how many of the model's last double-stream blocks are used.
+        seed: of the noise from which the painting starts.
+        image: path of an image that replaces the painting.
 
     Raises:
-        UserError: a set has a concept that is no player.
+        UserError: a set has a concept that is not a player.
     """
 
     text_arguments: ClassVar[frozenset[str]] = frozenset({"prompt", "image"})

@@ -26,22 +26,23 @@ KEPT = 20
 
 
 class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
-    """How much the ranking of a method's attributions says of the classifier.
+    """How well the ranking of a method's attributions reflects the behaviour of the classifier.
 
     Of the n players, the top k % are those that rank highest, rounded up; p is the softmax probability of the label
     that is explained. Comprehensiveness is the sum over bins k of p(x) - p(x without the top k %), divided by the
-    number of bins + 1; sufficiency that of p(x) - p(the top k % alone). High comprehensiveness and low sufficiency are
-    good; both lie between -1 and 1. Absent players are as the model has them.
+    number of bins + 1; sufficiency is the same for p(x) - p(the top k % alone). High comprehensiveness and low
+    sufficiency are good; both lie between -1 and 1. The model defines how players are made absent.
 
-    A metagame is ranked by the sums of its rows, phi_i(N) by efficiency. Equal attributions rank at random.
+    A metagame is ranked by the sums of its rows, which are phi_i(N) by efficiency. Equal attributions are ranked at
+    random.
 
     Args:
         labelled: the samples.
-        bins: per cent of players, ERASER's unless given.
-        divisor: what sums are divided by; None: the number of bins + 1.
+        bins: per cent of players; if not given, those of ERASER.
+        divisor: the divisor of the sums; if None, the number of bins + 1.
 
     Raises:
-        UserError: a bin is no number from 0 to 100, or the divisor is not positive.
+        UserError: a bin is not a number from 0 to 100, or the divisor is not positive.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
 
     @property
     def played_bins(self) -> list[float]:
-        """All bins that tables need, in order."""
+        """All bins that tables need, in ascending order."""
         return sorted({*self.bins, *PUBLISHED, KEPT})
 
     def score(
@@ -74,7 +75,7 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
         inputs: Mapping[str, Classified],
         explanations: Mapping[str, Explanation],
     ) -> dict[str, Score]:
-        """``comprehensiveness`` and ``sufficiency``, the same by ``published_`` bins, and what else tables need."""
+        """``comprehensiveness`` and ``sufficiency``, both also for ``published_`` bins, and other table values."""
         bound = inputs[WHOLE]
         order = ranking(player_values(explanations[WHOLE]), bound.players)
         bins = self.played_bins

@@ -62,23 +62,24 @@ class CaptionedImage(Sample):
 
 
 class Illustration(Benchmark[CaptionedImage, ImageText]):
-    """Samples are captioned images without scores: their maps are shown.
+    """Samples are captioned images, which have no scores: their maps are shown.
 
     Differs from the paper's text: it names another model for Figures 2, 8 and 9 (huge-378) than the code behind them,
-    and says neither what becomes of a caption without some tokens nor how an image is cut. The published figures have
-    ``absent="retokenized"`` and ``side=None``.
+    and says neither how a caption without some of its tokens is treated nor how an image is cropped. The published
+    figures have ``absent="retokenized"`` and ``side=None``.
 
     Args:
-        examples: each with ``image``, the path of a file; ``caption``, whose tokens are players; and ``parts``, texts
-            of some of the caption's words to show the first-order map of.
-        image, caption, parts: one's own, in place of all examples; what is None is as in the first of them.
-        side: of the square that images are cut to, in pixels; None: the model's processor gets them whole.
-        absent: ``retokenized``: the text of the tokens that are present is tokenized anew; ``dropped``: the tokens stay
-            as they are.
-        whole_characters: whether tokens that spell a character only together are one player.
+        examples: each has ``image``, the path of a file; ``caption``, whose tokens are players; and ``parts``, texts of
+            some of the caption's words whose first-order map is shown.
+        image, caption, parts: your own, which replace all examples; those that are None are taken from the first one.
+        side: side of the square that images are cropped to, in pixels; if None, the model's processor gets the whole
+            image.
+        absent: ``retokenized``: the text of the tokens that are present is tokenized anew; ``dropped``: the tokens
+            that are present are kept as they are.
+        whole_characters: whether tokens that form a character only together are one player.
 
     Raises:
-        UserError: an example, the side or ``absent`` is none of these.
+        UserError: an example, ``side`` or ``absent`` is invalid.
     """
 
     text_arguments: ClassVar[frozenset[str]] = frozenset({"caption", "image"})

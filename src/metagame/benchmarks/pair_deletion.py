@@ -17,10 +17,11 @@ def deletion_and_insertion(bound: MaskedModel, matrix: Float[np.ndarray, "n n"])
 
     The curves themselves are ``deletion_curve`` and ``insertion_curve``, at the shares ``curve_shares`` of the tokens.
 
-    Pairs are ranked by |M|, of its two directions the larger. Deletion takes the tokens of one pair after the other
-    from the prompt, insertion puts them into one without any; what one pair took, the next finds gone. A curve is f_S
-    over the share of tokens taken or put, piecewise linear, and its mean the area below it. A faithful ranking falls
-    fast and rises fast: the area between the curves, insertion - deletion, is large. In units of f, logits.
+    Pairs are ranked by the larger |M| of their two directions. Deletion removes the tokens of one pair after the other
+    from the prompt; insertion adds them to an empty prompt. Tokens that an earlier pair removed or added are skipped. A
+    curve is f_S over the share of tokens removed or added, piecewise linear, and its mean is the area below it. For a
+    faithful ranking, the deletion curve falls fast and the insertion curve rises fast, so the area between the curves,
+    insertion - deletion, is large. In units of f, logits.
     """
     taken = pair_path(matrix)
     values = bound.values(np.concatenate([~taken, taken])).cpu().double().numpy()

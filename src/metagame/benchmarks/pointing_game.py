@@ -155,15 +155,15 @@ def game_and_image(name: str) -> tuple[str, str]:
 
 
 class PointingGame(Benchmark[Scene, ImageText]):
-    """Scores ``objects_1`` to ``objects_4``: the recognition of each scenario; None where all maps are zero.
+    """Scores ``objects_1`` to ``objects_4``: the recognition in each scenario; None if all maps are zero.
 
     Args:
-        scenes: where the grids come from.
+        scenes: source of the grids.
         classes: class label of each word.
         games: four words each, joined by ``-``, in reading order of the grid.
-        n_images: images of each game.
-        n_games: play the first ones only; None: all.
-        played: play these only; None: all.
+        n_images: number of images of each game.
+        n_games: number of games to play, the first ones; if None, all.
+        played: the only games to play; if None, all.
     """
 
     def __init__(

@@ -149,18 +149,19 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0, distance: i
 
 
 class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
-    """The scores are Recall@K of the prompts' pairs, what closeness and chance would find, and the areas of deletion.
+    """The scores are Recall@K of the prompts' pairs, the recall of closeness and of chance, and the areas of deletion.
 
     Args:
         prompts: the samples.
-        ids: of those to take; all of them when None.
-        prompt, pairs: one's own, in place of all others; without pairs nothing is to be recalled.
-        match: where tables rank a pair that occurs in several places: ``metagame``, all methods at the place where the
-            metagame beside them ranks it best, as in the paper's code (its text does not say), or ``own``, each method
-            where it ranks the pair best. Scores are of ``own``; see :func:`metagame.report.recall.at_matches`.
+        ids: the samples to use; if None, all of them.
+        prompt, pairs: your own prompt and pairs, which replace all others; without pairs there is nothing to recall.
+        match: at which position tables rank a pair that occurs several times: ``metagame``, where all methods use the
+            position at which the metagame beside them ranks it best, as in the paper's code (its text does not say), or
+            ``own``, where each method uses the position at which it ranks the pair best. Scores always use ``own``; see
+            :func:`metagame.report.recall.at_matches`.
 
     Raises:
-        UserError: an id is unknown, one's own pairs are no pairs, or ``match`` is neither.
+        UserError: an id is unknown, your own pairs are not pairs, or ``match`` is neither.
     """
 
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids", "match"})
@@ -206,7 +207,7 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
         return scores | {"text": sample.text, "tokens": list(bound.players), "answer": bound.answer}
 
     def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
-        """The mean recall, ``area``, and the other numbers."""
+        """The mean recall, ``area``, and the other numeric scores."""
         first = [name for name in ("area", "insertion", "deletion") if name in scores]
         return _mean_recall(scores) | dict(super().sample_scores({name: scores[name] for name in (*first, *scores)}))
 

@@ -150,26 +150,26 @@ class SegmentedImage(ConceptSample):
 
 
 class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
-    """Scores of a cell, by track, are counts that the table pools over images.
+    """Scores by cell and track are counts that the table pools over images.
 
     Args:
         data: images with classes.
-        tokenizer: of T5; classes whose name is not one token are left out.
-        background: concepts that are always present and stand for no class.
-        players, ablations: of the cells: every combination, see :class:`Cell`.
-        n_layers: how many of the model's last double-stream blocks are asked; ``fewer_layers`` in ``last_layers``.
-        side: of the square on which maps and masks are compared.
-        tracks: ``single``: images with one class; ``multi``: all.
-        channels: which classes' maps compete in ``multi``: those ``present`` in the image, as the paper's code has it,
-            or all ``players``, as its text says.
-        full_classes: the AP in ``multi`` of a class that fills all labelled pixels of an image: ``skipped``, as the
-            paper's code has it (its text does not say), or ``counted``, as 1.
-        expected: how many ``images`` there are in all, and how many with a ``single`` class; a difference is told.
-        n_maps: of how many images, the first ones, maps are kept.
-        all_players: sizes for experiments to choose ``players`` from; none of these is asked here.
+        tokenizer: of T5; classes whose name is not a single token are left out.
+        background: concepts that are always present and do not stand for a class.
+        players, ablations: the cells are all their combinations, see :class:`Cell`.
+        n_layers: how many of the model's last double-stream blocks are used; ``fewer_layers`` in ``last_layers``.
+        side: side of the square on which maps and masks are compared.
+        tracks: ``single``: images with one class; ``multi``: all images.
+        channels: the classes whose maps compete in ``multi``: those ``present`` in the image, as in the paper's code,
+            or all ``players``, as in its text.
+        full_classes: the AP in ``multi`` of a class that fills all labelled pixels of an image: ``skipped``, as in the
+            paper's code (its text does not say), or ``counted`` as 1.
+        expected: the number of ``images`` in total and of those with a ``single`` class; a difference is reported.
+        n_maps: number of images, the first ones, whose maps are kept.
+        all_players: sizes from which experiments choose ``players``; they have no effect here.
 
     Raises:
-        UserError: an argument is none of these, or more players are wanted than there are classes.
+        UserError: an argument is invalid, or there are more players than classes.
     """
 
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"expected", "all_players"})
@@ -221,13 +221,13 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         self.n_maps = n_maps
 
     def files(self) -> Sequence[Path]:
-        """Those that decide which names are classes: of the dataset, and of a tokenizer that is read from a folder."""
+        """Files that decide which names are classes: those of the dataset, and of a tokenizer read from a folder."""
         name = self.tokenizer_folder
         folder = sorted(path for path in Path(name).iterdir() if path.is_file()) if name and Path(name).is_dir() else []
         return [*self.data.files(), *folder]
 
     def samples(self) -> list[SegmentedImage]:
-        """The images with a class of the vocabulary; those whose mask cannot be read stay, to be told of.
+        """The images with a class of the vocabulary; those whose mask cannot be read are kept and reported.
 
         Raises:
             UserError: two images have the same id.
@@ -261,7 +261,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
             )
 
     def present(self, labelled: LabelledImage) -> tuple[str, ...]:
-        """The image's classes, in the vocabulary's order."""
+        """The image's classes, in the order of the vocabulary."""
         return tuple(name for name in self.vocabulary if name in labelled.classes)
 
     def questions(self, labelled: LabelledImage) -> dict[str, ConceptQuestion]:
@@ -301,10 +301,10 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
     def score(
         self, sample: SegmentedImage, inputs: Mapping[str, ConceptLogits], explanations: Mapping[str, Explanation]
     ) -> dict[str, Score]:
-        """By cell and track what the metrics count, see :mod:`metagame.benchmarks.segmentation_metrics`.
+        """Counts for the metrics by cell and track, see :mod:`metagame.benchmarks.segmentation_metrics`.
 
         Raises:
-            UserError: an explanation has no map of each player and background concept.
+            UserError: an explanation does not have a map of each player and background concept.
         """
         truth = resize_nearest(sample.truth(), self.side)
         present = self.present(sample.labelled)
@@ -315,7 +315,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         return scores | {LEFT_OUT: [cell.name for cell in self.cells if cell.name not in explanations]}
 
     def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
-        """By cell and track what :func:`image_scores` makes of this image alone."""
+        """The result of :func:`image_scores` for this image alone, by cell and track."""
         tracks = {cell.name: scores.get(cell.name) for cell in self.cells}
         return {
             f"{cell} {track}: {name}": value

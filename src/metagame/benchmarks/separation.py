@@ -19,8 +19,8 @@ class Separation(Benchmark[Polynomial, Polynomial]):
     """One sample, the polynomial ``function``; the scores are the entries of the method's row of Table 1.
 
     Scores: ``entries`` are ``phi_ii``, ``phi_ji`` (influence of feature j on the attribution of feature i),
-    ``pair_ij``, ``phi_i`` and ``sum``, as expressions in the features; features are counted from 1. A method has
-    directed entries or pairs; a first-order one has neither. ``kind`` is what Table 1 calls its kind.
+    ``pair_ij``, ``phi_i`` and ``sum``, as expressions in the features, which are counted from 1. A second-order method
+    has either directed entries or pairs; a first-order method has neither. ``kind`` is the method's kind in Table 1.
 
     Args:
         function: the polynomial, see :meth:`metagame.models.polynomial.Polynomial.parse`.

@@ -12,10 +12,10 @@ from metagame.models.language_model import AnsweredPrompt
 
 
 class TokenRelevances(Benchmark[AnnotatedPrompt, AnsweredPrompt]):
-    """No score of one method alone: the text, its tokens and the answer.
+    """Scores no method by itself, and records the text, its tokens and the answer.
 
     Args:
-        prompts: the samples, whose pairs are of no account.
+        prompts: the samples, whose pairs are not used.
     """
 
     def __init__(self, prompts: Sequence[AnnotatedPrompt]) -> None:

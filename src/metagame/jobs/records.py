@@ -27,20 +27,20 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Record:
-    """One line of ``records.jsonl``: what one variant of the job's method made of one sample.
+    """One line of ``records.jsonl``: the result of one variant of the job's method for one sample.
 
     Attributes:
         key: :func:`record_key` of the sample and the variant.
         sample: id of the sample in its benchmark.
         status: ``done``, or ``failed`` with ``error``.
-        variant: name of the variant; empty where the job has one.
-        scores: what the benchmark made of the explanation: numbers and texts by name.
-        labels: of each question, what its arrays are about, see :func:`pack`.
+        variant: name of the variant; empty if the job has only one.
+        scores: the benchmark's scores of the explanation: numbers and strings by name.
+        labels: for each question, the labels of its arrays, see :func:`pack`.
         error: why it failed.
         arrays: names of the arrays in ``arrays/<key>.npz``.
         provenance: ``code``, ``weights`` and ``files``, see :class:`metagame.jobs.fingerprint.Provenance`.
         commit: git commit of the code that computed it.
-        version: of this format.
+        version: version of this format.
     """
 
     key: str

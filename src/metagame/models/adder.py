@@ -94,13 +94,15 @@ class Sum(Sample):
 
 
 class Adder(Model[Sum, MaskedModel]):
-    """Adapter: players a, operator and b; ``=`` and the positions stay; an absent token becomes ``<unk>``.
+    """Adapter of the adder: players are a, the operator and b; an absent token is replaced by ``<unk>``.
+
+    The token ``=`` and the positions are always present.
 
     Args:
         checkpoint: folder with ``model.safetensors``, as ``scripts/train_adder.py`` writes it.
 
     Raises:
-        UserError: there is no checkpoint, or it is of another architecture.
+        UserError: there is no checkpoint, or it has another architecture.
     """
 
     sample_type = Sum

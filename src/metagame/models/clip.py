@@ -14,12 +14,12 @@ from metagame.models.vision_language import Text
 
 
 class CLIP(TransformersEncoder):
-    """CLIPModel or MetaClip2Model: [CLS] becomes the image's embedding, the first end token the text's."""
+    """CLIPModel or MetaClip2Model: [CLS] becomes the image's embedding, and the first end token the text's."""
 
     classes: ClassVar[dict[str, type[PreTrainedModel]]] = {"clip": CLIPModel, "metaclip_2": MetaClip2Model}
 
     def padded_length(self, text: Text) -> int:
-        """The next power of two: attention is causal and the end token read, so that padding changes nothing."""
+        """The next power of two; attention is causal and the end token is read, so padding changes nothing."""
         return min(self.tokenizer.context, max(8, 1 << (len(text.ids) - 1).bit_length()))
 
     @staticmethod

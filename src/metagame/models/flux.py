@@ -50,29 +50,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Denoising:
-    """The point of the diffusion at which concepts are asked: x_t = (1 - t) x + t noise, with t = 1 - step / n_steps.
+    """The point of the diffusion at which concepts are scored: x_t = (1 - t) x + t noise, with t = 1 - step / n_steps.
 
-    Of a picture that the model paints, x_t is what it has after ``step`` steps, or after each; FLUX.1-dev's schedule is
-    shifted, its t another. The defaults are those of the paper's code, of which its text does not say ``resample``,
-    ``posterior`` and ``noise``.
+    For a picture that the model paints, x_t is its state after ``step`` steps, or after each step; the schedule of
+    FLUX.1-dev is shifted, so its t differs. The defaults are those of the paper's code; its text does not mention
+    ``resample``, ``posterior`` and ``noise``.
 
-    Differs from the paper's text: the pooled text vector is zero for the concepts alone where the model paints; image
-    and text have the prompt's, without which it would paint something else.
+    Differs from the paper's text: if the model paints, the pooled text vector is zero for the concepts only; image and
+    text have the prompt's vector, without which the model would paint something else.
 
     Attributes:
-        side: of the square that images are stretched to, in pixels.
-        n_steps: of the schedule.
-        step: how many of them are behind.
+        side: side of the square that images are stretched to, in pixels.
+        n_steps: number of steps of the schedule.
+        step: number of steps completed.
         seed: of the noise.
-        resample: how images are stretched: ``torch_nearest``, pixel i from floor(i scale), or a name of
-            :class:`PIL.Image.Resampling`, of which ``nearest`` takes it from floor((i + 1/2) scale).
-        posterior: what x is of the autoencoder's distribution: its ``sample`` or its ``mean``.
-        noise: who draws it for images that are given, and the sample: the ``device`` in the transformer's type, whose
-            numbers depend on the device, or the ``cpu`` in float32.
+        resample: how images are stretched: ``torch_nearest``, which takes pixel i from floor(i scale), or a name of
+            :class:`PIL.Image.Resampling`, whose ``nearest`` takes it from floor((i + 1/2) scale).
+        posterior: which value of the autoencoder's distribution x is: its ``sample`` or its ``mean``.
+        noise: where the noise of given images, and the sample, are drawn: on the ``device`` in the transformer's type,
+            so that the numbers depend on the device, or on the ``cpu`` in float32.
         guidance: for models that take one (FLUX.1-dev).
-        all_steps: whether a picture that the model paints is watched in all steps, each a layer of its own, or in
-            ``step`` alone, counted from 0.
-        pooled_concepts: whether the pooled text vector of such a picture's prompt modulates the concepts, too.
+        all_steps: if True, concepts are scored in all steps of a picture that the model paints, each as a layer of
+            its own; if False, only in ``step``, counted from 0.
+        pooled_concepts: whether the pooled text vector of such a picture's prompt also modulates the concepts.
     """
 
     side: int
@@ -105,7 +105,7 @@ class Denoising:
         return 1 - self.step / self.n_steps
 
     def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 {self.side} {self.side}"]:
-        """The stretched image, from -1 to 1."""
+        """The stretched image, with values from -1 to 1."""
         image, square = image.convert("RGB"), (self.side, self.side)
         if self.resample.lower() == TORCH_NEAREST:
             return interpolate(_values(image), square, mode="nearest")
@@ -117,14 +117,16 @@ def _values(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
 
 
 class Flux(Model[ConceptSample, ConceptLogits]):
-    """A pipeline of transformer, autoencoder and text encoders; only double-stream blocks are computed, once a prompt.
+    """A pipeline of transformer, autoencoder and text encoders.
+
+    Only the double-stream blocks are computed, once for each prompt.
 
     Args:
-        pipeline: of diffusers.
-        revision: what its weights are known by.
+        pipeline: a pipeline of diffusers.
+        revision: identifies its weights.
         device: where it computes.
-        denoising: when concepts are asked.
-        text_length: tokens that prompts and concepts are padded to.
+        denoising: the point of the diffusion at which concepts are scored.
+        text_length: number of tokens to which prompts and concepts are padded.
     """
 
     sample_type = ConceptSample
@@ -159,21 +161,21 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         offload: bool = False,
         text_encoder_bits: int | None = None,
     ) -> Self:
-        """A pipeline from a folder or the hub.
+        """Load a pipeline from a folder or the hub.
 
         Args:
-            checkpoint: of the pipeline.
+            checkpoint: folder or id of the pipeline.
             revision: of the checkpoint on the hub.
-            denoising: as of the class.
-            text_length: as of the class.
-            device: None: the GPU where there is one.
+            denoising: as for the class.
+            text_length: as for the class.
+            device: where it computes; if None, the GPU if there is one.
             dtype: of weights and activations; logits are float32.
-            vae_dtype: of the autoencoder's.
-            offload: each part of the pipeline is on the device only while it computes.
-            text_encoder_bits: 8 or 4, to hold the T5 encoder quantized, by bitsandbytes.
+            vae_dtype: of the autoencoder's weights and activations.
+            offload: whether each part of the pipeline is on the device only while it computes.
+            text_encoder_bits: 8 or 4, to quantize the T5 encoder with bitsandbytes.
 
         Raises:
-            UserError: the pipeline is absent, gated or broken, or does not fit the device.
+            UserError: the pipeline is missing, gated or broken, or does not fit the device.
         """
         check_dtype(dtype)
         check_dtype(vae_dtype, "vae_dtype")
@@ -210,8 +212,8 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         """Logits for each question about the sample: one forward pass for each prompt, whatever the concepts.
 
         Raises:
-            UserError: a concept is not one token, or is asked as player and background; the sample has no image and is
-                none to paint; out of memory on the device.
+            UserError: a concept is not one token, or is given both as player and as background; the sample has no image
+                and is not to be painted; or the device runs out of memory.
         """
         questions = dict(sample.questions())
         for question in questions.values():
@@ -264,7 +266,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         return plan.answers(questions, seen, np.asarray(image))
 
     def noisy_latents(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:
-        """x_t of the image; the seed's first numbers are its noise, the next those of the sample that x is."""
+        """x_t of the image; the first numbers drawn with the seed are its noise, the next those of the sample x."""
         vae, when = self.pipeline.vae, self.denoising
         posterior = vae.encode(when.pixels(image).to(self.device, vae.dtype)).latent_dist
         on_device = when.noise == "device"
@@ -276,7 +278,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         return (1 - when.noise_share) * latents + when.noise_share * noise.to(self.device, torch.float32)
 
     def inputs(self, latents: Float[Tensor, "1 c h w"], prompt: Float[Tensor, "1 T e"]) -> dict[str, Any]:
-        """Arguments of the transformer's forward pass; ``prompt`` is encoded, the pooled text vector zero."""
+        """Arguments of the transformer's forward pass; ``prompt`` is encoded, and the pooled text vector is zero."""
         transformer, when = self.pipeline.transformer, self.denoising
         dtype = transformer.dtype
         height, width = (length // 2 for length in latents.shape[2:])

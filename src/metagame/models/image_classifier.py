@@ -1,4 +1,4 @@
-"""Vision transformers that classify images: patches are players, the embedding of an absent one is replaced."""
+"""Vision transformers that classify images: patches are players, and embeddings of absent patches are replaced."""
 
 from __future__ import annotations
 
@@ -66,21 +66,21 @@ class ClassifiedImage(Classified):
 class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
     """A vision transformer that classifies images, explained through the embeddings of its patches.
 
-    Players are the patches; position embeddings and [CLS] are always present. f_S is the logit of one label: that which
-    is predicted for the whole image, unless ``explained_label`` is given. A concept is explained through the states of
-    all tokens instead, see :class:`metagame.models.token_states.ConceptInput`.
+    Players are the patches; position embeddings and [CLS] are always present. f_S is the logit of one label: the one
+    that is predicted for the whole image, unless ``explained_label`` is given. A concept is instead explained through
+    the states of all tokens, see :class:`metagame.models.token_states.ConceptInput`.
 
     Args:
         net: the model, in evaluation mode.
         processor: its image processor.
         revision: of the weights.
-        explained_label: name or number of the label that is explained; None: the predicted one.
-        absent: what replaces the embedding of an absent patch, its position embedding stays: ``zero``, or ``mean``,
-            that of the image's patches.
-        tokens_per_batch: patches in a forward and backward pass; shrinks by itself when memory runs out.
+        explained_label: name or number of the label that is explained; if None, the predicted one.
+        absent: what replaces the embedding of an absent patch, whose position embedding is kept: ``zero``, or ``mean``
+            for the mean over the image's patches.
+        tokens_per_batch: number of patches in a forward and backward pass; it is reduced when memory runs out.
 
     Raises:
-        UserError: the model has fewer than two labels, or none of that name, or ``absent`` is neither.
+        UserError: the model has fewer than two labels or no label of that name, or ``absent`` is neither.
     """
 
     sample_type = Sample
@@ -120,19 +120,19 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
         absent: str = ABSENT[0],
         tokens_per_batch: int = 4096,
     ) -> Self:
-        """From a folder, or an id on the Hugging Face hub, in float32.
+        """Load a model in float32 from a folder, or by its id on the Hugging Face Hub.
 
         Args:
             checkpoint: the folder or id.
             revision: commit, tag or branch on the hub.
-            device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
-            attention: the implementation that transformers is to use; methods that read attention need ``eager``.
-            explained_label: this and what follows as for the class.
-            absent: likewise.
-            tokens_per_batch: likewise.
+            device: ``cpu``, ``cuda``, ...; if None, the GPU if there is one.
+            attention: the attention implementation that transformers uses; methods that read attention need ``eager``.
+            explained_label: as for the class.
+            absent: as for the class.
+            tokens_per_batch: as for the class.
 
         Raises:
-            UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
+            UserError: the checkpoint cannot be loaded or has another architecture, or the class raises it.
         """
         net = load_model(CLASSES, checkpoint, revision, settle_device(device), attention)
         processor = load_pretrained(AutoImageProcessor.from_pretrained, checkpoint, revision, use_fast=False)
@@ -151,7 +151,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
         return self.bind(sample)
 
     def pixels(self, sample: Sample) -> Float[Tensor, "3 H W"]:
-        """What the model sees of an image.
+        """The pixels that the model receives for an image.
 
         Raises:
             UserError: the sample has no image.

@@ -1,4 +1,4 @@
-"""Language models of transformers: tokens of the prompt play, the mean logit of the answer's tokens is explained."""
+"""Language models of transformers: tokens of the prompt play, and the answer's mean logit is explained."""
 
 from __future__ import annotations
 
@@ -96,26 +96,26 @@ class AnsweredPrompt(AttendedModel):
 class LanguageModel(Model[Prompt, AnsweredPrompt]):
     """A causal language model, explained through its input embeddings.
 
-    The answer is generated greedily from the whole prompt. f_S is the mean over its tokens of their logits when they
-    are teacher-forced behind the prompt whose tokens outside S are replaced by the absent token: since the answer is
-    fixed and attention causal, one pass gives all generation steps, and one backward pass of their mean the mean of
-    their attributions (App. C.2). Only the logits of the answer's tokens are computed, in float32; what precedes the
-    first player, such as the template's system turn, is passed through the model once.
+    The answer is generated greedily from the whole prompt. f_S is the mean of the logits of its tokens, which are
+    teacher-forced after the prompt whose tokens outside S are replaced by the absent token. Since the answer is fixed
+    and attention is causal, one forward pass gives all generation steps, and one backward pass of their mean gives the
+    mean of their attributions (App. C.2). Only the logits of the answer's tokens are computed, in float32. Tokens
+    before the first player, such as the system turn of the template, pass through the model only once.
 
-    Of Gemma 3 checkpoints with a vision tower the text part is kept: LXT has rules for it alone.
+    For Gemma 3 checkpoints with a vision tower, only the text part is kept, since LXT has rules only for it.
 
     Args:
         net: the model, in evaluation mode.
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
         revision: of the weights.
-        chat: whether prompts are put in the tokenizer's chat template.
-        template_settings: what the template is given beside the prompt.
-        max_new_tokens: the most tokens of an answer.
+        chat: whether prompts are put into the tokenizer's chat template.
+        template_settings: what the template is given in addition to the prompt.
+        max_new_tokens: the maximum number of tokens of an answer.
         end_token: whether the token that ends an answer is a generation step, whose logit counts in the mean, as in
-            the paper's code (the text does not say); an answer that ends at once then has one step.
-        tokens_per_batch: tokens in a forward and backward pass; shrinks by itself when memory runs out.
-        absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
-        whole_characters: whether tokens that spell a character only together are one player.
+            the paper's code (the text does not say). An answer that ends immediately then has one step.
+        tokens_per_batch: number of tokens in a forward and backward pass; it is reduced when memory runs out.
+        absent_token: the token that replaces an absent one. If None, the tokenizer's mask, unk or pad token.
+        whole_characters: whether tokens that form a character only together are one player.
 
     Raises:
         UserError: the tokenizer has no token for absent ones, or the head is more than a matrix.
@@ -176,26 +176,26 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         absent_token: str | None = None,
         whole_characters: bool = True,
     ) -> Self:
-        """From a folder, or an id on the Hugging Face hub.
+        """Load a model from a folder, or by its id on the Hugging Face Hub.
 
         Args:
             checkpoint: the folder or id.
             revision: commit, tag or branch on the hub.
-            device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
+            device: ``cpu``, ``cuda``, ...; if None, the GPU if there is one.
             dtype: of weights and activations, such as ``bfloat16``; attributions are summed in float32.
-            attention: the implementation that transformers is to use; None: its own choice.
-            gguf: name of a GGUF file of the checkpoint, which config, tokenizer and weights are then read from, these
-                dequantised; None: the checkpoint's own.
-            chat: this and what follows as for the class.
-            template_settings: likewise.
-            max_new_tokens: likewise.
-            end_token: likewise.
-            tokens_per_batch: likewise.
-            absent_token: likewise.
-            whole_characters: likewise.
+            attention: the attention implementation that transformers uses; if None, its own choice.
+            gguf: name of a GGUF file of the checkpoint, from which config, tokenizer and weights are then read, the
+                weights dequantised. If None, the checkpoint's own files are read.
+            chat: as for the class.
+            template_settings: as for the class.
+            max_new_tokens: as for the class.
+            end_token: as for the class.
+            tokens_per_batch: as for the class.
+            absent_token: as for the class.
+            whole_characters: as for the class.
 
         Raises:
-            UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
+            UserError: the checkpoint cannot be loaded or has another architecture, or the class raises it.
         """
         commit = None
         if gguf is not None:
@@ -233,8 +233,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         """The prompt with the model's answer to it.
 
         Raises:
-            UserError: the prompt has fewer than two players or is too long, or the answer is empty; or a sample has two
-                ways to go on, and the model a chat template, or one of them is not one token.
+            UserError: the prompt has fewer than two players or is too long, or the answer is empty. Also
+                if a sample contrasts two continuations, and the model has a chat template or one is not a single token.
         """
         prompt = self.tokenize(sample.text)
         if (contrast := sample.contrast()) is not None:
@@ -249,13 +249,13 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         return {WHOLE: self.bind_answer(prompt, answer)}
 
     def tokenize(self, text: str) -> PromptTokens:
-        """The tokens of a prompt, and which of them play."""
+        """The tokens of a prompt, and which of them are players."""
         return tokenize_prompt(
             self.tokenizer, text, self.chat, self.template_settings, whole_characters=self.whole_characters
         )
 
     def next_token(self, text: str, prompt: PromptTokens, word: str) -> int:
-        """The token of ``word`` behind the text."""
+        """The token of ``word`` after the text."""
         if self.chat:
             raise UserError("a chat template does not fit a text that the model is to continue: set model.chat=false.")
         ids = tuple(self.tokenizer(text + word, verbose=False)["input_ids"])
@@ -264,7 +264,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
         return ids[-1]
 
     def answer(self, prompt: PromptTokens) -> tuple[int, ...]:
-        """As :meth:`generate`, which runs once for all jobs with the same model, prompt and settings."""
+        """The result of :meth:`generate`, computed once for all jobs with the same model, prompt and settings."""
         if self.answers is None:
             return self.generate(prompt)
         asked = [self.revision, str(self.net.dtype), self.device, self.net.config._attn_implementation, prompt.ids]
@@ -280,7 +280,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
 
     @torch.no_grad()
     def generate(self, prompt: PromptTokens) -> tuple[int, ...]:
-        """The tokens of the greedy answer; the one that ends it only if it is a step."""
+        """The tokens of the greedy answer; its end token is included only if it is a generation step."""
         context = self.net.config.max_position_embeddings
         if len(prompt.ids) + self.max_new_tokens > context:
             raise UserError(
@@ -314,8 +314,8 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
     def bind_answer(self, prompt: PromptTokens, answer: tuple[int, ...], foil: int | None = None) -> AnsweredPrompt:
         """The prompt as a masked model over the input embeddings of its players, in float32 or better.
 
-        Those are ``(n, d)``, or ``(n, m d)`` where a player has up to m tokens, one behind the other and 0 after them.
-        With a ``foil`` f is less that token's logit in the place of the answer's tokens.
+        The embeddings are ``(n, d)``, or ``(n, m d)`` if a player has up to m tokens: their embeddings are concatenated
+        and followed by zeros. With a ``foil``, the logit of that token at the answer's position is subtracted from f.
         """
         precise = torch.promote_types(self.net.dtype, torch.float32)
         first = prompt.positions[0]

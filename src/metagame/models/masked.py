@@ -20,23 +20,24 @@ from metagame.games import AttributionGame
 class MaskedModel(BoundInput):
     """A predictor f at one input x whose n features are present, or replaced by a baseline (f_S, paper Sec. 2).
 
-    A plain function of n numbers is the case d = 1; a feature may be a vector, such as a token's embedding. With a
-    background set of m inputs absent features are imputed from their marginal distribution: f_S is the mean of f over
-    the set's rows, each of which replaces all absent features (Lundberg and Lee, 2017; the paper has one baseline).
-    What is linear in f is then the mean over its rows as baselines; IG becomes expected gradients (Erion et al., 2021).
+    A plain function of n numbers is the case d = 1; a feature may also be a vector, such as a token's embedding. If the
+    baseline is a background set of m inputs, absent features are imputed from their marginal distribution: f_S is the
+    mean of f over the rows of the set, each of which replaces all absent features (Lundberg and Lee, 2017; the paper
+    has one baseline). A method that is linear in f is then the mean over the rows as baselines; IG becomes expected
+    gradients (Erion et al., 2021).
 
     Attributes:
-        f: maps inputs ``(k, n, d)`` to outputs ``(k,)``, row by row, differentiable.
-        x: the features present, ``(n, d)``.
-        baseline: what replaces each feature, ``(n, d)``; or a background set, ``(m, n, d)``.
-        module: the torch module inside f, for methods that reach into it.
-        in_batches: applies a function of rows to all rows, as many at a time as memory allows; at once when None.
-        batch_size: the most inputs that are kept at once, of as many coalitions; all of them when None.
-        names: of the features; x1, x2, ... when empty.
-        context: names of what the model adds behind the features, such as an end token.
+        f: maps inputs ``(k, n, d)`` to outputs ``(k,)``, row by row; differentiable.
+        x: the features of the input, ``(n, d)``.
+        baseline: the replacement of each feature, ``(n, d)``; or a background set, ``(m, n, d)``.
+        module: the torch module inside f, for methods that modify or inspect it.
+        in_batches: applies a function of rows to all rows, as many at a time as memory allows; if None, all at once.
+        batch_size: the maximum number of inputs held at once, one or more for each coalition; if None, all of them.
+        names: names of the features; if empty, x1, x2, ...
+        context: names of what the model appends to the features, such as an end token.
 
     Raises:
-        UserError: shapes do not fit each other, or there are not as many names as features.
+        UserError: the shapes do not match each other, or the number of names is not that of the features.
     """
 
     f: Callable[[Float[Tensor, "k n d"]], Float[Tensor, " k"]]
@@ -87,16 +88,16 @@ class MaskedModel(BoundInput):
         return len(self.x)
 
     def over_background(self, attribute: Callable[[MaskedModel], Tensor]) -> Tensor:
-        """What ``attribute`` says of this model; with a background set the mean over its rows as baselines."""
+        """The result of ``attribute`` for this model; with a background set, the mean over its rows as baselines."""
         if self.baseline.ndim == 2:
             return attribute(self)
         return torch.stack([attribute(replace(self, baseline=row)) for row in self.baseline]).mean(0)
 
     def masked(self, coalitions: Bool[np.ndarray | Tensor, "k n"]) -> Float[Tensor, "k n d"]:
-        """The input of each coalition: x where present, else the baseline.
+        """The input of each coalition: x for present features, the baseline for absent ones.
 
         Raises:
-            UserError: there is a background set, of which a coalition has an input for each row.
+            UserError: the baseline is a background set, which gives a coalition one input per row.
         """
         if self.baseline.ndim != 2:
             raise UserError("a background set has no single masked input: attribute within over_background().")
@@ -119,7 +120,7 @@ class MaskedModel(BoundInput):
         return outputs
 
     def gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
-        """df/dx of every row, with one backward pass for the rows of a batch; the parameters of f get no gradient."""
+        """df/dx of every row, with one backward pass per batch; the parameters of f get no gradient."""
         return self.batched(self._gradients, inputs)
 
     def _gradients(self, inputs: Float[Tensor, "k n d"]) -> Float[Tensor, "k n d"]:
@@ -133,12 +134,12 @@ class MaskedModel(BoundInput):
         return self.over_background(lambda single: single.batched(self.outputs, single.masked(coalitions)))
 
     def batched(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """``function`` of all rows, as many at a time as memory allows."""
+        """``function`` applied to all rows, as many at a time as memory allows."""
         return function(rows) if self.in_batches is None else self.in_batches(function, rows)
 
     def game(
         self, attribute: Callable[[Bool[np.ndarray, "k n"]], Float[Tensor, "k t"]], inputs: int = 1
     ) -> AttributionGame:
-        """The game of a function that attributes coalitions, each by that many inputs of f."""
+        """The game of a function that attributes coalitions and evaluates f on ``inputs`` inputs for each of them."""
         batch_size = None if self.batch_size is None else max(1, self.batch_size // inputs)
         return AttributionGame(attribute, self.n_players, batch_size=batch_size)

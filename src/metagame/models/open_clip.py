@@ -26,10 +26,10 @@ from metagame.models.vision_language import Text, Tokenizer, VisionLanguage, pad
 
 
 class OpenCLIP(VisionLanguage):
-    """A ViT CLIP of open_clip; its maps are those of :class:`metagame.models.clip.CLIP` with the same weights.
+    """A ViT CLIP of open_clip; its maps equal those of :class:`metagame.models.clip.CLIP` with the same weights.
 
     Args:
-        net: the model, as ``open_clip.create_model`` gives it.
+        net: the model, as ``open_clip.create_model`` returns it.
         transform: its preprocessing of an image.
         tokenizer, revision, batch_size: as for :class:`VisionLanguage`.
 
@@ -69,7 +69,9 @@ class OpenCLIP(VisionLanguage):
     def load(
         cls, architecture: str, pretrained: str | None = None, device: str | None = None, batch_size: int = 50
     ) -> OpenCLIP:
-        """By open_clip's names, such as ``ViT-B-16-quickgelu`` and ``openai``; ``pretrained`` may be a weights file.
+        """Load a model by open_clip's names, such as ``ViT-B-16-quickgelu`` and ``openai``.
+
+        ``pretrained`` may also be a weights file.
 
         ``architecture`` may also be ``local-dir:PATH`` or ``hf-hub:ID``, without ``pretrained``.
 

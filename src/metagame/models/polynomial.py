@@ -62,7 +62,7 @@ class Polynomial(Sample, BoundInput):
 
 
 class PolynomialModel(Model[Polynomial, Polynomial]):
-    """Adapter: a polynomial is its own model; features are set to zero when absent."""
+    """Adapter of polynomials: a polynomial is its own model, and absent features are set to zero."""
 
     sample_type = Polynomial
     revision = "symbolic"

@@ -14,9 +14,9 @@ from metagame.models.vision_language import Text
 
 
 class SigLIP2(TransformersEncoder):
-    """SiglipModel: a probe pools the patches, the last token of the padded context the text, which is in lower case.
+    """SiglipModel: a probe pools the patches, and the last token of the padded context pools the lower-case text.
 
-    The NaFlex variants of SigLIP-2 are of another architecture, and refused.
+    The NaFlex variants of SigLIP-2 have another architecture and are refused.
     """
 
     classes: ClassVar[dict[str, type[PreTrainedModel]]] = {"siglip": SiglipModel}
@@ -38,5 +38,5 @@ class SigLIP2(TransformersEncoder):
         return ClassTokenView((transformers_block(text.encoder.layers[-1]),), project)
 
     def place_read(self, text: Text) -> int:
-        """The last of the padded context, from which all others are seen."""
+        """The last position of the padded context, whose token attends to all others."""
         return self.padded_length(text) - 1

@@ -38,22 +38,23 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
 class TextClassifier(Model[Prompt, Classified]):
     """A classifier of texts, explained through its word embeddings.
 
-    Players are the tokens of the text; those that the tokenizer puts around it ([CLS], [SEP]) are always present. The
-    word embedding of an absent token is that of [MASK], its position stays. f_S is the logit of one label: that which
+    Players are the tokens of the text; those that the tokenizer puts around it ([CLS], [SEP]) are always present. An
+    absent token gets the word embedding of [MASK] and keeps its position. f_S is the logit of one label: the one that
     is predicted for the whole text, unless ``explained_label`` is given.
 
     Args:
         net: the model, in evaluation mode.
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
         revision: of the weights.
-        explained_label: name or number of the label that is explained; None: the predicted one.
-        truncate: whether a text that is longer than the model's positions is cut on the right, and that told; refused
-            where not.
-        tokens_per_batch: tokens in a forward and backward pass; shrinks by itself when memory runs out.
-        absent_token: what replaces an absent token; None: the tokenizer's mask, unk or pad token.
+        explained_label: name or number of the label that is explained; if None, the predicted one.
+        truncate: whether a text that is longer than the model's positions is cut on the right, with a warning; if
+            False, it is refused.
+        tokens_per_batch: number of tokens in a forward and backward pass; it is reduced when memory runs out.
+        absent_token: the token that replaces an absent one. If None, the tokenizer's mask, unk or pad token.
 
     Raises:
-        UserError: the model has fewer than two labels, or none of that name, or the tokenizer no token for absent ones.
+        UserError: the model has fewer than two labels or no label of that name, or the tokenizer has no token for
+            absent ones.
     """
 
     sample_type = Prompt
@@ -95,20 +96,20 @@ class TextClassifier(Model[Prompt, Classified]):
         tokens_per_batch: int = 4096,
         absent_token: str | None = None,
     ) -> Self:
-        """From a folder, or an id on the Hugging Face hub, in float32.
+        """Load a model in float32 from a folder, or by its id on the Hugging Face Hub.
 
         Args:
             checkpoint: the folder or id.
             revision: commit, tag or branch on the hub.
-            device: ``cpu``, ``cuda``, ...; None: the GPU where there is one.
-            attention: the implementation that transformers is to use; methods that read attention need ``eager``.
-            explained_label: this and what follows as for the class.
-            truncate: likewise.
-            tokens_per_batch: likewise.
-            absent_token: likewise.
+            device: ``cpu``, ``cuda``, ...; if None, the GPU if there is one.
+            attention: the attention implementation that transformers uses; methods that read attention need ``eager``.
+            explained_label: as for the class.
+            truncate: as for the class.
+            tokens_per_batch: as for the class.
+            absent_token: as for the class.
 
         Raises:
-            UserError: the checkpoint cannot be loaded or is of another architecture, or as the class does.
+            UserError: the checkpoint cannot be loaded or has another architecture, or the class raises it.
         """
         architecture = find_architecture(CLASSES, checkpoint, revision)
         tokenizer = load_tokenizer(checkpoint, revision, architecture=architecture)
@@ -128,7 +129,7 @@ class TextClassifier(Model[Prompt, Classified]):
 
     @property
     def context(self) -> int:
-        """The most tokens that the model has positions for, special ones included."""
+        """The maximum number of tokens that the model has positions for, including special tokens."""
         # RoBERTa's first positions are those of padding
         unused = self.net.config.pad_token_id + 1 if self.net.config.model_type == "roberta" else 0
         return min(self.net.config.max_position_embeddings - unused, self.tokenizer.model_max_length)
@@ -137,7 +138,7 @@ class TextClassifier(Model[Prompt, Classified]):
         """The text as a masked model over the word embeddings of its tokens, ``(n, d)``.
 
         Raises:
-            UserError: it has no token, or more than the model has positions for.
+            UserError: the text has no token, or more than the model has positions for.
         """
         ids, special, n_cut = self._tokens(sample.text)
         owners, names = token_players(ids, [not each for each in special], self._decode, whole_characters=False)

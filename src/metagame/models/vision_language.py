@@ -1,4 +1,4 @@
-"""An image and a text before a two-tower encoder: pieces of the text are players, patches of the image are targets."""
+"""Two-tower encoders of an image and a text: pieces of the text are players, patches of the image are targets."""
 
 from __future__ import annotations
 
@@ -294,11 +294,11 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     """Adapter of a two-tower encoder: score = cosine of image and text embedding, logit = scale x score + bias.
 
     Args:
-        net: the model; it is not changed but put into evaluation mode, without gradients of its weights.
-        encoder_view: the last blocks of its image encoder, taken apart.
-        tokenizer: of its texts.
-        revision: what identifies its weights.
-        batch_size: the most images to encode together.
+        net: the model; it is put into evaluation mode without gradients of its weights, and not changed otherwise.
+        encoder_view: a view of the last blocks of its image encoder.
+        tokenizer: the tokenizer of its texts.
+        revision: identifies its weights.
+        batch_size: the maximum number of images to encode together.
     """
 
     sample_type = Sample
@@ -328,25 +328,25 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     @property
     @abstractmethod
     def logit_scale(self) -> Float[Tensor, ""]:
-        """What the model multiplies the cosine by."""
+        """The factor by which the model multiplies the cosine."""
 
     @property
     @abstractmethod
     def patch_size(self) -> int:
-        """Side of a patch in pixels."""
+        """Side length of a patch in pixels."""
 
     def grid(self, pixels: Float[Tensor, "3 H W"]) -> tuple[int, int]:
-        """Rows and columns of the patches that an image is cut into."""
+        """Number of rows and columns of the patches that an image is cut into."""
         return pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
 
     def n_patches(self, pixels: Float[Tensor, "3 H W"]) -> int:
-        """How many patches an image is cut into."""
+        """Number of patches that an image is cut into."""
         rows, columns = self.grid(pixels)
         return rows * columns
 
     @abstractmethod
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
-        """The model's own preparation of an RGB image."""
+        """The model's own preprocessing of an RGB image."""
 
     @abstractmethod
     def encode_images(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
@@ -354,14 +354,14 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     @abstractmethod
     def encode_texts(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
-        """The model's own text embeddings, not normalised, of texts that have one padded length."""
+        """The model's own text embeddings, not normalised, of texts with the same padded length."""
 
     @property
     def text_blocks(self) -> Sequence[nn.Module]:
         """The blocks of the text encoder, in order; the input of each is ``(k, T, D)``.
 
         Raises:
-            UserError: this adapter does not know them.
+            UserError: this adapter does not define them.
         """
         raise UserError(
             f"attribution=exclip needs the blocks of the text encoder, which {type(self).__name__} does not"
@@ -370,10 +370,10 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     @property
     def text_view(self) -> ClassTokenView:
-        """The last block of the text encoder; what :meth:`place_read` tells of is its [CLS] token.
+        """The last block of the text encoder; the token at :meth:`place_read` takes the place of [CLS].
 
         Raises:
-            UserError: this adapter does not know it.
+            UserError: this adapter does not define it.
         """
         raise UserError(
             f"nothing is known of the last block of {type(self).__name__}'s text encoder, where words are attributed:"
@@ -381,11 +381,11 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         )
 
     def place_read(self, text: Text) -> int:
-        """Where the token stands that becomes the embedding of a text: the end token, its last."""
+        """Position of the token that becomes the embedding of a text: the end token, its last one."""
         return len(text.ids) - 1
 
     def padded_length(self, text: Text) -> int:
-        """To how many tokens a text is padded."""
+        """The number of tokens to which a text is padded."""
         return self.tokenizer.context
 
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ImageText] | Failure]:
@@ -422,10 +422,10 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     @torch.no_grad()
     def block_input(self, pixels: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B T D"]:
-        """What block ``layer`` of the image encoder is given; one forward pass, up to there.
+        """The input of block ``layer`` of the image encoder, from one forward pass up to this block.
 
         Raises:
-            UserError: out of memory on the device.
+            UserError: the device runs out of memory.
         """
         try:
             return input_of(self.encoder_view.blocks[layer].module, lambda: self.encode_images(pixels))
@@ -435,22 +435,22 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             ) from error
 
     def blank_input(self, pixels: Float[Tensor, "3 H W"], layer: int) -> Float[Tensor, "1 T D"]:
-        """What block ``layer`` is given of an image of this size whose normalised pixels are 0; encoded once."""
+        """The input of block ``layer`` for an image of this size whose normalised pixels are 0; computed once."""
         return self.keep(
             ("blank", layer, pixels.shape), lambda: self.block_input(torch.zeros_like(pixels)[None], layer)
         )
 
     @torch.no_grad()
     def text_block_input(self, texts: Sequence[Text], layer: int) -> Float[Tensor, "k T D"]:
-        """What block ``layer`` of the text encoder is given of texts of one padded length."""
+        """The input of block ``layer`` of the text encoder for texts with the same padded length."""
         return input_of(self.text_blocks[layer], lambda: self.encode_texts(texts))
 
     @torch.no_grad()
     def last_text_input(self, text: Text) -> Float[Tensor, "1 T D"]:
-        """What the last block is given of the token that becomes the embedding, first, and of all those before it.
+        """The input of the last block for the token that becomes the embedding, first, and for all tokens before it.
 
         Raises:
-            UserError: the text's embedding is made in another way.
+            UserError: the text's embedding is computed in another way.
         """
         place = self.place_read(text)
         x = self.text_block_input([text], -1)[:, [place, *range(place)]]
@@ -463,9 +463,9 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         return x
 
     def embed_text_from(self, text: Text, x: Float[Tensor, "B T D"], layer: int) -> Float[Tensor, "B E"]:
-        """Embeddings of a text, not normalised, had block ``layer`` been given ``x``: pooled where the text is.
+        """Embeddings of a text, not normalised, if the input of block ``layer`` were ``x``; pooled at the text's place.
 
-        The blocks before ``layer`` run on one row.
+        The blocks before ``layer`` run on one row only.
         """
 
         def put(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -478,7 +478,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             handle.remove()
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """``make()``, once for all images, until texts are forgotten."""
+        """The result of ``make()``, computed once for all images, until texts are forgotten."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
@@ -491,13 +491,13 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             )
 
     def forget_texts(self) -> None:
-        """Encode texts, and what else is kept for all images, anew when they are asked for again."""
+        """Discard text embeddings and whatever else is kept for all images, so that it is computed again if needed."""
         self._embeddings.clear()
         self._kept.clear()
 
     @torch.no_grad()
     def embed(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
-        """Unit embeddings; each distinct text is encoded once.
+        """Unit embeddings; each distinct text is encoded only once.
 
         Raises:
             UserError: a text is longer than the encoder's context.

@@ -32,17 +32,17 @@ RUNS = "runs.jsonl"
 
 @dataclass(frozen=True)
 class JobResult:
-    """The records of one variant of a job, for the samples that an experiment asked of it, in the benchmark's order.
+    """The records of one variant of a job, for the samples that an experiment requested, in the benchmark's order.
 
     Attributes:
-        config: of the job, as the experiment has it.
-        variant: of the job's method.
-        folder: with the job's records and arrays.
-        identity: what the job's results depend on.
+        config: of the job, as in the experiment.
+        variant: variant of the job's method.
+        folder: folder of the job's records and arrays.
+        identity: the settings that the job's results depend on.
         sample_ids: ids of the samples.
-        records: of those that have one.
-        n_stale: how many were kept although code, weights or files have changed since.
-        label: what tables and figures call the method; other than that of any job of the same model beside it.
+        records: records of the samples that have one.
+        n_stale: number of records that were kept although code, weights or files have changed since.
+        label: name of the method in tables and figures; distinct from that of any other job of the same model.
     """
 
     config: DictConfig
@@ -64,27 +64,27 @@ class JobResult:
 
     @property
     def model(self) -> str:
-        """What tables call the model."""
+        """Name of the model in tables."""
         return model_label(self.config)
 
     @property
     def job_label(self) -> str:
-        """What notes call the job: its method, or what its variants have in common."""
+        """Name of the job in notes: its method, or what its variants have in common."""
         return self.config.attribution.label if self.variant.name else self.label
 
     @property
     def method_identity(self) -> dict[str, Any]:
-        """Of the identity what is about the method of the variant: ``name``, ``method``, ``meta`` and so on."""
+        """The part of the identity that describes the variant's method: ``name``, ``method``, ``meta`` and so on."""
         return self.identity["attribution"][self.variant.name]
 
     @property
     def circumstances(self) -> dict[str, Any]:
-        """Of the identity what is not about the method: model, benchmark, seed and scale."""
+        """The part of the identity that does not describe the method: model, benchmark, seed and scale."""
         return {key: value for key, value in self.identity.items() if key not in ("attribution", "estimator")}
 
     @cached_property
     def setting(self) -> str:
-        """The same for jobs that differ in their method only: a hash of the circumstances."""
+        """A hash of the circumstances, equal for jobs that differ only in their method."""
         return digest(self.circumstances)
 
     def uses(self, base: str, *, meta: bool = False) -> bool:
@@ -92,7 +92,7 @@ class JobResult:
         return self.variant.base == base and self.variant.meta == meta
 
     def explanations(self, record: Record) -> dict[str, Explanation]:
-        """What the variant said of each question about a sample; empty where no arrays are kept.
+        """The variant's explanation of each question about a sample; empty if no arrays are kept.
 
         Raises:
             RecordError: the arrays are missing or broken.
@@ -100,15 +100,15 @@ class JobResult:
         return unpack(record, self.arrays(record))
 
     def arrays(self, record: Record) -> dict[str, np.ndarray]:
-        """The arrays that are kept of a sample, by name.
+        """The arrays that are kept for a sample, by name.
 
         Raises:
-            RecordError: they are missing or broken.
+            RecordError: the arrays are missing or broken.
         """
         return RecordStore(self.folder).load_arrays(record)
 
     def pictures(self, record: Record) -> dict[str, np.ndarray]:
-        """Of each question the picture that the model made, uint8 ``(H, W, 3)``."""
+        """The picture that the model generated for each question, uint8 ``(H, W, 3)``."""
         return pictures_of(record, self.arrays(record))
 
 
@@ -148,10 +148,10 @@ def read_asked(path: Path, cfg: DictConfig | None = None) -> list[JobResult]:
 
 
 def read_experiment(folder: Path) -> list[JobResult]:
-    """All jobs of an experiment: those of its table, in order, then what else was asked, such as by a run cut short.
+    """All jobs of an experiment: first those of its table, in order, then others, such as those of an interrupted run.
 
     Raises:
-        RecordError: results of an earlier version, which are not read.
+        RecordError: the results are of an earlier version, which cannot be read.
     """
     paths = sorted((folder / "samples").glob("*.json"))
     if not paths and (folder / "jobs").is_dir() and not (folder / EXPERIMENT).exists():

@@ -26,8 +26,9 @@ class Column:
     Attributes:
         key: its name in the rows.
         label: its heading.
-        type: of its cells: ``text``; ``expression`` (sympy syntax); ``number``; ``count`` (a whole number); ``mean``
-            (an object with ``mean``, ``two_se``, None of a single sample, and ``n``); ``flag`` (true, false or absent).
+        type: type of its cells: ``text``; ``expression`` (sympy syntax); ``number``; ``count`` (an integer); ``mean``
+            (an object with ``mean``, ``n`` and ``two_se``, which is None for a single sample); or ``flag`` (true, false
+            or absent).
     """
 
     key: str
@@ -37,19 +38,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """What ``table.json`` holds, field by field. It has no time and no host: equal runs give equal bytes.
+    """The fields of ``table.json``. It contains neither time nor host: equal runs give equal bytes.
 
     Attributes:
         title: one line.
         scale: ``tiny`` or ``paper``.
         columns: in reading order.
-        rows: one mapping a row, column key to cell; a cell that is absent or None is not known.
-        published: the published counterpart of each row, same keys; {} where none is known.
-        claims: what the paper says in words, each ``{"claim": text, "holds": true | false | None}``, with
-            the ``difference`` that stands most against it, and what the ``published`` numbers answer, where known.
-        n_samples: samples behind the table.
+        rows: one mapping per row, from column key to cell; a cell that is absent or None is not known.
+        published: the published counterpart of each row, with the same keys; {} if none is known.
+        claims: the statements of the paper, each ``{"claim": text, "holds": true | false | None}``, if known with
+            the ``difference`` that speaks most against it, and the answer that the ``published`` numbers give.
+        n_samples: number of samples behind the table.
         notes: footnotes: definitions, what was left out and what failed.
-        version: of this format.
+        version: version of this format.
     """
 
     title: str
@@ -102,10 +103,10 @@ def markdown(table: Table) -> str:
 
 
 def read_table(folder: Path) -> Table:
-    """The table of an experiment, from its ``table.json``.
+    """Read the table of an experiment from its ``table.json``.
 
     Raises:
-        RecordError: it is missing, cut off, or of another version.
+        RecordError: the file is missing, cut off, or of another version.
     """
     path = folder / "table.json"
     try:
