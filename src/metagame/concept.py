@@ -84,7 +84,7 @@ def concept_metagame(
             or only -inf, B = 0 and the game is the limit B -> 0: nu_t(S) = w_t / sum_{k in S} w_k for t in S, so that
             nu_t({t}) = 1.
         directional: whether to return the directional meta-attributions, too.
-        dtype: of the arithmetic and of the result. Half-precision input is computed in it, too.
+        dtype: type of the arithmetic and of the result. Half-precision input is computed in it, too.
         memory: the maximum number of bytes of intermediate results at once, in addition to input and output. If None,
             as many as are fast, at most 20 MB for each thread on a CPU where n <= 500.
 

@@ -78,7 +78,7 @@ def explain(
         budget: see :func:`metagame.meta_attributions`. Default: 64 coalitions per player.
         order: see :func:`metagame.meta_attributions`.
         index: see :func:`metagame.meta_attributions`.
-        seed: of the sampling.
+        seed: random seed for the sampling.
         progress: called with (coalitions evaluated, planned), for example :func:`metagame.progress_bar`.
         settings: passed to :func:`metagame.load_model`, for example ``device``, ``max_new_tokens`` or, for a
             classifier, ``explained_label``.

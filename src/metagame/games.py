@@ -115,7 +115,7 @@ class AttributionGame:
         Args:
             fn: as for the class; it may contain code such as ``torch.where(coalitions, x, baseline)``.
             n_players: as for the class.
-            device: of the coalitions, such as ``cuda``; ``fn`` may return a tensor on any device.
+            device: device of the coalitions, such as ``cuda``; ``fn`` may return a tensor on any device.
             settings: the other arguments of the class.
 
         Raises:

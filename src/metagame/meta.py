@@ -328,7 +328,7 @@ def meta_attributions(
             and phi_i({i}) is on the diagonal. If False, all players play on phi_i, and ``empty`` holds phi_i(empty).
             If None, endogenous if there are as many targets as players (which is logged).
         budget: the maximum number of coalitions to evaluate. If None, all 2^n for ``exact``, else 64 per player.
-        seed: of the sampling.
+        seed: random seed for the sampling.
         order: 1 for the influence of single players, 2 for the interaction ``index`` of pairs of players as well, 3 for
             that of triples as well, and so on. In an endogenous game, the interactions are those of the other players,
             with target i fixed as present (phi_{jk->i}).

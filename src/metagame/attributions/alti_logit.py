@@ -66,8 +66,8 @@ class LogitParts:
         attention: Delta of each layer, summed over the tokens that messages come from.
         feedforward: what each feed-forward layer adds.
         constant: what the biases of W_O and of the last normaliser add.
-        relevance: of each token of the pass, see :class:`ALTILogit`. What messages of earlier, cached tokens add is
-            only in ``attention``.
+        relevance: relevance of each token of the pass, see :class:`ALTILogit`. What messages of earlier, cached tokens
+            add is only in ``attention``.
     """
 
     embedding: Float[Tensor, " k"]

@@ -23,7 +23,7 @@ class ConceptAttention(Method[ConceptLogits]):
 
     Args:
         mean_first: whether the mean over layers comes before the softmax.
-        directional: of its metagame, see :class:`MetaConceptAttention`.
+        directional: a setting of its metagame, see :class:`MetaConceptAttention`.
     """
 
     input_type = ConceptLogits

@@ -30,7 +30,7 @@ class BanzhafMasks(Design):
     Attributes:
         budget: number of image masks, drawn in pairs; all masks if there are no more. All texts about an image share
             them.
-        seed: of the drawing.
+        seed: random seed for the drawing.
         p: probability that a player is present, between 0 and 1.
         ridge: penalty on the squared coefficients of patches, in masks; above 0.
     """

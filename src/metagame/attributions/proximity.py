@@ -16,7 +16,7 @@ class Proximity(Method[MaskedModel]):
     """1 / (1 + |i - j|) for each pair of features, ``(n, n)``, symmetric; equally close pairs are in random order.
 
     Args:
-        seed: of the order, together with the names of the features.
+        seed: random seed for the order, together with the names of the features.
     """
 
     input_type = MaskedModel

@@ -16,7 +16,7 @@ class RandomPairs(Method[MaskedModel]):
     """Independent standard normal numbers, ``(n, n)``, without a meaning.
 
     Args:
-        seed: of the numbers, together with the input itself.
+        seed: random seed for the numbers, together with the input itself.
     """
 
     input_type = MaskedModel

@@ -15,7 +15,7 @@ class RandomTokens(Method[MaskedModel]):
     """Independent standard normal numbers, one for each feature, without a meaning.
 
     Args:
-        seed: of the numbers, together with the input itself.
+        seed: random seed for the numbers, together with the input itself.
     """
 
     input_type = MaskedModel

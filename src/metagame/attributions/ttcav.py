@@ -58,7 +58,7 @@ class TTCAV(Method[ConceptInput]):
         examples: number of images on each side in a repeat. If None, all images of the concept, and half of all images
             for the random concept.
         layers: counted from 1; if None, all but the last, where only [CLS] has a gradient.
-        seed: of the draws.
+        seed: random seed for the draws.
         max_iter: maximum number of iterations of the logistic regression.
 
     Raises:

@@ -47,7 +47,7 @@ class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
         players: all concepts, as in the last question.
         background: concepts that are always present.
         n_layers: how many of the model's last double-stream blocks are used.
-        seed: of the noise from which the painting starts.
+        seed: random seed for the noise from which the painting starts.
         image: path of an image that replaces the painting.
 
     Raises:

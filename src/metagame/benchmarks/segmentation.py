@@ -154,7 +154,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
 
     Args:
         data: images with classes.
-        tokenizer: of T5; classes whose name is not a single token are left out.
+        tokenizer: the tokenizer of T5; classes whose name is not a single token are left out.
         background: concepts that are always present and do not stand for a class.
         players, ablations: the cells are all their combinations, see :class:`Cell`.
         n_layers: how many of the model's last double-stream blocks are used; ``fewer_layers`` in ``last_layers``.

@@ -26,7 +26,7 @@ class Rules:
         order: the largest number of players in a set, for the ``index``.
         index: from order 2 on; at order 1 None for the Shapley value, or ``banzhaf``.
         budget: the maximum number of coalitions to evaluate; if None, the estimator chooses.
-        seed: of the sampling.
+        seed: random seed for the sampling.
         progress: called with (coalitions evaluated, planned) after each batch. ``trees`` and ``auto`` then call it with
             (targets fitted, all targets).
     """

@@ -24,7 +24,7 @@ class Pair:
         players: names of the players in the set.
         target: name of the target.
         value: the influence, in the units of the attribution method.
-        standard_error: of the value; None if it is not known.
+        standard_error: standard error of the value; None if it is not known.
         directed: if True, the players influence the target; if False, the value belongs to the unordered pair.
     """
 

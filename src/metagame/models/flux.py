@@ -63,7 +63,7 @@ class Denoising:
         side: side of the square that images are stretched to, in pixels.
         n_steps: number of steps of the schedule.
         step: number of steps completed.
-        seed: of the noise.
+        seed: random seed for the noise.
         resample: how images are stretched: ``torch_nearest``, which takes pixel i from floor(i scale), or a name of
             :class:`PIL.Image.Resampling`, whose ``nearest`` takes it from floor((i + 1/2) scale).
         posterior: which value of the autoencoder's distribution x is: its ``sample`` or its ``mean``.
@@ -165,12 +165,12 @@ class Flux(Model[ConceptSample, ConceptLogits]):
 
         Args:
             checkpoint: folder or id of the pipeline.
-            revision: of the checkpoint on the hub.
+            revision: commit, tag or branch of the checkpoint on the hub.
             denoising: as for the class.
             text_length: as for the class.
             device: where it computes; if None, the GPU if there is one.
-            dtype: of weights and activations; logits are float32.
-            vae_dtype: of the autoencoder's weights and activations.
+            dtype: type of weights and activations; logits are float32.
+            vae_dtype: type of the autoencoder's weights and activations.
             offload: whether each part of the pipeline is on the device only while it computes.
             text_encoder_bits: 8 or 4, to quantize the T5 encoder with bitsandbytes.
 

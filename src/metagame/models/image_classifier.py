@@ -73,7 +73,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
     Args:
         net: the model, in evaluation mode.
         processor: its image processor.
-        revision: of the weights.
+        revision: identifies the weights.
         explained_label: name or number of the label that is explained; if None, the predicted one.
         absent: what replaces the embedding of an absent patch, whose position embedding is kept: ``zero``, or ``mean``
             for the mean over the image's patches.

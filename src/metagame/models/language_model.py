@@ -107,7 +107,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
     Args:
         net: the model, in evaluation mode.
         tokenizer: a tokenizer of transformers.
-        revision: of the weights.
+        revision: identifies the weights.
         chat: whether prompts are put into the tokenizer's chat template.
         template_settings: what the template is given in addition to the prompt.
         max_new_tokens: the maximum number of tokens of an answer.
@@ -182,7 +182,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             checkpoint: the folder or id.
             revision: commit, tag or branch on the hub.
             device: ``cpu``, ``cuda``, ...; if None, the GPU if there is one.
-            dtype: of weights and activations, such as ``bfloat16``; attributions are summed in float32.
+            dtype: type of weights and activations, such as ``bfloat16``; attributions are summed in float32.
             attention: the attention implementation that transformers uses; if None, its own choice.
             gguf: name of a GGUF file of the checkpoint, from which config, tokenizer and weights are then read, the
                 weights dequantised. If None, the checkpoint's own files are read.

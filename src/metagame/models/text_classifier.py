@@ -45,7 +45,7 @@ class TextClassifier(Model[Prompt, Classified]):
     Args:
         net: the model, in evaluation mode.
         tokenizer: a tokenizer of transformers.
-        revision: of the weights.
+        revision: identifies the weights.
         explained_label: name or number of the label that is explained; if None, the predicted one.
         truncate: whether a text that is longer than the model's positions is cut on the right, with a warning; if
             False, it is refused.

@@ -35,7 +35,7 @@ class JobResult:
     """The records of one variant of a job, for the samples that an experiment requested, in the benchmark's order.
 
     Attributes:
-        config: of the job, as in the experiment.
+        config: configuration of the job, as in the experiment.
         variant: variant of the job's method.
         folder: folder of the job's records and arrays.
         identity: the settings that the job's results depend on.
