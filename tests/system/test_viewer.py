@@ -194,7 +194,7 @@ def test_a_map_has_the_value_of_the_array_at_every_patch_that_is_pointed_at(real
         said = point_at(page, "b", row, column, first.grid)
         assert number(said[0]) == as_shown(first.attribution[columns * row + column])
         assert number(said[1]) == as_shown(meta.meta.values[columns * row + column, 2])
-        assert said[1].startswith(f"three, row {row + 1}, column {column + 1}")
+        assert said[1].startswith(f"three, row {row}, column {column}")
 
 
 @needs_chromium
@@ -297,7 +297,7 @@ def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
     write_page(folder)
     page = open_page(folder, "#experiment=wide&item=b")
     assert page.texts("[data-panel=a] .map span") == ["a", "b", "all words"]
-    assert point_at(page, "a", 1, 2, grid=(2, 3))[0] == "b, row 2, column 3: +11.0"
+    assert point_at(page, "a", 1, 2, grid=(2, 3))[0] == "b, row 1, column 2: +11.0"
 
 
 @needs_chromium
@@ -324,7 +324,7 @@ def test_influence_of_concepts_is_the_mean_over_patches_or_that_of_the_chosen_on
         page.press(key)
     page.settle()
     heading = page.texts("[data-panel=a] .influence h4")[0]
-    row, column = (int(place) - 1 for place in re.search(r"row (\d+), column (\d+)", heading).groups())
+    row, column = (int(place) for place in re.search(r"row (\d+), column (\d+)", heading).groups())
     assert row * side + column > 0
     assert np.allclose(entries(page, "a"), directional[:, :, row * side + column], rtol=0, atol=tolerance)
 
@@ -407,12 +407,13 @@ def test_a_view_leaves_the_page_as_csv_json_and_png_with_what_made_it(real, open
     content = json.loads(saved(tmp_path, f"{stem}.json"))
     assert content["view"]["layers"][0]["values"] == [pytest.approx(first.attribution.tolist(), rel=1e-6)]
     assert (folder / "report" / content["exact_arrays"]).resolve().exists()
-    assert (content["key"], content["scores"]) == (record.key, pytest.approx(record.scores, rel=1e-5))
+    scores = {f"recognition, {m} object{'s' * (m > 1)}": record.scores[f"objects_{m}"] for m in (1, 2, 3, 4)}
+    assert (content["key"], content["scores"]) == (record.key, pytest.approx(scores, rel=1e-5))
     click(page, "b", "Save PNG")
     drawn = Image.open(io.BytesIO(saved(tmp_path, f"{stem}.png")))
     assert len(drawn.convert("RGB").getcolors(1 << 20)) > 100
     assert page.each("[data-panel=b] .source a", "new URL(node.href).pathname") == [f"{result.folder}/"]
-    assert f"objects_1 {record.scores['objects_1']:.3g}" in page.texts("[data-panel=b] .scores")[0]
+    assert f"recognition, 1 object {record.scores['objects_1']:.3g}" in page.texts("[data-panel=b] .scores")[0]
 
 
 @needs_chromium

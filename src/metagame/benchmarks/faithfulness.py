@@ -98,6 +98,22 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
             "n_cut": bound.n_cut,
         }
 
+    def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """The numbers, by what they are."""
+        return {CALLED.get(name, name): value for name, value in super().sample_scores(scores).items()}
+
+
+CALLED = {
+    "published_comprehensiveness": "comprehensiveness, bins of 0 to 50 %",
+    "published_sufficiency": "sufficiency, bins of 0 to 50 %",
+    "probability": "probability of the label",
+    "predicted": "predicted class",
+    "kept": f"class predicted from the top {KEPT} %",
+    "n_players": "players",
+    "n_cut": "tokens cut off",
+}
+"""Scores by what they are."""
+
 
 def player_values(explanation: Explanation) -> Float[np.ndarray, " n"]:
     """What ranks the players: their attributions, or the sums of a metagame's rows.

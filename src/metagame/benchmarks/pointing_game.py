@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from metagame.contracts import Annotation, Benchmark, Explanation
+from metagame.contracts import Annotation, Benchmark, Explanation, Score
 from metagame.errors import UserError
 from metagame.images import bilinear_square, composite, grid_side, read_image, through_jpeg
 from metagame.models.vision_language import ImageText, Sample, Tokenizer, WordPlayers
@@ -196,6 +196,11 @@ class PointingGame(Benchmark[Scene, ImageText]):
         self, sample: Scene, inputs: Mapping[str, ImageText], explanations: Mapping[str, Explanation]
     ) -> dict[str, float | None]:
         return {f"objects_{m}": recognition(word_maps(explanations[m], int(m))) for m in sorted(inputs)}
+
+    def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
+        """The recognition of each scenario, as its column is called."""
+        called = {f"objects_{m}": f"recognition, {m} object{'s' * (m > 1)}" for m in SCENARIOS}
+        return {called.get(name, name): value for name, value in super().sample_scores(scores).items()}
 
 
 def _labels(game: str, classes: Mapping[str, int]) -> tuple[int, ...]:

@@ -209,7 +209,18 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
     def sample_scores(self, scores: Mapping[str, Score]) -> dict[str, float]:
         """The mean recall, ``area``, and the other numeric scores."""
         first = [name for name in ("area", "insertion", "deletion") if name in scores]
-        return _mean_recall(scores) | dict(super().sample_scores({name: scores[name] for name in (*first, *scores)}))
+        numbers = super().sample_scores({name: scores[name] for name in (*first, *scores)})
+        return _mean_recall(scores) | {CALLED.get(name, name): value for name, value in numbers.items()}
+
+
+CALLED = {f"recall_{share}": f"recall at {share} %" for share in SHARES} | {
+    "n_players": "players",
+    "unordered": "recall, unordered",
+    "same_distance": "recall, same-distance control",
+    "apart": "recall, non-neighbours",
+    "chance": "recall by chance",
+}
+"""Scores by what tables call them."""
 
 
 def _mean_recall(scores: Mapping[str, Score]) -> dict[str, float]:

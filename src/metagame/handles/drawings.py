@@ -27,7 +27,7 @@ with needed_by("plot()"):
 if TYPE_CHECKING:
     from metagame.meta import MetaAttributions
 
-MOST_NAMED, MOST_MAPS, MAPS_IN_ROW = 60, 24, 6
+MOST_NAMED, MOST_NUMBERED, MOST_MAPS, MAPS_IN_ROW = 60, 10, 24, 6
 PIXELS = 24
 """Of a patch, where there is no picture."""
 
@@ -52,7 +52,8 @@ def draw(phi: MetaAttributions, axes: Axes | None, kind: str | None, top: int | 
     if axes is None:
         axes = pyplot.subplots(layout="constrained")[1]
     kinds[chosen](phi, axes, top or 10, float(np.abs(phi.values).max()) or 1.0 if limit is None else limit)
-    axes.set_title(": ".join(filter(None, [phi.method or "meta-attributions", shorten(phi.output, 60)])))
+    output = f"output “{shorten(phi.output, 60)}”" if phi.output else ""
+    axes.set_title(", ".join(filter(None, [phi.method or "meta-attributions", output])))
     return axes
 
 
@@ -67,6 +68,10 @@ def _draw_matrix(phi: MetaAttributions, axes: Axes, top: int, limit: float) -> N
         axes.set_xticks(range(len(players)), players, rotation=60, ha="right", rotation_mode="anchor")
     if len(targets) <= MOST_NAMED:
         axes.set_yticks(range(len(targets)), targets)
+    if max(phi.values.shape) <= MOST_NUMBERED:
+        for (row, column), value in np.ndenumerate(phi.values):
+            ink = "white" if abs(value) > 0.6 * limit else "black"
+            axes.text(column, row, f"{value:.2g}".replace("-", "−"), ha="center", va="center", fontsize=7, color=ink)
     axes.set_xlabel("player j")
     axes.set_ylabel("target i")
     label = "influence of j on the attribution of i" if phi.directed else "value of the pair i, j"

@@ -94,7 +94,7 @@ function largeMap(map, wanted, grid, limit, picture, share) {
     const share = (patches, of) => `${(100 * patches) / of}%`;
     const size = { width: share(1, columns), height: share(1, rows) };
     Object.assign(cursor.style, size, { top: share(at[0], rows), left: share(at[1], columns) });
-    say(`${map.name}, row ${at[0] + 1}, column ${at[1] + 1}: ${format(map.values[at[0] * columns + at[1]])}`);
+    say(`${map.name}, row ${at[0]}, column ${at[1]}: ${format(map.values[at[0] * columns + at[1]])}`);
   }
   const relative = (event) => {
     const box = canvas.getBoundingClientRect(),
@@ -242,7 +242,7 @@ function drawInfluence(view, limits, state, change) {
   const where =
     patch === null
       ? "mean over all patches"
-      : `patch in row ${Math.floor(patch / view.grid[1]) + 1}, column ${(patch % view.grid[1]) + 1}`;
+      : `patch in row ${Math.floor(patch / view.grid[1])}, column ${patch % view.grid[1]}`;
   return html(
     "div",
     { class: "influence" },

@@ -116,7 +116,7 @@ function drawRows(node, group, names) {
       "p",
       { class: "pager" },
       arrow(-1, "← Previous"),
-      ` ${found.length ? `page ${page + 1} of ${pages}` : "No sample is like that."} `,
+      ` ${found.length ? `page ${page + 1} of ${pages}` : "No sample matches."} `,
       arrow(1, "Next →"),
     ),
   );

@@ -29,7 +29,7 @@ function matrixRecords(names, matrix, errors, where = {}) {
 }
 
 function mapRecords(view) {
-  const place = (k) => ({ row: Math.floor(k / view.grid[1]) + 1, column: (k % view.grid[1]) + 1 });
+  const place = (k) => ({ row: Math.floor(k / view.grid[1]), column: k % view.grid[1] });
   const maps = mapsOf(view).flatMap((map) =>
     Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value })),
   );
@@ -44,8 +44,8 @@ function arrayRecords(view) {
   return view.arrays.flatMap(({ name, values }) =>
     Array.from(numbers(values), (value, k) => ({
       what: name,
-      row: Math.floor(k / values.shape[1]) + 1,
-      column: (k % values.shape[1]) + 1,
+      row: Math.floor(k / values.shape[1]),
+      column: k % values.shape[1],
       value,
     })),
   );
