@@ -75,7 +75,7 @@ PARTS = {
         ),
     ),
     "docs": Part(("docs",), ("docs", "CONTRIBUTING.md", "CHANGELOG.md", "src/metagame")),
-    "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "--jobs=2", "demo", "report")),
+    "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "demo", "report")),
 }  # fmt: skip
 
 
