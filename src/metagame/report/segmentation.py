@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, cycle, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -389,29 +389,41 @@ def _is_paper(score: Score) -> bool:
     return score.result.config.scale.name == "paper"
 
 
-STYLES = {False: (COLORS[0], "o"), True: (COLORS[1], "s")}
-"""Of a first-order method, and of its metagame."""
+class Style(NamedTuple):
+    """How the line of a method is drawn."""
+
+    color: str
+    marker: str
+    width: float
 
 
-def _styles(scores: Sequence[Score]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by label, first-order methods first; further ones of a kind have colours of their own."""
+STYLES = {False: Style(COLORS[0], "o", 3.6), True: Style(COLORS[1], "s", 1.3)}
+"""Of a first-order method, and of its metagame, which is drawn on top: both can be seen where they coincide."""
+
+
+def _styles(scores: Sequence[Score]) -> dict[str, Style]:
+    """By label, first-order methods first; further ones of a kind have colours of their own."""
     metas = {score.result.label: score.result.variant.meta for score in scores}
-    styles, more = {}, cycle(COLORS[2:])
+    styles: dict[str, Style] = {}
+    more = cycle(COLORS[2:])
     for label, meta in sorted(metas.items(), key=lambda item: item[1]):
-        color, marker = STYLES[meta]
-        styles[label] = (next(more) if STYLES[meta] in styles.values() else color), marker
+        style = STYLES[meta]
+        styles[label] = style._replace(color=next(more)) if style in styles.values() else style
     return styles
 
 
-def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str, styles: dict[str, tuple[str, str]]) -> None:
+def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str, styles: dict[str, Style]) -> None:
     sizes = list(dict.fromkeys(score.cell.players for score in scores))
-    for label, (color, marker) in styles.items():
+    for label, (color, marker, width) in styles.items():
         own = [(sizes.index(score.cell.players), score) for score in scores if score.result.label == label]
         cells = [(place, score.metrics[metric].cell()) for place, score in own]
         known = [(place, cell["mean"], cell["two_se"] or 0) for place, cell in cells if cell is not None]
         if known:
             places, values, bars = zip(*known, strict=True)
-            axes.errorbar(places, values, bars, color=color, marker=marker, markersize=3.5, linewidth=1.3, capsize=2)
+            axes.errorbar(
+                places, values, bars, color=color, marker=marker, markersize=3 + width / 2, linewidth=width,
+                elinewidth=1.3, capsize=2,
+            )  # fmt: skip
         faint = [(place, score.published()) for place, score in own if _is_paper(score)]
         faint = [(place, values[metric]) for place, values in faint if values]
         if faint:
@@ -423,10 +435,10 @@ def _draw_curves(axes: Axes, scores: Sequence[Score], metric: str, styles: dict[
     axes.set_axisbelow(True)
 
 
-def _add_legend(figure: Figure, styles: dict[str, tuple[str, str]], with_published: bool) -> None:
+def _add_legend(figure: Figure, styles: dict[str, Style], with_published: bool) -> None:
     lines = [
-        Line2D([], [], color=color, marker=marker, markersize=4, label=label)
-        for label, (color, marker) in styles.items()
+        Line2D([], [], color=color, marker=marker, markersize=4, linewidth=width, label=label)
+        for label, (color, marker, width) in styles.items()
     ]
     if with_published:
         lines.append(Line2D([], [], color="0.3", alpha=0.5, linestyle="--", label="published"))
