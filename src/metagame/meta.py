@@ -113,7 +113,8 @@ class MetaAttributions:
         n_targets, n_players = self.values.shape[:2]
         kind = "endogenous" if self.endogenous else "exogenous"
         parts = [self.method, kind, f"order {self.order}", self.index or "", f"{n_players} players"]
-        return ", ".join(filter(None, [*parts, f"{n_targets} targets", f"{self.n_evaluations} evaluations"]))
+        evaluations = f"{self.n_evaluations} evaluations" if self.n_evaluations else ""  # else none were counted
+        return ", ".join(filter(None, [*parts, f"{n_targets} targets", evaluations]))
 
     def _findings(self) -> list[str]:
         """The strongest pairs and the residual, where they are known numbers."""

@@ -103,6 +103,7 @@ def test_arrays_that_do_not_fit_each_other_are_refused_at_once(values, others, m
 def test_repr_is_short_and_says_what_was_found():
     lines = repr(replace(patches(), method="Grad-ECLIP")).splitlines()
     assert lines[0] == "MetaAttributions(Grad-ECLIP, exogenous, order 1, 3 players, 4 targets, 8 evaluations)"
+    assert "evaluations" not in repr(replace(patches(), n_evaluations=0))
     assert lines[1].count("→ image (") == 3
     assert lines[2].startswith("  residual: at most ")
     assert max(map(len, lines)) < 120
