@@ -322,8 +322,12 @@ def test_patches_of_a_pipeline_are_blanked():
     assert close(model.values(np.array([[False, True, True, True]])), logits[net.config.label2id[phi.output]], 1e-4)
     with pytest.raises(UserError, match=r"grid=\(999, 1\) does not fit"):
         of_pipeline(seer, image, grid=(999, 1))
-    with unchecked(), pytest.raises(UserError, match="content is of type str: give a PIL image"):
-        of_pipeline(seer, TEXT)
+    with pytest.raises(UserError, match="16 features, too many .*: choose method leave_one_out"):
+        explain(of_pipeline(seer, ROOT / "data/tiny/images/two_six.png"), method="sv")
+    with pytest.raises(UserError, match="image nowhere does not exist"):
+        of_pipeline(seer, "nowhere")
+    with unchecked(), pytest.raises(UserError, match="content is of type int: give a path or a PIL image"):
+        of_pipeline(seer, 5)
 
 
 @pytest.mark.parametrize(

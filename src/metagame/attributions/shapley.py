@@ -96,8 +96,8 @@ def output_values(bound: MaskedModel, max_players: int) -> Float[np.ndarray, " 2
     n = bound.n_players
     if n > max_players:
         raise UserError(
-            f"the input has {n} features, too many for 2^{n} coalitions (max_players={max_players}): raise"
-            " attribution.method.max_players, or choose a gradient method."
+            f"the input has {n} features, too many for 2^{n} coalitions (max_players={max_players}): choose method"
+            " leave_one_out, give fewer of them (of an image a smaller grid), or raise the method's max_players."
         )
     game = AttributionGame(lambda coalitions: bound.values(coalitions)[:, None], n)
     return game(all_coalitions(n))[:, 0]

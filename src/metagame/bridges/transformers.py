@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import ImageClassificationPipeline, TextClassificationPipeline
 
 from metagame.bridges.black_box import BlackBox, black_box
 from metagame.errors import UserError
-from metagame.images import to_rgb
+from metagame.images import read_image, to_rgb
 
 
 def of_pipeline(
     pipeline: TextClassificationPipeline | ImageClassificationPipeline,
-    content: str | Image.Image,
+    content: str | Path | Image.Image,
     label: str | None = None,
     *,
     grid: tuple[int, int] = (4, 4),
@@ -30,7 +31,7 @@ def of_pipeline(
 
     Args:
         pipeline: a pipeline for the task ``text-classification`` or ``image-classification``.
-        content: the text or the image.
+        content: the text, or the image or its path.
         label: the label whose logit is explained; if None, the predicted one.
         grid: number of rows and columns of patches of an image.
         batch_size: number of inputs passed to the model at once.
@@ -46,9 +47,12 @@ def of_pipeline(
             )
         return _of_text(pipeline, content, label, batch_size)
     if isinstance(pipeline, ImageClassificationPipeline):
+        if isinstance(content, str | Path):
+            content = ImageOps.exif_transpose(read_image(Path(content), str(content)))
         if not isinstance(content, Image.Image):
             raise UserError(
-                f"content is of type {type(content).__name__}: give a PIL image to a pipeline that classifies images."
+                f"content is of type {type(content).__name__}: give a path or a PIL image to a pipeline that classifies"
+                " images."
             )
         return _of_image(pipeline, to_rgb(content, "content"), label, grid, batch_size)
     raise UserError(
