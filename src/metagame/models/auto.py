@@ -25,6 +25,8 @@ from metagame.models.transformers_encoder import TransformersEncoder
 PIPELINE = "model_index.json"
 """The file that a checkpoint of diffusers has in place of a config."""
 PAINTS = "_pipeline"
+CONFIG = "config.json"
+OPEN_CLIP = "open_clip_config.json"
 OBJECT = "an object"
 """The revision of a model that was given as one; nothing is kept by it."""
 
@@ -136,13 +138,26 @@ def _loaded(checkpoint: str, settings: dict[str, Any]) -> Model:
 
 
 def _kind(checkpoint: str, revision: str | None) -> str:
-    """The architecture that a checkpoint's config names, or :data:`PAINTS`."""
-    if (Path(checkpoint) / PIPELINE).is_file():
+    """The architecture that a checkpoint's config names, or :data:`PAINTS`.
+
+    Raises:
+        UserError: a folder has neither file, or there is no such checkpoint.
+    """
+    folder = Path(checkpoint)
+    if (folder / PIPELINE).is_file():
         return PAINTS
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        is_open_clip = (folder / OPEN_CLIP).is_file()
+        adapter = f"open_clip.OpenCLIP.load('local-dir:{folder}')" if is_open_clip else f"adder.Adder('{folder}')"
+        raise UserError(
+            f"model={checkpoint!r} is not a checkpoint of transformers or diffusers, since it has neither {CONFIG} nor"
+            f" {PIPELINE}: give the folder of a saved model, or load this one with its own adapter, such as"
+            f" metagame.models.{adapter}."
+        )
     try:
         return load_pretrained(AutoConfig.from_pretrained, checkpoint, revision).model_type
     except UserError:
-        if Path(checkpoint).is_dir() or not _is_pipeline(checkpoint, revision):
+        if folder.is_dir() or not _is_pipeline(checkpoint, revision):
             raise
         return PAINTS
 

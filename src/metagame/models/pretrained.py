@@ -169,7 +169,8 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return shorten(line, 200, placeholder=" ...").rstrip(".")
 
 
 def load_model(
