@@ -249,13 +249,14 @@ def test_a_model_that_is_not_shipped_is_refused_in_one_sentence(tmp_path):
         load_model(CLIPVisionModel.from_pretrained(TINY / "clip"))
     with pytest.raises(UserError, match="model is of type Linear: give a folder"):
         load_model(torch.nn.Linear(1, 1))
-    for folder, adapter in {"adder": r"adder\.Adder\('", "open_clip": r"open_clip\.OpenCLIP\.load\('local-dir:"}.items():
+    for folder, adapter in (("adder", "adder.Adder"), ("open_clip", r"open_clip.OpenCLIP.load\('local-dir:")):
         with pytest.raises(UserError, match=f"not a checkpoint of transformers .* such as metagame.models.{adapter}"):
             load_model(TINY / folder)
     with pytest.raises(UserError, match="processor applies only to"):
         load_model(TINY / "clip", processor=3)
     with pytest.raises(
-        UserError, match=r"settings do not fit this model \(got an unexpected keyword argument 'colour'\)"
+        UserError,
+        match=r"settings do not fit this model \(.* argument 'colour'\): it takes .*device",
     ):
         load_model(TINY / "clip", colour="red")
     for name in ("no where", "data/tiny/nothing"):

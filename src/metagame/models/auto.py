@@ -191,7 +191,8 @@ def _called(load: Callable[..., Model], first: Any, settings: dict[str, Any]) ->
     try:
         inspect.signature(load).bind(first, **settings)
     except TypeError as error:
-        raise UserError(f"the settings do not fit this model ({error}): see its adapter in metagame.models.") from error
+        known = ", ".join([*inspect.signature(load).parameters][1:])
+        raise UserError(f"the settings do not fit this model ({error}): it takes {known}.") from error
     return load(first, **settings)
 
 
