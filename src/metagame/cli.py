@@ -24,7 +24,7 @@ from omegaconf.errors import GrammarParseError
 
 from metagame.errors import UserError
 from metagame.extras import needed_by
-from metagame.jobs.grid import list_choices, results_name
+from metagame.jobs.grid import check_keys, list_choices, results_name
 from metagame.jobs.spec import configs_folder, register
 
 log = logging.getLogger("metagame.cli")
@@ -62,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from metagame.viewer.serve import main as serve
 
         serve(rest)
-    else:
+    elif command in ("-h", "--help"):
         print(USAGE)  # noqa: T201
-        sys.exit(0 if command in ("-h", "--help") else 2)
+    else:
+        print(f"{USAGE}\n\nmetagame: the command {command!r} is unknown: choose one of those above.", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
 
 
 # metagame run
@@ -75,10 +77,13 @@ def run(arguments: Sequence[str]) -> None:
     lines = [each for each in arguments if "=" in each and not each.startswith("-")]
     explain_parse_errors(lines)
     try:
+        folders = [configs_folder(), *_own_configs(arguments)]
+        if not {"-sc", "--shell-completion"} & {*arguments}:  # with arguments of its own, such as install=bash
+            check_keys(lines, folders)
         if any(line.startswith("hydra/launcher=slurm") for line in lines):
             with needed_by("hydra/launcher=slurm"):
                 import_module("submitit")
-        name = results_name(lines, _swept_by_experiment(lines, [configs_folder(), *_own_configs(arguments)]))
+        name = results_name(lines, _swept_by_experiment(lines, folders))
     except UserError as error:
         sys.exit(str(error))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):

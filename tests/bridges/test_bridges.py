@@ -322,7 +322,7 @@ def test_patches_of_a_pipeline_are_blanked():
     assert close(model.values(np.array([[False, True, True, True]])), logits[net.config.label2id[phi.output]], 1e-4)
     with pytest.raises(UserError, match=r"grid=\(999, 1\) does not fit"):
         of_pipeline(seer, image, grid=(999, 1))
-    with pytest.raises(UserError, match="16 features, too many .*: choose method leave_one_out"):
+    with pytest.raises(UserError, match=r"16 features, too many .*: choose method leave_one_out"):
         explain(of_pipeline(seer, ROOT / "data/tiny/images/two_six.png"), method="sv")
     with pytest.raises(UserError, match="image nowhere does not exist"):
         of_pipeline(seer, "nowhere")

@@ -23,13 +23,16 @@ def test_all_that_is_public_can_be_imported():
     assert not hasattr(metagame, "concept_metagam")
 
 
-@pytest.mark.parametrize("argument", ["--help", "model=nonsense", "experiment=table9", "model.nonsense=1", "a b='"])
-def test_what_needs_no_job_is_answered_without_torch(argument):
+NO_JOB = ("--help", "model=nonsense", "experiment=table9", "model.nonsense=1", "a b='")
+
+
+@pytest.mark.parametrize("arguments", [*(["run", each] for each in NO_JOB), ["plan", "--help"]])
+def test_what_needs_no_job_is_answered_without_torch(arguments):
     code = f"""
 import sys
 from metagame.cli import main
 try:
-    main(["run", {argument!r}])
+    main({arguments!r})
 except SystemExit:
     pass
 sys.exit("torch" in sys.modules or "pandas" in sys.modules)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from metagame.cli import main
 from tests.tiny.runs import TABLES, contents, n_by_an_earlier_run, records, run, table
 
 pytestmark = pytest.mark.slow
@@ -108,8 +109,20 @@ REFUSED = {
     "an unknown value of a sweep": Refused(
         ("-m", "attribution=symbolic/sop,symbolic/sopp"), "Could not find 'attribution/symbolic/sopp'", False,
     ),
+    "an unknown key at the top": Refused(("atribution=sv",), "'atribution' is unknown: did you mean attribution?"),
     "an unknown key": Refused(("benchmark.f=x1",), "Could not override 'benchmark.f'", False),
 }  # fmt: skip
+
+
+def test_an_unknown_command_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["nonsense"])
+    assert "the command 'nonsense' is unknown" in capsys.readouterr().err
+
+
+def test_an_unknown_key_of_a_plan_is_named():
+    with pytest.raises(SystemExit, match="the setting 'modle' is unknown: did you mean model"):
+        main(["plan", "modle=adder"])
 
 
 @pytest.mark.parametrize("case", REFUSED)

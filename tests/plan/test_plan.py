@@ -11,11 +11,11 @@ from metagame.models.language_model import LanguageModel
 from metagame.models.masked import MaskedModel
 from metagame.models.siglip2 import SigLIP2
 from metagame.models.vision_language import VisionLanguage
-from metagame.plan.command import (
+from metagame.plan.command import main
+from metagame.plan.cost import (
     JobPlan,
     count_flops,
     forward_flops,
-    main,
     model_facts,
     plan_job,
     planned_configs,

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from itertools import product
+from pathlib import Path
 
 from hydra import compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
 from omegaconf import DictConfig
 
 from metagame.digests import digest
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
-from metagame.jobs.spec import declared, is_left_out, job_folder, job_name, jobs_folder
+from metagame.jobs.spec import JobKeys, declared, is_left_out, job_folder, job_name, jobs_folder
 
 REFUSALS = "refused-*.txt"
 """Files in a job's folder that say why the job, or a shard of it, could not start."""
@@ -119,6 +123,22 @@ def check_commas(cfg: DictConfig, overrides: Sequence[str]) -> None:
                 f"{key}={text} would be split at its commas into a sweep: for one text, put quotes inside the"
                 f" quotes, \"{key}='{text}'\"; for a sweep, write {key}=choice(...)."
             )
+
+
+def check_keys(overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """Refuse overrides of a key that is neither a job's nor a group in the folders of configs.
+
+    Raises:
+        UserError: there is one; says which key is meant, if one is alike.
+    """
+    groups = (path.name for folder in folders for path in folder.iterdir() if path.is_dir())
+    known = sorted({*groups, *(each.name for each in fields(JobKeys))})
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = re.split(r"[./]", override.key_or_group)[0]
+        if override.type == OverrideType.CHANGE and key not in known:
+            alike = get_close_matches(key, known, 1)
+            advice = f"did you mean {alike[0]}?" if alike else f"choose one of {', '.join(known)}."
+            raise UserError(f"the setting {key!r} is unknown: {advice}")
 
 
 def results_name(overrides: Sequence[str], swept: Collection[str] = ()) -> str | None:
