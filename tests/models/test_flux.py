@@ -14,6 +14,7 @@ from transformers import T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from metagame import UserError
+from metagame.models.auto import load_model
 from metagame.models.concepts import PaintedImage, concept_pieces, concept_token, load_t5_tokenizer
 from metagame.models.flux import ConceptPlan, Denoising, Flux
 from tests.reference import concept_stream as reference
@@ -35,6 +36,7 @@ from tests.tiny.flux import (
     recorded,
     save,
 )
+from tests.tiny.jobs import ROOT
 from tests.tiny.language import near
 from tests.tiny.vision_language import picture, refused
 
@@ -445,6 +447,12 @@ def test_other_errors_are_not_hidden(kind):
         flux.bind(kind(BOTH))
     handle.remove()
     assert count_hooks(flux.pipeline) == 0
+
+
+def test_without_settings_pictures_have_the_side_of_the_checkpoint_and_noise_is_the_same_everywhere(caplog):
+    flux = load_model(ROOT / "data/tiny/flux", device="cpu")
+    assert (flux.denoising, flux.text_length) == (Denoising(48, noise="cpu"), 16)
+    assert caplog.messages == []
 
 
 def test_noise_that_no_gpu_draws_is_told(folder, caplog):

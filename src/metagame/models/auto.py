@@ -126,10 +126,9 @@ def _loaded(checkpoint: str, settings: dict[str, Any]) -> Model:
     kind = _kind(checkpoint, settings.get("revision"))
     if kind == PAINTS:
         with needed_by("a FLUX pipeline"):
-            from metagame.models.flux import Denoising, Flux
+            from metagame.models.flux import Flux
 
-        defaults = {"revision": None, "denoising": Denoising(side=1024), "text_length": 256}  # FLUX.1-schnell's
-        return _called(Flux.load, checkpoint, defaults | settings)
+        return _called(Flux.load, checkpoint, {"revision": None} | settings)
     family = _family(kind, f"model={checkpoint!r}")
     if family.adapter is LanguageModel and "chat" not in settings:
         tokenizer = load_tokenizer(checkpoint, settings.get("revision"), gguf=settings.get("gguf"))

@@ -43,6 +43,7 @@ PARTS = {
 }  # fmt: skip
 TORCH_NEAREST = "torch_nearest"
 POSTERIORS, NOISES = ("sample", "mean"), ("device", "cpu")
+TEXT_LENGTH = 256
 MEMORY_ADVICE = "set model.offload=true, or model.text_encoder_bits=8"
 
 log = logging.getLogger(__name__)
@@ -153,8 +154,8 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         cls,
         checkpoint: str,
         revision: str | None,
-        denoising: Denoising,
-        text_length: int,
+        denoising: Denoising | None = None,
+        text_length: int | None = None,
         device: str | None = None,
         dtype: str = "float32",
         vae_dtype: str = "float32",
@@ -166,8 +167,10 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         Args:
             checkpoint: folder or id of the pipeline.
             revision: commit, tag or branch of the checkpoint on the hub.
-            denoising: as for the class.
-            text_length: as for the class.
+            denoising: as for the class; if None, pictures have the side that the autoencoder is made for, and noise is
+                drawn on the CPU.
+            text_length: as for the class; if None, the length that the tokenizer is made for, at most 256, which is
+                FLUX.1-schnell's.
             device: where it computes; if None, the GPU if there is one.
             dtype: type of weights and activations; logits are float32.
             vae_dtype: type of the autoencoder's weights and activations.
@@ -197,6 +200,10 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             pipeline.enable_model_cpu_offload(device=device)
         else:
             pipeline = moved(pipeline, device, checkpoint, MEMORY_ADVICE)
+        if denoising is None:
+            denoising = Denoising(pipeline.vae.config.sample_size, noise="cpu")
+        if text_length is None:
+            text_length = min(pipeline.tokenizer_2.model_max_length, TEXT_LENGTH)
         if denoising.noise == "device" and torch.device(device).type != "cuda":
             log.warning(
                 "Noise is drawn on %s, but the published numbers used noise drawn on a GPU (model.denoising.noise).",
