@@ -69,6 +69,11 @@ def test_folder_whose_files_are_missing_or_broken_is_named(kind, tmp_path):
     load("is a folder without a tokenizer: .* tokenizer.json")
 
 
+def test_a_long_reason_of_another_library_is_cut():
+    with refused(r"model\.checkpoint='data/tiny/adder' cannot be loaded .{,220} \.\.\.\): save the model there again"):
+        load_language_model("data/tiny/adder", chat=True)
+
+
 def test_a_gguf_file_that_is_not_there_or_of_another_architecture_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with refused(r"model\.gguf needs gguf, which is not installed"):

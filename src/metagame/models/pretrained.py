@@ -170,7 +170,7 @@ def _why(checkpoint: str, revision: str | None, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return shorten(line, 200, placeholder=" ...").rstrip(".")
+    return shorten(line.strip().rstrip("."), 200, placeholder=" ...")
 
 
 def load_model(
