@@ -237,7 +237,7 @@ def test_a_picture_of_ones_own_is_explained_and_one_that_is_none_is_refused(ques
     words = answer["view"]["layers"][0]
     np.testing.assert_allclose(numbers(words["values"]), phi.values.T, rtol=1e-5, atol=1e-7)
     row, column = divmod(np.abs(phi.values).max(1).argmax(), 4)
-    assert f"row {row + 1}, column {column + 1}" in answer["reading"]
+    assert f"row {row}, column {column}" in answer["reading"]
     with refused("cannot be decoded"):
         questions.answer(questions.read(sent(**own, file=base64.b64encode(b"GIF89a").decode())), lambda *_: None)
 

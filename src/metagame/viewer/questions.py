@@ -175,7 +175,7 @@ def reading(phi: MetaAttributions) -> str:
         whose = f"“{names[target]}” to the model’s answer “{phi.output}”"
     else:
         row, column = divmod(int(target), phi.grid[1])
-        whose = f"the patch in row {row + 1}, column {column + 1} to the match of picture and caption"
+        whose = f"the patch in row {row}, column {column} to the match of picture and caption"
     return f"The strongest influence: {does} {whose} by {abs(value):.3g}, averaged over which other tokens are present."
 
 
