@@ -42,7 +42,7 @@ def run_experiment(experiment: str, folder: Path) -> dict:
         *FEWER.get(experiment, ()),
     )  # fmt: skip
     for cfg in configs:
-        if "design" in cfg.attribution.get("method", {}):
+        if "design" in (cfg.attribution.get("method") or {}):
             cfg.attribution.method.design.budget //= 4
     outcomes = [run_job(cfg) for cfg in configs]
     assert Counter(outcome.errors for outcome in outcomes) == {(): len(configs)}

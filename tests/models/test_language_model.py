@@ -324,7 +324,7 @@ def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
 
 def test_a_prompt_that_cannot_be_asked_does_not_spoil_the_others():
     first, bad, second = build().prepare([Asked(), Asked("food"), Asked("the soup")])
-    with refused("has 1 players"):
+    with refused("has fewer than two tokens that can be players"):
         raise bad.error
     assert (first[WHOLE].players, second[WHOLE].players) == (tuple(TEXT.split()), ("the", "soup"))
 
