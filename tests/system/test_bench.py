@@ -185,4 +185,4 @@ def test_designs_of_fixlip_are_compared_by_their_image_forwards(tmp_path, monkey
     assert kept.name.startswith("siglip2_p16_0_8192_")
     measured = [compare_fixlip.Measured(**each) for each in result["measured"]]
     above, below = compare_fixlip.draw(measured, ["siglip2_p16"]).axes
-    assert (len(above.lines), below.get_xlabel()) == (3, "distinct image forwards")
+    assert (len(above.lines), below.get_xlabel()) == (3, "image forward passes")
