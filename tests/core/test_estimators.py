@@ -356,6 +356,14 @@ def test_exogenous_coalition_sample_pairs_complements(n, seed):
     assert all((~coalition).tobytes() in rows for coalition in sample.coalitions)
 
 
+def test_a_coalition_sample_that_was_written_to_is_drawn_again_as_it_was():
+    first, second = (draw_coalition_sample(6, 30, endogenous=False, seed=0) for _ in range(2))
+    first.coalitions[:], first.shares[:] = True, 0
+    third = draw_coalition_sample(6, 30, endogenous=False, seed=0)
+    assert np.array_equal(second.coalitions, third.coalitions)
+    assert np.array_equal(second.shares, third.shares)
+
+
 def test_threads_change_nothing():
     values = random_game(6, 6)
     one, several, all_cores = (

@@ -16,9 +16,9 @@ from tests.reference import generation
 
 @pytest.fixture(scope="module")
 def tables():
-    """Relevance of every step on all coalitions, for a prompt of which 2 B are a sixth."""
+    """Relevance of every step on all coalitions, for a prompt of which 2 B are less than a third."""
     model = small_gemma()
-    return [step_tables(model, prompt.text) for prompt in review_prompts(1, 12, 12, seed=4)]
+    return [step_tables(model, prompt.text) for prompt in review_prompts(1, 11, 11, seed=4)]
 
 
 @pytest.fixture(scope="module")

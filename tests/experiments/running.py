@@ -17,7 +17,10 @@ CONFIGS = ROOT / "configs"
 PLAYED_BY_AUTO = ("distant_pairs", "figure3", "figure10", "figure11", "figure12", "pair_deletion")
 N_SAMPLES = {"figure7": 8, "both_ways": 1} | dict.fromkeys(PLAYED_BY_AUTO, 2)
 """Of experiments whose figure shows none of the first four, or whose metagames take seconds each."""
-FEWER = {"ttcav": ("attribution.method.repeats=5",)}
+FEWER = {
+    "ttcav": ("attribution.method.repeats=5",),
+    "faithfulness": ("benchmark.labelled.count=4",),
+} | dict.fromkeys(PLAYED_BY_AUTO, ("estimator.budget_per_player=16",))
 """Of experiments that do the same many times over, a few times; FIxLIP passes a quarter of its images everywhere."""
 
 

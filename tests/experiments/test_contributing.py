@@ -6,8 +6,6 @@ import importlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from metagame import AttributionGame, GameError, meta_attributions
 from tests.conftest import close
-from tests.tiny.jobs import ROOT, terminal_free_environment
+from tests.tiny.jobs import ROOT
+from tests.tiny.runs import run
 
 BLOCK = re.compile(r"```(\w+)\n# (mine/\S+)\n(.*?)```", re.DOTALL)
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -37,10 +36,8 @@ def example(tmp_path_factory):
     ViTForImageClassification(config).save_pretrained(folder / "mine" / "checkpoint")
     for line in TEXT.splitlines():
         if line.startswith("python run.py -m --config-dir"):
-            command = [sys.executable, str(ROOT / "run.py"), *shlex.split(line)[2:]]
-            environment = terminal_free_environment()
-            process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-            assert process.returncode == 0, process.stderr
+            status, errors = run(*shlex.split(line)[2:], cwd=folder)
+            assert status == 0, errors
     return folder
 
 

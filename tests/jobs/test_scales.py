@@ -67,7 +67,9 @@ def keys_below(node, prefix=""):
 
 
 def first_cell(overrides):
-    """With what the experiment sweeps, the first value of each: an experiment at a scale may name its models so."""
+    """With what an experiment sweeps, the first value of each: an experiment at a scale may name its models so."""
+    if not any(each.startswith("experiment=") for each in overrides):
+        return overrides
     swept = compose("config", overrides=overrides, return_hydra_config=True).hydra.sweeper.params
     return [*overrides, *(f"{key}={str(values).split(',')[0]}" for key, values in swept.items() if key != "shard")]
 

@@ -48,7 +48,7 @@ PARTS = {
         ("viewer", "serve"), ("src/metagame/viewer", "src/metagame/report/results.py", "src/metagame/explainer.py")
     ),
     "wheel": Part(
-        ("wheel", "setup"),
+        ("wheel", "setup", "missing_packages"),
         ("README.md", "docs", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),
     ),
     "fuzz": Part(

@@ -1,4 +1,4 @@
-"""``run.py`` in processes that are forked where its imports are done already, which makes many runs affordable."""
+"""``run.py`` and others in processes that are forked where their imports are done already, so that many can run."""
 
 from __future__ import annotations
 
@@ -28,28 +28,45 @@ IMPORTED = (
 FORKS.set_forkserver_preload(list(IMPORTED))
 
 
-def run_py(arguments, cwd, path, errors):
-    """A process's work: ``python run.py`` with these arguments, modules in the folders ``path`` beside it."""
-    gc.freeze()
-    os.chdir(cwd)
+def run_py(arguments, path):
+    """``python run.py`` with these arguments, modules in the folders ``path`` beside it."""
     sys.path[:0] = path
-    os.dup2(errors.fileno(), sys.stderr.fileno())
-    os.environ.clear()
-    os.environ.update(terminal_free_environment())
     sys.argv = ["run.py", *arguments]
     runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
 
 
-class Run:
+def work_in(cwd, errors, work, arguments):
+    gc.freeze()
+    os.chdir(cwd)
+    os.dup2(errors.fileno(), sys.stderr.fileno())
+    os.environ.clear()
+    os.environ.update(terminal_free_environment())
+    work(*arguments)
+
+
+class Forked:
+    """A function at work in another process."""
+
+    def __init__(self, work, *arguments, cwd=ROOT):
+        self.errors, written = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=work_in, args=(str(cwd), written, work, arguments))
+        self.process.start()
+        written.close()
+
+    def end(self):
+        """The exit status, and what was written to standard error, once the process is over."""
+        written = b"".join(iter(lambda: os.read(self.errors.fileno(), PAGE), b""))
+        self.process.join()
+        return self.process.exitcode, written.decode()
+
+
+class Run(Forked):
     """``run.py`` at work in another process."""
 
     def __init__(self, *arguments, output_dir=None, cwd=ROOT, path=()):
         self.folder = output_dir
-        self.errors, written = FORKS.Pipe(duplex=False)
         all_arguments = [*arguments, *([] if output_dir is None else [f"output_dir={output_dir}"])]
-        self.process = FORKS.Process(target=run_py, args=(all_arguments, str(cwd), list(map(str, path)), written))
-        self.process.start()
-        written.close()
+        super().__init__(run_py, all_arguments, list(map(str, path)), cwd=cwd)
 
     def until(self, condition):
         """Wait until the condition holds, which must be before the end of the process."""
@@ -64,12 +81,6 @@ class Run:
         """Send a signal; the exit status, and what was written to standard error."""
         os.kill(self.process.pid, number)
         return self.end()
-
-    def end(self):
-        """The exit status, and what was written to standard error, once the process is over."""
-        written = b"".join(iter(lambda: os.read(self.errors.fileno(), PAGE), b""))
-        self.process.join()
-        return self.process.exitcode, written.decode()
 
 
 def run(*arguments, **where):

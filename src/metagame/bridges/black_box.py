@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,10 @@ class BlackBox(MaskedModel):
 
 
 def black_box(
-    values: Callable[[Bool[np.ndarray, "k n"]], Any], names: Sequence[str], batch_size: int | None = None, **about: Any
+    values: Callable[[Bool[np.ndarray, "k n"]], Any],
+    names: Collection[str],
+    batch_size: int | None = None,
+    **about: Any,
 ) -> BlackBox:
     """A model whose output is ``values(coalitions)``, for :func:`metagame.explain` and methods that only mask.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from metagame.errors import UserError
 from metagame.games import as_float64
 
 
-def of_masker(model: Callable[..., Any], masker: Any, x: Any, names: Sequence[str] | None = None) -> BlackBox:
+def of_masker(model: Callable[..., Any], masker: Any, x: Any, names: Collection[str] | None = None) -> BlackBox:
     """A masked model in which f_S is the mean output of ``model`` for x masked by ``masker`` with only S present.
 
     Args:

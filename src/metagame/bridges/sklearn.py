@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def of_estimator(
     background: Any,
     output: Any = None,
     *,
-    names: Sequence[str] | None = None,
+    names: Collection[str] | None = None,
     predict: Callable[[Any], Any] | None = None,
     weights: Callable[[Bool[np.ndarray, "k n"]], Float[np.ndarray, "k m"]] | None = None,
 ) -> BlackBox:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from math import comb
 
@@ -52,7 +54,14 @@ def draw_coalition_sample(n: int, budget: int, *, endogenous: bool, seed: int) -
     A size that is due as often as it has coalitions is taken in full. Where rows are few they are balanced
     (:func:`metagame.estimators.balance.balanced`). Then the players' labels are permuted, so that each coalition of a
     size that was drawn from is in the sample with the same probability.
+
+    The last sample is kept, since the images of a benchmark often ask for the same one.
     """
+    return deepcopy(_drawn(n, budget, endogenous, seed))
+
+
+@lru_cache(maxsize=1)
+def _drawn(n: int, budget: int, endogenous: bool, seed: int) -> CoalitionSample:
     rng = np.random.default_rng(seed)
     bounds = np.array([[False] * n, [True] * n])
     if budget >= 1 << n:

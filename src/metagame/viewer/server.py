@@ -34,10 +34,10 @@ class Answers(Protocol):
     """What the server asks; see :class:`metagame.viewer.questions.Questions`."""
 
     def read(self, body: bytes) -> Any:
-        """A question; a UserError where it is none."""
+        """The question that a page has sent; a UserError where ``body`` does not hold one."""
 
     def answer(self, question: Any, tell: Tell) -> Mapping[str, Any]:
-        """What the page shows, as it goes into JSON; a UserError where there is no answer."""
+        """What the page shows, as it goes into JSON; a UserError where a question cannot be answered."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
         port: 0 for any that is free.
         page: as HTML.
         desk: where questions are asked.
-        report: the folder of a page of results; None where there is none.
+        report: the folder of a page of results, or None without one.
 
     Raises:
         UserError: the port cannot be had.
