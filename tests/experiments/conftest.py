@@ -12,7 +12,6 @@ from tests.tiny.jobs import shipped_configs
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     gc.collect()
-    gc.freeze()  # each job looks for garbage: let it search its own only
     with shipped_configs():
         yield tmp_path_factory.mktemp("outputs")
     gc.unfreeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from pathlib import Path
@@ -47,6 +48,7 @@ def run_experiment(experiment: str, folder: Path) -> dict:
     for cfg in configs:
         if "design" in (cfg.attribution.get("method") or {}):
             cfg.attribution.method.design.budget //= 4
+    gc.freeze()  # each job looks for garbage: let it search its own only, not what has been imported for it
     outcomes = [run_job(cfg) for cfg in configs]
     assert Counter(outcome.errors for outcome in outcomes) == {(): len(configs)}
     assert all(0 < outcome.n_done == outcome.n_samples <= n_samples for outcome in outcomes)
