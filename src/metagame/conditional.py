@@ -43,8 +43,11 @@ def conditional_weights(
         raise UserError("x or background has values that are NaN or infinite: impute or drop them first.")
     if not 0 < bandwidth < np.inf:
         raise UserError(f"bandwidth={bandwidth!r} must be a positive number of standard deviations.")
-    differences = rows - point
-    covariance = np.atleast_2d(np.cov(rows, rowvar=False))
+    # the distance is the same in all units, but in those of one standard deviation the inverse is found exactly
+    scale = rows.std(0)
+    scale[scale == 0] = 1
+    differences = (rows - point) / scale
+    covariance = np.atleast_2d(np.cov(rows / scale, rowvar=False))
 
     def weights(coalitions: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, "k m"]:
         return np.stack(

@@ -58,6 +58,9 @@ def explain(
 ) -> MetaAttributions:
     """The meta-attributions of one input of a model.
 
+    One thread at a time can explain: the rules of AttnLRP and CP-LRP hold for all models of a process while they are
+    in use. For several models side by side, use several processes.
+
     Args:
         model: whatever :func:`metagame.load_model` accepts: a folder, a hub id, or a transformers model. A model that
             ``load_model`` has returned is not loaded again for each input. A bound input, such as a

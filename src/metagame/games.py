@@ -89,7 +89,7 @@ class AttributionGame:
         if self.players is not None and len(self.players) != n_players:
             raise GameError(f"players has {len(self.players)} names for {n_players} players: give one for each.")
         self.fn = fn
-        self.n_players = n_players
+        self.n_players = int(n_players)
         self.batch_size = batch_size
         self.cache = cache
         self.n_evaluations = 0
@@ -100,8 +100,11 @@ class AttributionGame:
 
     @classmethod
     def from_values(cls, values: Float[np.ndarray, "k t"]) -> AttributionGame:
-        """A game given by all of its values: row S of the k = 2^n ``values`` belongs to the coalition with bits S."""
-        values = as_float64(values, "values")
+        """A game given by all of its values: row S of the k = 2^n ``values`` belongs to the coalition with bits S.
+
+        The values are copied.
+        """
+        values = np.array(as_float64(values, "values"))
         n_players = (len(values) if values.ndim == 2 else 0).bit_length() - 1
         if n_players < 1 or len(values) != 1 << n_players:
             raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition, n >= 1.")
@@ -167,11 +170,16 @@ class AttributionGame:
         return values
 
     def grand(self) -> Float[np.ndarray, " t"]:
-        """phi_i(N): the first-order attribution of every target, evaluated only once."""
+        """phi_i(N): the first-order attribution of every target, kept until the game has been played."""
         grand = np.ones((1, self.n_players), dtype=bool)
         values = self._values_of(grand)
         self._keep(grand, values)
         return values[0]
+
+    def forget(self) -> None:
+        """Drop phi(N), which is kept even without a ``cache``, so that it is evaluated again when it is next needed."""
+        if not self.cache:
+            self._known.clear()
 
     def _values_of(self, coalitions: Coalitions) -> Values:
         """Those that are known, and of the other coalitions what ``fn`` returns."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # importing them takes seconds
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class MetaAttributions:
     """Second-order values of one input, in the units of the attribution method (t targets, n players).
 
@@ -327,7 +327,8 @@ def meta_attributions(
             signature.
         endogenous: if True, the players are the targets: player i is fixed as present while the others play on phi_i,
             and phi_i({i}) is on the diagonal. If False, all players play on phi_i, and ``empty`` holds phi_i(empty).
-            If None, endogenous if there are as many targets as players (which is logged).
+            If None, endogenous if there are as many targets as players, unless their names differ, and always
+            exogenous from order 2 on (the choice is logged).
         budget: the maximum number of coalitions to evaluate. If None, all 2^n for ``exact``, else 64 per player.
         seed: random seed for the sampling.
         order: 1 for the influence of single players, 2 for the interaction ``index`` of pairs of players as well, 3 for
@@ -348,7 +349,7 @@ def meta_attributions(
     settings = (estimator, endogenous, budget, seed, order, index)
     if isinstance(game, Sequence):
         return _play_each(game, settings, progress)
-    return _play(game, *settings, progress)
+    return _play_once(game, settings, progress)
 
 
 def _play_each(games: Sequence[AttributionGame], settings: tuple, progress: Progress | None) -> list[MetaAttributions]:
@@ -357,7 +358,7 @@ def _play_each(games: Sequence[AttributionGame], settings: tuple, progress: Prog
     for number, game in enumerate(games):
         overall = None if progress is None else _overall(progress, evaluated, len(games) - number)
         try:
-            found.append(_play(game, *settings, overall))
+            found.append(_play_once(game, settings, overall))
         except GameError as error:
             raise GameError(f"game[{number}]: {error}") from error
         evaluated += found[-1].n_evaluations
@@ -375,6 +376,15 @@ def _overall(progress: Progress, evaluated: int, n_left: int) -> Progress:
             progress(evaluated + done, evaluated + max(done, planned) * n_left)
 
     return tell
+
+
+def _play_once(game: AttributionGame, settings: tuple, progress: Progress | None) -> MetaAttributions:
+    """Play, after which nothing is kept of the game, since the model behind it may be another one next time."""
+    try:
+        return _play(game, *settings, progress)
+    finally:
+        if isinstance(game, AttributionGame):
+            game.forget()
 
 
 def _play(
@@ -405,13 +415,14 @@ def _play(
             f"endogenous=True needs as many targets as players, but fn returned {len(game.grand())} targets for"
             f" {game.n_players} players: pass endogenous=False."
         )
-    estimate = play(game, Rules(endogenous, order, index, budget, seed, progress))
+    budget = None if budget is None else int(budget)
+    estimate = play(game, Rules(endogenous, int(order), index, budget, int(seed), progress))
     if guessed and endogenous and estimate.empty.any():
         warnings.warn(
             f"There are as many targets as players, {game.n_players}, so the targets were taken to be the"
             " players, but phi(empty) is not 0: pass endogenous=False if they are not, or endogenous=True if"
             " they are.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return MetaAttributions(
         values=estimate.values,
@@ -452,9 +463,11 @@ def _estimator(estimator: str | Estimator) -> Estimator:
 
 def _guess_endogenous(game: AttributionGame, order: int) -> bool:
     if order > 1:
+        log.info("endogenous=None: played as exogenous, as always from order 2 on.")
         return False
     n_targets = len(game.grand())
-    endogenous = n_targets == game.n_players
+    others = None not in (game.players, game.targets) and game.players != game.targets
+    endogenous = n_targets == game.n_players and not others
     kind = "endogenous" if endogenous else "exogenous"
     log.info("endogenous=None: %d players and %d targets, played as %s.", game.n_players, n_targets, kind)
     return endogenous

@@ -362,6 +362,18 @@ def test_patches_of_a_pipeline_are_blanked():
             r"the estimator returned shape \(\d+, 4\) for \d+ rows: choose one output=",
         ),
         (
+            lambda rows, **_: of_estimator(LinearRegression().fit(rows, rows), rows[0], rows, output=4),
+            "output=4 is not an output of LinearRegression: choose one from 0 to 3",
+        ),
+        (
+            lambda rows, classes, **_: of_estimator(LinearRegression().fit(rows, classes), rows[0], rows, output=0),
+            "output=0 is not an output of LinearRegression: leave it out",
+        ),
+        (
+            lambda **_: of_captum(FeatureAblation(len), torch.tensor([[1, 2]]), 0.5),
+            r"baselines has fractions, but the inputs are of type torch\.int64",
+        ),
+        (
             lambda reader, **_: of_pipeline(reader, TEXT, "LABEL_9"),
             "'LABEL_9' is unknown to this pipeline: choose one of",
         ),

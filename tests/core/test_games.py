@@ -123,3 +123,11 @@ def test_coalitions_must_have_a_column_per_player(shape):
 def test_bad_argument_is_named(arguments, name):
     with pytest.raises(UserError, match=name):
         AttributionGame(lambda coalitions: coalitions, **({"n_players": 2} | arguments))
+
+
+def test_values_of_a_game_are_copied():
+    values = random_game(2, 2)
+    game = AttributionGame.from_values(values)
+    before = game(all_coalitions(2))
+    values[:] = 0
+    assert np.array_equal(game(all_coalitions(2)), before)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metagame import AttributionGame, GameError, MetaAttributions, UserError, meta_attributions, progress_bar
+from metagame.report.labels import told_apart
 from tests.conftest import close, endogenous_games, random_game, unchecked
 
 matplotlib.use("Agg")
@@ -324,3 +325,16 @@ def test_an_error_names_the_game_of_a_list():
 def test_a_progress_bar_is_told_of_what_is_done():
     with progress_bar("inputs") as progress:
         words(progress=progress)
+
+
+def test_what_a_concept_does_to_its_own_map_is_no_pair():
+    values = np.array([[9.0, 1.0], [8.0, 2.0], [3.0, 7.0], [4.0, 6.0]])
+    phi = MetaAttributions(values, players=("one", "two"), targets=("one", "two"), grid=(1, 2))
+    assert [str(pair) for pair in phi.top_pairs(9)] == [
+        "one → two (0, 1) +4", "one → two (0, 0) +3", "two → one (0, 1) +2", "two → one (0, 0) +1",
+    ]  # fmt: skip
+
+
+def test_names_are_told_apart_from_those_that_look_like_a_place():
+    assert told_apart(["a", "a", "b"]) == ["a (1)", "a (2)", "b"]
+    assert told_apart(["a", "a", "a (1)"]) == ["a (1)", "a (2)", "a (1) (3)"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from metagame import AttributionGame, UserError, indices, meta_attributions
 from metagame.estimators import exact
 from metagame.estimators.configured import ConfiguredEstimator
-from tests.conftest import close, endogenous_games, games, random_game
+from tests.conftest import close, endogenous_games, games, random_game, unchecked
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference
 
@@ -265,3 +265,30 @@ def test_attribution_that_is_not_finite_is_an_error(estimator):
     values[0, 1] = np.nan
     with pytest.raises(UserError, match="fn returned nan for target 1"):
         play(values, estimator=estimator, endogenous=False)
+
+
+@pytest.mark.parametrize("endogenous", [True, False, None])
+def test_a_game_that_has_changed_is_played_anew(endogenous):
+    scale = [1.0]
+    game = AttributionGame(lambda c: scale[0] * c * (c.all(1, keepdims=True) + 1), 3)
+    before = meta_attributions(game, endogenous=endogenous)
+    scale[0] = 100.0
+    after = meta_attributions(game, endogenous=endogenous)
+    assert close(after.values, 100 * before.values)
+    assert close(after.first_order, 100 * before.first_order)
+
+
+def test_targets_with_other_names_are_not_taken_for_the_players():
+    game = AttributionGame(lambda c: c * 1.0, 2, players="ab", targets="xy")
+    assert not meta_attributions(game).endogenous
+    assert meta_attributions(AttributionGame(lambda c: c * 1.0, 2, players="ab", targets="ab")).endogenous
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int32, np.uint8, np.int64])
+@pytest.mark.parametrize("estimator", ["permutation", "trees"])
+def test_integers_of_numpy_are_integers(estimator, kind):
+    with unchecked():
+        games = [AttributionGame(lambda c: c * c.sum(1, keepdims=True), n) for n in (6, kind(6))]
+        found = [meta_attributions(game, estimator, True, 40, kind(3)) for game in games]
+    assert np.array_equal(found[0].values, found[1].values)
+    assert found[0] != found[1]

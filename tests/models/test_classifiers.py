@@ -189,3 +189,11 @@ def test_influence_between_the_tokens_of_a_prompt_and_on_the_positions_that_its_
     (found,) = bound.influence(bound.masked(present), gradient=True)
     assert close(found, influence(bound, present[0], gradient=True))
     assert not found[1:].triu(1).any()  # no token attends to what comes after it
+
+
+@pytest.mark.parametrize("make", [text_classifier, image_classifier, lambda: adapter(build_net())])
+def test_a_model_that_is_put_into_training_mode_is_refused(make):
+    model = make()
+    model.net.train()
+    with refused(r"is in training mode, where dropout is random: call its method eval\(\)"):
+        model.bind(None)

@@ -59,8 +59,9 @@ def of_captum(
         raise GameError(
             f"inputs has batches of {', '.join(str(len(row)) for row in rows)}: give a batch of one, (1, ...)."
         )
+    rows = tuple(row.detach().clone() for row in rows)  # which the caller may write to later
     masks = _masks(rows, feature_mask)
-    absent = tuple(each.to(row) for each, row in zip(_of_each(baselines, rows, "baselines"), rows, strict=True))
+    absent = _absent(baselines, rows)
     numbers = torch.cat([mask.flatten() for mask in masks])
     counts = torch.bincount(numbers)
     own = _own_arguments(attribution, inputs, absent, masks) | arguments
@@ -100,6 +101,19 @@ def patch_mask(inputs: Tensor, grid: tuple[int, int]) -> Int[Tensor, "1 1 H W"]:
         raise GameError(f"grid={grid} does not fit {height} x {width} pixels: give fewer rows or columns.")
     row, column = torch.arange(height) * rows // height, torch.arange(width) * columns // width
     return (row[:, None] * columns + column)[None, None].to(inputs.device)
+
+
+def _absent(baselines: float | Tensors, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The baseline of each input, in its type."""
+    given = _of_each(baselines, rows, "baselines")
+    absent = tuple(each.to(row) for each, row in zip(given, rows, strict=True))
+    for each, row, found in zip(given, rows, absent, strict=True):
+        if not row.is_floating_point() and (found != each).any():
+            raise GameError(
+                f"baselines has fractions, but the inputs are of type {row.dtype}: give inputs of a floating-point"
+                " type, or whole numbers as baselines."
+            )
+    return absent
 
 
 def _masked(present: Tensor, row: Tensor, absent: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -195,12 +196,16 @@ def _output(estimator: Any, output: Any, x: Any) -> tuple[str, Callable[[Any], A
     """
     name = type(estimator).__name__
     try:
-        estimator.predict(x)
+        predicted = np.asarray(estimator.predict(x))
     except NotFittedError as error:
         raise UserError(f"{name} is not fitted: call its fit method first.") from error
     if not is_classifier(estimator):
         if output is None:
             return "", estimator.predict
+        n_outputs = predicted.shape[1] if predicted.ndim == 2 else 0
+        if not isinstance(output, Integral) or not 0 <= output < n_outputs:
+            choice = f"choose one from 0 to {n_outputs - 1}" if n_outputs else "leave it out, since there is only one"
+            raise UserError(f"output={output!r} is not an output of {name}: {choice}.")
         return str(output), lambda rows: np.asarray(estimator.predict(rows))[:, output]
     try:
         probabilities = estimator.predict_proba

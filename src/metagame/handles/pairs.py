@@ -99,4 +99,6 @@ def _are_pairs(phi: MetaAttributions, entries: list[tuple[int, ...]]) -> np.ndar
         return np.ones((1, 1), dtype=bool)
     own = np.array([entry[0] if len(set(entry)) == 1 else -1 for entry in entries])
     targets = np.arange(len(phi.values))[:, None]
+    if phi.grid is not None and len(phi.values) != phi.values.shape[1]:  # each player has a map
+        targets //= phi.grid[0] * phi.grid[1]
     return own != targets if phi.directed else own < targets

@@ -21,7 +21,13 @@ from transformers import (
 from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
 from metagame.errors import UserError
 from metagame.models.classified import Classified, bind_classifier, label_names, label_number
-from metagame.models.pretrained import load_model, load_pretrained, model_revision, settle_device
+from metagame.models.pretrained import (
+    check_evaluating,
+    load_model,
+    load_pretrained,
+    model_revision,
+    settle_device,
+)
 from metagame.models.token_batches import TokenBatches
 from metagame.models.token_states import ConceptInput, TokenStates, VisualConcept, bind_concept
 
@@ -167,6 +173,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
         Raises:
             UserError: the sample has no image.
         """
+        check_evaluating(self.net)
         pixels = self.pixels(sample)[None]
         embed = self.net.base_model.embeddings.patch_embeddings
         with torch.no_grad():

@@ -33,6 +33,7 @@ from metagame.digests import digest, file_digest
 from metagame.errors import UserError, is_out_of_memory
 from metagame.models.attended import AttendedModel, require_attention_weights
 from metagame.models.pretrained import (
+    check_evaluating,
     find_architecture,
     gguf_folder,
     load_model,
@@ -236,6 +237,7 @@ class LanguageModel(Model[Prompt, AnsweredPrompt]):
             UserError: the prompt has fewer than two players or is too long, or the answer is empty. Also
                 if a sample contrasts two continuations, and the model has a chat template or one is not a single token.
         """
+        check_evaluating(self.net)
         prompt = self.tokenize(sample.text)
         if (contrast := sample.contrast()) is not None:
             target, foil = (self.next_token(sample.text, prompt, each) for each in contrast)

@@ -68,10 +68,10 @@ class MaskedModel(BoundInput):
     ) -> MaskedModel:
         """A plain function of n numbers, ``f: (k, n) -> (k,)``, at the point ``x`` ``(n,)``.
 
-        ``baseline`` is a number, ``(n,)``, or a background set ``(m, n)``.
+        ``baseline`` is a number, ``(n,)``, or a background set ``(m, n)``. Both are copied.
         """
-        x = torch.as_tensor(x, dtype=torch.float64)
-        baseline = torch.as_tensor(baseline, dtype=torch.float64)
+        x = torch.as_tensor(x, dtype=torch.float64).clone()
+        baseline = torch.as_tensor(baseline, dtype=torch.float64).clone()
         baseline = baseline.expand_as(x) if baseline.ndim == 0 else baseline
         return cls(lambda inputs: f(inputs[..., 0]), x[:, None], baseline[..., None])
 

@@ -248,6 +248,16 @@ def _listed(names: Collection[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
+def check_evaluating(net: torch.nn.Module) -> None:
+    """Refuse a model in training mode, whose dropout gives other results each time.
+
+    Raises:
+        UserError: it is.
+    """
+    if net.training:
+        raise UserError(f"{type(net).__name__} is in training mode, where dropout is random: call its method eval().")
+
+
 def settle_device(device: str | None) -> str:
     """``device``; if it is None, the GPU if there is one, else the CPU.
 

@@ -21,7 +21,14 @@ from metagame.errors import UserError
 from metagame.models.characters import token_players
 from metagame.models.classified import Classified, bind_classifier, label_names, label_number
 from metagame.models.language_model import Prompt
-from metagame.models.pretrained import find_architecture, load_model, load_tokenizer, model_revision, settle_device
+from metagame.models.pretrained import (
+    check_evaluating,
+    find_architecture,
+    load_model,
+    load_tokenizer,
+    model_revision,
+    settle_device,
+)
 from metagame.models.prompt_tokens import absent_token_id
 from metagame.models.token_batches import TokenBatches
 
@@ -140,6 +147,7 @@ class TextClassifier(Model[Prompt, Classified]):
         Raises:
             UserError: the text has no token, or more than the model has positions for.
         """
+        check_evaluating(self.net)
         ids, special, n_cut = self._tokens(sample.text)
         owners, names = token_players(ids, [not each for each in special], self._decode, whole_characters=False)
         if not names:
