@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from metagame.attributions.attention_games import ProxyAttentionGame
 from metagame.attributions.concept_attention import ConceptAttention, MetaConceptAttention
+from metagame.attributions.gradients import IntegratedGradients
 from metagame.attributions.method import FirstOrder
 from metagame.bridges.black_box import BlackBox
 from metagame.contracts import WHOLE, BoundInput, Failure, Method, Model, Sample
@@ -31,10 +33,15 @@ from metagame.models.classified import Classified
 from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, PaintedImage
 from metagame.models.encoder_views import ProbeView
 from metagame.models.language_model import AnsweredPrompt, Prompt
+from metagame.models.masked import MaskedModel
 from metagame.models.vision_language import ImageText, Tokenizer, TokenPlayers
 from metagame.models.vision_language import Sample as ImageSample
 
+log = logging.getLogger(__name__)
+
 ESTIMATOR = "permutation"
+INCOMPLETE = 0.05
+"""Share of f(x) - f(baseline) from which on attributions by IG that miss it are told of."""
 LAYERS = 10
 """Of FLUX's last double-stream blocks, as in the paper."""
 Picture = Image.Image | np.ndarray | str | Path
@@ -109,11 +116,25 @@ def explain(
     explanation = played.explain(bound, progress)
     if explanation.meta is None:
         raise UserError(f"{type(chosen).__name__} has no metagame and no values for pairs: choose another method.")
+    if isinstance(chosen, IntegratedGradients):
+        _tell_of_incompleteness(chosen, cast("MaskedModel", bound), explanation.meta)
     picture = bound.picture
     if picture is None and question.image is not None and explanation.meta.grid is not None:
         picture = np.asarray(question.image)
     answer = bound.answer if isinstance(bound, AnsweredPrompt | Classified | BlackBox) else ""
     return replace(explanation.meta, method=label, picture=picture, output=answer)
+
+
+def _tell_of_incompleteness(method: IntegratedGradients, bound: MaskedModel, phi: MetaAttributions) -> None:
+    """Warn where too few steps leave the attributions far from f(x) - f(baseline), to which they should sum."""
+    whole, absent = bound.values(np.array([[True], [False]]).repeat(bound.n_players, 1)).tolist()
+    found = 0.0 if phi.first_order is None else phi.first_order.sum()
+    if abs(found - (whole - absent)) > INCOMPLETE * abs(whole - absent):
+        log.warning(
+            "IG with %d steps sums to %.3g, but f(x) - f(baseline) is %.3g: for more steps, give"
+            " method=IntegratedGradients(steps).",
+            method.steps, found, whole - absent,
+        )  # fmt: skip
 
 
 def _played(

@@ -169,6 +169,15 @@ def test_a_bound_input_is_explained_alone(function, clip):
     assert explain(next(iter(image.values()))).players == ("two", "six")
 
 
+def test_ig_with_too_few_steps_is_told_of(caplog):
+    steep = MaskedModel.of_function(lambda x: torch.sigmoid(40 * (x.sum(1) - 0.3)), [1.0, 1.0])
+    explain(steep, method=IntegratedGradients(400))
+    assert not caplog.messages
+    phi = explain(steep, method=IntegratedGradients(3))
+    (told,) = caplog.messages
+    assert told.startswith(f"IG with 3 steps sums to {phi.first_order.sum():.3g}, but f(x) - f(baseline) is 1:")
+
+
 def test_a_program_of_hydra_may_explain(function):
     register()
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
