@@ -166,6 +166,8 @@ def _played(
 
 def _check_characters(name: str, texts: Sequence[str | None]) -> None:
     for text in texts:
+        if not isinstance(text, str | None):
+            raise UserError(f"{name} has {text!r}, which is no text: give texts only.")
         try:
             (text or "").encode()
         except UnicodeEncodeError as error:
@@ -326,7 +328,7 @@ def _method(method: str | Method | None, bound: BoundInput) -> tuple[Method, str
         return method, type(method).__name__
     name = _default(bound) if method is None else method
     classes = {each: _class_of(each) for each in _shipped()}
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise UserError(f"method={method!r} is unknown: {_choose(bound)}.")
     if not isinstance(bound, classes[name].input_type):
         raise UserError(f"method={method!r} does not explain {_kind(bound)}: {_choose(bound)}.")

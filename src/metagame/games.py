@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -85,7 +85,7 @@ class AttributionGame:
         _check_batch_size(batch_size)
         self.players = None if players is None else tuple(map(str, players))
         self.targets = None if targets is None else tuple(map(str, targets))
-        self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
+        self.grid = None if grid is None else as_grid(grid)
         if self.players is not None and len(self.players) != n_players:
             raise GameError(f"players has {len(self.players)} names for {n_players} players: give one for each.")
         self.fn = fn
@@ -245,6 +245,14 @@ def _named(coalitions: Coalitions) -> str:
     """The players present in a coalition, or in the first one of several."""
     first = f"coalition {np.flatnonzero(coalitions[0]).tolist()}"
     return first if len(coalitions) == 1 else f"{len(coalitions)} coalitions at once, the first one {first}"
+
+
+def as_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """Number of rows and columns; a GameError unless they are two positive integers."""
+    numbers = tuple(grid) if isinstance(grid, Sequence) else ()
+    if len(numbers) != 2 or not all(isinstance(number, Integral) and number > 0 for number in numbers):
+        raise GameError(f"grid={grid!r} must be two positive integers, the number of rows and that of columns.")
+    return int(numbers[0]), int(numbers[1])
 
 
 def check_target_names(targets: tuple[str, ...] | None, grid: tuple[int, int] | None, n_targets: int) -> None:

@@ -84,6 +84,10 @@ class MetaAttributions:
     picture: UInt8[np.ndarray, "H W 3"] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("values", "first_order", "empty", "standard_error"):
+            array = vars(self)[name]
+            if not isinstance(array, np.ndarray) and (array is not None or name == "values"):
+                raise UserError(f"{name} is of type {type(array).__name__}: give a numpy array.")
         if not isinstance(self.order, Integral) or self.order < 1 or self.values.ndim != self.order + 1:
             raise UserError(
                 f"values of shape {self.values.shape} do not fit order={self.order!r}: give an axis of targets, then as"

@@ -206,6 +206,8 @@ IMAGE_METHODS = "choose one of exclip, fixlip, .*, grad_eclip, .*, mask_clip"
         ("language_model", {"text": PROMPT, "method": "random_pairs", "budget": 8}, "leave out estimator, budget"),
         ("language_model", {"text": PROMPT, "method": "random_pairs", "seed": 1}, "leave out .* seed"),
         ("language_model", {"text": PROMPT, "method": ""}, "method='' is unknown"),
+        ("language_model", {"text": PROMPT, "method": ["ig"]}, r"method=\['ig'\] is unknown"),
+        ("painter", {"concepts": ["one", 2]}, "concepts has 2, which is no text"),
         ("language_model", {"text": PROMPT, "method": AttnLRP}, "method is the class AttnLRP: give an instance"),
         ("language_model", {"text": PROMPT, "estimator": ""}, "estimator='' is unknown"),
         ("language_model", {"text": PROMPT, "order": 99}, "order=99 exceeds the number of players .*, 5: choose"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metagame.errors import UserError
+from metagame.errors import GameError, UserError
 from metagame.games import AttributionGame, all_coalitions
 from metagame.kept_values import KeptValues
 from tests.conftest import random_game, unchecked
@@ -131,3 +131,9 @@ def test_values_of_a_game_are_copied():
     before = game(all_coalitions(2))
     values[:] = 0
     assert np.array_equal(game(all_coalitions(2)), before)
+
+
+@pytest.mark.parametrize("grid", [3, (3,), (0, 3), (-1, -3), (1.0, 3), (1, 2, 3), "23"])
+def test_a_grid_is_two_positive_integers(grid):
+    with unchecked(), pytest.raises(GameError, match=r"grid=.* must be two positive integers"):
+        AttributionGame(len, 3, grid=grid)

@@ -92,6 +92,8 @@ def test_names_of_another_number_are_refused(names, message):
         (np.zeros((4, 3)), {"order": 2}, r"values of shape \(4, 3\) do not fit order=2"),
         (np.zeros((4, 3, 3)), {}, r"values of shape \(4, 3, 3\) do not fit order=1"),
         (np.zeros((4, 3)), {"order": "1"}, "do not fit order='1'"),
+        ([[1.0]], {}, "values is of type list: give a numpy array"),
+        (np.zeros((4, 3)), {"first_order": [0.0] * 4}, "first_order is of type list: give a numpy array"),
         (np.zeros((4, 3)), {"standard_error": np.zeros(4)}, r"standard_error has shape \(4,\), but .* need \(4, 3\)"),
         (np.zeros((4, 3)), {"first_order": np.zeros(3)}, r"first_order has shape \(3,\), but .* need \(4,\)"),
     ],

@@ -24,6 +24,7 @@ from metagame.errors import GameError
 from metagame.estimators.configured import ConfiguredEstimator
 from metagame.estimators.exact import endogenous_index
 from metagame.games import all_coalitions
+from metagame.meta import meta_attributions
 from metagame.models.adder import AdderNet
 from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
@@ -388,6 +389,14 @@ def test_explanation_names_what_its_numbers_are_about(method):
 def test_explanation_says_what_its_pairs_are(method, index, directed):
     found = method.explain(smooth_model(3)).meta
     assert (found.index, found.directed, found.order) == (index, directed, 1)
+
+
+def test_a_metagame_of_order_one_has_banzhaf_values_where_they_are_asked_for():
+    model = smooth_model(3)
+    found = ShapleyValue().metagame(index="banzhaf").explain(model).meta
+    assert found.index == "banzhaf"
+    game = ShapleyValue().game(model)
+    assert np.array_equal(found.values, meta_attributions(game, "exact", True, index="banzhaf").values)
 
 
 def test_method_of_second_order_has_no_metagame():

@@ -50,9 +50,9 @@ class FirstOrder(Method[InputT], ABC, Generic[InputT]):
             raise UserError(f"order={order!r} must be a positive integer.")
         if index is not None and index not in INDICES:
             raise UserError(f"index={index} is unknown: choose one of {', '.join(INDICES)}.")
-        if order == 1 and index is not None:
+        if order == 1 and index not in (None, "banzhaf"):
             raise UserError(
-                f"index={index} needs order=2 or more, because a metagame of order 1 is that of single players."
+                f"index={index} needs order=2 or more, because a metagame of order 1 has Shapley or Banzhaf values."
             )
         return Metagame(self, estimator, order, index)
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from metagame.errors import GameError
-from metagame.games import AttributionGame
+from metagame.games import AttributionGame, as_grid
 
 Tensors = Tensor | tuple[Tensor, ...]
 
@@ -96,8 +96,8 @@ def patch_mask(inputs: Tensor, grid: tuple[int, int]) -> Int[Tensor, "1 1 H W"]:
         GameError: the grid has more rows or columns than the image has pixels.
     """
     height, width = inputs.shape[-2:]
-    rows, columns = grid
-    if not (0 < rows <= height and 0 < columns <= width):
+    rows, columns = as_grid(grid)
+    if rows > height or columns > width:
         raise GameError(f"grid={grid} does not fit {height} x {width} pixels: give fewer rows or columns.")
     row, column = torch.arange(height) * rows // height, torch.arange(width) * columns // width
     return (row[:, None] * columns + column)[None, None].to(inputs.device)

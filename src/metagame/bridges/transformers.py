@@ -12,6 +12,7 @@ from transformers import ImageClassificationPipeline, TextClassificationPipeline
 
 from metagame.bridges.black_box import BlackBox, black_box
 from metagame.errors import UserError
+from metagame.games import as_grid
 from metagame.images import read_image, to_rgb
 
 
@@ -79,8 +80,8 @@ def _of_text(pipeline: Any, text: str, label: str | None, batch_size: int) -> Bl
 def _of_image(pipeline: Any, image: Image.Image, label: str | None, grid: tuple[int, int], batch_size: int) -> BlackBox:
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
-    rows, columns = grid
-    if not (0 < rows <= height and 0 < columns <= width):
+    rows, columns = as_grid(grid)
+    if rows > height or columns > width:
         raise UserError(f"grid={grid} does not fit {height} x {width} pixels: give fewer rows or columns.")
     patch = np.arange(height)[:, None] * rows // height * columns + np.arange(width) * columns // width
     blank = pixels.mean((0, 1)).round().astype(np.uint8)
