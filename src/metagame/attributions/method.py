@@ -96,7 +96,7 @@ class Metagame(Method[InputT], Generic[InputT]):
             budget=settings.budget_of(game.n_players),
             seed=settings.seed,
             order=order,
-            index=self.index if order > 1 else None,
+            index=self.index,
             progress=progress,
         )
         names = names_of(game, bound)
