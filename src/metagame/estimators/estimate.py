@@ -101,4 +101,5 @@ def require_shapley(estimator: str, rules: Rules, *, pairs: Sequence[str] = ("si
         raise GameError(f"order={rules.order} needs estimator='exact': {estimator!r} has orders up to {max_order}.")
     if rules.index not in ([None] if rules.order == 1 else pairs):
         gives = "the Shapley value" if rules.order == 1 else f"index={' or '.join(map(repr, pairs))}"
-        raise GameError(f"index={rules.index!r} needs estimator='exact': estimator={estimator!r} gives {gives} only.")
+        exact = "'exact' or 'trees'" if (rules.order, rules.index) == (1, "banzhaf") else "'exact'"
+        raise GameError(f"index={rules.index!r} needs estimator={exact}: estimator={estimator!r} gives {gives} only.")
