@@ -256,6 +256,36 @@ def test_of_a_package_what_is_imported_counts_relative_late_or_by_another_name_a
     fingerprint._found.cache_clear()
 
 
+BESIDE = {
+    "mine/own.py": "import json\nimport metagame as mg\nimport numpy\nfrom helpers.weights import FACTOR\n"
+    "from installed import ONE\nfrom metagame import explain\n\n\ndef own():\n    return mg.concept_metagame\n",
+    "helpers/weights.py": "from . import deeper\nFACTOR = 1\n",
+    "helpers/deeper.py": "X = 1\n",
+    "site-packages/installed.py": "ONE = 1\n",
+}
+
+
+def test_of_ones_own_code_what_lies_beside_counts_and_names_of_the_package_but_nothing_installed(tmp_path, monkeypatch):
+    for name, content in BESIDE.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    monkeypatch.syspath_prepend(tmp_path)
+    fingerprint._found.cache_clear()
+    before = code_manifest(["mine.own.own"])
+    assert {"metagame.explainer", "metagame.concept", "metagame.attributions.method"} <= set(before)
+    assert {name for name in before if not name.startswith("metagame.")} == {
+        "mine.own", "helpers.weights", "helpers.deeper",
+    }  # fmt: skip
+    (tmp_path / "helpers/deeper.py").write_text("X = 10\n")
+    changed = dict(set(code_manifest(["mine.own.own"]).items()) - set(before.items()))
+    assert list(changed) == ["helpers.deeper"]
+    assert "metagame.meta" in code_manifest(["metagame.meta_attributions"])
+    assert "installed" in code_manifest(["installed.ONE"])
+    fingerprint._found.cache_clear()
+
+
 ANY_CODE = '''
 def f(x, *, y=None, z: int = ...) -> None:
     """Text."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from types import EllipsisType
+from types import EllipsisType, FunctionType
 
+import metagame
 from metagame.digests import digest, file_digest, folder_digest
 from metagame.errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
 OUTSIDE = tuple(f"{PACKAGE}.{room}" for room in ("jobs", "report", "viewer", "tracking", "fetch", "cli"))
 """Rooms that no number of a record comes from."""
+INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Folders of installed packages."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +46,28 @@ class Provenance:
 def code_manifest(targets: Iterable[str]) -> dict[str, str]:
     """A hash of each module that computes, by its name: what ``_target_`` names, and what that imports, in turn.
 
-    Imports are followed within this package, without the rooms :data:`OUTSIDE` and without its own ``__init__``, which
-    only names again what is elsewhere; and within the package and the folder of a target of one's own. A hash is over
-    the syntax tree, so that comments, docstrings and layout do not count.
+    Within this package its own imports are followed, without the rooms :data:`OUTSIDE` and without its ``__init__``,
+    which only names again what is elsewhere. From a module of one's own, every import is followed that is neither in
+    the standard library nor an installed package, unless the target itself is in that package. A hash is over the
+    syntax tree, so that comments, docstrings and layout do not count.
     """
     seen: dict[str, str] = {}
     waiting = sorted({module for target in targets if (module := _module_of(target)) is not None})
-    roots = {PACKAGE, *(module.partition(".")[0] for module in waiting)}
+    roots = {PACKAGE, *map(_root, waiting)}
     folders = {path.parent for module in waiting if (path := _source(module)) is not None}
     while waiting:
         module = waiting.pop()
         path = _source(module)
         if module in seen or path is None or module == PACKAGE or _is_outside(module):
             continue
-        if module.partition(".")[0] in roots or path.parent in folders:
-            seen[module], imported = _hash_and_imports(path, module, path.stat().st_mtime_ns)
-            waiting += imported
+        seen[module], imported = _hash_and_imports(path, module, path.stat().st_mtime_ns)
+        is_own = _root(module) != PACKAGE
+        waiting += [
+            name
+            for name in imported
+            if (source := _source(name)) is not None
+            and (_root(name) in roots or source.parent in folders or (is_own and not _is_installed(source)))
+        ]
     return dict(sorted(seen.items()))
 
 
@@ -79,9 +89,25 @@ def _is_outside(module: str) -> bool:
     return any(module == room or module.startswith(f"{room}.") for room in OUTSIDE)
 
 
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a source file belongs to an installed package, or to Python."""
+    return not INSTALLED.isdisjoint(path.parts) or path.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+@cache
+def _offered() -> dict[str, str]:
+    """The module of each function and class that the package's ``__init__`` names again."""
+    here = {name: value.__module__ for name, value in vars(metagame).items() if isinstance(value, type | FunctionType)}
+    return {f"{PACKAGE}.{name}": module for name, module in (here | metagame.LAZY).items()}
+
+
 def _module_of(target: str) -> str | None:
     """The longest module that the dotted path begins with; None where it has no source."""
-    parts = target.split(".")
+    parts = _offered().get(target, target).split(".")
     names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((name for name in names if _source(name) is not None), None)
 
@@ -126,16 +152,23 @@ def _hash_and_imports(path: Path, module: str, changed: int) -> tuple[str, tuple
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     """Every module that a file may import, also within functions; names that are no modules have no source."""
+    called = {PACKAGE}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+            called |= {alias.asname for alias in node.names if alias.name == PACKAGE and alias.asname is not None}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 above = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
                 base = f"{above}.{base}".rstrip(".")
             yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            yield from (_offered().get(name, name) for name in names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in called:
+            name = f"{PACKAGE}.{node.attr}"
+            yield _offered().get(name, name)
 
 
 def _hash_without_docstrings(tree: ast.Module) -> str:
