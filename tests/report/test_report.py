@@ -403,6 +403,18 @@ def test_a_benchmark_without_a_report_gets_the_means_of_its_scores_a_row_for_eac
     assert "1.500 ± 1.000" in markdown(table)
 
 
+@pytest.mark.parametrize("lacks", [0, 1, 2])
+@pytest.mark.parametrize("lacking", [{"first": None}, {}, {"first": "none"}], ids=["None", "no key", "a text"])
+def test_a_score_that_a_sample_lacks_is_the_mean_over_the_others_and_a_note_says_so(tmp_path, lacks, lacking):
+    scores = [{"size": 1.0} | (lacking if place == lacks else {"first": 2.0}) for place in range(3)]
+    job = made_up(stub_config(tmp_path), {f"s{place}": Made(each) for place, each in enumerate(scores)})
+    table = scores_table(tell_apart(job), "tiny")
+    (row,) = table.rows
+    assert [(row[name]["mean"], row[name]["n"]) for name in ("size", "first")] == [(1.0, 3), (2.0, 2)]
+    assert set(column_keys(table)) == {"model", "method", "size", "first"}
+    assert table.notes == ["Method of Model: first is the mean over the 2 of 3 samples that have this number."]
+
+
 def test_a_report_has_a_row_for_each_job_that_ran_and_names_the_others(tmp_path):
     once, twice = (job_config(tmp_path, attribution__method__factor=factor) for factor in (1.0, 2.0))
     never = job_config(tmp_path, attribution__name="other", attribution__label="Other")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from metagame.contracts import numbers_among
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.table import Column, Table
 
@@ -15,16 +16,20 @@ DECIDED = "A claim is decided if the mean of the differences, prompt by prompt, 
 
 
 def scores_table(results: list[JobResult], scale: str) -> Table:
-    """Mean ± 2 standard errors of every score that is a number."""
+    """Mean ± 2 standard errors of every score that is a number, over the samples that have it."""
     rows: list[dict] = []
     names: dict[str, None] = {}
+    notes: list[str] = []
     for result in results:
         row = {"model": result.model, "method": result.label}
-        for name in result.done[0].scores if result.done else {}:
-            values = [record.scores[name] for record in result.done]
-            if all(isinstance(value, int | float) for value in values):
-                names[name] = None
-                row[name] = mean_cell(values)
+        for name, values in _numbers_by_name(result).items():
+            names[name] = None
+            row[name] = mean_cell(values)
+            if len(values) < len(result.done):
+                notes.append(
+                    f"{result.label} of {result.model}: {name} is the mean over the {len(values)} of"
+                    f" {len(result.done)} samples that have this number."
+                )
         rows.append(row)
     benchmarks = ", ".join(dict.fromkeys(result.config.benchmark.name for result in results))
     return Table(
@@ -35,8 +40,17 @@ def scores_table(results: list[JobResult], scale: str) -> Table:
         rows=rows,
         published=[{} for _ in rows],
         n_samples=max(len(result.done) for result in results),
-        notes=failure_notes(results),
+        notes=[*notes, *failure_notes(results)],
     )
+
+
+def _numbers_by_name(result: JobResult) -> dict[str, list[float]]:
+    """The scores that are numbers for some of the samples."""
+    found: dict[str, list[float]] = {}
+    for record in result.done:
+        for name, value in numbers_among(record.scores).items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def mean_cell(values: list[float]) -> dict[str, float | int | None]:
