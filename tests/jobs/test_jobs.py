@@ -114,7 +114,7 @@ REFUSED = {
         {"model__for_scale": "paper"}, "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
     ),
     "a variant of another scale": (
-        {"attribution__variants": {"one": {"name": "share", "label": "Share", "for_scale": "paper"}}},
+        {"attribution": {"name": "a", "variants": {"one": {"name": "share", "label": "Share", "for_scale": "paper"}}}},
         "attribution=share has no values for scale=tiny: add configs/attribution",
     ),
     "a report's argument": ({"report__table__limt": 1}, "got an unexpected keyword argument 'limt'"),
@@ -122,9 +122,12 @@ REFUSED = {
         {"attribution__method": {"_target_": "metagame.attributions.gradients.IntegratedGradients", "steps": 0}},
         "steps=0 must be a positive integer",  # without Hydra's wrapping
     ),
-    "an estimator's argument": (
-        {"attribution__meta": True, "estimator__max_playrs": 3}, "got an unexpected keyword argument 'max_playrs'",
-    ),
+    "an estimator's argument": ({"estimator__max_playrs": 3}, "unknown settings (estimator.max_playrs)"),
+    **{f"{key} beside variants": (
+        {"attribution": {"name": "all", key: value, "variants": {"one": {"name": "share"}, "two": {"name": "share"}}}},
+        f"attribution=all has variants, for which attribution.{key} has no effect: set attribution.variants.NAME.{key}"
+        " instead, with NAME one of one, two.",
+    ) for key, value in {"meta": True, "order": 2, "index": "banzhaf", "method": {"layers": 3}}.items()},
     "samples with the same id": (
         {"benchmark__values": [1, 3, 3]}, "benchmark numbers has several samples with the id 3",
     ),

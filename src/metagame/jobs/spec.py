@@ -49,7 +49,7 @@ class AttributionKeys:
         order: of the metagame; 2 for pairs of players.
         index: of the pairs.
         method: what is built.
-        variants: by name, each with the keys above.
+        variants: by name, each with the keys above; ``meta``, ``order``, ``index`` and ``method`` are theirs alone.
         pointing_game: sizes of the pointing game for this method, which its benchmark reads.
         for_scale: the scale that its values are for; None: they are the same at each, see :func:`check_scale`.
     """
@@ -348,10 +348,12 @@ def check_values(cfg: DictConfig) -> None:
     unknown += [f"attribution.{key}" for key in cfg.attribution if key not in known_of_attribution]
     for name, node in (cfg.attribution.get("variants") or {}).items():
         unknown += [f"attribution.variants.{name}.{key}" for key in node if key not in known_of_attribution]
+    unknown += [f"estimator.{key}" for key in _unknown_to_estimator(cfg.estimator)]
     if unknown:
         raise UserError(
             f"the config has unknown settings ({', '.join(unknown)}): check their spelling, or remove them."
         )
+    _check_variants(cfg.attribution)
     if cfg.limit is not None and not _is_whole(cfg.limit, 1):
         raise UserError(f"limit={cfg.limit} must be a positive integer, or null for all samples.")
     if not _is_whole(cfg.seed, 0):
@@ -362,6 +364,35 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(
             f"reuse={cfg.reuse} is unknown: choose fresh, or stale to keep results that were computed with other code"
             " or files."
+        )
+
+
+def _unknown_to_estimator(node: DictConfig) -> list[str]:
+    """Keys that the estimator does not take; none of one that is not there, which building it tells of."""
+    if "_target_" not in node:
+        return []
+    try:
+        taken = inspect.signature(locate(node["_target_"])).parameters.values()
+    except UserError:
+        return []
+    if any(each.kind == each.VAR_KEYWORD for each in taken):
+        return []
+    known = {*OF_ESTIMATOR, "budget", "budget_per_player", *(each.name for each in taken)}
+    return [str(key) for key in node if key not in known and not str(key).startswith("_")]
+
+
+def _check_variants(attribution: DictConfig) -> None:
+    """Refuse keys beside the variants that count only for a method without variants."""
+    several = attribution.get("variants")
+    if not several:
+        return
+    node = complete(attribution)
+    marked = [each for each in fields(AttributionKeys) if each.metadata == IDENTITY and each.name != "name"]
+    idle = [each.name for each in marked if node[each.name] != each.default]
+    if idle:
+        raise UserError(
+            f"attribution={attribution.name} has variants, for which attribution.{idle[0]} has no effect: set"
+            f" attribution.variants.NAME.{idle[0]} instead, with NAME one of {', '.join(several)}."
         )
 
 
