@@ -25,8 +25,11 @@ SETTLED = 2 * 10**9
 IGNORED = (".*", "*.md", "license*")
 """Files and folders that no model is loaded from."""
 
-_Version = tuple[str, int, int]
-"""Path, size and time of change of a file."""
+_Version = tuple[str, int, int, int, int]
+"""Of a file its path, its size, when its content changed, when anything of it changed, and its inode.
+
+The first time can be set, as ``cp -p`` and ``rsync -t`` do; the second cannot.
+"""
 
 _known: dict[_Version, str] = {}
 
@@ -85,7 +88,7 @@ def _files(folder: Path, above: set[Path]) -> Iterator[Path]:
 
 def _version(path: Path) -> _Version:
     status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    return str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _read(path: Path) -> str:

@@ -63,11 +63,14 @@ def test_a_file_is_read_once(tmp_path, read, cache):
 
 
 @pytest.mark.parametrize(
-    ("content", "changed"), [(b"CONTENT", LONG_AGO + 1), (b"more", LONG_AGO)], ids=["same size", "same time"]
+    ("content", "changed"),
+    [(b"CONTENT", LONG_AGO + 1), (b"more", LONG_AGO), (b"CONTENT", LONG_AGO)],
+    ids=["same size", "same time", "same size and time"],
 )
 def test_a_file_that_has_changed_is_read_again(content, changed, tmp_path, read):
     path = write(tmp_path / "a")
     before = file_digest(path)
+    time.sleep(0.02)  # as far apart as the system's clock tells
     assert file_digest(write(path, content, changed)) != before
     assert read == ["a", "a"]
 
@@ -95,6 +98,21 @@ def test_a_large_file_is_read_once_by_all_processes(tmp_path, read, cache, monke
     assert read == ["a"]
     forget(monkeypatch)
     assert file_digest(write(path, b"CONTENT", LONG_AGO + 1)) != found
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_large_file_of_the_same_size_and_time_is_read_again_by_another_process(in_place, tmp_path, monkeypatch):
+    path = write(tmp_path / "a")
+    found = file_digest(path)
+    other = write(tmp_path / "b", b"CONTENT")
+    time.sleep(0.02)
+    if in_place:
+        write(path, b"CONTENT")
+    else:
+        other.replace(path)
+    forget(monkeypatch)
+    assert file_digest(path) != found
 
 
 @pytest.mark.usefixtures("all_are_large")
