@@ -294,6 +294,32 @@ def test_a_failed_sample_keeps_its_row_in_the_addition_table(without_first_order
     assert f"SV: sample {EXAMPLES[0]} failed: no memory" in table.notes
 
 
+def test_the_addition_table_counts_the_sums_that_are_done(sums, without_first_order):
+    half = replace(sums[1], records=sums[1].records[:1])
+    counted = [addition_table(results, "tiny").n_samples for results in (sums, without_first_order[:1], [half])]
+    assert counted == [2, 0, 1]
+
+
+STEPS, STII, KEY = "Meta-IG takes fewer path steps than the IG row.", "The diagonal of STII", "Attention: weight of key"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [
+        ({"attention": None, "ig": 32, "meta_ig": 16, "stii": None}, {STEPS, STII, KEY}),
+        ({"ig": 7, "meta_ig": 16}, set()),
+        ({"ig": 32}, set()),
+        ({"meta_ig": 16, "stii": None}, {STII}),
+    ],
+)
+def test_the_addition_table_explains_only_what_it_shows(tmp_path, jobs, said):
+    changes = {name: {} if steps is None else {"attribution__method__steps": steps} for name, steps in jobs.items()}
+    results = [constant_job(tmp_path, 1.0, name, **changes[name]) for name in jobs]
+    notes = " ".join(addition_table(tell_apart(results), "tiny").notes)
+    assert {text for text in (STEPS, STII, KEY) if text in notes} == said
+    assert ("fewer steps" in addition.addition_figure(tell_apart(results)).caption) == (STEPS in said)
+
+
 def test_a_job_has_rows_of_its_own_examples_only(tmp_path):
     jobs = [constant_job(tmp_path, 1.0), constant_job(tmp_path, 2.0, examples=EXAMPLES[1:])]
     rows = addition_table(tell_apart(jobs), "tiny").rows
@@ -424,6 +450,9 @@ def test_a_report_has_a_row_for_each_job_that_ran_and_names_the_others(tmp_path)
     table = json.loads((tmp_path / "table.json").read_text())
     assert [row["method"] for row in table["rows"]] == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
     assert table["notes"] == ["Not run yet: Other."]
+    elsewhere = job_config(tmp_path, benchmark__name="others")
+    write_report([once, elsewhere])
+    assert json.loads((tmp_path / "table.json").read_text())["notes"] == ["Not run yet: Share on others."]
 
 
 def test_a_report_of_jobs_that_never_ran_is_refused(tmp_path):

@@ -315,10 +315,11 @@ def asked_path(cfg: DictConfig, name: str | None = None) -> Path:
 
 
 def job_label(cfg: DictConfig, jobs: Sequence[DictConfig]) -> str:
-    """What notes call a job: its method, and its model where ``jobs`` have several."""
+    """What notes call a job: its method, and its model and benchmark where ``jobs`` have several."""
     several = variants(cfg)
     label = several[0].label if len(several) == 1 else cfg.attribution.label
-    return label if len({each.model.name for each in jobs}) == 1 else f"{label} of {model_label(cfg)}"
+    model = f" of {model_label(cfg)}" if len({each.model.name for each in jobs}) > 1 else ""
+    return label + model + (f" on {cfg.benchmark.name}" if len({each.benchmark.name for each in jobs}) > 1 else "")
 
 
 def model_label(cfg: DictConfig) -> str:

@@ -134,8 +134,7 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
     flops = None if count is None else count_flops(count, facts)
     if count is not None and flops is None:
         notes.append(f"the size of {cfg.model.name} is not known: add its checkpoint to metagame/plan/models.yaml.")
-    several = len({other.benchmark.name for other in beside}) > 1
-    label = job_label(cfg, beside) + (f", {cfg.benchmark.name}" if several else "")
+    label = job_label(cfg, beside)
     return JobPlan(label, cfg.model.get("checkpoint"), len(samples), count, flops, tuple(missing), tuple(notes))
 
 

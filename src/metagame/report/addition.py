@@ -25,11 +25,12 @@ SIGNED, WEIGHTS = DIVERGING, "Greys"
 ATTENTION = "attention"
 """The family of methods whose values are attention weights."""
 WEIGHT = "attention weight"
-HOW_TO_READ = (
+_HOW_TO_READ = (
     "φ is the attribution of a token, in the unit of the sum. In a matrix, the row is the target i, the column is the"
     " player j, and the entry is the influence of j on the attribution of i; orange is positive, purple is negative."
-    " The rows of a metagame's matrix sum to φ; with Meta-IG only nearly so, since it takes fewer steps along the path."
+    " The rows of a metagame's matrix sum to φ"
 )
+FEWER_STEPS = "; with Meta-IG only nearly so, since it takes fewer steps along the path"
 
 
 def addition_table(results: list[JobResult], scale: str) -> Table:
@@ -54,16 +55,43 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
         columns=columns,
         rows=rows,
         published=[{} for _ in rows],
-        n_samples=len(examples),
-        notes=[
-            "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i;"
-            " of a meta variant, the values j→i sum to its φ_i.",
-            "Meta-IG takes fewer path steps than the IG row. The φ of AttnLRP do not sum to f(x), because the positions"
-            " and the token = receive a share. The diagonal of STII and half of its other entries sum to SV.",
-            "Attention: weight of key j for query i, without the key =. f(∅): output when a, op and b are masked.",
-            *failure_notes(results),
-        ],
+        n_samples=len({record.sample for result in results for record in result.done}),
+        notes=[*_notes(results), *failure_notes(results)],
     )
+
+
+def _notes(results: Sequence[JobResult]) -> list[str]:
+    """How to read the values of the methods that are shown."""
+    bases = {result.variant.base for result in results}
+    sentences = {
+        "Meta-IG takes fewer path steps than the IG row.": _meta_ig_takes_fewer_steps(results),
+        "The φ of AttnLRP do not sum to f(x), because the positions and the token = receive a share.": (
+            "attnlrp" in bases
+        ),
+        "The diagonal of STII and half of its other entries sum to SV.": "stii" in bases,
+    }
+    of_methods = " ".join(sentence for sentence, holds in sentences.items() if holds)
+    shows_attention = any(result.variant.family == ATTENTION for result in results)
+    attention = "Attention: weight of key j for query i, without the key =. " if shows_attention else ""
+    return [
+        "φ_i: attribution of token i, in units of the sum. j→i: influence of token j on the attribution of token i;"
+        " of a meta variant, the values j→i sum to its φ_i.",
+        *([of_methods] if of_methods else []),
+        f"{attention}f(∅): output when a, op and b are masked.",
+    ]
+
+
+def _meta_ig_takes_fewer_steps(results: Sequence[JobResult]) -> bool:
+    """Whether both IG and its metagame are shown, and the latter's paths are coarser."""
+    of_first, of_meta = (
+        [steps for each in results if each.uses("ig", meta=meta) if (steps := each.variant.node.method.get("steps"))]
+        for meta in (False, True)
+    )
+    return bool(of_first and of_meta) and max(of_meta) < min(of_first)
+
+
+def _how_to_read(results: Sequence[JobResult]) -> str:
+    return _HOW_TO_READ + (FEWER_STEPS if _meta_ig_takes_fewer_steps(results) else "") + "."
 
 
 def _row(result: JobResult, example: str) -> dict[str, str | float]:
@@ -125,7 +153,7 @@ def addition_figure(results: list[JobResult]) -> Drawing:
     return Drawing.single(
         figure,
         "How each method explains the model's answer to a sum, f(x). Columns are sums, rows are methods.",
-        HOW_TO_READ,
+        _how_to_read(results),
         "Attention weights have a scale of their own: a row is a query, a column is a key, and rows sum to 1.",
         "Expect φ to sum to f(x), less the output for no token, for SV and IG; in a second-order matrix, expect large"
         " values where the operator meets the number that it adds or subtracts.",
@@ -171,7 +199,7 @@ def teaser_figure(results: list[JobResult]) -> Drawing:
         figure,
         "Three ways to explain the model's answer to a sum, f(x): first-order methods above, and below, for each, how"
         " every token influences the attribution of every other.",
-        HOW_TO_READ,
+        _how_to_read(results),
         "Expect the operator and the number behind it to act through each other: their entries off the diagonal are"
         " large, those with the first number are near zero.",
     )
