@@ -149,11 +149,7 @@ class WriteReport(Callback):
         try:
             check_values(config)
             check_commas(config, config.hydra.overrides.task)
-            for line in config.hydra.overrides.task:
-                if line.startswith("shards=") and "," in line:
-                    raise UserError(
-                        f"{line} would sweep over shards, which is not possible: give one positive integer."
-                    )
+            _check_swept(plain(config.hydra, resolve=False)["overrides"]["task"])
         except UserError as error:
             log.error("%s", error)
             raise SystemExit(1) from None
@@ -203,6 +199,26 @@ class WriteReport(Callback):
         for folder in (path for path in map(Path, folders) if (path / EXPERIMENT).exists()):
             with writing(folder), (folder / RUNS).open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
+
+
+def _check_swept(overrides: Sequence[str]) -> None:
+    """Refuse to sweep over keys whose values would not be jobs, or tables, of their own.
+
+    Args:
+        overrides: of the command line, their interpolations not resolved.
+
+    Raises:
+        UserError: one of them is swept.
+    """
+    own_table = any("${limit}" in line for line in overrides)
+    for line in (each for each in overrides if "," in each):
+        if line.startswith("shards="):
+            raise UserError(f"{line} would sweep over shards, which is not possible: give one positive integer.")
+        if line.startswith("limit=") and not own_table:
+            raise UserError(
+                f"{line} would write one table over the other: give one positive integer, or each table a name of its"
+                " own with 'name=NAME-${limit}'."
+            )
 
 
 def _check_folder(config: DictConfig) -> None:

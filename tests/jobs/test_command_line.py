@@ -95,6 +95,7 @@ REFUSED = {
         ("benchmark.function='sin(x1)'",), "benchmark.function='sin(x1)' is not a polynomial ('sin(x1)' is not",
     ),
     "swept shards": Refused(("-m", "shards=2,4"), "shards=2,4 would sweep over shards"),
+    "swept limits": Refused(("-m", "limit=3,1"), "limit=3,1 would write one table over the other: give one positive"),
     "a limit of 0": Refused(("-m", "limit=0"), "limit=0 must be a positive integer, or null for all samples."),
     "a key that no job has": Refused(("-m", "+foo=1"), "unknown settings (foo)"),
     "a budget below 2^n": Refused(

@@ -148,6 +148,13 @@ def test_what_makes_no_job_is_refused_by_name_before_any_sample(tmp_path, case):
     assert not list(tmp_path.iterdir()) or case == "samples with the same id"
 
 
+@pytest.mark.parametrize("settings", [{"name": "jobs"}, {"jobs_dir": "outputs/tiny/numbers"}])
+def test_a_table_in_the_folder_of_the_records_is_refused(settings):
+    cfg = job_config("outputs/tiny/${name}", **settings)
+    with pytest.raises(UserError, match=r"outputs/tiny/\w+ is the folder of the records, not of a table"):
+        run_job(cfg)
+
+
 @pytest.mark.parametrize(("method", "value"), [({}, "nan"), (PAIRS, "nan"), (PAIRS, "inf")], ids=str)
 def test_a_value_that_is_not_finite_fails_its_sample_only(tmp_path, method, value):
     cfg = job_config(tmp_path, benchmark__values=[1, float(value), 3], **method)

@@ -357,6 +357,8 @@ def check_values(cfg: DictConfig) -> None:
     _check_variants(cfg.attribution)
     if cfg.limit is not None and not _is_whole(cfg.limit, 1):
         raise UserError(f"limit={cfg.limit} must be a positive integer, or null for all samples.")
+    if Path(cfg.output_dir) == jobs_folder(cfg):
+        raise UserError(f"{cfg.output_dir} is the folder of the records, not of a table: choose another name=NAME.")
     if not _is_whole(cfg.seed, 0):
         raise UserError(f"seed={cfg.seed} must be a non-negative integer.")
     if not _is_whole(cfg.shards, 1):
