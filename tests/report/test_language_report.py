@@ -85,7 +85,10 @@ def test_recall_is_the_mean_over_the_prompts_that_have_pairs_with_its_error(jobs
     assert (none.rows[0]["recall_5"], none.claims) == (None, [])
 
 
-RANKED = {"attnlrp": [[1, 9], [2]], "meta_attnlrp": [[6, 3], [9]], "cp_lrp": [[9, 1], [1]]}
+RANKED = {
+    "attnlrp": [[1, 9], [2]], "meta_attnlrp": [[6, 3], [9]], "cp_lrp": [[9, 1], [1]], "meta_cp_lrp": [[2, 9], [9]],
+    "gi": [[9, 1], [9]],
+}  # fmt: skip
 """The ranks of two pairs at their matches; of four tokens there are 12 directed pairs, K is 2 at 15 percent."""
 
 
@@ -109,9 +112,22 @@ def test_pairs_in_several_places_are_ranked_where_the_metagame_ranks_them_best(t
     assert "where the metagame beside it ranks it best: ATTNLRP, Meta-ATTNLRP, CP_LRP." in notes
 
 
+SEVERAL = ("cp_lrp", "meta_cp_lrp", "meta_attnlrp", "gi")
+
+
+@pytest.mark.parametrize("methods", [SEVERAL, SEVERAL[::-1]])
+def test_of_several_metagames_the_own_one_decides_else_meta_attnlrp_in_any_order(tmp_path, methods):
+    found, notes = ranked(tmp_path, *methods)
+    expected = {"cp_lrp": 0.5, "meta_cp_lrp": 0.5, "meta_attnlrp": 0.0, "gi": 0.5}  # CP-LRP has rank 9, GI has rank 1
+    assert dict(zip(methods, found, strict=True)) == expected
+    own = ", ".join("Meta-CP_LRP" if each == "meta_cp_lrp" else "CP_LRP" for each in methods if "cp" in each)
+    assert f"is ranked where Meta-CP_LRP ranks it best: {own}." in notes
+    assert "is ranked where Meta-ATTNLRP ranks it best: " in notes
+
+
 @pytest.mark.parametrize(
     ("methods", "settings", "recalls"),
-    [(RANKED, {"match": "own"}, [1.0, 0.0, 1.0]), (("attnlrp", "cp_lrp"), {}, [1.0, 1.0])],
+    [(tuple(RANKED)[:3], {"match": "own"}, [1.0, 0.0, 1.0]), (("attnlrp", "cp_lrp"), {}, [1.0, 1.0])],
     ids=["asked for", "no metagame"],
 )
 def test_otherwise_each_method_ranks_pairs_where_it_ranks_them_best(methods, settings, recalls, tmp_path):

@@ -157,7 +157,8 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
         prompt, pairs: your own prompt and pairs, which replace all others; without pairs there is nothing to recall.
         match: at which position tables rank a pair that occurs several times: ``metagame``, where all methods use the
             position at which the metagame beside them ranks it best, as in the paper's code (its text does not say), or
-            ``own``, where each method uses the position at which it ranks the pair best. Scores always use ``own``; see
+            ``own``, where each method uses the position at which it ranks the pair best. Of several metagames a method
+            uses its own one, otherwise Meta-AttnLRP. Scores always use ``own``; see
             :func:`metagame.report.recall.at_matches`.
 
     Raises:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from metagame.benchmarks.prompts import MATCHES, SHARES, pair_matrix, recalls_of_ranks
 from metagame.contracts import WHOLE
+from metagame.digests import digest
 from metagame.jobs.records import Record
 from metagame.report.drawing import Drawing
 from metagame.report.groups import by_setting
@@ -99,11 +100,26 @@ def at_matches(results: Sequence[JobResult]) -> list[JobResult]:
 
 
 def _metagame_beside(result: JobResult, results: Sequence[JobResult]) -> JobResult | None:
-    """The metagame at whose matches a method is ranked: its own one if there is one."""
+    """The metagame at whose matches a method is ranked: itself or its own one, else Meta-AttnLRP, or the first by name.
+
+    The order of the results does not matter.
+    """
     if result.config.benchmark.get("match") != MATCHES[0]:
         return None
-    beside = [other for other in results if other.variant.meta and other.setting == result.setting]
-    return next((other for other in beside if other.variant.base == result.variant.base), (beside or [None])[0])
+    if result.variant.meta:
+        return result
+    preferred = (result.variant.base, "attnlrp")
+
+    def rank(metagame: JobResult) -> tuple[int, str, str]:
+        base = metagame.variant.base
+        place = preferred.index(base) if base in preferred else len(preferred)
+        return place, base, digest(metagame.identity)
+
+    return min(_metagames_beside(result, results), key=rank, default=None)
+
+
+def _metagames_beside(result: JobResult, results: Sequence[JobResult]) -> list[JobResult]:
+    return [other for other in results if other.variant.meta and other.setting == result.setting]
 
 
 def _at_matches_of(result: JobResult, metagame: JobResult | None) -> JobResult:
@@ -129,12 +145,17 @@ def _match_notes(results: Sequence[JobResult]) -> list[str]:
         for result in results
         if any(len(matches) > 1 for record in result.done for matches in record.scores.get("match_ranks", ()))
     ]
-    ruled = [result for result in several if _metagame_beside(result, results) is not None]
-    where = [
-        ("where the metagame beside it ranks it best", ruled),
-        ("where the method itself ranks it best", [result for result in several if result not in ruled]),
-    ]
-    labels = {text: ", ".join(dict.fromkeys(result.label for result in own)) for text, own in where if own}
+    where: dict[str, list[str]] = {}
+    for result in several:
+        metagame = _metagame_beside(result, results)
+        if metagame is None:
+            text = "where the method itself ranks it best"
+        elif len(_metagames_beside(result, results)) == 1:
+            text = "where the metagame beside it ranks it best"
+        else:
+            text = f"where {metagame.label} ranks it best"
+        where.setdefault(text, []).append(result.label)
+    labels = {text: ", ".join(dict.fromkeys(own)) for text, own in sorted(where.items())}
     return [f"A pair that occurs in several places is ranked {text}: {names}." for text, names in labels.items()]
 
 
