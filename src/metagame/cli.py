@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command == "report":
         from metagame.experiments import report  # here and below, since each takes seconds to import
 
+        sys.path.insert(0, str(Path.cwd()))  # where classes of one's own are found
         report(rest)
     elif command == "fetch":
         from metagame.fetch.command import main as fetch

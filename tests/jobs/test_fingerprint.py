@@ -22,6 +22,7 @@ from metagame.jobs.fingerprint import code_manifest, files_digest
 from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder, targets
+from metagame.report.results import OTHER_CODE
 from tests.tiny.jobs import ROOT, Number, Numbers, Plain, job_config, shipped_configs
 from tests.tiny.runs import table
 
@@ -183,13 +184,40 @@ def test_stale_records_are_kept_where_asked_for_and_the_table_says_so(tmp_path, 
     kept = "3 samples are kept (reuse=stale), and the table says so."
     assert said == [f"the code ({own.name}) has changed: {kept}"]
     assert finish([own_config(own, tmp_path, reuse="stale")])
-    notes = [
-        "Share: 3 of 3 samples were computed with other code, weights or files than the current ones (reuse=stale)."
-    ]
-    assert table(tmp_path / "results")["notes"] == notes
+    assert table(tmp_path / "results")["notes"] == [f"Share: 3 of 3 samples were {OTHER_CODE}"]
     run()
     assert finish([own_config(own, tmp_path)])
     assert (first_attribution(folder), table(tmp_path / "results")["notes"]) == (200.0, [])
+
+
+@pytest.mark.parametrize("rerun", [[], [0], [0, 1]])
+def test_a_table_names_the_rows_of_other_code_than_the_current_one_when_it_is_written(tmp_path, own, rerun):
+    """Two jobs with a method of one's own beside one without it, of which some are run again after an edit."""
+    changes = [{}, {"attribution__label": "Other", "seed": 1}]
+    configs = [*(own_config(own, tmp_path, **each) for each in changes), job_config(tmp_path / "results", seed=2)]
+    configs[2].attribution.label = "Shipped"
+    for cfg in configs:
+        run_job(cfg)
+    assert finish(configs)
+    assert table(tmp_path / "results")["notes"] == []
+    own.edit("* 1.0", "* 100.0")
+    for place in rerun:
+        run_job(configs[place])
+    assert finish(configs)
+    notes = [["Share, Other: 3 of 3 samples each"], ["Other: 3 of 3 samples"], []][len(rerun)]
+    assert table(tmp_path / "results")["notes"] == [f"{note} were {OTHER_CODE}" for note in notes]
+
+
+@pytest.mark.parametrize("content", [None, "def"])
+def test_a_table_says_nothing_of_code_that_is_not_found_or_cannot_be_read(tmp_path, own, content):
+    cfg = own_config(own, tmp_path)
+    folder = run_job(cfg).folder
+    own.path.unlink()
+    if content is not None:
+        own.path.write_text(content)
+    own.forget()
+    assert finish([cfg], [folder.name])
+    assert table(tmp_path / "results")["notes"] == []
 
 
 def test_a_stale_record_whose_arrays_are_gone_is_computed_by_todays_code(tmp_path, own, run):

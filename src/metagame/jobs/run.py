@@ -24,8 +24,9 @@ from metagame.errors import UserError, is_out_of_memory
 from metagame.jobs.accelerator import free_memory, use_threads
 from metagame.jobs.build import Job, check_report
 from metagame.jobs.environment import describe_environment
-from metagame.jobs.fingerprint import Provenance, code_manifest, files_digest
+from metagame.jobs.fingerprint import Provenance, files_digest
 from metagame.jobs.grid import REFUSALS, refusal_name
+from metagame.jobs.manifest import changed_modules, job_manifest, keep_manifest
 from metagame.jobs.progress import JobProgress
 from metagame.jobs.records import (
     VERSION,
@@ -48,8 +49,6 @@ from metagame.jobs.spec import (
     jobs_folder,
     merged,
     plain,
-    targets,
-    variants,
 )
 from metagame.kept_values import KeptValues
 
@@ -189,8 +188,8 @@ def _tell_time(title: str, n_done: int, n_left: int, seconds: float) -> None:
 def _plan(cfg: DictConfig, job: Job) -> Plan:
     store = RecordStore(job_folder(cfg))
     identity = job_identity(cfg)
-    manifest = code_manifest(targets(_computing_parts(cfg)))
-    _keep_manifest(store.folder, manifest)
+    manifest = job_manifest(cfg)
+    keep_manifest(store.folder, manifest)
     common = list(job.benchmark.files())
     samples = list(job.benchmark.samples()[: cfg.limit])
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
@@ -219,21 +218,13 @@ def _plan(cfg: DictConfig, job: Job) -> Plan:
             codes.add(before.code)
         kept = {record.variant: record.key for record in older} if cfg.reuse == "stale" else {}
         tasks[key] = Task(sample, key, provenance, kept)
-    _tell_changes(cfg, changed, _changed_modules(store.folder, codes, manifest))
+    _tell_changes(cfg, changed, changed_modules(store.folder, codes, manifest))
     return Plan(cfg, job, store, tasks)
 
 
 def _closest(records: Sequence[Record], provenance: Provenance) -> Record:
     """The latest of those since which the fewest things have changed."""
     return min(reversed(records), key=lambda record: len(provenance.differences(Provenance(**record.provenance))))
-
-
-def _computing_parts(cfg: DictConfig) -> list[Any]:
-    """The nodes whose targets compute a record."""
-    methods = [variant.node.method for variant in variants(cfg)]
-    estimator = [cfg.estimator] if any(variant.meta for variant in variants(cfg)) else []
-    parts = [cfg.model, cfg.benchmark, *estimator, *methods]
-    return [plain(part) for part in parts if part is not None]
 
 
 WHAT_CHANGED = {"code": "the code", "weights": "the model's files", "files": "the samples' files"}
@@ -251,28 +242,6 @@ def _tell_changes(cfg: DictConfig, changed: Counter[str], modules: list[str]) ->
         "%s: %s %s changed: %d samples are %s.",
         job_name(cfg), causes, "have" if plural else "has", max(changed.values()), what,
     )  # fmt: skip
-
-
-def _keep_manifest(folder: Path, manifest: dict[str, str]) -> None:
-    """``code-<digest>.json``: the hash of each module that computes, so that a change can be named."""
-    path = _manifest_path(folder, digest(manifest))
-    if not path.exists():
-        with replace_atomically(path) as temporary:
-            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _changed_modules(folder: Path, codes: set[str], manifest: dict[str, str]) -> list[str]:
-    """The modules that differ from those of any manifest with one of these digests."""
-    paths = [path for code in codes if (path := _manifest_path(folder, code)).exists()]
-    differing: set[str] = set()
-    for path in paths:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        differing |= {name for name in {*before, *manifest} if before.get(name) != manifest.get(name)}
-    return sorted(differing)
-
-
-def _manifest_path(folder: Path, code: str) -> Path:
-    return folder / f"code-{code}.json"
 
 
 def _remove_refusals(cfg: DictConfig, folder: Path) -> None:

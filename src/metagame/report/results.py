@@ -17,11 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 from metagame.contracts import Explanation
 from metagame.digests import digest
 from metagame.errors import RecordError
+from metagame.jobs.manifest import current_code
 from metagame.jobs.records import VERSION, Record, RecordStore, pictures_of, unpack
-from metagame.jobs.spec import Variant, asked_path, model_label, variants
+from metagame.jobs.spec import Variant, asked_path, merged, model_label, variants
 
 MOST_FAILURES = 10
 """How many failed samples of a job a table's notes name one by one."""
+
+OTHER_CODE = (
+    "computed with other code, weights or files than the current ones (kept by reuse=stale, or not run again since)."
+)
+"""What notes say of stale samples."""
 
 EXPERIMENT_VERSION = 1
 EXPERIMENT = "experiment.json"
@@ -41,7 +47,7 @@ class JobResult:
         identity: the settings that the job's results depend on.
         sample_ids: ids of the samples.
         records: records of the samples that have one.
-        n_stale: number of records that were kept although code, weights or files have changed since.
+        n_stale: number of samples whose records count although code, weights or files have changed since.
         label: name of the method in tables and figures; distinct from that of any other job of the same model.
     """
 
@@ -115,15 +121,16 @@ class JobResult:
 def read_job(cfg: DictConfig, name: str | None = None) -> list[JobResult]:
     """The variants of the job of this config; none where it has never run."""
     path = asked_path(cfg, name)
-    return read_asked(path, cfg) if path.exists() else []
+    return read_asked(path, cfg, current_code(cfg)) if path.exists() else []
 
 
-def read_asked(path: Path, cfg: DictConfig | None = None) -> list[JobResult]:
+def read_asked(path: Path, cfg: DictConfig | None = None, code: str | None = None) -> list[JobResult]:
     """The variants of a job from the file that says what an experiment asked of it.
 
     Args:
         path: in the folder ``samples`` of the experiment; it says where the job's folder lies, seen from there.
-        cfg: the job's config; None: the one in the file.
+        cfg: the job's config, but for its ``limit``, which is the one in the file; None: the one in the file.
+        code: digest of the current code: samples that were computed with other code are stale; None: it is not known.
 
     Raises:
         RecordError: the file is of another version.
@@ -133,7 +140,8 @@ def read_asked(path: Path, cfg: DictConfig | None = None) -> list[JobResult]:
         raise RecordError(
             f"{path} has version {content['version']}, but this release reads version {VERSION}: run the job again."
         )
-    cfg = OmegaConf.create(content["config"]) if cfg is None else cfg
+    asked = OmegaConf.create(content["config"])
+    cfg = asked if cfg is None else merged(cfg, {"limit": asked.get("limit")})
     folder = path.parent.parent / content["job"]
     store, samples = RecordStore(folder), content["samples"]
     records = store.read()
@@ -142,9 +150,15 @@ def read_asked(path: Path, cfg: DictConfig | None = None) -> list[JobResult]:
         keys = [sample["records"].get(variant.name) for sample in samples]
         known = [records[key] for key in keys if key in records and store.has_arrays(records[key])]
         ids = [sample["id"] for sample in samples]
-        n_stale = sum(sample["stale"] for sample in samples)
-        results.append(JobResult(cfg, variant, folder, content["identity"], ids, known, n_stale, variant.label))
+        stale = {sample["id"] for sample in samples if sample["stale"]}
+        if code is not None:
+            stale |= {record.sample for record in known if record.status == "done" and _other_code(record, code)}
+        results.append(JobResult(cfg, variant, folder, content["identity"], ids, known, len(stale), variant.label))
     return results
+
+
+def _other_code(record: Record, code: str) -> bool:
+    return record.provenance.get("code", code) != code
 
 
 def read_experiment(folder: Path) -> list[JobResult]:
@@ -240,10 +254,10 @@ def setting_notes(results: Sequence[JobResult], key: str, texts: Mapping[Any, st
 
 
 def failure_notes(results: Sequence[JobResult]) -> list[str]:
-    """A footnote for each job with failed, missing or stale samples."""
+    """A footnote for each job with failed or missing samples, and one for those with stale samples."""
     notes = []
     for result in results:
-        name = _job_name(result, results)
+        name = name_in_notes(result, results)
         notes += [f"{name}: sample {record.sample} failed: {record.error}" for record in result.failed[:MOST_FAILURES]]
         if len(result.failed) > MOST_FAILURES:
             more = len(result.failed) - MOST_FAILURES
@@ -251,15 +265,21 @@ def failure_notes(results: Sequence[JobResult]) -> list[str]:
         missing = len(result.sample_ids) - len(result.records)
         if missing:
             notes.append(f"{name}: {missing} of {len(result.sample_ids)} samples not computed yet.")
-        if result.n_stale:
-            notes.append(
-                f"{name}: {result.n_stale} of {len(result.sample_ids)} samples were computed with other code, weights"
-                " or files than the current ones (reuse=stale)."
-            )
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys([*notes, *_stale_notes(results)]))
 
 
-def _job_name(result: JobResult, results: Sequence[JobResult]) -> str:
+def _stale_notes(results: Sequence[JobResult]) -> Iterator[str]:
+    """One for all jobs with the same share of stale samples, so that a table of old results has few."""
+    shares: dict[str, list[str]] = {}
+    for result in (each for each in results if each.n_stale):
+        names = shares.setdefault(f"{result.n_stale} of {len(result.sample_ids)}", [])
+        names.append(name_in_notes(result, results))
+    for share, names in shares.items():
+        named = list(dict.fromkeys(names))
+        yield f"{', '.join(named)}: {share} samples{' each' if len(named) > 1 else ''} were {OTHER_CODE}"
+
+
+def name_in_notes(result: JobResult, results: Sequence[JobResult]) -> str:
     """What notes call a job: with its model where there are several, and with what sets it apart from its namesakes."""
     several = len({other.config.model.name for other in results}) > 1
     name = f"{result.job_label} of {result.model}" if several else result.job_label
