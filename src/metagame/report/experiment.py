@@ -24,6 +24,7 @@ from metagame.jobs.grid import read_refusal
 from metagame.jobs.records import replace_atomically
 from metagame.jobs.spec import job_label, job_name, merged, plain
 from metagame.report.drawing import CAPTION, Drawing
+from metagame.report.mixture import mixture_notes
 from metagame.report.results import EXPERIMENT, EXPERIMENT_VERSION, JobResult, read_job, read_jobs, tell_apart
 from metagame.report.table import write_table
 
@@ -70,8 +71,7 @@ def write_report(configs: Sequence[DictConfig], names: Sequence[str] | None = No
     refused = {job_label(cfg, configs): reason for name, cfg in jobs.items() if (reason := read_refusal(cfg, name))}
     never_run = [job_label(cfg, configs) for cfg, result in zip(jobs.values(), found, strict=True) if not result]
     never_run = [label for label in never_run if label not in refused]
-    if settings.limit is not None:
-        table.notes.append(f"Only the first {settings.limit} samples (limit={settings.limit}).")
+    table.notes.extend(mixture_notes(results))
     table.notes.extend(f"{label} could not start: {reason}" for label, reason in refused.items())
     if never_run:
         table.notes.append(f"Not run yet: {', '.join(never_run)}.")
