@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from metagame.jobs.run import run_job
+from metagame.jobs.spec import merged
 from metagame.report.diff import compare_runs, main
 from metagame.report.experiment import write_report
+from metagame.report.results import read_jobs
 from metagame.report.table import read_table, write_table
 from tests.tiny.jobs import Numbers, job_config
 from tests.tiny.vision_language import refused
@@ -51,6 +53,53 @@ def test_cells_and_samples_that_changed_are_told_the_largest_change_first(ran):
     assert lines[at + 1 :] == ["    2, recall: 0.25 -> 1", "    1, accuracy: 0.5 -> 0.75"]
     assert any("1 in the first run only (3)" in line for line in lines)
     assert any("1 in the second run only (4)" in line for line in lines)
+
+
+NESTED = {"single": {"correct": 3, "iou": [0.5, None, "x"]}}
+
+
+def test_scores_within_scores_are_compared_and_those_that_are_no_numbers_come_first(ran):
+    changes = [{"correct": -300}, {"iou": [0.5, 1, "x"]}, {"iou": [0.50001, None, "y"]}, {"new": {}}]
+    one = ran("one", dict.fromkeys(range(1, 5), NESTED))
+    other = ran("other", {place: {"single": NESTED["single"] | each} for place, each in enumerate(changes, 1)})
+    head, *lines = compare_runs(one, other)
+    assert "4 of 4 have other scores" in head
+    assert lines == [
+        "    2, single.iou.1: None -> 1",
+        "    3, single.iou.2: x -> y",
+        "    4, single.new: absent -> {}",
+        "    1, single.correct: 3 -> -300",
+        "    3, single.iou.0: 0.5 -> 0.50001",
+    ]
+
+
+def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alone_are_named(ran, tmp_path):
+    one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+    (cfg,) = read_jobs(other).values()
+    for label, factor in {"Share": 2.0, "Second": 3.0}.items():
+        added = merged(cfg, {"attribution": {"label": label, "method": {"factor": factor}}})
+        run_job(added)
+        assert compare_runs(one, other) == []
+    write_report([cfg, added])
+    lines = compare_runs(one, other)
+    assert [line for line in lines if line.startswith("samples:")] == [
+        "samples: plain Second is in the second run only"
+    ]
+    assert [line for line in compare_runs(other, one) if "in the first run only" in line and "samples:" in line]
+
+
+def test_claims_and_notes_are_compared(ran):
+    one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+    claims = [{"claim": "a", "holds": True}, {"claim": "a", "holds": True, "difference": "+1"}]
+    others = [{"claim": "a", "holds": True}, {"claim": "a", "holds": None}, {"claim": "b", "holds": False}]
+    write_table(replace(read_table(one), claims=claims, notes=["same", "old"]), one)
+    write_table(replace(read_table(other), claims=others, notes=["new", "same"]), other)
+    assert compare_runs(one, other) == [
+        "table: claim 'b' is in the second run only",
+        "claim: a: yes, yes (+1) -> yes, not decided",
+        "table: note 'old' is in the first run only",
+        "table: note 'new' is in the second run only",
+    ]
 
 
 def test_rows_and_columns_of_one_table_alone_are_named(ran):

@@ -177,6 +177,18 @@ def read_experiment(folder: Path) -> list[JobResult]:
     return tell_apart(list(chain.from_iterable(read_asked(path) for path in paths)))
 
 
+def read_table_jobs(folder: Path) -> list[JobResult]:
+    """The jobs of an experiment's table, in order, named as there; all jobs where no file says which it has.
+
+    Raises:
+        RecordError: the results are of an earlier version, which cannot be read.
+    """
+    paths = [folder / "samples" / f"{name}.json" for name in read_jobs(folder)]
+    if not paths:
+        return read_experiment(folder)
+    return tell_apart(list(chain.from_iterable(read_asked(path) for path in paths if path.exists())))
+
+
 def read_jobs(folder: Path) -> dict[str, DictConfig]:
     """The configs of the jobs that an experiment's table is made of, by the name of the job; none without a table.
 

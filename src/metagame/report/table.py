@@ -97,7 +97,7 @@ def markdown(table: Table) -> str:
         frame.to_markdown(index=False, disable_numparse=True),
         "",
     ]
-    lines += [f"- {_HOLDS[claim['holds']]}: {_one_line(claim_text(claim))}" for claim in table.claims]
+    lines += [f"- {HOLDS[claim['holds']]}: {_one_line(claim_text(claim))}" for claim in table.claims]
     lines += [f"- {_one_line(note)}" for note in table.notes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -126,7 +126,8 @@ def _caption(table: Table) -> str:
     return f"Scale: {table.scale}; samples: {table.n_samples}{published}."
 
 
-_HOLDS = {True: "yes", False: "no", None: "not decided"}
+HOLDS = {True: "yes", False: "no", None: "not decided"}
+"""Whether a claim holds, in words."""
 
 
 def _frame(table: Table, render: Callable[[Column, Any], str]) -> pd.DataFrame:

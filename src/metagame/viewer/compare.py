@@ -10,7 +10,7 @@ import numpy as np
 
 from metagame.errors import RecordError, UserError
 from metagame.jobs.records import Record
-from metagame.report.diff import Change, changed_cells
+from metagame.report.diff import table_changes
 from metagame.report.results import JobResult
 from metagame.viewer.browser import Browser, Run
 from metagame.viewer.subjects import Subjects
@@ -21,6 +21,20 @@ MOST_SHOWN = 20
 """Changes of a score that are listed."""
 VALUES = "largest difference between values of the arrays"
 """In place of a score's name."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A score of a sample in both runs."""
+
+    sample: str
+    score: str
+    before: float
+    after: float
+
+    @property
+    def size(self) -> float:
+        return abs(self.after - self.before)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class Compared:
 
     Attributes:
         name: of it.
-        cells: a line for each cell of the table that differs.
+        cells: a line for each cell, claim and note of the table that differs.
         changes: by model, method and score, those with a changed sample.
         notes: what only one run has, and what could not be read, in sentences.
     """
@@ -101,7 +115,7 @@ def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N
         ]  # fmt: skip
         browser.add(one.name, *runs)
         try:
-            cells = changed_cells(one, other)
+            cells = table_changes(one, other)
         except UserError as error:
             cells, notes = [], [*notes, str(error)]
         changes = [each for each in _changes(*runs, subjects, n_samples) if each.changed]
