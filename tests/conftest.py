@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items):
     """Files with many slow tests come first, so that no process is left alone with one of them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """Each job looks for garbage when it ends: it need not search what has been imported by now."""
+    gc.freeze()
 
 
 def pytest_runtest_setup():

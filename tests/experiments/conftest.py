@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 
 from tests.tiny.jobs import shipped_configs
@@ -11,7 +9,5 @@ from tests.tiny.jobs import shipped_configs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    gc.collect()
     with shipped_configs():
         yield tmp_path_factory.mktemp("outputs")
-    gc.unfreeze()

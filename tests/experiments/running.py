@@ -48,7 +48,7 @@ def run_experiment(experiment: str, folder: Path) -> dict:
     for cfg in configs:
         if "design" in (cfg.attribution.get("method") or {}):
             cfg.attribution.method.design.budget //= 4
-    gc.freeze()  # each job looks for garbage: let it search its own only, not what has been imported for it
+    gc.freeze()  # see tests/conftest.py: composing has imported more
     outcomes = [run_job(cfg) for cfg in configs]
     assert Counter(outcome.errors for outcome in outcomes) == {(): len(configs)}
     assert all(0 < outcome.n_done == outcome.n_samples <= n_samples for outcome in outcomes)
