@@ -32,14 +32,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
-def pytest_collection_finish():
-    """Each job looks for garbage when it ends: it need not search what has been imported by now."""
-    gc.freeze()
-
-
 def pytest_runtest_setup():
     """Of a list's items beartype checks one at random: the same one in every run."""
     random.seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_imported_is_no_garbage():
+    """Each job looks for garbage when it ends: it need not search what earlier files have imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
