@@ -239,6 +239,20 @@ def curves_of(figure):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("n_models", [1, 2])
+def test_the_legend_of_recall_lies_within_the_figure(tmp_path, n_models):
+    results = [
+        job(tmp_path, base, [recalled(1.0)], model=f"model {number}")
+        for number in range(n_models)
+        for base in ("attnlrp", "cp_lrp", "ig", "gradient_input", "leave_one_out")
+    ]
+    figure = recall_figure(results)
+    figure.draw_without_rendering()
+    box, (legend,) = figure.bbox, figure.legends
+    extent = legend.get_window_extent()
+    assert box.x0 <= extent.x0 < extent.x1 <= box.x1
+
+
 def test_a_recall_figure_has_a_panel_for_each_model_and_a_curve_for_each_method(jobs, tmp_path):
     figure = recall_figure([*jobs, job(tmp_path, "cp_lrp", [recalled(1.0)], model="other")])
     methods = ["ATTNLRP", "Meta-ATTNLRP", "LEAVE_ONE_OUT", "CP_LRP"]

@@ -327,7 +327,8 @@ def recall_figure(results: list[JobResult]) -> Drawing | None:
         return None
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(0.6 + 3.2 * columns, 0.7 + 2.7 * rows), layout="constrained")
+    width = 0.6 + 3.2 * columns
+    figure = Figure(figsize=(width, 0.7 + 2.7 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(groups) :]:
         axes.set_axis_off()
@@ -341,7 +342,7 @@ def recall_figure(results: list[JobResult]) -> Drawing | None:
         axes.set_ylabel("recall of annotated pairs")
     for axes in grid[-1]:
         axes.set_xlabel("K, % of all directed pairs")
-    place = {"loc": "outside lower center", "ncols": len(handles), "frameon": False, "fontsize": 9}
+    place = {"loc": "outside lower center", "ncols": int(width / 1.5), "frameon": False, "fontsize": 9}
     figure.legend(list(handles.values()), list(handles), **place)
     return Drawing.single(figure, RECALL_CAPTION)
 
