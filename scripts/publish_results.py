@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from metagame.errors import UserError
+from metagame.jobs.environment import computed_with
 from metagame.report.results import RUNS, read_experiment
 
 COPIED = ("table.json", "table.md", "figure.png", "figure_*.png", "caption.txt")
@@ -52,13 +53,17 @@ def _runs(run: Path, checkpoint: Path | None) -> list[dict]:
 
 
 def _environments(run: Path) -> list[dict]:
-    """The distinct environments of the run's jobs; a commit of a branch may not be found again and is left out."""
+    """What the run's jobs were computed with, each environment once.
+
+    The commit is left out, since one of a branch may not be found again.
+    """
     found = []
     for result in read_experiment(run):
-        own = json.loads((result.folder / "environment.json").read_text(encoding="utf-8"))
-        del own["git_commit"]
-        if own not in found:
-            found.append(own)
+        last = json.loads((result.folder / "environment.json").read_text(encoding="utf-8"))
+        del last["git_commit"]
+        for own in (last, *(last | each for each in result.environments() if each != computed_with(last))):
+            if own not in found:
+                found.append(own)
     return found
 
 

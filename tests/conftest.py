@@ -44,6 +44,11 @@ def what_is_imported_is_no_garbage():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """What is frozen is not freed at exit, and extension modules say so."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def float64_by_default():
     """transformers makes CLIP's causal mask in the default type, which cannot hold the least float64 otherwise."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, cast
 
 import numpy as np
@@ -44,6 +45,8 @@ INCOMPLETE = 0.05
 """Share of f(x) - f(baseline) from which on attributions by IG that miss it are told of."""
 LAYERS = 10
 """Of FLUX's last double-stream blocks, as in the paper."""
+ONE_AT_A_TIME = RLock()
+"""Held by the thread that explains: rules of a backward pass hold for all models of a family."""
 Picture = Image.Image | np.ndarray | str | Path
 
 
@@ -65,8 +68,8 @@ def explain(
 ) -> MetaAttributions:
     """The meta-attributions of one input of a model.
 
-    One thread at a time can explain: the rules of AttnLRP and CP-LRP hold for all models of a process while they are
-    in use. For several models side by side, use several processes.
+    Threads explain one after the other, since the rules of AttnLRP and CP-LRP hold for all models of a process while
+    they are in use. For several models side by side, use several processes.
 
     Args:
         model: whatever :func:`metagame.load_model` accepts: a folder, a hub id, or a transformers model. A model that
@@ -108,16 +111,17 @@ def explain(
     for name, texts in {"text": (text,), "concepts": concepts, "background": background}.items():
         _check_characters(name, texts)
     question = Question(text, None if image is None else _opened(image), tuple(concepts), tuple(background))
-    bound = _bound(model, question, settings)
-    chosen, label = _method(method, bound)
-    played = _played(chosen, label, estimator, budget, order, index, seed)
-    if isinstance(chosen, FirstOrder) and order > 1:
-        _check_order(order, chosen.game(bound).n_players - chosen.endogenous)
-    explanation = played.explain(bound, progress)
-    if explanation.meta is None:
-        raise UserError(f"{type(chosen).__name__} has no metagame and no values for pairs: choose another method.")
-    if isinstance(chosen, IntegratedGradients):
-        _tell_of_incompleteness(chosen, cast("MaskedModel", bound), explanation.meta)
+    with ONE_AT_A_TIME:
+        bound = _bound(model, question, settings)
+        chosen, label = _method(method, bound)
+        played = _played(chosen, label, estimator, budget, order, index, seed)
+        if isinstance(chosen, FirstOrder) and order > 1:
+            _check_order(order, chosen.game(bound).n_players - chosen.endogenous)
+        explanation = played.explain(bound, progress)
+        if explanation.meta is None:
+            raise UserError(f"{type(chosen).__name__} has no metagame and no values for pairs: choose another method.")
+        if isinstance(chosen, IntegratedGradients):
+            _tell_of_incompleteness(chosen, cast("MaskedModel", bound), explanation.meta)
     picture = bound.picture
     if picture is None and question.image is not None and explanation.meta.grid is not None:
         picture = np.asarray(question.image)

@@ -1,5 +1,6 @@
 """One call from a checkpoint, or a model, to the meta-attributions of one input."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -64,6 +65,14 @@ def test_a_prompt_is_explained_as_by_the_adapter_and_the_method(language_model):
     assert np.allclose(phi.values, expected.values, atol=1e-6)
     assert (phi.players, phi.method, phi.output) == (expected.players, "AttnLRP", bound.answer)
     assert phi.players[3] == "never"
+
+
+def test_threads_that_explain_side_by_side_get_what_each_gets_alone(language_model):
+    methods = ("attnlrp", "cp_lrp", "gradient_input") * 2
+    alone = {name: explain(language_model, PROMPT, method=name, budget=16).values for name in set(methods)}
+    with ThreadPoolExecutor(len(methods)) as executor:
+        found = executor.map(lambda name: explain(language_model, PROMPT, method=name, budget=16).values, methods)
+        assert all(np.array_equal(values, alone[name]) for name, values in zip(methods, found, strict=True))
 
 
 def _prompt(model):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 
+from metagame.jobs.environment import LIBRARIES
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import merged
 from metagame.report.experiment import write_report
@@ -15,7 +17,7 @@ from tests.tiny.reports import Made, made_up, only, stub_config
 from tests.tiny.runs import table
 
 NAMES = ("A", "B", "C")
-TWO_LIMITS = ("2 samples of A (limit=2)", "1 samples of B, C (limit=1)")
+TWO_LIMITS = ("2 samples of A (limit=2)", "sample of B, C (limit=1)")
 
 
 def configs(folder, **changes):
@@ -29,8 +31,8 @@ def configs(folder, **changes):
     ("limits", "again", "notes"),
     [
         ((2, 2, 2), {}, ["Only the first 2 samples (limit=2)."]),
-        ((None, None, None), {0: 1}, ["Only the first 1 samples of A (limit=1)."]),
-        ((1, 1, 1), {0: None}, ["Only the first 1 samples of B, C (limit=1)."]),
+        ((None, None, None), {0: 1}, ["Only the first sample of A (limit=1)."]),
+        ((1, 1, 1), {0: None}, ["Only the first sample of B, C (limit=1)."]),
         ((1, 1, 1), {0: 2}, [f"Only the first {each}." for each in TWO_LIMITS]),
         ((None, None, None), {0: 3}, []),
     ],
@@ -54,6 +56,18 @@ def test_jobs_of_a_model_whose_files_have_changed_in_between_are_told_apart(tmp_
     write_report([first, *rest])
     (note,) = table(tmp_path)["notes"]
     assert "different versions of the model's files: A; B, C." in note
+
+
+def test_jobs_that_were_computed_with_other_versions_of_libraries_are_told_apart(tmp_path, monkeypatch):
+    first, *rest = configs(tmp_path)
+    run_job(merged(first, {"limit": 1}))
+    versions = {name: version(name) for name in LIBRARIES} | {"torch": "0.1"}
+    monkeypatch.setattr("metagame.jobs.environment._version", versions.get)
+    for cfg in (first, *rest):
+        run_job(cfg)
+    write_report([first, *rest])
+    (note,) = table(tmp_path)["notes"]
+    assert f"different versions or devices: torch: {version('torch')} (A), 0.1 (A, B, C). " in note
 
 
 def results(folder, files, **changes):

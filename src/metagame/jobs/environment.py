@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ def describe_environment(model: Model, seed: int) -> dict[str, Any]:
         "model_revision": model.revision,
         "seed": seed,
     }
+
+
+def computed_with(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an environment that can change a number, although no key of a record depends on it.
+
+    The version of this package is left out, since keys depend on its code.
+    """
+    libraries = {name: version for name, version in environment["libraries"].items() if name != "metagame"}
+    return {name: environment[name] for name in ("python", "accelerator", "device")} | {"libraries": libraries}
+
+
+def environment_path(folder: Path, environment: str) -> Path:
+    """The file in a job's folder that has the part with this digest."""
+    return folder / f"environment-{environment}.json"
 
 
 def _git_commit() -> str | None:

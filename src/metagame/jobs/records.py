@@ -40,6 +40,8 @@ class Record:
         arrays: names of the arrays in ``arrays/<key>.npz``.
         provenance: ``code``, ``weights`` and ``files``, see :class:`metagame.jobs.fingerprint.Provenance`.
         commit: git commit of the code that computed it.
+        environment: digest of the versions and the device that it was computed with, which are in
+            ``environment-<digest>.json``.
         version: version of this format.
     """
 
@@ -53,6 +55,7 @@ class Record:
     arrays: list[str] = field(default_factory=list)
     provenance: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+    environment: str | None = None
     version: int = VERSION
 
 

@@ -23,7 +23,7 @@ from metagame.digests import digest
 from metagame.errors import UserError, is_out_of_memory
 from metagame.jobs.accelerator import free_memory, use_threads
 from metagame.jobs.build import Job, check_report
-from metagame.jobs.environment import describe_environment
+from metagame.jobs.environment import computed_with, describe_environment, environment_path
 from metagame.jobs.fingerprint import Provenance, files_digest
 from metagame.jobs.grid import REFUSALS, refusal_name
 from metagame.jobs.manifest import changed_modules, job_manifest, keep_manifest
@@ -156,7 +156,7 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
         track(cfg, store.folder, keys) as update_tracker,
         JobProgress(title, len(own), len(own) - len(missing)) as progress,
     ):
-        worker = Worker(plan, progress, update_tracker, environment["git_commit"])
+        worker = Worker(plan, progress, update_tracker, environment)
         held_elsewhere: dict[str, Task] = {}
         waiting = [(batch, pending) for batch in batches if (pending := [key for key in batch if key in missing])]
         for place, (batch, pending) in enumerate(waiting):
@@ -268,11 +268,13 @@ def _shard_name(cfg: DictConfig) -> str:
 
 
 def _write_description(plan: Plan, environment: dict[str, Any] | None) -> None:
-    """``config.yaml`` and, if given, ``environment.json`` of the job; of the experiment what it asks of the job."""
+    """``config.yaml`` and, if given, the environment of the job; of the experiment what it asks of the job."""
     cfg, folder = merged(plan.cfg, {"shard": None}), plan.store.folder
     texts = {folder / "config.yaml": OmegaConf.to_yaml(cfg, resolve=True)}
     if environment is not None:
+        part = computed_with(environment)
         texts[folder / "environment.json"] = json.dumps(environment, indent=1) + "\n"
+        texts[environment_path(folder, digest(part))] = json.dumps(part, indent=1) + "\n"
     asked = {
         "version": VERSION,
         "job": os.path.relpath(folder, cfg.output_dir),
@@ -299,12 +301,17 @@ class Worker:
     """Prepares samples in batches, evaluates and records them one at a time; says each kind of failure once."""
 
     def __init__(
-        self, plan: Plan, progress: JobProgress, update_tracker: Callable[[], None], commit: str | None
+        self,
+        plan: Plan,
+        progress: JobProgress,
+        update_tracker: Callable[[], None],
+        environment: Mapping[str, Any],
     ) -> None:
         self.plan = plan
         self.progress = progress
         self.update_tracker = update_tracker
-        self.commit = commit
+        self.commit = environment["git_commit"]
+        self.environment = digest(computed_with(environment))
         self.memory_advice = memory_advice(plan.cfg, plan.job.methods.values())
         self._said: set[str] = set()
 
@@ -337,7 +344,7 @@ class Worker:
     def _evaluate_and_append(self, task: Task, variant: str, inputs: Mapping[str, BoundInput] | Failure) -> None:
         failed = Record(
             record_key(task.key, variant), task.sample.id, "failed", variant,
-            provenance=vars(task.provenance), commit=self.commit,
+            provenance=vars(task.provenance), commit=self.commit, environment=self.environment,
         )  # fmt: skip
         try:
             if isinstance(inputs, Failure):

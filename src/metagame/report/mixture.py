@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from metagame.digests import digest
 from metagame.report.results import JobResult, name_in_notes
@@ -17,7 +17,8 @@ def mixture_notes(results: Sequence[JobResult]) -> list[str]:
     """Footnotes that name the jobs with other samples, or with other versions of files, than the other jobs."""
     named = [(name_in_notes(result, results), result) for result in results]
     by_benchmark, by_model = _with_the_same(named, "benchmark"), _with_the_same(named, "model")
-    return [*_limit_notes(by_benchmark), *_sample_notes(by_benchmark), *_file_notes(by_benchmark, by_model)]
+    notes = [*_limit_notes(by_benchmark), *_sample_notes(by_benchmark), *_file_notes(by_benchmark, by_model)]
+    return [*notes, *_environment_notes(named)]
 
 
 def _limit_notes(by_benchmark: Sequence[Sequence[Named]]) -> Iterator[str]:
@@ -26,7 +27,8 @@ def _limit_notes(by_benchmark: Sequence[Sequence[Named]]) -> Iterator[str]:
     for limit, names in limits.items():
         if limit is not None:
             of_jobs = f" of {', '.join(names)}" if len(limits) > 1 else ""
-            yield f"Only the first {limit} samples{of_jobs} (limit={limit})."
+            samples = "sample" if limit == 1 else f"{limit} samples"
+            yield f"Only the first {samples}{of_jobs} (limit={limit})."
 
 
 def _limit(result: JobResult, same: Sequence[Named]) -> int | None:
@@ -56,6 +58,31 @@ def _file_notes(by_benchmark: Sequence[Sequence[Named]], by_model: Sequence[Sequ
                 found.setdefault(sample, []).append((version, name))
         groupings = {tuple(map(tuple, _grouped(versions).values())) for versions in found.values()}
         yield from (note for groups in sorted(groupings) for note in _differ("the samples' files", groups))
+
+
+def _environment_notes(named: Sequence[Named]) -> Iterator[str]:
+    """The libraries and devices that not all numbers were computed with, since no key of a record depends on them."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, result in named:
+        for environment in result.environments():
+            for what, value in _parts(environment).items():
+                found.setdefault(what, []).append((value, name))
+    texts = []
+    for what, values in ((what, _grouped(pairs)) for what, pairs in found.items()):
+        if len(values) > 1:
+            texts.append(f"{what}: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in values.items()))
+    if texts:
+        yield (
+            f"The numbers were computed with different versions or devices: {'; '.join(texts)}. To compute all of them"
+            " in one environment, remove the folders of these jobs and run the experiment again."
+        )
+
+
+def _parts(environment: Mapping[str, Any]) -> dict[str, str]:
+    """The versions and devices of an environment, by their names in a note."""
+    device = environment["accelerator"] if environment["device"] != "cpu" else None
+    versions = {name: version or "none" for name, version in environment["libraries"].items()}
+    return {"device": device or environment["device"], "Python": environment["python"]} | versions
 
 
 def _differ(what: str, groups: Iterable[Sequence[str]]) -> Iterator[str]:

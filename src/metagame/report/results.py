@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from metagame.contracts import Explanation
 from metagame.digests import digest
 from metagame.errors import RecordError
+from metagame.jobs.environment import environment_path
 from metagame.jobs.manifest import current_code
 from metagame.jobs.records import VERSION, Record, RecordStore, pictures_of, unpack
 from metagame.jobs.spec import Variant, asked_path, merged, model_label, variants
@@ -67,6 +68,12 @@ class JobResult:
     @cached_property
     def failed(self) -> list[Record]:
         return [record for record in self.records if record.status == "failed"]
+
+    def environments(self) -> list[dict[str, Any]]:
+        """What the finished samples were computed with, each environment once, as far as the records say."""
+        digests = dict.fromkeys(record.environment for record in self.done if record.environment is not None)
+        paths = [environment_path(self.folder, each) for each in digests]
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
     @property
     def model(self) -> str:
