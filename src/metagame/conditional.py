@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -41,7 +42,7 @@ def conditional_weights(
         )
     if not (np.isfinite(point).all() and np.isfinite(rows).all()):
         raise UserError("x or background has values that are NaN or infinite: impute or drop them first.")
-    if not 0 < bandwidth < np.inf:
+    if not isinstance(bandwidth, Real) or not 0 < bandwidth < np.inf:
         raise UserError(f"bandwidth={bandwidth!r} must be a positive number of standard deviations.")
     # the distance is the same in all units, but in those of one standard deviation the inverse is found exactly
     scale = rows.std(0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from metagame.errors import GameError, UserError
 from metagame.extras import needed_by
@@ -109,7 +110,7 @@ class AttributionGame:
         if n_players < 1 or len(values) != 1 << n_players:
             raise GameError(f"values has shape {values.shape}: give (2**n, t), one row for each coalition, n >= 1.")
         bits = 1 << np.arange(n_players)
-        return cls(lambda coalitions: values[coalitions @ bits], n_players)
+        return cls(partial(_row_of, values, bits), n_players)
 
     @classmethod
     def of_torch(cls, fn: Callable, n_players: int, *, device: Any = "cpu", **settings: Any) -> AttributionGame:
@@ -239,6 +240,11 @@ class AttributionGame:
             if isinstance(error, TypeError) and "numpy.ndarray" in reason and "Tensor" in reason:
                 advice = "; AttributionGame.of_torch gives coalitions as tensors"
             raise GameError(f"fn failed on {_named(coalitions)} ({reason}){advice}.") from error
+
+
+def _row_of(values: Float[np.ndarray, "m t"], bits: Int[np.ndarray, " n"], coalitions: Coalitions) -> Values:
+    """A function of the module, unlike a lambda, can be pickled."""
+    return values[coalitions @ bits]
 
 
 def _named(coalitions: Coalitions) -> str:

@@ -104,6 +104,9 @@ class MetaAttributions:
                 raise UserError(
                     f"{name} has shape {found.shape}, but values of shape {self.values.shape} need {shape}."
                 )
+        for name in ("players", "targets"):
+            if vars(self)[name] is not None:
+                object.__setattr__(self, name, tuple(map(str, vars(self)[name])))  # lists and arrays, too
         if self.players is not None and len(self.players) != n_players:
             raise UserError(f"players has {len(self.players)} names for {n_players} players: give one for each.")
         check_target_names(self.targets, self.grid, n_targets)

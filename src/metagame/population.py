@@ -6,7 +6,7 @@ Shapley value is linear in the game, so that the mean of meta-attributions is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ ALIKE = ("endogenous", "order", "index", "directed", "players", "targets", "grid
 """What the results of all inputs must have in common."""
 
 
-def mean_influence(results: Sequence[MetaAttributions]) -> MetaAttributions:
+def mean_influence(results: Iterable[MetaAttributions]) -> MetaAttributions:
     """The mean of phi_{j -> i} over inputs, in the units of the attribution method: influences of both signs cancel.
 
     The result is the metagame of the mean attribution: its rows sum to the mean of phi_i(N), minus the mean of
@@ -36,10 +36,10 @@ def mean_influence(results: Sequence[MetaAttributions]) -> MetaAttributions:
     Raises:
         UserError: there are fewer than two results, they differ in players, targets or settings, or they are formulas.
     """
-    return _mean(results, lambda values: values)
+    return _mean(list(results), lambda values: values)
 
 
-def mean_size(results: Sequence[MetaAttributions]) -> MetaAttributions:
+def mean_size(results: Iterable[MetaAttributions]) -> MetaAttributions:
     """The mean of the absolute phi_{j -> i} over inputs, non-negative: how strong an influence is, whatever its sign.
 
     Estimated values have larger sizes than exact ones, since errors do not cancel. Row sums have no known meaning.
@@ -53,7 +53,7 @@ def mean_size(results: Sequence[MetaAttributions]) -> MetaAttributions:
     Raises:
         UserError: see :func:`mean_influence`.
     """
-    return replace(_mean(results, np.abs), first_order=None, empty=None)
+    return replace(_mean(list(results), np.abs), first_order=None, empty=None)
 
 
 def _mean(results: Sequence[MetaAttributions], of: Callable[[np.ndarray], np.ndarray]) -> MetaAttributions:

@@ -158,7 +158,9 @@ def test_token_ids_are_masked_before_their_embeddings_are_attributed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inputs": torch.zeros(2, N)}, "inputs has batches of 2: give a batch of one"),
+        ({"inputs": np.zeros((1, N))}, r"inputs has a ndarray: give a tensor \(1, ...\)"),
+        ({"inputs": torch.tensor(1.0)}, r"inputs has shape \(\): give a batch of one"),
+        ({"inputs": torch.zeros(2, N)}, r"inputs has shape \(2, 4\): give a batch of one"),
         ({"baselines": torch.zeros(3)}, "baselines does not fit the inputs"),
         ({"feature_mask": torch.tensor([[0, 2, 2, 2]])}, r"feature_mask has the numbers \[0, 2\]: number the players"),
         ({"feature_mask": torch.tensor([[0, 0.5, 1, 1]])}, r"feature_mask has the numbers \[0.0, 0.5, 1.0\]"),
@@ -166,7 +168,7 @@ def test_token_ids_are_masked_before_their_embeddings_are_attributed():
     ],
 )
 def test_inputs_of_captum_that_do_not_fit_are_refused(arguments, message, net):
-    with pytest.raises(GameError, match=message):
+    with unchecked(), pytest.raises(GameError, match=message):
         of_captum(Saliency(net), **({"inputs": torch.zeros(1, N).double()} | arguments))
     with pytest.raises(GameError, match=r"grid=\(9, 1\) does not fit 8 x 8 pixels"):
         patch_mask(torch.zeros(1, 1, 8, 8), (9, 1))
@@ -355,6 +357,10 @@ def test_patches_of_a_pipeline_are_blanked():
         *(
             (lambda rows, new=new, **_: of_estimator(new, rows[0], rows), "is not fitted: call its fit method first")
             for new in (SVC(), LinearRegression(), make_pipeline(StandardScaler(), LinearRegression()))
+        ),
+        (
+            lambda rows, **_: of_estimator(RandomForestClassifier(2).fit(rows, rows > 0), rows[0], rows),
+            "RandomForestClassifier predicts several labels: give predict=",
         ),
         (lambda rows, classes, **_: of_estimator(SVC().fit(rows, classes), rows[0], rows), "SVC has no predict_proba"),
         (

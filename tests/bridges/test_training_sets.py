@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
@@ -66,6 +67,7 @@ def test_a_classifier_of_one_class_is_untrained_where_it_cannot_be_fitted():
     [
         ((X, Y[:3], [0, 0, 0]), "y has shape .3,. for 9 points"),
         ((X, Y, 0.0), "attribute= gives 3 targets, but untrained= has 1"),
+        ((csr_array(X), Y, [0, 0, 0]), r"x is a sparse matrix: give x.toarray\(\)"),
         ((X * np.nan, Y, [0, 0, 0]), "LinearRegression cannot be fitted to . points .Input X contains NaN"),
     ],
 )

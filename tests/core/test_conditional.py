@@ -8,7 +8,7 @@ from metagame import UserError, explain
 from metagame.bridges.sklearn import of_estimator
 from metagame.conditional import conditional_weights
 from metagame.games import all_coalitions
-from tests.conftest import close
+from tests.conftest import close, unchecked
 from tests.reference.conditional_weights import conditional_weights as slow_weights
 
 RNG = np.random.default_rng(0)
@@ -54,11 +54,12 @@ def test_a_feature_that_the_model_ignores_counts_by_what_it_says_of_others():
         (X, ROWS[:1], 1.0, r"background has shape \(1, 3\): give at least two rows"),
         (X * np.nan, ROWS, 1.0, "x or background has values that are NaN"),
         (X, ROWS, 0.0, "bandwidth=0.0 must be a positive number"),
+        (X, ROWS, None, "bandwidth=None must be a positive number"),
         (X, np.full((3, 3), "a"), 1.0, "background has dtype <U1: give real numbers"),
     ],
 )
 def test_what_has_no_weights_is_refused(x, background, bandwidth, message):
-    with pytest.raises(UserError, match=message):
+    with unchecked(), pytest.raises(UserError, match=message):
         conditional_weights(x, background, bandwidth)
 
 

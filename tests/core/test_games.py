@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -125,12 +127,13 @@ def test_bad_argument_is_named(arguments, name):
         AttributionGame(lambda coalitions: coalitions, **({"n_players": 2} | arguments))
 
 
-def test_values_of_a_game_are_copied():
+def test_values_of_a_game_are_copied_and_can_be_pickled():
     values = random_game(2, 2)
     game = AttributionGame.from_values(values)
     before = game(all_coalitions(2))
     values[:] = 0
     assert np.array_equal(game(all_coalitions(2)), before)
+    assert np.array_equal(pickle.loads(pickle.dumps(game))(all_coalitions(2)), before)
 
 
 @pytest.mark.parametrize("grid", [3, (3,), (0, 3), (-1, -3), (1.0, 3), (1, 2, 3), "23"])

@@ -273,11 +273,12 @@ def test_drawings_with_one_limit_can_be_compared():
         (words, lambda phi: phi.plot(top=0), "top=0 must be a positive integer"),
         (words, lambda phi: phi.plot(top=3), "top=3 would change nothing in kind='matrix'"),
         (words, lambda phi: phi.plot(limit=0), "limit=0 must be a positive number"),
+        (words, lambda phi: phi.plot(limit="1"), "limit='1' must be a positive number"),
         (words, lambda phi: phi.save("/nowhere/phi.npz"), "phi.npz cannot be written"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_one_sentence(make, act, message):
-    with pytest.raises(UserError, match=message):
+    with unchecked(), pytest.raises(UserError, match=message):
         act(make())
 
 

@@ -37,6 +37,12 @@ def test_errors_of_exact_values_are_those_of_a_mean_over_inputs():
     assert sizes.first_order is None
 
 
+def test_results_may_come_one_by_one():
+    results = [played()[0], played()[0]]
+    for mean in (mean_influence, mean_size):
+        assert np.array_equal(mean(each for each in results).values, mean(results).values)
+
+
 def test_errors_of_the_same_coalitions_do_not_cancel():
     once = replace(played()[0], standard_error=np.full((3, 3), 0.1))
     assert close(mean_influence([once] * 7).standard_error, 0.1)

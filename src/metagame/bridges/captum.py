@@ -55,10 +55,11 @@ def of_captum(
             returns attributions of another shape and there is no ``reduce``.
     """
     rows = inputs if isinstance(inputs, tuple) else (inputs,)
-    if any(len(row) != 1 for row in rows):
-        raise GameError(
-            f"inputs has batches of {', '.join(str(len(row)) for row in rows)}: give a batch of one, (1, ...)."
-        )
+    for row in rows:
+        if not isinstance(row, Tensor):
+            raise GameError(f"inputs has a {type(row).__name__}: give a tensor (1, ...), or a tuple of such tensors.")
+        if row.shape[:1] != (1,):
+            raise GameError(f"inputs has shape {tuple(row.shape)}: give a batch of one, (1, ...).")
     rows = tuple(row.detach().clone() for row in rows)  # which the caller may write to later
     masks = _masks(rows, feature_mask)
     absent = _absent(baselines, rows)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
+from scipy.sparse import issparse
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 
@@ -124,6 +125,8 @@ def of_training_set(
         UserError: x and y differ in length, the estimator cannot be fitted to a coalition, or ``attribute`` returns
             another number of targets than ``untrained`` has.
     """
+    if issparse(x):
+        raise UserError("x is a sparse matrix: give x.toarray().")
     labels = np.asarray(y)
     if labels.shape != (len(x),):
         raise UserError(f"y has shape {labels.shape} for {len(x)} points: give one number or class for each point.")
@@ -211,6 +214,8 @@ def _output(estimator: Any, output: Any, x: Any) -> tuple[str, Callable[[Any], A
         probabilities = estimator.predict_proba
     except AttributeError as error:
         raise UserError(f"{name} has no predict_proba: give predict=, for example its decision_function.") from error
+    if np.ndim(predicted) > 1:
+        raise UserError(f"{name} predicts several labels: give predict=, a function that selects one number per row.")
     classes = list(estimator.classes_)
     chosen = classes[int(np.argmax(probabilities(x)[0]))] if output is None else output
     if chosen not in classes:

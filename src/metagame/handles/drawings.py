@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
-from numbers import Integral
+from numbers import Integral, Real
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,8 @@ def draw(phi: MetaAttributions, axes: Axes | None, kind: str | None, top: int | 
         raise UserError(f"plot() draws numbers of order 1, but these are {what}: print them, or use top_pairs().")
     if top is not None and (not isinstance(top, Integral) or top < 1):
         raise UserError(f"top={top!r} must be a positive integer.")
-    if limit is not None and not 0 < limit < np.inf:
-        raise UserError(f"limit={limit} must be a positive number, or None for the largest value.")
+    if limit is not None and not (isinstance(limit, Real) and 0 < limit < np.inf):
+        raise UserError(f"limit={limit!r} must be a positive number, or None for the largest value.")
     chosen = kind or ("matrix" if phi.grid is None else "maps")
     if chosen == "maps" and phi.grid is None:
         raise UserError("kind='maps' needs targets that are patches of an image: choose matrix or arrows.")
