@@ -12,6 +12,7 @@ from metagame.report.diff import compare_runs, main
 from metagame.report.experiment import write_report
 from metagame.report.results import read_jobs
 from metagame.report.table import read_table, write_table
+from metagame.viewer.compare import write_comparison
 from tests.tiny.jobs import Numbers, job_config
 from tests.tiny.vision_language import refused
 
@@ -71,6 +72,8 @@ def test_scores_within_scores_are_compared_and_those_that_are_no_numbers_come_fi
         "    1, single.correct: 3 -> -300",
         "    3, single.iou.0: 0.5 -> 0.50001",
     ]
+    page = write_comparison(one, other, one.parent / "page").read_text(encoding="utf-8")
+    assert all(f"<li>{line.replace('->', '-&gt;')}</li>" in page for line in (head, *lines))
 
 
 def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alone_are_named(ran, tmp_path):

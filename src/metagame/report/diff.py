@@ -29,7 +29,7 @@ def compare_runs(one: Path, other: Path) -> list[str]:
     Raises:
         UserError: one of them has no table.
     """
-    return [*table_changes(one, other), *_samples(_scores(one), _scores(other))]
+    return [*table_changes(one, other), *sample_changes(one, other)]
 
 
 def table_changes(one: Path, other: Path) -> list[str]:
@@ -43,6 +43,15 @@ def table_changes(one: Path, other: Path) -> list[str]:
     except RecordError as error:
         raise UserError(str(error)) from error
     return [*_cells(before, after), *_claims(before, after), *_notes(before, after)]
+
+
+def sample_changes(one: Path, other: Path) -> list[str]:
+    """What differs between the scores of the samples behind the tables of two folders, one line each.
+
+    Raises:
+        UserError: a folder has no results that can be read.
+    """
+    return list(_samples(_scores(one), _scores(other)))
 
 
 def _cells(before: Table, after: Table) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from metagame.errors import RecordError, UserError
 from metagame.jobs.records import Record
-from metagame.report.diff import table_changes
+from metagame.report.diff import sample_changes, table_changes
 from metagame.report.results import JobResult
 from metagame.viewer.browser import Browser, Run
 from metagame.viewer.subjects import Subjects
@@ -81,12 +81,14 @@ class Compared:
     Attributes:
         name: of it.
         cells: a line for each cell, claim and note of the table that differs.
+        scores: lines for each method whose samples differ, in any score.
         changes: by model, method and score, those with a changed sample.
         notes: what only one run has, and what could not be read, in sentences.
     """
 
     name: str
     cells: list[str]
+    scores: list[str]
     changes: list[Changes]
     notes: list[str] = field(default_factory=list)
 
@@ -114,12 +116,13 @@ def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N
             for name, each in zip(RUN_NAMES, experiments, strict=True)
         ]  # fmt: skip
         browser.add(one.name, *runs)
+        cells, scores = [], []
         try:
-            cells = table_changes(one, other)
+            cells, scores = table_changes(one, other), sample_changes(one, other)
         except UserError as error:
-            cells, notes = [], [*notes, str(error)]
+            notes = [*notes, str(error)]
         changes = [each for each in _changes(*runs, subjects, n_samples) if each.changed]
-        compared.append(Compared(one.name, cells, changes, [*notes, *_only_in_one(*runs)]))
+        compared.append(Compared(one.name, cells, scores, changes, [*notes, *_only_in_one(*runs)]))
     page, parts = render_template("diff.html", browser, first=str(first), second=str(second), compared=compared)
     folder.mkdir(parents=True, exist_ok=True)
     save_page(folder / "index.html", page, parts)
