@@ -257,6 +257,10 @@ def test_drawings_with_one_limit_can_be_compared():
     axes = words().plot(limit=7.0)
     assert axes.images[0].get_clim() == (-7.0, 7.0)
     matplotlib.pyplot.close(axes.figure)
+    axes = patches().plot(kind="arrows", top=4, limit=1e-3)
+    assert {line.get_linewidth() for line in axes.lines} == {4.0}
+    assert len(axes.lines) == 3 * 4
+    matplotlib.pyplot.close(axes.figure)
 
 
 @pytest.mark.parametrize(

@@ -423,8 +423,13 @@ def test_a_seed_draws_masks_of_its_own_and_leaves_the_global_random_state_alone(
 def test_absent_patches_have_zero_pixels():
     pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = torch.as_tensor(all_coalitions(4))
-    for mask, found in zip(masks, masked_pixels(pixels, masks), strict=True):
+    for mask, found in zip(masks, masked_pixels(pixels, masks, 4), strict=True):
         assert torch.equal(found, reference.masked_image(pixels, mask.tolist(), 2))
+    larger = torch.rand(3, 11, 10, generator=torch.Generator().manual_seed(1))  # no patch reads the last pixels
+    for mask, found in zip(masks, masked_pixels(larger, masks, 4), strict=True):
+        assert torch.equal(found[:, :8, :8], reference.masked_image(larger[:, :8, :8], mask.tolist(), 2))
+        assert torch.equal(found[:, 8:], larger[:, 8:])
+        assert torch.equal(found[:, :8, 8:], larger[:, :8, 8:])
 
 
 @pytest.mark.parametrize("interactions", ["pairs", "", None])

@@ -51,6 +51,19 @@ def bound(model: ImageClassifier, concept):
     return model.bind_any(concept)[WHOLE]
 
 
+def test_images_with_the_same_ids_in_another_data_set_are_other_images():
+    classes = {"good": noise("good", 3), "bad": noise("bad", 2)}
+    samples = [
+        relative_concepts({"bright": noise("bright", N, least), "dark": noise("dark", N, 2 * least)}, classes)[0]
+        for least in (0, 80)
+    ]
+    method, model = TTCAV(repeats=2, examples=6), image_classifier("vit")
+    again = [method.explain(bound(model, sample)).effects for sample in samples]
+    fresh = [method.explain(bound(image_classifier("vit"), sample)).effects for sample in samples]
+    assert np.array_equal(again, fresh)
+    assert not np.array_equal(*again)
+
+
 def pixels_of(model, images):
     return [model.pixels(image) for image in images]
 

@@ -21,6 +21,7 @@ from metagame.errors import GameError
 from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import all_coalitions
 from metagame.images import grid_side
+from metagame.models import vision_language
 from metagame.models.clip import CLIP
 from metagame.models.encoder_views import ClassTokenView
 from metagame.models.open_clip import OpenCLIP, adapt_tokenizer
@@ -369,6 +370,21 @@ def test_embedding_of_a_text_is_the_same_whatever_its_company(family):
     assert torch.equal(embed([texts[1], texts[0], texts[1]]), together[[1, 0, 1]])
 
 
+def test_a_model_forgets_the_texts_that_it_was_asked_for_first(monkeypatch):
+    monkeypatch.setattr(vision_language, "MOST_TEXTS", 3)
+    monkeypatch.setattr(vision_language, "MOST_KEPT", 2)
+    model = build("clip", torch.float32).model
+    texts = [text_of(model, first, "six") for first in list(VOCABULARY)[2:7]]
+    asked, encode = [], model.encode_texts
+    model.encode_texts = lambda some: asked.extend(dict.fromkeys(some)) or encode(some)
+    for text in (*texts[:3], texts[0], texts[3], texts[0], texts[1]):
+        model.embed([text])
+    assert asked == [*texts[:4], texts[1]]
+    assert len(model.embed(texts)) == len(texts)
+    assert [model.keep(key, lambda key=key: key * 2) for key in "abac"] == ["aa", "bb", "aa", "cc"]
+    assert [*model._kept] == ["a", "c"]
+
+
 def test_a_text_is_padded_to_a_length_of_its_own_and_embedded_as_if_padded_to_the_context(float64_by_default):
     model = build("clip", torch.float64).model
     text = text_of(model, "one", "two")
@@ -499,6 +515,20 @@ class SharingTokenizer:
 
     def split(self, text):
         return [(0, False) for _ in text.replace("one two", "onetwo").split()]
+
+
+class SplittingTokenizer(SharingTokenizer):
+    """Gives a word behind a space one token, and two at the beginning."""
+
+    def split(self, text):
+        first, *others = text.split(" ")
+        return [(100 + len(first), False), (200 + len(first), False), *((len(word), False) for word in others)]
+
+
+def test_a_word_has_the_tokens_that_it_has_in_the_text():
+    pieces = WordPlayers(SplittingTokenizer(), ["one", "three", "seventeen"])
+    found = [pieces.masked(present).attended for present in (~np.eye(3, dtype=bool)).tolist()]
+    assert found == [(False, False, True, True), (True, True, False, True), (True, True, True, False)]
 
 
 def test_words_that_share_a_token_cannot_be_masked():

@@ -7,14 +7,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from metagame.estimators.exact import MAX_PLAYERS
-from metagame.report.maps import TOP, draw_edges, draw_map, edge_scale, heat_scale, word_colors
+from metagame.report.maps import TOP, EdgeScale, draw_edges, draw_map, edge_scale, heat_scale, word_colors
 from tests.conftest import close
 
 
-def drawn(maps, pieces, scale=None):
+def drawn(maps, pieces, scale=None, top=TOP):
     axes = Figure().subplots()
     picture = Image.new("RGB", (64, 64), (40, 90, 160))
-    draw_edges(axes, picture, pieces, maps.reshape(8, 8, -1), scale or edge_scale([maps]))
+    draw_edges(axes, picture, pieces, maps.reshape(8, 8, -1), scale or edge_scale([maps]), top)
     return axes
 
 
@@ -33,6 +33,18 @@ def test_each_word_has_lines_of_its_colour_to_its_ten_patches_of_largest_size():
         assert found == {divmod(int(index), 8) for index in expected}
     assert TOP == 10
     assert len(set(colors)) == 3
+
+
+def test_as_many_lines_are_drawn_as_are_asked_for():
+    maps = np.random.default_rng(1).normal(size=(64, 2))
+    assert [len(drawn(maps, ["a", "b"], top=top).lines) for top in (1, 16, 64)] == [2, 32, 128]
+
+
+def test_values_beyond_the_scale_are_drawn_as_its_largest():
+    maps = np.array([[0.5, 1.0, 4.0, -40.0] + 60 * [0.0]]).T
+    axes = drawn(maps, ["a"], EdgeScale(1.0))
+    assert close(sorted(line.get_linewidth() for line in axes.lines), [0.3 + 3.7 / 2, 4, 4, 4])
+    assert max(tint.get_facecolor()[3] for tint in axes.patches) == 0.55
 
 
 def test_lines_of_negative_values_are_dashed_and_those_of_zeros_are_not_there():

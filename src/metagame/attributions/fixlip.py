@@ -133,7 +133,8 @@ class FIxLIP(Method[ImageText]):
         embeddings = []
         for start in range(0, len(masks), self.batch_size):
             part = torch.as_tensor(masks[start : start + self.batch_size])
-            embeddings.append(bound.model.encode_images(masked_pixels(bound.image.pixels, part)))
+            pixels = masked_pixels(bound.image.pixels, part, bound.model.patch_size)
+            embeddings.append(bound.model.encode_images(pixels))
             if progress is not None:
                 progress(min(start + self.batch_size, len(masks)), len(masks))
         return normalize(torch.cat(embeddings), dim=-1)

@@ -116,10 +116,7 @@ def _draw_edges(phi: MetaAttributions, axes: Axes, top: int, limit: float) -> No
     maps = _maps(phi)
     if len(maps) != 1:
         raise UserError(f"kind='arrows' draws one map, but there are {len(maps)}: choose kind='maps'.")
-    strongest = np.argsort(-np.abs(phi.values), axis=0, kind="stable")[top:]
-    shown = phi.values.copy()
-    np.put_along_axis(shown, strongest, 0, axis=0)
-    draw_edges(axes, _picture(phi), player_names(phi), shown.reshape(maps.shape[1:]), EdgeScale(limit))
+    draw_edges(axes, _picture(phi), player_names(phi), maps[0], EdgeScale(limit), top)
 
 
 def _draw_maps(phi: MetaAttributions, axes: Axes, top: int, limit: float) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metagame.contracts import BoundInput, Sample
+from metagame.digests import file_digest
 from metagame.errors import UserError
 from metagame.models.attended import require_attention_weights
 from metagame.models.token_batches import TokenBatches
 
 LEAST = 10
 """Images that a concept needs."""
+Content = tuple[Hashable, ...]
 Slopes = tuple[Float[np.ndarray, "m L T d"], Float[np.ndarray, "m L T"]]
 
 
@@ -51,6 +54,8 @@ class VisualConcept(Sample):
 class TokenStates:
     """Outputs of a vision transformer's layers, and gradients with respect to them; each is computed once.
 
+    Images are the same if their content is, since an id is unique in one benchmark only.
+
     Attributes:
         net: a classifier of transformers; of its T tokens [CLS] is the first and patches are the last.
         read: maps an image to pixels.
@@ -60,7 +65,7 @@ class TokenStates:
     net: Any
     read: Callable[[Sample], Float[Tensor, "3 H W"]]
     batches: TokenBatches
-    _states: dict[tuple[str, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
+    _states: dict[tuple[Content, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
     _slopes: dict[tuple, Slopes] = field(default_factory=dict)
 
     @property
@@ -74,11 +79,13 @@ class TokenStates:
 
     def states(self, images: Sequence[Sample], layers: tuple[int, ...]) -> Float[np.ndarray, "k L T d"]:
         """The outputs of these layers, counted from 1, of each image; one forward pass for each that is new."""
-        new = {image.id: image for image in images if (image.id, layers) not in self._states}
+        contents = [content_of(image) for image in images]
+        named = zip(contents, images, strict=True)
+        new = {content: image for content, image in named if (content, layers) not in self._states}
         if new:
             found = self._in_batches(lambda pixels: self._forward(pixels, layers), new.values())
-            self._states.update({(name, layers): own for name, own in zip(new, found, strict=True)})
-        return np.stack([self._states[image.id, layers] for image in images])
+            self._states.update({(content, layers): own for content, own in zip(new, found, strict=True)})
+        return np.stack([self._states[content, layers] for content in contents])
 
     def slopes(self, images: Sequence[Sample], label: int, layers: tuple[int, ...]) -> Slopes:
         """dz/dh, z the label's logit and h the output of a layer, and the attention of [CLS] in that layer.
@@ -89,7 +96,7 @@ class TokenStates:
             UserError: the model keeps no attention weights.
         """
         require_attention_weights(self.net)
-        key = (tuple(image.id for image in images), label, layers)
+        key = (tuple(map(content_of, images)), label, layers)
         if key not in self._slopes:
             both = self._in_batches(lambda pixels: self._backward(pixels, label, layers), images)
             self._slopes[key] = both[..., :-1], both[..., -1]
@@ -133,6 +140,14 @@ class TokenStates:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def content_of(image: Sample) -> Content:
+    """What tells images apart: the content of their files, or their pixels where they have none."""
+    if files := image.files():
+        return tuple(map(file_digest, files))
+    pixels = np.asarray(image.image())
+    return pixels.shape, sha256(pixels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

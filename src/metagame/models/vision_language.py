@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice, pairwise
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.nn.functional import normalize
 from metagame import contracts
 from metagame.contracts import BoundInput, Failure, Model
 from metagame.errors import UserError
-from metagame.images import grid_side, to_rgb
+from metagame.images import to_rgb
 from metagame.models.characters import UNFINISHED, token_players
 from metagame.models.encoder_views import ClassTokenView, EncoderView, embed_from
 from metagame.models.layers import ForwardPassEnds
@@ -30,6 +32,12 @@ SAME = 1e-3
 
 SEEDS = 64
 """The most texts whose maps are made at once: bounds the memory of their gradients."""
+
+MOST_TEXTS = 16384
+"""So many embeddings of texts a model keeps."""
+
+MOST_KEPT = 256
+"""So many other results a model keeps, such as those of the last block of the text encoder for a text."""
 
 Kept = TypeVar("Kept")
 
@@ -94,15 +102,28 @@ class WordPlayers(Players):
         return Text(ids, (True,) * len(ids))
 
     def masked(self, present: Sequence[bool]) -> Text:
+        here = iter([flag for flag, count in zip(present, self._counts, strict=True) for _ in range(count)])
         pieces = self.tokenizer.split(" ".join(self.labels))
-        counts = [sum(not special for _, special in self.tokenizer.split(word)) for word in self.labels]
-        if sum(counts) != sum(not special for _, special in pieces):
+        return Text(tuple(i for i, _ in pieces), tuple(special or next(here) for _, special in pieces))
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """How many tokens each word has in the text, which are not always those that it has alone.
+
+        Raises:
+            UserError: a token belongs to two words.
+        """
+        starts = [self._tokens(" ".join(self.labels[:count])) for count in range(len(self.labels) + 1)]
+        whole, counts = starts[-1], [len(after) - len(before) for before, after in pairwise(starts)]
+        if min(counts, default=1) < 1 or any(start != whole[: len(start)] for start in starts):
             raise UserError(
                 f"the words of {' '.join(self.labels)!r} share tokens, so one cannot be masked without the other:"
                 " choose a model whose words have their own tokens."
             )
-        here = iter([flag for flag, count in zip(present, counts, strict=True) for _ in range(count)])
-        return Text(tuple(i for i, _ in pieces), tuple(special or next(here) for _, special in pieces))
+        return counts
+
+    def _tokens(self, text: str) -> list[int]:
+        return [token for token, special in self.tokenizer.split(text) if not special] if text else []
 
 
 class TokenPlayers(Players):
@@ -229,7 +250,8 @@ class ImageText(BoundInput):
         masks = {row.tobytes(): row for row in coalitions}
         unknown = {name: mask for name, mask in masks.items() if name not in known}
         if unknown:
-            pixels = masked_pixels(self.image.pixels, torch.as_tensor(np.array(list(unknown.values()))))
+            rows = torch.as_tensor(np.array(list(unknown.values())))
+            pixels = masked_pixels(self.image.pixels, rows, self.model.patch_size)
             known |= zip(unknown, normalize(self.model.encode_images(pixels), dim=-1), strict=True)
         return torch.stack([known[row.tobytes()] for row in coalitions])
 
@@ -478,9 +500,11 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             handle.remove()
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """The result of ``make()``, computed once for all images, until texts are forgotten."""
+        """The result of ``make()``, computed once for all images, unless many others were asked for since."""
         if key not in self._kept:
             self._kept[key] = make()
+            _drop_oldest(self._kept, MOST_KEPT)
+        self._kept[key] = self._kept.pop(key)
         return self._kept[key]
 
     def _check_length(self, text: Text) -> None:
@@ -497,7 +521,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     @torch.no_grad()
     def embed(self, texts: Sequence[Text]) -> Float[Tensor, "k E"]:
-        """Unit embeddings; each distinct text is encoded only once.
+        """Unit embeddings; each distinct text is encoded only once, unless many others were asked for since.
 
         Raises:
             UserError: a text is longer than the encoder's context.
@@ -513,7 +537,15 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
                 part = alike[start : start + self.text_batch]
                 filled = [part[min(row, len(part) - 1)] for row in range(self.text_batch)]
                 self._embeddings |= zip(part, normalize(self.encode_texts(filled), dim=-1)[: len(part)], strict=True)
-        return torch.stack([self._embeddings[text] for text in texts])
+        asked = {text: self._embeddings.pop(text) for text in dict.fromkeys(texts)}
+        self._embeddings |= asked
+        _drop_oldest(self._embeddings, MOST_TEXTS)
+        return torch.stack([asked[text] for text in texts])
+
+
+def _drop_oldest(kept: dict, most: int) -> None:
+    for key in list(islice(kept, max(len(kept) - most, 0))):
+        del kept[key]
 
 
 def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
@@ -534,12 +566,16 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
     return seen[0].detach()
 
 
-def masked_pixels(pixels: Float[Tensor, "3 H W"], masks: Bool[Tensor, "a P"]) -> Float[Tensor, "a 3 H W"]:
-    """The image with the pixels of absent patches at 0."""
-    side = grid_side(masks.shape[1])
-    grid = masks.to(pixels.device, pixels.dtype).view(-1, 1, side, side)
-    height, width = (length // side for length in pixels.shape[-2:])
-    return pixels * grid.repeat_interleave(height, 2).repeat_interleave(width, 3)
+def masked_pixels(
+    pixels: Float[Tensor, "3 H W"], masks: Bool[Tensor, "a P"], patch_size: int
+) -> Float[Tensor, "a 3 H W"]:
+    """The image with the pixels of absent patches at 0; no patch has those behind the last whole one, which stay."""
+    rows, columns = (length // patch_size for length in pixels.shape[-2:])
+    grid = masks.to(pixels.device, pixels.dtype).view(-1, 1, rows, columns)
+    masked = pixels.repeat(len(masks), 1, 1, 1)
+    by_pixel = grid.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    masked[..., : by_pixel.shape[2], : by_pixel.shape[3]] *= by_pixel
+    return masked
 
 
 def owned_tokens(pieces: Players) -> Bool[np.ndarray, "m T"]:

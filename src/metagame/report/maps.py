@@ -56,13 +56,17 @@ class EdgeScale:
     """What the width of a line means, for all panels of a figure.
 
     Attributes:
-        largest: the largest size of a value; drawn four points wide.
+        largest: the size of a value that is drawn four points wide, as are larger ones.
     """
 
     largest: float
 
+    def share(self, value: float) -> float:
+        """The size of a value, as a share of the largest, at most 1."""
+        return min(abs(value) / self.largest, 1.0)
+
     def width(self, value: float) -> float:
-        return 0.3 + 3.7 * abs(value) / self.largest
+        return 0.3 + 3.7 * self.share(value)
 
     def add_legend(self, figure: Figure | SubFigure, title: str) -> None:
         """Three widths with their values, and what a dashed line is."""
@@ -85,8 +89,9 @@ def draw_edges(
     pieces: Sequence[str],
     maps: Float[np.ndarray, "rows columns m"],
     scale: EdgeScale,
+    top: int = TOP,
 ) -> None:
-    """The picture, the pieces below it, and lines from each to its ten patches of largest size, which are tinted.
+    """The picture, the pieces below it, and lines from each to its ``top`` patches of largest size, which are tinted.
 
     Small pictures are drawn pixel by pixel.
     """
@@ -97,10 +102,10 @@ def draw_edges(
     places = (np.arange(len(pieces)) + 0.5) * image.width / len(pieces)
     flat = maps.reshape(-1, n_pieces).T
     for piece, color, place, values in zip(pieces, word_colors(pieces), places, flat, strict=True):
-        strongest = np.argsort(-np.abs(values), kind="stable")[:TOP]
+        strongest = np.argsort(-np.abs(values), kind="stable")[:top]
         for index in strongest[values[strongest] != 0]:
             row, column = divmod(int(index), n_columns)
-            share = abs(values[index]) / scale.largest
+            share = scale.share(values[index])
             style = "-" if values[index] > 0 else (0, (2, 1.5))
             tint = to_rgba(color, 0.55 * share if values[index] > 0 else 0)
             corner = (column * width - 0.5, row * height - 0.5)
