@@ -38,7 +38,16 @@ USAGE = """usage: metagame run [OVERRIDES]        compute a job or an experiment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The entry point ``metagame``."""
+    """The entry point ``metagame``; it ends quietly where the reader of its output does, such as ``head``."""
+    try:
+        _main(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        sys.exit(1)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command == "run":
         run(rest)

@@ -22,10 +22,11 @@ from omegaconf import DictConfig
 
 from metagame.errors import RecordError, UserError
 from metagame.jobs.build import build_part
+from metagame.jobs.checks import check_values
 from metagame.jobs.grid import asked_configs, check_commas, read_refusal, refuse, sweep_configs
 from metagame.jobs.records import writing
 from metagame.jobs.run import Outcome, run_job
-from metagame.jobs.spec import OUTPUTS, check_values, configs_folder, is_left_out, merged, plain
+from metagame.jobs.spec import OUTPUTS, configs_folder, is_left_out, merged, plain
 from metagame.report.experiment import write_report
 from metagame.report.results import EXPERIMENT, RUNS, read_job, read_jobs
 from metagame.tracking import Tracker, track_job, track_report

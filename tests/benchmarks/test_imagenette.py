@@ -7,9 +7,9 @@ from PIL import Image
 
 from metagame.benchmarks.imagenette import WNIDS, Imagenette
 from metagame.errors import UserError
+from metagame.jobs.checks import check_scale
 from metagame.jobs.grid import asked_configs
 from metagame.jobs.run import run_job
-from metagame.jobs.spec import check_scale
 from metagame.report.experiment import write_report
 from tests.tiny.jobs import shipped_configs
 

@@ -110,6 +110,16 @@ REFUSED = {
     "a key of a variant": (
         {"attribution__variants": {"one": {"mta": True}}}, "unknown settings (attribution.variants.one.mta)",
     ),
+    **{f"{key}=1": ({key.replace(".", "__"): 1}, f"unknown settings ({key})") for key in (
+        "scale.thread", "report.figures", "tracker.foo", "attribution.pointing_game.n_imags",
+        "attribution.variants.one.pointing_game", "attribution.variants.one.variants",
+    )},
+    **{f"scale.threads={value}": ({"scale__threads": value}, f"scale.threads={value} must be a positive integer")
+       for value in ("abc", 0, 1.5, True)},
+    "scale.needs_gpu": ({"scale__needs_gpu": "no"}, "scale.needs_gpu=no must be true or false"),
+    "no table": ({"report__table": None}, "report.table=None must be a mapping with a _target_"),
+    **{f"leave_out={value}": ({"leave_out": [value]}, f"leave_out has {value}, which is no combination of parts")
+       for value in ({}, 3, {"modle": "plain"}, {"seed": 0})},
     "a model of another scale": (
         {"model__for_scale": "paper"}, "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
     ),

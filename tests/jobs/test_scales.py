@@ -10,8 +10,9 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from metagame.errors import UserError
+from metagame.jobs.checks import check_scale
 from metagame.jobs.grid import list_choices
-from metagame.jobs.spec import FAMILIES, check_scale
+from metagame.jobs.spec import FAMILIES
 from tests.tiny.jobs import ROOT, shipped_configs
 
 CONFIGS = ROOT / "configs"

@@ -116,5 +116,5 @@ def test_rows_and_columns_of_one_table_alone_are_named(ran):
 
 
 def test_a_folder_without_a_table_is_refused(ran, tmp_path):
-    with refused("table.json is not a table"):
+    with refused("has no table.json: give the folder of an experiment that has run"):
         compare_runs(ran("one", {1: {}}), tmp_path)

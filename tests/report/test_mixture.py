@@ -35,6 +35,7 @@ def configs(folder, **changes):
         ((1, 1, 1), {0: None}, ["Only the first sample of B, C (limit=1)."]),
         ((1, 1, 1), {0: 2}, [f"Only the first {each}." for each in TWO_LIMITS]),
         ((None, None, None), {0: 3}, []),
+        ((1000, 1000, 1000), {}, []),
     ],
 )
 def test_jobs_that_were_last_run_with_another_limit_are_named(tmp_path, limits, again, notes):

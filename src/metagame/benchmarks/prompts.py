@@ -171,7 +171,7 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
     def __init__(
         self,
         prompts: Sequence[AnnotatedPrompt],
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str] | str | None = None,
         prompt: str | None = None,
         pairs: Sequence[Sequence[str]] | None = None,
         match: str = MATCHES[0],

@@ -32,6 +32,7 @@ from metagame.estimators.configured import ConfiguredEstimator
 from metagame.extras import needed_by
 from metagame.games import Progress
 from metagame.jobs.accelerator import has_gpu
+from metagame.jobs.arguments import check_arguments
 from metagame.jobs.spec import OF_ESTIMATOR, Variant, locate, plain, target_and_arguments, targets, variants
 from metagame.kept_values import KeptValues
 
@@ -156,7 +157,9 @@ def build_method(variant: Variant, cfg: DictConfig) -> Method[BoundInput]:
     node = variant.node
     if node.method is None:
         raise UserError(f"attribution.method of {node.name} is missing: give its _target_.")
-    method: Method[BoundInput] = _instantiated(node.method)
+    method: Method[BoundInput] = _instantiated(
+        node.method, f"attribution.variants.{variant.name}.method" if variant.name else "attribution.method"
+    )
     if not variant.meta:
         if node.order != 1 or node.index is not None:
             raise UserError(
@@ -174,7 +177,7 @@ def build_estimator(cfg: DictConfig) -> ConfiguredEstimator:
     content = target_and_arguments(plain(cfg.estimator), OF_ESTIMATOR)
     budget, per_player = content.pop("budget", None), content.pop("budget_per_player", None)
     batch_size = cfg.estimator.get("batch_size")
-    return ConfiguredEstimator(_instantiated(content), budget, cfg.seed, batch_size, per_player)
+    return ConfiguredEstimator(_instantiated(content, "estimator"), budget, cfg.seed, batch_size, per_player)
 
 
 def build_part(node: DictConfig) -> Any:
@@ -184,7 +187,7 @@ def build_part(node: DictConfig) -> Any:
         UserError: as the node's target raised it, without Hydra's wrapping; or the target, maybe a function that is
             called later, does not take an argument of the node.
     """
-    return _instantiated(target_and_arguments(plain(node)))
+    return _instantiated(target_and_arguments(plain(node)), node._get_full_key(None))
 
 
 def check_report(cfg: DictConfig) -> None:
@@ -193,11 +196,13 @@ def check_report(cfg: DictConfig) -> None:
         build_part(OmegaConf.create(plain(node) | {"_partial_": True}))
 
 
-def _instantiated(content: Any) -> Any:
+def _instantiated(content: Any, path: str) -> Any:
+    """What a node describes; ``path`` is where it stands in the config, empty if nobody knows."""
     content = plain(content) if isinstance(content, DictConfig) else content
     for target in targets(content):  # before Hydra, which would say it at length
         with needed_by(target):
             locate(target)
+    check_arguments(content, path and f"{path}.")
     with _in_one_sentence(content.get("_target_")):
         built = instantiate(content)
         if isinstance(built, partial):

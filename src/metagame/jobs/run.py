@@ -23,6 +23,7 @@ from metagame.digests import digest
 from metagame.errors import UserError, is_out_of_memory
 from metagame.jobs.accelerator import free_memory, use_threads
 from metagame.jobs.build import Job, check_report
+from metagame.jobs.checks import check_scale, check_shard, check_values
 from metagame.jobs.environment import computed_with, describe_environment, environment_path
 from metagame.jobs.fingerprint import Provenance, files_digest
 from metagame.jobs.grid import REFUSALS, refusal_name
@@ -40,9 +41,6 @@ from metagame.jobs.records import (
 )
 from metagame.jobs.spec import (
     asked_path,
-    check_scale,
-    check_shard,
-    check_values,
     job_folder,
     job_identity,
     job_name,

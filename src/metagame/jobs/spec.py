@@ -51,7 +51,7 @@ class AttributionKeys:
         method: what is built.
         variants: by name, each with the keys above; ``meta``, ``order``, ``index`` and ``method`` are theirs alone.
         pointing_game: sizes of the pointing game for this method, which its benchmark reads.
-        for_scale: the scale that its values are for; None: they are the same at each, see :func:`check_scale`.
+        for_scale: the scale that its values are for; None: they are the same at each.
     """
 
     name: str = field(default=MISSING, metadata=IDENTITY)
@@ -192,6 +192,9 @@ OF_NODE = ("name", "label", "for_scale")
 OF_ESTIMATOR = ("name", "batch_size")
 """Likewise of an estimator; its ``budget`` is an argument of each call."""
 
+PARTS = ("model", "attribution", "benchmark", "estimator")
+"""What an entry of ``leave_out`` can name."""
+
 
 def _identity_of_target(node: DictConfig, others: Sequence[str] = OF_NODE) -> dict[str, Any]:
     """The name of a part and the arguments of its target, those of targets within it too."""
@@ -330,120 +333,17 @@ def model_label(cfg: DictConfig) -> str:
 
 def is_left_out(cfg: DictConfig) -> bool:
     """Whether the experiment leaves this combination out of its grid: an entry of ``leave_out`` names all its parts."""
-    return any(all(cfg[part].name in _list(names) for part, names in entry.items()) for entry in cfg.leave_out)
+    return any(
+        all(cfg[part].name in _list(names) for part, names in entry.items())
+        for entry in cfg.leave_out
+        if is_combination(entry)
+    )
+
+
+def is_combination(entry: Any) -> bool:
+    """Whether an entry of ``leave_out`` names parts of a job."""
+    return OmegaConf.is_dict(entry) and bool(entry) and {*entry} <= {*PARTS}
 
 
 def _list(value: Any) -> Sequence[Any]:
     return value if OmegaConf.is_list(value) else [value]
-
-
-def check_values(cfg: DictConfig) -> None:
-    """Refuse settings that no job has, and numbers that make no sense.
-
-    Raises:
-        UserError: there is such a one.
-    """
-    known = {each.name for each in fields(JobKeys)}
-    known_of_attribution = {each.name for each in fields(AttributionKeys)}
-    unknown = [str(key) for key in cfg if key not in known | {"hydra"}]
-    unknown += [f"attribution.{key}" for key in cfg.attribution if key not in known_of_attribution]
-    for name, node in (cfg.attribution.get("variants") or {}).items():
-        unknown += [f"attribution.variants.{name}.{key}" for key in node if key not in known_of_attribution]
-    unknown += [f"estimator.{key}" for key in _unknown_to_estimator(cfg.estimator)]
-    if unknown:
-        raise UserError(
-            f"the config has unknown settings ({', '.join(unknown)}): check their spelling, or remove them."
-        )
-    _check_variants(cfg.attribution)
-    if cfg.limit is not None and not _is_whole(cfg.limit, 1):
-        raise UserError(f"limit={cfg.limit} must be a positive integer, or null for all samples.")
-    if Path(cfg.output_dir) == jobs_folder(cfg):
-        raise UserError(f"{cfg.output_dir} is the folder of the records, not of a table: choose another name=NAME.")
-    if not _is_whole(cfg.seed, 0):
-        raise UserError(f"seed={cfg.seed} must be a non-negative integer.")
-    if not _is_whole(cfg.shards, 1):
-        raise UserError(f"shards={cfg.shards} must be a positive integer.")
-    if cfg.reuse not in ("fresh", "stale"):
-        raise UserError(
-            f"reuse={cfg.reuse} is unknown: choose fresh, or stale to keep results that were computed with other code"
-            " or files."
-        )
-
-
-def _unknown_to_estimator(node: DictConfig) -> list[str]:
-    """Keys that the estimator does not take; none of one that is not there, which building it tells of."""
-    if "_target_" not in node:
-        return []
-    try:
-        taken = inspect.signature(locate(node["_target_"])).parameters.values()
-    except UserError:
-        return []
-    if any(each.kind == each.VAR_KEYWORD for each in taken):
-        return []
-    known = {*OF_ESTIMATOR, "budget", "budget_per_player", *(each.name for each in taken)}
-    return [str(key) for key in node if key not in known and not str(key).startswith("_")]
-
-
-def _check_variants(attribution: DictConfig) -> None:
-    """Refuse keys beside the variants that count only for a method without variants."""
-    several = attribution.get("variants")
-    if not several:
-        return
-    node = complete(attribution)
-    marked = [each for each in fields(AttributionKeys) if each.metadata == IDENTITY and each.name != "name"]
-    idle = [each.name for each in marked if node[each.name] != each.default]
-    if idle:
-        raise UserError(
-            f"attribution={attribution.name} has variants, for which attribution.{idle[0]} has no effect: set"
-            f" attribution.variants.NAME.{idle[0]} instead, with NAME one of {', '.join(several)}."
-        )
-
-
-def check_scale(cfg: DictConfig) -> None:
-    """Refuse a choice that has no values for the scale: those of another are never taken in their place.
-
-    A choice whose values depend on the scale says by ``for_scale`` which they are for.
-
-    Raises:
-        UserError: there is such a choice, or one without a value that it needs.
-    """
-    scale = cfg.scale.name
-    if cfg.get("for_scale") not in (None, scale):
-        raise UserError(
-            f"experiment {cfg.name} has no values for scale={scale}: choose scale={cfg.for_scale},"
-            f" or one that has a file of this name in configs/experiment/by_scale; or add one to"
-            f" configs/experiment/by_scale/{scale}, and set for_scale: {scale} in it."
-        )
-    nodes = [(group, cfg[group]) for group in ("model", "benchmark", "attribution")]
-    nodes += [("attribution", node) for node in (cfg.attribution.get("variants") or {}).values()]
-    for group, node in nodes:
-        if node.get("for_scale") not in (None, scale):
-            raise UserError(
-                f"{group}={node.name} has no values for scale={scale}: add"
-                f" configs/{group}/by_scale/{scale}/{node.name}.yaml, and set for_scale: {scale} in it."
-            )
-        missing = sorted(OmegaConf.missing_keys(node))
-        if missing:
-            raise UserError(
-                f"{group}={node.name} at scale={scale} lacks {', '.join(missing)}: choose another {group}, or set"
-                f" {missing[0]}=VALUE."
-            )
-
-
-def check_shard(cfg: DictConfig) -> None:
-    """Refuse a job that does not say which of several shards it is.
-
-    Raises:
-        UserError: it does not.
-    """
-    if cfg.shard is None and cfg.shards > 1:
-        raise UserError(
-            f"shards={cfg.shards} needs a sweep over the shards: add -m, or choose one of them with shard=0 to"
-            f" shard={cfg.shards - 1}."
-        )
-    if cfg.shard is not None and cfg.shard not in range(cfg.shards):
-        raise UserError(f"shard={cfg.shard} must be an integer from 0 to {cfg.shards - 1}, since shards={cfg.shards}.")
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metagame.errors import UserError
+from metagame.jobs.checks import check_values
 from metagame.jobs.grid import check_keys
 from metagame.jobs.spec import configs_folder
 
@@ -28,9 +29,11 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
         tflops = read_rate([each.partition("=")[2] for each in given if each.startswith("plan.tflops=")])
-        overrides = [each for each in given if not each.startswith("plan.")]
+        overrides = [each for each in given if not each.startswith("plan.tflops=")]
         check_keys(overrides, [configs_folder()])
         configs = planned_configs(overrides)
+        for cfg in configs:
+            check_values(cfg)
         plans = [plan_job(cfg, configs) for cfg in configs]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(" ".join(str(error).split()))

@@ -32,9 +32,12 @@ def _limit_notes(by_benchmark: Sequence[Sequence[Named]]) -> Iterator[str]:
 
 
 def _limit(result: JobResult, same: Sequence[Named]) -> int | None:
-    """The job's limit, unless it left out none of the samples that another job has without one."""
+    """The job's limit, unless it left out none of the samples: there are fewer, or as many as without a limit."""
+    limit = result.config.get("limit")
+    if limit is not None and len(result.sample_ids) < limit:
+        return None
     unlimited = [other.sample_ids for _, other in same if other.config.get("limit") is None]
-    return None if result.sample_ids in unlimited else result.config.get("limit")
+    return None if result.sample_ids in unlimited else limit
 
 
 def _sample_notes(by_benchmark: Sequence[Sequence[Named]]) -> Iterator[str]:

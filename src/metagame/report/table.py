@@ -109,6 +109,8 @@ def read_table(folder: Path) -> Table:
         RecordError: the file is missing, cut off, or of another version.
     """
     path = folder / "table.json"
+    if not path.exists():
+        raise RecordError(f"{folder} has no table.json: give the folder of an experiment that has run.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         table = Table(**content | {"columns": [Column(**column) for column in content["columns"]]})
