@@ -65,6 +65,8 @@ def test_values_that_rank_no_players_are_refused():
         player_values(Explanation(("a",), ("b", "c"), attribution=np.zeros(2)))
     with refused(r"benchmark.bins=\[101\] must be percentages"):
         Faithfulness([], bins=[101])
+    with refused(r"benchmark.bins=\[10, 10\] has a percentage twice"):
+        Faithfulness([], bins=[10, 10])
     with refused("benchmark.divisor=0 must be a positive number"):
         Faithfulness([], divisor=0)
 
@@ -76,12 +78,16 @@ def test_reviews_have_the_label_of_their_sum_and_none_is_neutral():
     assert {text.label for text in found} == {0, 1}
     with refused("only .* of benchmark.labelled.count=5 reviews of 90 to 99 words were found"):
         labelled_reviews(5, 90, 99)
+    with refused("benchmark.labelled.count=0 must be a positive integer"):
+        labelled_reviews(0, 6, 12)
 
 
 def test_digits_have_their_label_and_an_image():
     digits = labelled_digits(2)
     assert [digit.label for digit in digits[:4]] == [0, 0, 1, 1]
     assert digits[0].image().size == (8, 8)
+    with refused("benchmark.labelled.per_class=0 must be a positive integer"):
+        labelled_digits(0)
 
 
 def test_sst2_is_read_as_glue_writes_it(tmp_path):

@@ -257,6 +257,8 @@ def test_the_pairs_of_a_review_are_those_that_interact_and_their_words_stand_in_
 
 def test_reviews_are_drawn_from_the_seed_and_the_first_do_not_depend_on_how_many_are_asked_for():
     assert review_prompts(10, 6, 16, seed=3) == review_prompts(10, 6, 16, seed=3)
+    with refused("benchmark.prompts.count=0 must be a positive integer"):
+        review_prompts(0, 6, 16)
     assert review_prompts(10, 6, 16, seed=3) != review_prompts(10, 6, 16, seed=4)
     assert REVIEWS[:5] == review_prompts(5, 6, 16)
 

@@ -228,6 +228,9 @@ def test_more_players_than_classes_are_refused_with_how_many_there_are(size):
         ("full_classes", "half", "skipped, counted"),
         ("channels", "all", "present, players"),
         ("channels", None, "present, players"),
+        ("side", 0, "must be a positive integer"),
+        ("n_layers", 0, "must be a positive integer"),
+        ("n_maps", -1, "must not be negative"),
     ],
 )
 def test_arguments_that_are_none_of_the_choices_are_refused(name, value, choices):

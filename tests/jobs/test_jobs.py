@@ -138,6 +138,7 @@ REFUSED = {
         f"attribution=all has variants, for which attribution.{key} has no effect: set attribution.variants.NAME.{key}"
         " instead, with NAME one of one, two.",
     ) for key, value in {"meta": True, "order": 2, "index": "banzhaf", "method": {"layers": 3}}.items()},
+    "no samples": ({"benchmark__values": []}, "benchmark numbers has no samples with these settings"),
     "samples with the same id": (
         {"benchmark__values": [1, 3, 3]}, "benchmark numbers has several samples with the id 3",
     ),
@@ -155,7 +156,7 @@ def test_what_makes_no_job_is_refused_by_name_before_any_sample(tmp_path, case):
         run_job(job_config(tmp_path, **changes))
     assert reason in str(refusal.value)
     assert list(tmp_path.rglob("*.jsonl")) == []
-    assert not list(tmp_path.iterdir()) or case == "samples with the same id"
+    assert not list(tmp_path.iterdir()) or case in ("no samples", "samples with the same id")
 
 
 @pytest.mark.parametrize("settings", [{"name": "jobs"}, {"jobs_dir": "outputs/tiny/numbers"}])

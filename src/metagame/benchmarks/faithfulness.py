@@ -53,6 +53,8 @@ class Faithfulness(Benchmark[LabelledText | LabelledDigit, Classified]):
     ) -> None:
         if not bins or any(isinstance(each, bool) or not 0 <= each <= 100 for each in bins):
             raise UserError(f"benchmark.bins={list(bins)} must be percentages, numbers from 0 to 100.")
+        if len({*bins}) < len(bins):
+            raise UserError(f"benchmark.bins={list(bins)} has a percentage twice: give each once.")
         if divisor is not None and divisor <= 0:
             raise UserError(
                 f"benchmark.divisor={divisor} must be a positive number, or null for the number of bins + 1."

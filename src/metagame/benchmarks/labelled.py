@@ -56,7 +56,13 @@ class LabelledDigit(Sample):
 
 
 def labelled_digits(per_class: int) -> list[LabelledDigit]:
-    """The first held-out images of each digit."""
+    """The first held-out images of each digit.
+
+    Raises:
+        UserError: there are none of each.
+    """
+    if per_class < 1:
+        raise UserError(f"benchmark.labelled.per_class={per_class} must be a positive integer.")
     return [LabelledDigit(f"{digit}_{k}", digit, k) for digit in range(10) for k in range(per_class)]
 
 
@@ -72,6 +78,8 @@ def labelled_reviews(count: int, least: int, most: int, seed: int = 0) -> list[L
     Raises:
         UserError: the grammar hardly makes reviews of so many words.
     """
+    if count < 1:
+        raise UserError(f"benchmark.labelled.count={count} must be a positive integer.")
     found: dict[str, int] = {}
     for review in islice(reviews(seed, held_out=True), DRAWS_PER_REVIEW * count):
         score = review.score([True] * len(review.words))

@@ -126,6 +126,8 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0, distance: i
         named_once = all(review.words.count(review.words[place]) == 1 for place in interacting)
         return least <= len(review.words) <= most and bool(interacting) and named_once and apart
 
+    if count < 1:
+        raise UserError(f"benchmark.prompts.count={count} must be a positive integer.")
     found: dict[str, Review] = {}
     for review in filter(fits, islice(reviews(seed, held_out=True), DRAWS_PER_PROMPT * count)):
         found[review.text] = review

@@ -195,6 +195,11 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
         _check_choices("tracks", tracks, TRACKS)
         _check_choices("channels", [channels], CHANNELS)
         _check_choices("full_classes", [full_classes], FULL_CLASSES)
+        for name, value in {"n_layers": n_layers, "fewer_layers": fewer_layers, "side": side}.items():
+            if value < 1:
+                raise UserError(f"benchmark.{name}={value} must be a positive integer.")
+        if n_maps < 0:
+            raise UserError(f"benchmark.n_maps={n_maps} must not be negative.")
         self.data = data
         self.tokenizer_folder = tokenizer.name_or_path
         self.vocabulary = one_token_names(data.names, tokenizer)

@@ -190,6 +190,8 @@ def _plan(cfg: DictConfig, job: Job) -> Plan:
     keep_manifest(store.folder, manifest)
     common = list(job.benchmark.files())
     samples = list(job.benchmark.samples()[: cfg.limit])
+    if not samples:
+        raise UserError(f"benchmark {cfg.benchmark.name} has no samples with these settings: choose at least one.")
     repeated = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if repeated:
         raise UserError(
