@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from io import BytesIO
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt
 from PIL import Image
 
 from metagame.errors import UserError
@@ -49,30 +49,42 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
             f"image {name} is {image.width} x {image.height} pixels: give an image whose sides have at least two"
             " pixels."
         )
-    if image.mode == "RGB":
-        return image
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
-        log.info("image %s is transparent: the model sees it on white.", name)
-        rgba = image.convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
-        flat.info.update({key: value for key, value in image.info.items() if key == "exif"})  # how it was held
-        return flat
     if image.mode.startswith("I;16"):
-        image = _of_8_bits(np.asarray(image), name)
-    elif image.mode in ("I", "F"):
+        image = _of_8_bits(image, name)
+    if image.mode in ("I", "F"):
         raise UserError(
             f"image {name} has mode {image.mode}, whose range is not known: save it with 8 bits per channel."
         )
+    if image.mode in WITH_ALPHA or "transparency" in image.info:
+        log.info("image %s is transparent: the model sees it on white.", name)
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+        flat.info.update(_kept(image))
+        return flat
+    if image.mode == "RGB":
+        return image
     log.info("image %s has mode %s: the model sees it as RGB.", name, image.mode)
     return image.convert("RGB")
 
 
-def _of_8_bits(values: UInt[np.ndarray, "h w"], name: str) -> Image.Image:
+def _of_8_bits(image: Image.Image, name: str) -> Image.Image:
     """A grey image of 16 bits, of which cameras and scanners may fill fewer: as many as the largest value needs."""
+    values = np.asarray(image)
     depth = next((bits for bits in DEPTHS if values.max() < 1 << bits), 16)
     if depth < 16:
         log.warning("image %s has %d-bit values stored in 16 bits: they are read as such.", name, depth)
-    return Image.fromarray((values >> (depth - 8)).astype(np.uint8))
+    shades = (values >> (depth - 8)).astype(np.uint8)
+    grey = Image.fromarray(shades)
+    if "transparency" in image.info:  # one shade, which several values may share with 8 bits
+        clear = values == image.info["transparency"]
+        grey.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    grey.info.update(_kept(image))
+    return grey
+
+
+def _kept(image: Image.Image) -> dict[Any, Any]:
+    """What is known of an image beside its pixels, such as how its camera was held; without its transparent colour."""
+    return {key: value for key, value in image.info.items() if key != "transparency"}
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

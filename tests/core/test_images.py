@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from metagame.benchmarks.digits import HELD_OUT, Digits
 from metagame.errors import UserError
@@ -59,9 +59,10 @@ def test_a_grey_image_gets_three_equal_channels_and_that_is_said(caplog):
     assert "grey.png" in caplog.text
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LA", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LA", "La", "RGBA", "RGBa", "I;16"])
 def test_images_of_every_mode_become_rgb(mode):
     image = Image.new("L", (4, 4), 255)
+    image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, "L"))  # which Pillow makes them of
     image = Image.fromarray(np.full((4, 4), 65535, np.uint16)) if mode == "I;16" else image.convert(mode)
     converted = to_rgb(image, "x")
     assert converted.mode == "RGB"
@@ -94,12 +95,43 @@ def test_a_transparent_image_is_shown_on_white_and_that_is_said(caplog):
     assert "clear.png is transparent" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("opaque", "clear", "shown_opaque"),
+    [
+        (RED, BLUE, RED),
+        (90, 7, (90, 90, 90)),
+        (30001, 30000, (117, 117, 117)),  # both the same with 8 bits
+    ],
+    ids=["colours", "grey", "grey of 16 bits"],
+)
+def test_the_transparent_colour_of_a_file_is_shown_as_white(opaque, clear, shown_opaque):
+    image = Image.fromarray(np.array([[opaque, clear]] * 2, np.uint16 if np.max(opaque) > 255 else np.uint8))
+    shown = read_image(encoded(image, transparency=clear), "x")
+    assert (pixel(shown, 0), pixel(shown, 1)) == (shown_opaque, (255, 255, 255))
+
+
 def test_a_palette_image_with_a_transparent_entry_is_shown_on_white():
     image = Image.new("P", (2, 2))
     image.putpalette([*RED, *BLUE])
     image.putpixel((1, 0), 1)
     shown = read_image(encoded(image, transparency=1), "x")
     assert (pixel(shown, 0), pixel(shown, 1)) == (RED, (255, 255, 255))
+
+
+TURNED = 6
+"""Exif's number of a camera that was held upright: the image is turned clockwise to be seen."""
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
+def test_how_the_camera_was_held_is_not_forgotten(mode):
+    image = noise(6, 4) if mode != "I;16" else Image.fromarray(np.arange(24, dtype=np.uint16).reshape(4, 6) << 11)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = TURNED
+    content = encoded(image if mode == "I;16" else image.convert(mode), exif=exif)
+    of_file = ImageOps.exif_transpose(read_image(content, "x"))
+    of_image = to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(content))), "x")
+    assert of_file.size == (4, 6)
+    assert np.array_equal(np.asarray(of_file), np.asarray(of_image))
 
 
 def test_an_rgb_image_is_not_spoken_of(caplog):
