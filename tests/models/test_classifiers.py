@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from transformers import ViTImageProcessor
 
 from metagame.attributions.attnlrp import CPLRP, AttnLRP
 from metagame.attributions.gradients import GradientInput, IntegratedGradients, IntegratedHessians
@@ -15,8 +16,9 @@ from metagame.attributions.proximity import Proximity
 from metagame.attributions.random_pairs import RandomPairs
 from metagame.attributions.shapley import SerialShapleyValue, ShapleyInteractions, ShapleyValue
 from metagame.attributions.token_baselines import RandomTokens
-from metagame.contracts import Failure
+from metagame.contracts import WHOLE, Failure
 from metagame.games import all_coalitions
+from metagame.models.image_classifier import ImageClassifier
 from scripts.train_text_classifier import MASK, VOCABULARY
 from tests.conftest import close
 from tests.reference.attention import influence
@@ -28,10 +30,12 @@ from tests.tiny.classifiers import (
     TEXT,
     TEXT_NETS,
     Read,
+    Seen,
     bound_image,
     bound_text,
     image_classifier,
     image_net,
+    processor,
     text_classifier,
     text_net,
 )
@@ -90,6 +94,32 @@ def test_influence_is_the_mean_over_layers_and_heads_of_weight_times_positive_sl
     found = bound.influence(bound.masked(present), gradient=gradient)
     assert found.shape == (2, bound.n_players + 1, bound.n_players)
     assert all(close(m, influence(bound, row, gradient=gradient)) for m, row in zip(found, present, strict=True))
+
+
+@each_image_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_image_is_explained_in_the_precision_of_the_weights(family, dtype):
+    model = ImageClassifier(image_net(family).to(dtype), processor(), "none")
+    bound = model.bind(Seen("one"))[WHOLE]
+    assert bound.x.dtype == bound.pixels.dtype == dtype
+    assert np.isfinite(GradientInput().explain(bound).attribution).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [image_classifier, text_classifier])
+def test_a_classifier_in_half_precision_is_refused(make, dtype):
+    net = (image_net if make is image_classifier else text_net)().to(dtype)
+    with refused("the weights are in half precision"):
+        make(net=net)
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 3), (40, 3, 3), (3, 3, 3), (40, 30)], ids=str)
+def test_the_axes_of_an_image_are_not_mistaken(shape):
+    sample = Seen("one", shape)
+    shown = sample.shown if len(shape) == 3 else sample.shown[..., None].repeat(3, 2)
+    settings = {"do_resize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    model = ImageClassifier(image_net(), ViTImageProcessor(**settings), "none")
+    assert close(model.pixels(sample), torch.tensor(shown).permute(2, 0, 1) / 127.5 - 1, 1e-6)
 
 
 def test_places_are_those_of_the_tokens_and_the_patches():

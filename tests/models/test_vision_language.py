@@ -6,6 +6,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
 from tokenizers.normalizers import Sequence as Normalizers
 from torch.nn.functional import normalize
+from transformers import CLIPImageProcessor, CLIPImageProcessorFast
 
 from metagame import UserError, indices
 from metagame.attributions.fixlip import FIxLIP
@@ -25,7 +26,7 @@ from metagame.models import vision_language
 from metagame.models.clip import CLIP
 from metagame.models.encoder_views import ClassTokenView
 from metagame.models.open_clip import OpenCLIP, adapt_tokenizer
-from metagame.models.pretrained import PretrainedTokenizer
+from metagame.models.pretrained import PretrainedTokenizer, processed
 from metagame.models.siglip2 import SigLIP2
 from metagame.models.vision_language import ImageText, RetokenizedPlayers, Text, TokenPlayers, WordPlayers
 from scripts.train_vision_language import END, PAD, START, VOCABULARY
@@ -37,6 +38,7 @@ from tests.tiny.vision_language import (
     CLASS_TOKEN_FAMILIES,
     FAMILIES,
     FAMILIES_AND_METHODS,
+    HALF,
     SCENARIOS,
     Scene,
     build,
@@ -673,6 +675,48 @@ def test_image_is_brought_to_rgb_and_to_its_shape_before_the_models_own_processo
     assert GenericAttention().explain(resized).attribution.shape == (16,)
 
 
+@pytest.mark.parametrize("kind", [CLIPImageProcessor, CLIPImageProcessorFast])
+@pytest.mark.parametrize("size", [(90, 3), (3, 90), (3, 3)])
+def test_a_strip_three_pixels_high_is_no_image_whose_rows_are_channels(kind, size):
+    settings = {"image_mean": HALF, "image_std": HALF, "do_normalize": True, "do_rescale": True}
+    shown = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    pixels = processed(kind(do_resize=False, do_center_crop=False, **settings), Image.fromarray(shown))
+    assert close(pixels, torch.tensor(shown).permute(2, 0, 1) / 127.5 - 1, 1e-6)
+
+
+@each_family
+def test_an_image_three_pixels_high_is_processed_like_any_other(family):
+    model = build(family, torch.float32).model
+    strip = Image.fromarray(np.random.default_rng(0).integers(96, 160, (3, 90, 3), np.uint8))
+    bound = prepare_one(model, Scene("strip", strip))["text"]
+    turned = prepare_one(model, Scene("turned", strip.transpose(Image.Transpose.TRANSPOSE)))["text"]
+    assert close(bound.image.pixels, turned.image.pixels.mT, 0.05)  # of -1 to 1: rounded twice
+
+
+CROPPING = {
+    "crops": ({"size": {"shortest_edge": 40}, "crop_size": 32}, (40, 40), slice(4, 36)),
+    "crops, and the image is not square": ({"size": {"shortest_edge": 40}, "crop_size": 32}, (40, 41), slice(4, 36)),
+    "crops what it does not resize": ({"do_resize": False, "crop_size": 32}, (64, 64), slice(16, 48)),
+    "crops one pixel on each side": ({"size": {"shortest_edge": 130}, "crop_size": 128}, (130, 130), slice(1, 129)),
+}
+
+
+@pytest.mark.parametrize(("settings", "shape", "kept"), CROPPING.values(), ids=CROPPING)
+def test_what_the_processor_crops_is_not_in_the_picture(settings, shape, kept):
+    model = build("clip", torch.float32).model
+    model.processor = CLIPImageProcessor(**settings, image_mean=HALF, image_std=HALF)
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    found = prepare_one(model, Scene("one", Image.fromarray(pixels)))["text"]
+    assert close(found.picture, pixels[kept, kept], 1)
+
+
+@each_family
+@pytest.mark.parametrize("side", [20, 32, 100])
+def test_a_square_image_of_which_nothing_is_cropped_keeps_its_resolution(family, side):
+    model = build(family, torch.float32).model
+    assert prepare_one(model, Scene("square", picture(0, side)))["text"].picture is None
+
+
 @each_family
 def test_saved_model_gives_the_maps_it_gave_before(family, tmp_path):
     built, folder = build(family, torch.float32), save(family, tmp_path)
@@ -715,6 +759,15 @@ def test_weights_in_half_precision_are_refused():
     built = build("clip", torch.float32)
     with refused("half precision"):
         CLIP(built.net.half(), None, built.model.tokenizer, "given")
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip2"])
+def test_a_clip_in_float64_is_refused_unless_torchs_numbers_are(family, request):
+    built = build(family)
+    with refused(r"the causal mask of transformers' CLIP does not hold float64: load the model in float32"):
+        built.bound()
+    request.getfixturevalue("float64_by_default")
+    assert GradECLIP().metagame().explain(built.bound()).meta.values.dtype == np.float64
 
 
 class ScaledMaskCLIP(MaskCLIP):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import (
     BertConfig,
@@ -60,9 +59,14 @@ class Read(Prompt):
 @dataclass(frozen=True)
 class Seen(Sample):
     id: str
+    shape: tuple[int, ...] = (SIDE, SIDE, 3)
+
+    @property
+    def shown(self) -> np.ndarray:
+        return np.random.default_rng(1).integers(0, 255, self.shape, np.uint8)
 
     def image(self) -> Image.Image:
-        return Image.fromarray(np.random.default_rng(1).integers(0, 255, (SIDE, SIDE, 3), np.uint8))
+        return Image.fromarray(self.shown)
 
 
 def text_net(family: str = "bert", attention: str = "eager", **config) -> PreTrainedModel:
@@ -81,16 +85,12 @@ def text_classifier(family: str = "bert", net: PreTrainedModel | None = None, **
     return TextClassifier(net or text_net(family), build_tokenizer(), "none", **settings)
 
 
-class Doubled:
-    """A processor whose pixels are float64, for nets in float64."""
-
-    def __call__(self, **asked) -> dict[str, torch.Tensor]:
-        processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE})
-        return {name: value.double() for name, value in processor(**asked).items()}
+def processor() -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": SIDE, "width": SIDE})
 
 
 def image_classifier(family: str = "vit", net: PreTrainedModel | None = None, **settings) -> ImageClassifier:
-    return ImageClassifier(net or image_net(family), Doubled(), "none", **settings)
+    return ImageClassifier(net or image_net(family), processor(), "none", **settings)
 
 
 def bound_text(text: str = TEXT, **settings) -> Classified:

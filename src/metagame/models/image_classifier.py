@@ -20,12 +20,15 @@ from transformers import (
 
 from metagame.contracts import WHOLE, Failure, Model, Sample, prepare_each
 from metagame.errors import UserError
+from metagame.images import to_rgb
 from metagame.models.classified import Classified, bind_classifier, label_names, label_number
+from metagame.models.layers import refuse_half_precision
 from metagame.models.pretrained import (
     check_evaluating,
     load_model,
     load_pretrained,
     model_revision,
+    processed,
     settle_device,
 )
 from metagame.models.token_batches import TokenBatches
@@ -86,7 +89,8 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
         tokens_per_batch: number of patches in a forward and backward pass; it is reduced when memory runs out.
 
     Raises:
-        UserError: the model has fewer than two labels or no label of that name, or ``absent`` is neither.
+        UserError: the model has fewer than two labels or no label of that name, its weights are in half precision, or
+            ``absent`` is neither.
     """
 
     sample_type = Sample
@@ -104,6 +108,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
     ) -> None:
         if absent not in ABSENT:
             raise UserError(f"model.absent={absent!r} is unknown: choose one of {', '.join(ABSENT)}.")
+        refuse_half_precision(net)
         self.net = net.eval().requires_grad_(False)
         self.processor = processor
         self.revision = revision
@@ -165,7 +170,7 @@ class ImageClassifier(Model[Sample, ClassifiedImage | ConceptInput]):
         image = sample.image()
         if image is None:
             raise UserError(f"sample {sample.id} has no image: choose a benchmark of images.")
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0].to(self.device)
+        return processed(self.processor, to_rgb(image, sample.id)).to(self.device, self.net.dtype)
 
     def bind(self, sample: Sample) -> dict[str, ClassifiedImage]:
         """The image as a masked model over the embeddings of its patches, ``(n, d)``.

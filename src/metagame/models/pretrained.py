@@ -13,8 +13,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from metagame.digests import folder_digest
@@ -246,6 +250,12 @@ def _named(checkpoint: str, gguf: str | None) -> str:
 
 def _listed(names: Collection[str]) -> str:
     return " or ".join(repr(name) for name in names)
+
+
+def processed(processor: Any, image: Image.Image) -> Float[Tensor, "3 H W"]:
+    """What an image processor of transformers makes of an RGB image."""
+    # which of an image's axes has the channels it would have to guess, and mistakes the rows of one 3 pixels high
+    return processor(images=np.array(image), input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
 
 
 def check_evaluating(net: torch.nn.Module) -> None:

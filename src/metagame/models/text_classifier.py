@@ -21,6 +21,7 @@ from metagame.errors import UserError
 from metagame.models.characters import token_players
 from metagame.models.classified import Classified, bind_classifier, label_names, label_number
 from metagame.models.language_model import Prompt
+from metagame.models.layers import refuse_half_precision
 from metagame.models.pretrained import (
     check_evaluating,
     find_architecture,
@@ -60,8 +61,8 @@ class TextClassifier(Model[Prompt, Classified]):
         absent_token: the token that replaces an absent one. If None, the tokenizer's mask, unk or pad token.
 
     Raises:
-        UserError: the model has fewer than two labels or no label of that name, or the tokenizer has no token for
-            absent ones.
+        UserError: the model has fewer than two labels or no label of that name, its weights are in half precision, or
+            the tokenizer has no token for absent ones.
     """
 
     sample_type = Prompt
@@ -78,6 +79,7 @@ class TextClassifier(Model[Prompt, Classified]):
         tokens_per_batch: int = 4096,
         absent_token: str | None = None,
     ) -> None:
+        refuse_half_precision(net)
         self.net = net.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.revision = revision

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, CLIPModel, PreTrainedModel, SiglipM
 from transformers.models.metaclip_2 import MetaClip2Model
 
 from metagame.models.encoder_views import ClassTokenView, EncoderView
-from metagame.models.pretrained import PretrainedTokenizer, load_model, load_pretrained, model_revision
+from metagame.models.pretrained import PretrainedTokenizer, load_model, load_pretrained, model_revision, processed
 from metagame.models.vision_language import Text, VisionLanguage, padded
 
 
@@ -100,7 +100,7 @@ class TransformersEncoder(VisionLanguage):
         return self.text_view_of(self.net)
 
     def process(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return processed(self.processor, image)
 
     def encode_images(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         return self.net.get_image_features(pixel_values=pixels)

@@ -22,13 +22,16 @@ from metagame.errors import UserError
 from metagame.images import to_rgb
 from metagame.models.characters import UNFINISHED, token_players
 from metagame.models.encoder_views import ClassTokenView, EncoderView, embed_from
-from metagame.models.layers import ForwardPassEnds
+from metagame.models.layers import ForwardPassEnds, refuse_half_precision
 
 TEXT_BATCH = 16
 """Texts go through the encoder in batches of just this size, so that an embedding does not depend on its company."""
 
 SAME = 1e-3
 """How far two unit embeddings of a text may lie apart that are called the same; another token's is far beyond."""
+
+ROUNDING = 1
+"""Of 255 levels, those by which ways to resize an image differ; cropping a hundredth of it makes more."""
 
 SEEDS = 64
 """The most texts whose maps are made at once: bounds the memory of their gradients."""
@@ -198,7 +201,7 @@ class ImageText(BoundInput):
         model: the encoder.
         image: encoded when first needed, with its batch, and shared by all texts about it.
         pieces: of the text, which play.
-        picture: the image as the model is given it, where that is not the whole square image.
+        picture: the image as the model is given it, unless that is the whole of a square image.
     """
 
     model: VisionLanguage
@@ -329,10 +332,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     def __init__(
         self, net: nn.Module, encoder_view: EncoderView, tokenizer: Tokenizer, revision: str, batch_size: int
     ) -> None:
-        if torch.finfo(next(net.parameters()).dtype).bits < 32:
-            raise UserError(
-                "the weights are in half precision, which is too coarse for attributions: load the model in float32."
-            )
+        refuse_half_precision(net)
         self.net = net.eval().requires_grad_(False)
         self.device = str(next(net.parameters()).device)
         self.encoder_view = encoder_view
@@ -429,12 +429,25 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
                 self._check_length(each.dropped([True] * len(each.labels)))
             image = to_rgb(sample.image(), sample.id)
             pixels = self.process(image)
-            return _Opened(pixels, texts, None if image.width == image.height else self._picture(pixels))
+            side = image.width
+            whole = image.height == side and self.keep(("shows all", side), lambda: self._shows_all(side))
+            return _Opened(pixels, texts, None if whole else self._picture(pixels))
         except Exception as error:
             return Failure(error)
 
     def _bind(self, image: EncodedImage, opened: _Opened) -> dict[str, ImageText]:
         return {name: ImageText(self, image, each, opened.picture) for name, each in opened.texts.items()}
+
+    def _shows_all(self, side: int) -> bool:
+        """Whether the processor crops nothing from a square image of this side, and puts nothing around it.
+
+        If so, colours that rise from edge to edge still do, up to :data:`ROUNDING`.
+        """
+        rising = np.round(np.linspace(0, 255, 2 * side + 1)[1::2]).astype(np.uint8)
+        image = Image.fromarray(np.stack(np.broadcast_arrays(rising, rising[:, None], np.uint8(0)), -1))
+        shown = self._picture(self.process(image))
+        resized = image.resize(shown.shape[1::-1], Image.Resampling.BICUBIC)
+        return bool(np.abs(shown - np.asarray(resized, float)).max() <= ROUNDING)
 
     def _picture(self, pixels: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
         """What the processor cut an image to, before it brought each channel to the model's range."""
