@@ -120,6 +120,12 @@ def test_behind_the_last_layer_only_cls_has_a_gradient_so_that_its_map_is_empty(
     assert TTCAV(repeats=2).explain(bound(model, concepts()[0])).layers == (1,)
 
 
+def test_patches_that_the_head_reads_have_a_gradient_behind_the_last_layer():
+    found = TTCAV(repeats=2).explain(bound(image_classifier("dinov2"), concepts()[0]))
+    assert found.layers == (1, 2)
+    assert np.abs(found.attribution.reshape(len(found.classes), 2, -1)).max(2).min() > 0
+
+
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2"])
 def test_each_image_goes_through_the_model_once_and_back_once(family, monkeypatch):
     net, passes = image_net(family), Counter()

@@ -2,7 +2,8 @@
 
 v(S) is read from one matrix M of influences between tokens (:meth:`metagame.models.attended.AttendedModel.influence`):
 row 0 is that of the position that the model reads ([CLS]), rows 1 to n are those of the players. Below, M_ij is that of
-players i and j, from 1 to n, and a_i = M_0i. v(empty) = 0 in each game.
+players i and j, from 1 to n, and a_i = M_0i. v(empty) = 0 in each game. DINOv2's head reads the mean of the patches
+beside [CLS]; its row 0 is that of [CLS] alone.
 
 After "Integrating attention into explanation frameworks for language and vision transformers" (arXiv 2508.08966), which
 enumerates or samples coalitions; the closed forms are derived here and hold for any number of players.

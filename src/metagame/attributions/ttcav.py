@@ -41,7 +41,7 @@ class TTCAV(Method[ConceptInput]):
     In each repeat, v is the unit normal of a logistic regression that separates the tokens of the concept's images from
     those of as many images of the other concepts (a relative CAV, Kim et al., 2018), after one layer. Let h_t be the
     state of token t after this layer, d_t = <dz/dh_t, v>, and A_t the attention of [CLS] in that layer, averaged over
-    its heads. An image counts if the mean of A_t d_t is positive. The score, from 0 to 1, is the share of such images
+    its heads; it is that of [CLS] also if the model reads the patches too (DINOv2). An image counts if the mean of A_t d_t is positive. The score, from 0 to 1, is the share of such images
     of the class.
 
     The map is the mean of s_t = A_t d_t ||A|| / ||d|| over images and repeats, and has no unit. The factor is positive,
@@ -57,7 +57,8 @@ class TTCAV(Method[ConceptInput]):
         repeats: number of draws of images.
         examples: number of images on each side in a repeat. If None, all images of the concept, and half of all images
             for the random concept.
-        layers: counted from 1; if None, all but the last, where only [CLS] has a gradient.
+        layers: counted from 1; if None, all but the last, behind which only [CLS] has a gradient. In a DINOv2, whose
+            logits are read from [CLS] and the mean of the patches, all tokens have one there, so that None means all.
         seed: random seed for the draws.
         max_iter: maximum number of iterations of the logistic regression.
 
@@ -94,7 +95,8 @@ class TTCAV(Method[ConceptInput]):
             UserError: the model has no such layer, or there are too few images for repeats that differ.
         """
         sample, n_layers = bound.sample, bound.model.n_layers
-        layers = tuple(range(1, max(n_layers, 2))) if self.layers is None else tuple(self.layers)
+        last = n_layers if bound.model.reads_patches else max(n_layers - 1, 1)
+        layers = tuple(range(1, last + 1)) if self.layers is None else tuple(self.layers)
         strange = [layer for layer in layers if layer not in range(1, n_layers + 1)]
         if strange:
             raise UserError(f"attribution.method.layers has {strange[0]}: give layers from 1 to {n_layers}.")

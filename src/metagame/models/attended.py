@@ -29,7 +29,8 @@ class AttendedModel(MaskedModel):
             query by key, with their graph; the Q queries are the last of the T positions. None: they cannot be read.
         places: position of each token that plays, ``(t,)``.
         owners: player of each of these tokens; none given, token number i is player i.
-        readers: the positions that f is read from: [CLS], or those in front of the answer's tokens.
+        readers: the positions that f is read from: [CLS], or those in front of the answer's tokens. Of a DINOv2, whose
+            head reads the mean of the patches as well, [CLS] alone.
     """
 
     attend: Callable[[Float[Tensor, "k n d"]], tuple[Float[Tensor, " k"], Sequence[Tensor]]] | None = None

@@ -72,6 +72,11 @@ class TokenStates:
     def n_layers(self) -> int:
         return len(self.net.base_model.encoder.layer)
 
+    @property
+    def reads_patches(self) -> bool:
+        """Whether the logits are read from the patches too, not from [CLS] alone: DINOv2's are, from their mean."""
+        return self.net.config.model_type == "dinov2"
+
     def grid(self, pixels: Float[Tensor, "*k 3 H W"]) -> tuple[int, int]:
         """Rows and columns of patches."""
         side = self.net.base_model.embeddings.patch_embeddings.patch_size[0]
