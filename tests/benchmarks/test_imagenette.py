@@ -53,6 +53,18 @@ def test_what_is_missing_gets_a_sentence(root, tmp_path):
         Imagenette(str(root)).files(2, 3)
 
 
+@pytest.mark.parametrize("label", [-1, 10, 207])
+def test_a_class_that_it_does_not_have_is_refused(root, label):
+    with pytest.raises(UserError, match=rf"class {label} is not in Imagenette: give labels 0 to 9"):
+        Imagenette(str(root)).image(label, 0)
+
+
+@pytest.mark.parametrize("k", [-1, COUNT])
+def test_an_image_that_a_class_does_not_have_is_refused(root, k):
+    with pytest.raises(UserError, match=f"has {COUNT} images, but image {k} is needed"):
+        Imagenette(str(root)).image(0, k)
+
+
 @pytest.mark.parametrize(
     ("experiment", "models"), [("table2", ["clip_vitb16", "clip_vitb32"]), ("table4", ["siglip2_vitb32"])]
 )

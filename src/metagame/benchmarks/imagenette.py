@@ -47,13 +47,15 @@ class Imagenette(Images):
         """Image ``k``, from 0, of class ``label``.
 
         Raises:
-            UserError: the class has fewer images.
+            UserError: there is no such class or image.
         """
         (path,) = self.files(label, k)
         return read_image(path, str(path))
 
     def files(self, label: int, k: int) -> Sequence[Path]:
-        if k >= len(self._paths[label]):
+        if label not in range(len(WNIDS)):
+            raise UserError(f"class {label} is not in Imagenette: give labels 0 to 9 in benchmark.classes.")
+        if k not in range(len(self._paths[label])):
             raise UserError(
                 f"{self.folder / WNIDS[label]} has {len(self._paths[label])} images, but image {k} is needed:"
                 " lower benchmark.n_images, or unpack the archive of Imagenette again."
