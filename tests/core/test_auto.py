@@ -183,5 +183,5 @@ def test_players_that_change_nothing_and_those_that_are_alike_have_such_values_i
 
 
 def test_order_two_is_refused():
-    with pytest.raises(GameError, match="estimator='auto' gives values of single players"):
+    with pytest.raises(GameError, match=r"order=2 needs estimator='exact'.*: 'auto' has orders up to 1"):
         meta_attributions(AttributionGame.from_values(random_game(5, 1)), "auto", False, 25, order=2)

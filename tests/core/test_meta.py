@@ -1,4 +1,6 @@
 import logging
+import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metagame import AttributionGame, UserError, indices, meta_attributions
-from metagame.estimators import exact
+from metagame.errors import GameError
+from metagame.estimators import ESTIMATORS, Rules, exact
 from metagame.estimators.configured import ConfiguredEstimator
 from tests.conftest import close, endogenous_games, games, random_game, unchecked
 from tests.reference import indices as reference_indices
@@ -228,7 +231,14 @@ def test_a_budget_for_each_player_grows_with_the_game():
         ({"order": 3, "endogenous": True}, 3, 3, "order=3 exceeds the number of players besides the target, 2"),
         ({"order": 2, "endogenous": True, "estimator": "trees"}, 5, 5, "order=2 of an endogenous game needs .*'exact'"),
         ({"order": 3, "estimator": "permutation"}, 5, 2, "order=3 needs estimator='exact': 'permutation' has orders"),
-        ({"order": 3, "estimator": "auto"}, 5, 2, "estimator='auto' gives values of single players"),
+        ({"order": 3, "estimator": "auto"}, 5, 2, "order=3 needs estimator='exact': 'auto' has orders up to 1"),
+        (
+            {"order": 2, "estimator": "auto"},
+            5,
+            2,
+            "order=2 needs estimator='exact', 'permutation', 'regression' or 'trees':",
+        ),
+        ({"order": 3, "index": "fsii", "estimator": "trees"}, 5, 2, "order=3 needs estimator='exact' or 'regression'"),
         ({"order": 2, "index": "sorcery"}, 3, 3, "index='sorcery' is unknown: choose one of sii"),
         ({"endogenous": True}, 3, 2, "endogenous=True .* pass endogenous=False"),
         ({"budget": 7}, 3, 3, "budget=7 .* at least 8"),
@@ -241,7 +251,12 @@ def test_a_budget_for_each_player_grows_with_the_game():
         ({"estimator": "trees", "order": 2, "budget": 31}, 5, 2, "budget=31 .* at least 32"),
         ({"estimator": "permutation", "order": 2, "index": "stii"}, 5, 2, "index='stii' needs estimator='exact'"),
         ({"estimator": "regression", "order": 2, "index": "stii"}, 5, 2, "index='stii' needs estimator='exact'"),
-        ({"estimator": "trees", "order": 2, "index": "fsii"}, 5, 2, "index='fsii' needs estimator='exact'"),
+        (
+            {"estimator": "trees", "order": 2, "index": "fsii"},
+            5,
+            2,
+            "index='fsii' needs estimator='exact' or 'regression'",
+        ),
     ],
 )
 def test_bad_argument_is_named(arguments, n, n_targets, message):
@@ -255,6 +270,29 @@ def test_too_many_players_for_exact_are_refused_before_any_coalition_is_evaluate
 
     with pytest.raises(UserError, match=r"n_players=13 .*'permutation', 'regression' or 'trees'"):
         meta_attributions(AttributionGame(fn, 13), endogenous=False)
+
+
+RULES = [
+    Rules(endogenous, order, index)
+    for endogenous in (True, False)
+    for order, chosen in {1: (None, "banzhaf"), 2: tuple(indices.INDICES), 3: tuple(indices.INDICES)}.items()
+    for index in chosen
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_too_many_players_for_exact_are_told_of_the_estimators_that_can_play_so_many(rules):
+    game = AttributionGame.from_values(random_game(4, 4))
+    with pytest.raises(GameError) as told:
+        exact(game, rules, max_players=3)
+    advised = set(re.findall(r"'(\w+)'", str(told.value))) - {"exact"}
+    able = set()
+    for name in {*ESTIMATORS} - {"exact"}:
+        with suppress(GameError):
+            ESTIMATORS[name](game, rules)
+            able.add(name)
+    assert advised == able
+    assert ("raise max_players" in str(told.value), "use estimator=" in str(told.value)) == (True, bool(able))
 
 
 @pytest.mark.parametrize("estimator", ["exact", "permutation", "regression", "trees"])

@@ -41,8 +41,8 @@ class TTCAV(Method[ConceptInput]):
     In each repeat, v is the unit normal of a logistic regression that separates the tokens of the concept's images from
     those of as many images of the other concepts (a relative CAV, Kim et al., 2018), after one layer. Let h_t be the
     state of token t after this layer, d_t = <dz/dh_t, v>, and A_t the attention of [CLS] in that layer, averaged over
-    its heads; it is that of [CLS] also if the model reads the patches too (DINOv2). An image counts if the mean of A_t d_t is positive. The score, from 0 to 1, is the share of such images
-    of the class.
+    its heads (of [CLS] also if the model reads the patches too, as DINOv2 does). An image counts if the mean of A_t d_t
+    is positive. The score, from 0 to 1, is the share of such images of the class.
 
     The map is the mean of s_t = A_t d_t ||A|| / ||d|| over images and repeats, and has no unit. The factor is positive,
     so it changes no score.

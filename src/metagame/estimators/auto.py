@@ -9,14 +9,14 @@ from itertools import islice
 import numpy as np
 
 from metagame.estimators.coalition_sample import draw_coalition_sample, least_budget
-from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget, too_few_for_an_error
+from metagame.estimators.estimate import Estimate, Rules, require_scope, settle_budget, too_few_for_an_error
 from metagame.estimators.exact import enumerate_all
 from metagame.estimators.problem import Problem, problems
 from metagame.estimators.regression import fit
 from metagame.estimators.stacking import Candidates, Ridges, candidates, combined, stack
 from metagame.estimators.surrogates import Smooth, boosted_trees
 from metagame.extras import needed_by
-from metagame.games import AttributionGame, GameError
+from metagame.games import AttributionGame
 
 SHARING = 64
 """The most targets that share their weights where rows are few."""
@@ -46,12 +46,7 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
         GameError: the order or index is not supported, or the budget is below 2n + 2.
         UserError: joblib or threadpoolctl, which come with scikit-learn, is not installed.
     """
-    if rules.order > 1:
-        raise GameError(
-            "estimator='auto' gives values of single players only: use 'exact', or 'trees' for exogenous pairs"
-            " (order=2)."
-        )
-    require_shapley("auto", rules)
+    require_scope("auto", rules)
     n = game.n_players
     budget = settle_budget("auto", rules.budget, least_budget(n), n)
     if budget >= 1 << n:

@@ -89,17 +89,57 @@ def t_factor(n_samples: int) -> float:
     return float(stdtrit(n_samples - 1, TWO_SIGMA)) / 2
 
 
-def require_shapley(estimator: str, rules: Rules, *, pairs: Sequence[str] = ("sii",), max_order: int = 2) -> None:
-    """Raise GameError for what only exact enumeration offers.
+@dataclass(frozen=True)
+class Scope:
+    """What an approximation estimates beside Shapley values.
 
-    That is at order 1 another index than the Shapley value, above it another one than those of ``pairs``, an order
-    above ``max_order``, and an endogenous game of an order above 1.
+    Attributes:
+        singles: indices of order 1.
+        pairs: indices of order 2, in exogenous games.
+        sets: those of ``pairs`` that it estimates at any order.
     """
+
+    singles: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+
+    def offers(self, rules: Rules) -> bool:
+        """Whether a game can be played by these rules."""
+        if rules.order == 1:
+            return rules.index in (None, *self.singles)
+        return not rules.endogenous and rules.index in (self.pairs if rules.order == 2 else self.sets)
+
+
+SCOPES = {
+    "auto": Scope(),
+    "permutation": Scope(pairs=("sii", "ksv")),
+    # not sii and ksv of triples: shapiq's KernelSHAP-IQ is far off even with nine tenths of all coalitions
+    "regression": Scope(pairs=("sii", "ksv", "fsii"), sets=("fsii",)),
+    "trees": Scope(singles=("banzhaf",), pairs=("sii", "ksv")),
+}
+
+
+def approximations(rules: Rules) -> tuple[str, ...]:
+    """The approximations that play by these rules, quoted."""
+    return tuple(repr(name) for name, scope in SCOPES.items() if scope.offers(rules))
+
+
+def require_scope(estimator: str, rules: Rules) -> None:
+    """Raise GameError for what is beyond the :class:`Scope` of an approximation."""
+    scope = SCOPES[estimator]
+    if scope.offers(rules):
+        return
+    needed = listed(("'exact'", *approximations(rules)))
     if rules.order > 1 and rules.endogenous:
-        raise GameError(f"order={rules.order} of an endogenous game needs estimator='exact', not {estimator!r}.")
-    if rules.order > max_order:
-        raise GameError(f"order={rules.order} needs estimator='exact': {estimator!r} has orders up to {max_order}.")
-    if rules.index not in ([None] if rules.order == 1 else pairs):
-        gives = "the Shapley value" if rules.order == 1 else f"index={' or '.join(map(repr, pairs))}"
-        exact = "'exact' or 'trees'" if (rules.order, rules.index) == (1, "banzhaf") else "'exact'"
-        raise GameError(f"index={rules.index!r} needs estimator={exact}: estimator={estimator!r} gives {gives} only.")
+        raise GameError(f"order={rules.order} of an endogenous game needs estimator={needed}, not {estimator!r}.")
+    most = 2 if scope.pairs else 1
+    if rules.order > most and rules.index not in scope.sets:
+        raise GameError(f"order={rules.order} needs estimator={needed}: {estimator!r} has orders up to {most}.")
+    given = "the Shapley value" if rules.order == 1 else f"index={listed(tuple(map(repr, scope.pairs)))}"
+    raise GameError(f"index={rules.index!r} needs estimator={needed}: estimator={estimator!r} gives {given} only.")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names with commas, and an "or" in front of the last."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

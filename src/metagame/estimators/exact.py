@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame import indices
-from metagame.estimators.estimate import Estimate, Rules, settle_budget
+from metagame.estimators.estimate import Estimate, Rules, approximations, listed, settle_budget
 from metagame.games import AttributionGame, GameError, all_coalitions
 
 MAX_PLAYERS = 12
@@ -20,9 +20,10 @@ def exact(game: AttributionGame, rules: Rules, *, max_players: int = MAX_PLAYERS
     """
     n = game.n_players
     if n > max_players:
+        others = approximations(rules)
         raise GameError(
-            f"n_players={n} is too many for estimator='exact' (2^{n} coalitions, max_players={max_players}): use"
-            " estimator='auto', 'permutation', 'regression' or 'trees', or raise max_players (estimator.max_players in"
+            f"n_players={n} is too many for estimator='exact' (2^{n} coalitions, max_players={max_players}):"
+            f" {f'use estimator={listed(others)}, or ' if others else ''}raise max_players (estimator.max_players in"
             f" configs, estimator=functools.partial(metagame.estimators.exact, max_players={n}) in Python)."
         )
     settle_budget("exact", rules.budget, 1 << n, n)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from metagame.estimators.estimate import (
     Estimate,
     Rules,
-    require_shapley,
+    require_scope,
     settle_budget,
     t_factor,
     too_few_for_an_error,
@@ -39,7 +39,7 @@ def permutation(game: AttributionGame, rules: Rules) -> Estimate:
     Raises:
         GameError: the budget is below one walk (at order 2, one block).
     """
-    require_shapley("permutation", rules, pairs=("sii", "ksv"))
+    require_scope("permutation", rules)
     return (_play_pairs if rules.order == 2 else _play_players)(game, rules)
 
 

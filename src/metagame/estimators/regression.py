@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, least_budget
-from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget, too_few_for_an_error
+from metagame.estimators.estimate import Estimate, Rules, require_scope, settle_budget, too_few_for_an_error
 from metagame.estimators.exact import enumerate_all
 from metagame.estimators.least_squares import least_squares
 from metagame.estimators.problem import problems
@@ -37,8 +37,7 @@ def regression(game: AttributionGame, rules: Rules) -> Estimate:
         UserError: the order is above 1, and shapiq is not installed.
     """
     n = game.n_players
-    # shapiq's KernelSHAP-IQ of triples is far off even with nine tenths of all coalitions
-    require_shapley("regression", rules, pairs=("sii", "ksv", "fsii"), max_order=n if rules.index == "fsii" else 2)
+    require_scope("regression", rules)
     least = least_pairwise_budget(n, rules.order) if rules.order > 1 else least_budget(n)
     budget = settle_budget("regression", rules.budget, least, n)
     if budget >= 1 << n:

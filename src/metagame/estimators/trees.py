@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from metagame.estimators.coalition_sample import CoalitionSample, draw_coalition_sample, kernel, least_budget
-from metagame.estimators.estimate import Estimate, Rules, require_shapley, settle_budget
+from metagame.estimators.estimate import Estimate, Rules, require_scope, settle_budget
 from metagame.estimators.exact import enumerate_all
 from metagame.estimators.regression import (
     fit,
@@ -52,8 +52,7 @@ def trees(
         UserError: scikit-learn or shapiq is not installed.
     """
     n = game.n_players
-    if rules.index != "banzhaf" or rules.order > 1:
-        require_shapley("trees", rules, pairs=("sii", "ksv"))
+    require_scope("trees", rules)
     budget = settle_budget("trees", rules.budget, least_pairwise_budget(n) if rules.order == 2 else least_budget(n), n)
     if budget >= 1 << n:
         return enumerate_all(game, rules)
