@@ -697,6 +697,7 @@ CROPPING = {
     "crops": ({"size": {"shortest_edge": 40}, "crop_size": 32}, (40, 40), slice(4, 36)),
     "crops, and the image is not square": ({"size": {"shortest_edge": 40}, "crop_size": 32}, (40, 41), slice(4, 36)),
     "crops what it does not resize": ({"do_resize": False, "crop_size": 32}, (64, 64), slice(16, 48)),
+    "leaves pixels behind the last whole patch": ({"do_resize": False, "crop_size": 35}, (35, 35), slice(32)),
     "crops one pixel on each side": ({"size": {"shortest_edge": 130}, "crop_size": 128}, (130, 130), slice(1, 129)),
 }
 

@@ -312,7 +312,7 @@ class _Opened:
 
     pixels: Float[Tensor, "3 H W"]
     texts: Mapping[str, Players]
-    picture: UInt8[np.ndarray, "H W 3"] | None
+    picture: UInt8[np.ndarray, "h w 3"] | None
 
 
 class VisionLanguage(Model[Sample, ImageText], ABC):
@@ -441,7 +441,8 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     def _shows_all(self, side: int) -> bool:
         """Whether the processor crops nothing from a square image of this side, and puts nothing around it.
 
-        If so, colours that rise from edge to edge still do, up to :data:`ROUNDING`.
+        If so, colours that rise from edge to edge still do, up to :data:`ROUNDING`. Pixels behind the last whole patch
+        are cropped, too, since no patch has them.
         """
         rising = np.round(np.linspace(0, 255, 2 * side + 1)[1::2]).astype(np.uint8)
         image = Image.fromarray(np.stack(np.broadcast_arrays(rising, rising[:, None], np.uint8(0)), -1))
@@ -449,11 +450,12 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         resized = image.resize(shown.shape[1::-1], Image.Resampling.BICUBIC)
         return bool(np.abs(shown - np.asarray(resized, float)).max() <= ROUNDING)
 
-    def _picture(self, pixels: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
-        """What the processor cut an image to, before it brought each channel to the model's range."""
+    def _picture(self, pixels: Float[Tensor, "3 H W"]) -> UInt8[np.ndarray, "h w 3"]:
+        """What the processor cut an image to, before it brought each channel to the model's range, in whole patches."""
         black, white = (self.process(Image.new("RGB", (64, 64), color)) for color in ("black", "white"))
         share = ((pixels - black) / (white - black)).clamp(0, 1)
-        return (255 * share).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        height, width = (length - length % self.patch_size for length in pixels.shape[-2:])
+        return (255 * share[:, :height, :width]).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     @torch.no_grad()
     def block_input(self, pixels: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B T D"]:
