@@ -15,8 +15,9 @@ from metagame.errors import UserError
 from metagame.experiments import finish
 from metagame.jobs.build import Job
 from metagame.jobs.grid import OF_THE_RUN, check_commas, results_name, sweep_configs
+from metagame.jobs.labels import has_shipped_weights, model_label
 from metagame.jobs.run import run_job
-from metagame.jobs.spec import configs_folder, job_name, jobs_folder, model_label
+from metagame.jobs.spec import configs_folder, job_identity, job_name, jobs_folder
 from metagame.report.experiment import FIGURES
 from metagame.report.results import read_experiment, read_jobs
 from tests.tiny.jobs import Plain, job_config, shipped_configs
@@ -113,6 +114,58 @@ def test_what_an_experiment_names_once_is_a_default_that_the_command_line_replac
 def test_a_model_without_a_label_is_called_as_its_checkpoint(overrides, label):
     with shipped_configs():
         assert model_label(compose("config", overrides=["model=causal_lm", *overrides])) == label
+
+
+LABELLED = {
+    "as shipped": (["model=clip_vitb16"], "CLIP (tiny/16)"),
+    "another checkpoint": (["model=clip_vitb16", "model.checkpoint=data/tiny/metaclip2"], "metaclip2"),
+    "another checkpoint of another scale": (
+        ["model=clip_vitb16", "scale=paper", "model.checkpoint=openai/clip-vit-large-patch14"],
+        "clip-vit-large-patch14",
+    ),
+    "a label of one's own": (["model=clip_vitb16", "model.checkpoint=any", "model.label=mine"], "mine"),
+    "a folder of the same name": (
+        ["model=smollm2_135m", "scale=small", "model.checkpoint=/data/smollm2-135m-instruct/"], "SmolLM2 135M",
+    ),
+    "a folder named as the hub does": (
+        ["model=gemma3_270m_pt", "scale=small", "model.checkpoint=gemma-3-270m"], "Gemma 3 270M PT",
+    ),
+    "a folder of another model": (
+        ["model=gemma3_270m_pt", "scale=small", "model.checkpoint=/data/gemma-3-270m-it"], "gemma-3-270m-it",
+    ),
+    "a GGUF file": (["model=smollm2_135m", "scale=small", "model.gguf=SmolLM2.Q4_1.gguf"], "SmolLM2.Q4_1"),
+    "an experiment's own": (["experiment=ttcav"], "ViT (textures)"),
+    "an experiment's own with another checkpoint": (["experiment=ttcav", "model.checkpoint=data/tiny/vit"], "vit"),
+    "another architecture": (
+        ["model=open_clip", "scale=paper", "model.architecture=ViT-L-14"], "ViT-L-14, openai",
+    ),
+    "no checkpoint": (["model=polynomial"], "polynomial"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LABELLED)
+def test_a_label_of_a_config_is_that_of_its_own_weights_alone(case):
+    overrides, label = LABELLED[case]
+    with shipped_configs():
+        assert model_label(compose("config", overrides=overrides)) == label
+
+
+def test_a_label_is_no_part_of_the_identity_of_a_job():
+    with shipped_configs():
+        named, other = (
+            compose("config", overrides=["model=clip_vitb16", f"model.label={label}"]) for label in ("a", "b")
+        )
+        assert job_identity(named) == job_identity(other)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+def test_what_labels_read_of_the_shipped_configs_is_what_hydra_composes(scale):
+    names = [path.stem for path in (configs_folder() / "model").glob("[!_]*.yaml")]
+    with shipped_configs():
+        for name in names:
+            cfg = compose("config", overrides=[f"model={name}", f"scale={scale}"])
+            assert has_shipped_weights(cfg), name
+            assert model_label(cfg) == (cfg.model.get("label") or model_label(cfg)), name
 
 
 @pytest.mark.parametrize(

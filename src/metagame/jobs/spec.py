@@ -317,20 +317,6 @@ def asked_path(cfg: DictConfig, name: str | None = None) -> Path:
     return Path(cfg.output_dir) / "samples" / f"{name or job_name(cfg)}.json"
 
 
-def job_label(cfg: DictConfig, jobs: Sequence[DictConfig]) -> str:
-    """What notes call a job: its method, and its model and benchmark where ``jobs`` have several."""
-    several = variants(cfg)
-    label = several[0].label if len(several) == 1 else cfg.attribution.label
-    model = f" of {model_label(cfg)}" if len({each.model.name for each in jobs}) > 1 else ""
-    return label + model + (f" on {cfg.benchmark.name}" if len({each.benchmark.name for each in jobs}) > 1 else "")
-
-
-def model_label(cfg: DictConfig) -> str:
-    """What tables call the model: its label, or the last part of its checkpoint's name, or of its GGUF file's."""
-    named = cfg.model.get("label") or cfg.model.get("gguf") or cfg.model.get("checkpoint") or cfg.model.name
-    return named if named == cfg.model.get("label") else Path(named).name.removesuffix(".gguf")
-
-
 def is_left_out(cfg: DictConfig) -> bool:
     """Whether the experiment leaves this combination out of its grid: an entry of ``leave_out`` names all its parts."""
     return any(

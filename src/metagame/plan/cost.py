@@ -26,7 +26,8 @@ from metagame.fetch.weights import GATE
 from metagame.jobs.accelerator import has_gpu
 from metagame.jobs.build import build_method, build_part
 from metagame.jobs.grid import asked_configs
-from metagame.jobs.spec import configs_folder, job_label, register, variants
+from metagame.jobs.labels import job_label
+from metagame.jobs.spec import configs_folder, register, variants
 from metagame.plan.passes import (
     ANSWER,
     BACKWARD,

@@ -21,8 +21,9 @@ from omegaconf import DictConfig
 
 from metagame.errors import RecordError, UserError
 from metagame.jobs.grid import read_refusal
+from metagame.jobs.labels import job_label
 from metagame.jobs.records import replace_atomically
-from metagame.jobs.spec import job_label, job_name, merged, plain
+from metagame.jobs.spec import job_name, merged, plain
 from metagame.report.drawing import CAPTION, Drawing
 from metagame.report.mixture import mixture_notes
 from metagame.report.results import EXPERIMENT, EXPERIMENT_VERSION, JobResult, read_job, read_jobs, tell_apart

@@ -18,9 +18,10 @@ from metagame.contracts import Explanation
 from metagame.digests import digest
 from metagame.errors import RecordError
 from metagame.jobs.environment import environment_path
+from metagame.jobs.labels import model_label
 from metagame.jobs.manifest import current_code
 from metagame.jobs.records import VERSION, Record, RecordStore, pictures_of, unpack
-from metagame.jobs.spec import Variant, asked_path, merged, model_label, variants
+from metagame.jobs.spec import Variant, asked_path, merged, variants
 
 MOST_FAILURES = 10
 """How many failed samples of a job a table's notes name one by one."""
@@ -300,7 +301,7 @@ def _stale_notes(results: Sequence[JobResult]) -> Iterator[str]:
 
 def name_in_notes(result: JobResult, results: Sequence[JobResult]) -> str:
     """What notes call a job: with its model where there are several, and with what sets it apart from its namesakes."""
-    several = len({other.config.model.name for other in results}) > 1
+    several = len({(other.config.model.name, other.model) for other in results}) > 1
     name = f"{result.job_label} of {result.model}" if several else result.job_label
     if not result.variant.name:  # its label is told apart
         return name
