@@ -20,6 +20,7 @@ from metagame.report import pointing_game
 from metagame.report.maps import TOP, edge_scale
 from metagame.report.pointing_game import OBJECTS, pointing_game_table
 from metagame.report.published import published
+from metagame.report.reproduction import pointing_game_reproduction
 from metagame.report.results import JobResult, tell_apart
 from metagame.report.scores import clustered_cell
 from metagame.report.table import markdown, without_errors
@@ -35,6 +36,8 @@ CLIP, METACLIP, LARGE, SMALL = "clip_vitb16", "metaclip2_vith14", "siglip2_vitl1
 
 
 LABELS = {CLIP: "CLIP", METACLIP: "MetaCLIP-2", LARGE: "SigLIP-2 (L/16)", SMALL: "SigLIP-2 (B/32)"}
+WEIGHTS = {CLIP: "clip", METACLIP: "metaclip2", LARGE: "siglip2_p8", SMALL: "siglip2_p16"}
+"""The shipped checkpoints of the tiny scale, in ``data/tiny``."""
 
 
 def result(attribution="grad_eclip", scores=(0.5,), model=CLIP, *, failed=(), missing=0, seed=0, played=(), **changes):
@@ -50,7 +53,8 @@ def result(attribution="grad_eclip", scores=(0.5,), model=CLIP, *, failed=(), mi
     method = {"name": attribution, "meta": meta, "method": {"_target_": base, **changes}}
     config = OmegaConf.create(
         {
-            "name": "table2", "scale": {"name": "tiny"}, "seed": 0, "model": {"name": model, "label": LABELS[model]},
+            "name": "table2", "scale": {"name": "tiny"}, "seed": 0,
+            "model": {"name": model, "label": LABELS[model], "checkpoint": f"data/tiny/{WEIGHTS[model]}"},
             "attribution": method | {"label": base.upper(), "family": "x", "base": base},
             "benchmark": {"name": "pointing_game"}, "estimator": {"name": "exact"},
         }
@@ -121,6 +125,47 @@ def test_published_values_stand_beside_the_rows_they_belong_to(case):
     (row,) = pointing_game_table([job], "paper").published
     means = {key: without_errors(cell) for key, cell in row.items()}
     assert means == ({} if values is None else pytest.approx(dict(zip(OBJECTS, values, strict=True)), abs=5.1e-4))
+
+
+AT_PAPER_SCALE = {
+    "as shipped": ({}, True),
+    "a folder of the same name": ({"model": {"checkpoint": "/data/clip-vit-base-patch16"}}, True),
+    "some of the games": ({"benchmark": {"games": ["fish-koala-balloon-laptop"]}}, True),
+    "another checkpoint": ({"model": {"checkpoint": "openai/clip-vit-large-patch14"}}, False),
+    "the tiny checkpoint": ({"model": {"checkpoint": "data/tiny/clip"}}, False),
+    "a game of one's own": ({"benchmark": {"games": ["fish-koala-balloon-laptop", "a-b-c-d"]}}, False),
+}
+
+
+@pytest.mark.parametrize("case", AT_PAPER_SCALE)
+def test_published_values_at_paper_scale_are_beside_the_models_and_games_that_they_are_of(case):
+    changes, shown = AT_PAPER_SCALE[case]
+    job, base = (
+        result("mask_clip"),
+        {"scale": {"name": "paper"}, "model": {"checkpoint": "openai/clip-vit-base-patch16"}},
+    )
+    job = replace(job, config=OmegaConf.merge(job.config, base, changes))
+    table = pointing_game_table([job], "paper")
+    assert [bool(values) for values in table.published] == [shown]
+    assert pointing_game_reproduction([job]).known == 7 * ("checkpoint" not in changes.get("model", {}) or shown)
+    assert not [claim for claim in table.claims if "SigLIP" in claim["claim"]]
+
+
+def test_other_weights_are_told_beside_the_published_values_of_another_row():
+    own = result("mask_clip")
+    own = replace(own, config=OmegaConf.merge(own.config, {"model": {"checkpoint": "data/mine", "label": "mine"}}))
+    table = pointing_game_table([result("mask_clip"), own], "tiny")
+    assert [bool(values) for values in table.published] == [True, False]
+    assert any("This run has model.checkpoint=data/mine." in note for note in table.notes)
+
+
+@pytest.mark.parametrize("model", [METACLIP, LARGE])
+def test_claims_about_a_model_are_not_about_other_weights_of_its_name(model):
+    asked = on_metaclip(0.6, 0.5) if model == METACLIP else against("mask_siglip", 0.5)
+    other = [replace(each, config=OmegaConf.merge(each.config, {"model": {"checkpoint": "mine"}})) for each in asked]
+    assert set(claims(asked)) - set(claims(other)) == {
+        "attention_beats_grad_eclip" if model == METACLIP else "mask_siglip_is_best"
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,13 @@ from metagame.report.results import JobResult
 from metagame.report.table import without_errors
 
 ROWS = list(published_means())
+CHECKPOINTS = {
+    "clip_vitb16": "openai/clip-vit-base-patch16",
+    "metaclip2_vith14": "facebook/metaclip-2-worldwide-huge-quickgelu",
+    "siglip2_vitb32": "google/siglip2-base-patch32-256",
+    "siglip2_vitl16": "google/siglip2-large-patch16-256",
+}
+"""Of the published rows."""
 GAMES = list(dict.fromkeys(game for game, _ in published_images()["clip_vitb16", "mask_clip", True][1]))
 
 
@@ -24,8 +31,9 @@ def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, me
     model, base, meta = row
     name = name or ("fixlip_paper" if base == "fixlip" else base)
     node = {"name": name, "label": base, "family": "x", "base": base, "meta": meta, "method": dict(method)}
-    config = OmegaConf.create({"name": "table2", "seed": 0, "limit": None, "model": {"name": model, "label": model}})
-    config = OmegaConf.merge(config, {"attribution": node, "benchmark": {"name": "pointing_game"}})
+    config = OmegaConf.create({"name": "table2", "seed": 0, "limit": None, "scale": {"name": "paper"}})
+    weights = {"name": model, "label": model, "checkpoint": CHECKPOINTS[model]}
+    config = OmegaConf.merge(config, {"model": weights, "attribution": node, "benchmark": {"name": "pointing_game"}})
     scores = published_images().get(row)
     if scores is None:  # constant where the first order is .25 of four words
         spread = [0.0 if mean == 0.25 else 0.08 for mean in published_means()[row]]
@@ -159,6 +167,14 @@ def test_the_published_answer_of_each_claim_is_that_of_the_published_numbers(cla
         means[metaclip, "grad_eclip", True]
     )
     assert answers[claim]
+
+
+def test_other_weights_of_a_published_models_name_are_not_compared():
+    job = made(("clip_vitb16", "mask_clip", True))
+    job.config.model.checkpoint = "openai/clip-vit-large-patch14"
+    check = pointing_game_reproduction([job])
+    assert check.blocks == []
+    assert check.verdict.endswith("nothing is compared; 0 of 0 published blocks are compared.")
 
 
 def test_all_26_rows_stand_beside_ours():

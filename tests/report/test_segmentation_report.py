@@ -6,6 +6,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hydra import compose
+from omegaconf import OmegaConf
 
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, Cell
 from metagame.report.experiment import write_report
@@ -27,6 +29,7 @@ from metagame.report.segmentation import (
 )
 from metagame.report.table import read_table
 from tests.conftest import close
+from tests.tiny.jobs import shipped_configs
 from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, made_up, only, stub_config
 
 LABELS = {
@@ -44,6 +47,8 @@ IMAGES = {"bus stop": "3", "herd": "57", "plane": "3", "shed": "5", "yard": "357
 ABLATIONS = (BASELINE, "decoupled", "last_layers", "prompt")
 SIZES = ("n0", "d10", "n20")
 FIGURE13 = published("figure13")
+FLUX = {"tiny": "data/tiny/flux", "paper": "black-forest-labs/FLUX.1-schnell"}
+"""The shipped checkpoints."""
 
 
 def usual(cell, method, track):
@@ -92,7 +97,7 @@ def job(
     cfg = stub_config(
         folder,
         name="table3",
-        model={"name": "flux_schnell", "label": "FLUX", "checkpoint": "somewhere"},
+        model={"name": "flux_schnell", "label": "FLUX", "checkpoint": FLUX[changes.get("scale__name", "tiny")]},
         attribution={
             "name": "concept_maps",
             "label": "Maps",
@@ -260,6 +265,77 @@ def test_every_published_value_stands_on_its_row(tmp_path, name, n_cells):
 def test_what_the_paper_has_not_has_no_published_value(tmp_path, settings):
     table = segmentation_table(job(tmp_path, **settings), "paper")
     assert table.published == [{}] * len(table.rows)
+
+
+OTHERWISE = {
+    "another model": ({"model__name": "flux_dev"}, "model=flux_dev", True, True),
+    "another checkpoint": ({"model__checkpoint": "data/mine"}, "model.checkpoint=data/mine", True, True),
+    "fewer layers": ({"benchmark__n_layers": 2}, "benchmark.n_layers=2", True, False),
+    "other steps": ({"model__denoising": {"n_steps": 1}}, "model.denoising.n_steps=1", True, False),
+    "instance masks": (
+        {"benchmark__name": "coco", "benchmark__data": {"_target_": "metagame.benchmarks.coco.COCOInstances"}},
+        "benchmark.data._target_=metagame.benchmarks.coco.COCOInstances", True, False,
+    ),
+    "all players compete": ({"benchmark__channels": "players"}, "benchmark.channels=players", False, True),
+    "full classes counted": ({"benchmark__full_classes": "counted"}, "benchmark.full_classes=counted", False, True),
+}  # fmt: skip
+"""Settings that are not those of the published numbers, what notes call them, and whether they concern single, tiny."""
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_published_values_are_not_beside_what_was_made_with_other_settings_and_a_note_says_so(tmp_path, case, scale):
+    changes, reason, of_single, of_tiny = OTHERWISE[case]
+    concerned = of_tiny or scale == "paper"
+    table = segmentation_table(job(tmp_path, scale__name=scale, **changes), scale)
+    shown = {row["track"]: bool(values) for row, values in zip(table.rows, table.published, strict=True)}
+    assert shown == {"single": not (concerned and of_single), "multi": not concerned}
+    notes = noted(table, "Published values were not made with")
+    assert len(notes) == concerned
+    assert all(note.startswith(f"Published values were not made with {reason}; none stand beside ") for note in notes)
+
+
+def test_the_shipped_configs_have_the_settings_of_the_published_numbers():
+    with shipped_configs():
+        for name, of_data in FIGURE13["data_settings"].items():
+            chosen = [f"model={FIGURE13['model']}", "attribution=concept_maps", f"benchmark={name}", "scale=paper"]
+            cfg = compose("config", overrides=chosen)
+            for key, value in {**FIGURE13["settings"], **FIGURE13["multi_settings"], **of_data}.items():
+                assert OmegaConf.select(cfg, key, throw_on_missing=True) == value, key
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"),
+    [
+        (["present"], ["multi: each pixel is assigned to the class of the image, or"]),
+        (["players"], ["multi: each pixel is assigned to the player, be it a class of the image or a distractor"]),
+        (["present", "players"], [
+            "Maps (benchmark.channels=present): multi: each pixel is assigned to the class",
+            "Maps (benchmark.channels=players): multi: each pixel is assigned to the player",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_note_says_which_maps_compete_in_multi_and_in_which_jobs(tmp_path, channels, said):
+    jobs = [job(tmp_path, benchmark__channels=each) for each in channels]
+    notes = noted(segmentation_table([result for each in jobs for result in each], "tiny"), "each pixel is")
+    assert [note[: len(start)] for note, start in zip(notes, said, strict=True)] == said
+
+
+def test_jobs_with_different_settings_are_called_by_what_is_enough_to_tell_them_apart(tmp_path):
+    voc = job(tmp_path, benchmark__channels="present")
+    coco = job(tmp_path, benchmark__name="coco", benchmark__channels="players")
+    notes = noted(segmentation_table([*voc, *coco], "tiny"), "each pixel is")
+    assert [note.split(": ")[0] for note in notes] == ["voc", "coco"]
+
+
+def test_a_note_names_the_model_where_no_column_does(tmp_path):
+    assert noted(segmentation_table(job(tmp_path), "tiny"), "Model: ") == ["Model: FLUX."]
+
+
+def test_how_many_layers_an_ablation_leaves_is_as_the_jobs_have_it(tmp_path):
+    settings = {"benchmark__n_layers": 6, "benchmark__fewer_layers": 1}
+    table = segmentation_table(job(tmp_path, ablations=("last_layers",), **settings), "tiny")
+    assert noted(table, "last layers uses only the last 1 of the 6 layers of the baseline")
 
 
 def test_the_claims_say_as_much_as_the_published_values_bear():

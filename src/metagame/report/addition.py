@@ -56,7 +56,7 @@ def addition_table(results: list[JobResult], scale: str) -> Table:
         rows=rows,
         published=[{} for _ in rows],
         n_samples=len({record.sample for result in results for record in result.done}),
-        notes=[*_notes(results), *failure_notes(results)],
+        notes=[*([] if several else [f"Model: {results[0].model}."]), *_notes(results), *failure_notes(results)],
     )
 
 

@@ -10,14 +10,16 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from omegaconf import OmegaConf
 
 from metagame.benchmarks.pointing_game import SCENARIOS, Scene, game_and_image, word_maps
 from metagame.digests import digest
 from metagame.jobs.build import build_part
+from metagame.jobs.labels import has_shipped_weights
 from metagame.report.drawing import Drawing
 from metagame.report.groups import grouped, stacked
 from metagame.report.maps import TOP, draw_edges, edge_scale, on_grid
-from metagame.report.published import Row, published, published_means
+from metagame.report.published import Row, other_weights, published, published_games, published_means
 from metagame.report.results import JobResult, failure_notes
 from metagame.report.scores import Difference, clustered_cell, decide
 from metagame.report.table import Column, Table
@@ -89,11 +91,22 @@ def _published_row(result: JobResult) -> dict:
 
 
 def published_name(result: JobResult) -> Row | None:
-    """The row of the published tables that a job reproduces; None where an argument of its method is another one."""
+    """The row of the published tables that a job reproduces.
+
+    None where an argument of its method, the model's weights or, at the paper's scale, the games are others.
+    """
     method = result.variant.node.method
     if any(method.get(name, value) != value for name, value in PROTOCOL.items()):
         return None
+    if not has_shipped_weights(result.config) or _plays_other_games(result):
+        return None
     return result.config.model.name, result.variant.base, result.variant.meta
+
+
+def _plays_other_games(result: JobResult) -> bool:
+    """At the paper's scale; the other scales have images of other classes."""
+    games = OmegaConf.select(result.config, "benchmark.games") or ()
+    return result.config.scale.name == "paper" and not set(games) <= published_games()
 
 
 def is_of_the_paper(result: JobResult) -> bool:
@@ -119,6 +132,8 @@ def _other_settings(results: list[JobResult]) -> str:
         method, scenes = result.variant.node.method, result.config.benchmark.get("scenes", {})
         wanted = [(method, key, value) for key, value in PROTOCOL.items()] + [(scenes, "encoding", "jpeg")]
         found |= {f"{key}={node[key]}" for node, key, value in wanted if node.get(key, value) != value}
+        found |= set(other_weights(result.config)) if is_of_the_paper(result) else set()
+        found |= {"other games"} if _plays_other_games(result) else set()
         found |= {f"attribution={result.variant.node.name}"} if is_other_fixlip(result) else set()
     return f"This run has {', '.join(sorted(found))}." if found else "This run has the same."
 
@@ -153,10 +168,10 @@ def _claims(results: list[JobResult]) -> list[dict]:
         "meta_beats_first_order": _over_first_order(games),
         "meta_beats_fixlip": [each for game in games for each in _best_over_fixlip(game)],
     }
-    siglips = [game for game in games if game[0].config.model.name in SIGLIPS]
+    siglips = [game for game in games if _is_one_of(game[0], SIGLIPS)]
     if siglips:
         found["mask_siglip_is_best"] = [each for game in siglips for each in _over_all_others(game, "mask_siglip")]
-    metaclips = [game for game in games if game[0].config.model.name in METACLIPS]
+    metaclips = [game for game in games if _is_one_of(game[0], METACLIPS)]
     if metaclips:
         found["attention_beats_grad_eclip"] = [
             _difference(*pair)
@@ -166,6 +181,11 @@ def _claims(results: list[JobResult]) -> list[dict]:
     claims = published("pointing_game")["claims"]
     compared = {name: each for name, each in found.items() if any(difference.cell is not None for difference in each)}
     return [decide(**claims[name], differences=differences) for name, differences in compared.items()]
+
+
+def _is_one_of(result: JobResult, models: Sequence[str]) -> bool:
+    """Whether the job's model is one of those of the paper, with the paper's weights or the scale's stand-in."""
+    return result.config.model.name in models and has_shipped_weights(result.config)
 
 
 def _own_claims(results: list[JobResult]) -> list[dict]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
+from metagame.jobs.labels import has_shipped_weights
 from metagame.jobs.spec import Variant
 from metagame.report.drawing import Drawing
 from metagame.report.groups import grouped
@@ -211,7 +212,7 @@ class Reproduction:
 
 def pointing_game_reproduction(results: Sequence[JobResult]) -> Reproduction:
     """Tables 2 and 4: scenario by scenario and image by image where the authors published that, else by the means."""
-    models = {result.config.model.name for result in results}
+    models = {result.config.model.name for result in results if has_shipped_weights(result.config)}
     blocks = [block for result in results if (block := _pointing_game_block(result)) is not None]
     return Reproduction(blocks, sum(name[0] in models for name in published_means()))
 

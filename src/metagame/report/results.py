@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -261,16 +261,35 @@ def _flat(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def setting_notes(results: Sequence[JobResult], key: str, texts: Mapping[Any, str]) -> list[str]:
-    """What a table says of the value that its jobs have of a setting; nothing where they differ or have none.
+    """What a table says of the value that its jobs have of a setting; where they differ, of which jobs each text holds.
 
     Args:
         results: of the jobs.
         key: of the setting in a job's config, such as ``model.end_token``.
-        texts: by value; of other values nothing is said.
+        texts: by value; of other values, and of jobs without the setting, nothing is said.
     """
-    values = {OmegaConf.select(result.config, key) for result in results}
-    value = values.pop() if len(values) == 1 else None
-    return [] if value is None or value not in texts else [texts[value]]
+    jobs: dict[Any, list[JobResult]] = {}
+    for result in results:
+        jobs.setdefault(OmegaConf.select(result.config, key), []).append(result)
+    known = {value: own for value, own in jobs.items() if value is not None and value in texts}
+    if len(jobs) == 1:
+        return [texts[value] for value in known]
+    names = _telling_names(list(jobs.values()), results)
+    return [f"{', '.join(each)}: {texts[value]}" for value, each in zip(jobs, names, strict=True) if value in known]
+
+
+def _telling_names(groups: Sequence[Sequence[JobResult]], results: Sequence[JobResult]) -> list[list[str]]:
+    """What to call the jobs of each group: by model or benchmark where that is enough to tell the groups apart."""
+    callings: tuple[Callable[[JobResult], str], ...] = (
+        lambda result: result.model,
+        lambda result: result.config.benchmark.name,
+        lambda result: name_in_notes(result, results),
+    )
+    for called in callings:
+        names = [list(dict.fromkeys(map(called, group))) for group in groups]
+        if len(set(chain(*names))) == sum(map(len, names)):
+            break
+    return names
 
 
 def failure_notes(results: Sequence[JobResult]) -> list[str]:

@@ -19,7 +19,7 @@ from metagame.report.drawing import Drawing, caption_of
 from metagame.report.groups import Group, by_setting, grouped
 from metagame.report.jackknife import JackknifeRatio
 from metagame.report.maps import COLORS
-from metagame.report.published import published
+from metagame.report.published import other_settings, other_weights, published
 from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import Difference, decide
 from metagame.report.table import DASH, Column, Table
@@ -43,10 +43,16 @@ ABLATION_TITLES = {
     BASELINE: "baseline", "decoupled": "decoupled", "last_layers": "last layers", "prompt": "prompt",
 }  # fmt: skip
 ABLATION_TEXTS = {
-    BASELINE: "baseline is the setting of Table 3",
+    BASELINE: "baseline has none of these changes",
     "decoupled": "in decoupled, concepts attend to the image only, not to each other",
-    "last_layers": "last layers uses only the last half of the layers of the baseline",
+    "last_layers": "last layers uses {layers} of the baseline",
     "prompt": "in prompt, the model is also given a text prompt that names the classes in the image",
+}
+CHANNEL_NOTES = {
+    "present": "multi: each pixel is assigned to the class of the image, or the background concept, with the largest"
+    " map.",
+    "players": "multi: each pixel is assigned to the player, be it a class of the image or a distractor, or to the"
+    " background concept, with the largest map.",
 }
 FULL_CLASS_NOTES = {
     "skipped": "A class that fills all labelled pixels of an image has no AP there, as in the paper's code.",
@@ -109,10 +115,24 @@ class Score:
         return {name: JackknifeRatio.of_ratios(*map(np.asarray, pair)) for name, pair in pairs}
 
     def published(self) -> dict[str, float]:
-        """The paper's values of the keys of METRICS; {} where there are none."""
+        """The paper's values of the keys of METRICS; {} where there are none, or they were made with other settings."""
+        return {} if self.other_settings() else self.printed()
+
+    def printed(self) -> dict[str, float]:
+        """The paper's values of this cell, track and method, with whatever settings; {} where there are none."""
         cells = published("figure13")["cells"].get(self.result.config.benchmark.name, {})
         values = cells.get(self.cell.name, {}).get(self.role, {}).get(self.track)
         return dict(zip(METRICS, values, strict=True)) if values else {}
+
+    def other_settings(self) -> list[str]:
+        """What of the job's settings is not as the published numbers were made; the tiny scale stands in for them."""
+        config, theirs = self.result.config, published("figure13")
+        if config.model.name != theirs["model"]:
+            return [f"model={config.model.name}"]
+        settings = theirs["multi_settings"] if self.track == "multi" else {}
+        if config.scale.name != "tiny":
+            settings = settings | theirs["settings"] | theirs["data_settings"].get(config.benchmark.name, {})
+        return [*other_weights(config), *other_settings(config, settings)]
 
 
 def segmentation_table(results: list[JobResult], scale: str) -> Table:
@@ -135,9 +155,10 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
         n_samples=max(len(result.done) for result in results),
         claims=_claims(scores),
         notes=[
-            "single: images with one class, whose map is thresholded at its mean; multi: each pixel is assigned to the"
-            " class of the image, or the background concept, with the largest map. Acc and mIoU are pooled over"
-            " images; ± 2 standard errors, from the jackknife over images.",
+            *_model_notes(results),
+            "single: images with one class, whose map is thresholded at its mean. Acc and mIoU are pooled over images;"
+            " ± 2 standard errors, from the jackknife over images.",
+            *setting_notes(results, "benchmark.channels", CHANNEL_NOTES),
             *_cell_notes(scores),
             *_count_wins(scores),
             *setting_notes(results, "benchmark.full_classes", FULL_CLASS_NOTES),
@@ -145,6 +166,7 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
             *setting_notes(results, "model.denoising.posterior", POSTERIOR_NOTES),
             *_swap_notes(scores, _full_names(results)),
             *([TINY_NOTE] if scale == "tiny" and any(score.published() for score in scores) else []),
+            *_unpublished_notes(scores, _full_names(results)),
             *_count_notes(results),
             *failure_notes(results),
         ],
@@ -184,8 +206,31 @@ def _cell_notes(scores: Sequence[Score]) -> list[str]:
     ablations = list(dict.fromkeys(score.cell.ablation for score in scores))
     notes = [f"Players: {sizes}. Distractors are classes that are not in the image."] if sizes else []
     if ablations not in ([], [BASELINE]):
-        notes.append(f"Ablations: {'; '.join(ABLATION_TEXTS[ablation] for ablation in ablations)}.")
+        notes.append(f"Ablations: {_ablation_texts(scores)}.")
     return notes
+
+
+def _ablation_texts(scores: Sequence[Score]) -> str:
+    """What the ablations at hand mean."""
+    ablations = dict.fromkeys(score.cell.ablation for score in scores)
+    return "; ".join(ABLATION_TEXTS[ablation] for ablation in ablations).format(layers=_fewer_layers(scores))
+
+
+def _fewer_layers(scores: Sequence[Score]) -> str:
+    """How many layers the ablation of layers leaves, as the jobs have it."""
+    nodes = [score.result.config.benchmark for score in scores]
+    known = {(node.fewer_layers, node.n_layers) for node in nodes if "fewer_layers" in node and "n_layers" in node}
+    return " or ".join(f"only the last {few} of the {most} layers" for few, most in sorted(known)) or "fewer layers"
+
+
+def _unpublished_notes(scores: Sequence[Score], names: Mapping[str, str]) -> list[str]:
+    """Beside which rows published values are missing because of the job's settings, and because of which."""
+    left_out = [score for score in scores if score.printed() and not score.published()]
+    return [
+        f"Published values were not made with {reason}; none stand beside"
+        f" {'; '.join(dict.fromkeys(f'{names[each.result.setting]} {each.track}' for each in own))}."
+        for reason, own in grouped(left_out, lambda each: ", ".join(each.other_settings())).items()
+    ]
 
 
 def _by_class(values: Sequence[Mapping[str, float]], counts: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -225,6 +270,11 @@ def _full_names(results: Sequence[JobResult]) -> dict[str, str]:
 
 def _several_models(results: Sequence[JobResult]) -> bool:
     return len({result.model for result in results}) > 1
+
+
+def _model_notes(results: Sequence[JobResult]) -> list[str]:
+    """The model, where no column or row names it."""
+    return [] if _several_models(results) else [f"Model: {results[0].model}."]
 
 
 def _row(score: Score, benchmark: str) -> dict[str, Any]:
@@ -353,12 +403,11 @@ def ablations_figure(results: list[JobResult]) -> Drawing | None:
         "Segmentation by the maps of concepts, over the number of concepts that compete; one figure for each metric:"
         f" {', '.join(METRIC_NAMES.values())}. All three range from 0 to 1, and higher is better.",
         "Rows are benchmarks: in single, the map of an image's one class is split into foreground and background; in"
-        " multi, each pixel goes to the class or background concept with the largest map.",
-        "Columns are ablations:",
-        "; ".join(ABLATION_TEXTS[ablation] for ablation in dict.fromkeys(score.cell.ablation for score in scores))
-        + ".",
+        " multi, each pixel goes to the concept with the largest map, as the notes of the table say.",
+        f"Columns are ablations: {_ablation_texts(scores)}.",
         "Points are values over all images, bars are two standard errors.",
         *_cell_notes(scores)[:1],
+        *_model_notes(results),
         "In the paper, ConceptAttention falls as distractors are added and its metagame does not.",
     )
     return Drawing({metric: _metric_figure(scores, metric, names) for metric in METRICS}, caption)
@@ -381,7 +430,7 @@ def _metric_figure(scores: Sequence[Score], metric: str, names: Mapping[str, str
     for axes in grid[-1]:
         axes.set_xlabel("players", fontsize=8)
     grid[0, 0].set_ylim(0, 1.02)
-    _add_legend(figure, styles, with_published=_is_paper(scores[0]))
+    _add_legend(figure, styles, with_published=any(_is_paper(score) and score.published() for score in scores))
     return figure
 
 

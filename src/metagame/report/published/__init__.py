@@ -1,11 +1,15 @@
 """Published values, as facts in YAML and CSV."""
 
 import csv
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
+from metagame.jobs.labels import WEIGHTS, has_shipped_weights
 from metagame.report.scores import clustered_cell
 
 Row = tuple[str, str, bool]
@@ -16,6 +20,23 @@ Row = tuple[str, str, bool]
 def published(name: str) -> dict:
     """The published values of a table or figure, such as ``table1``."""
     return yaml.safe_load(files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def other_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> list[str]:
+    """In which settings a job is not as published numbers were made, such as ``benchmark.n_layers=2``.
+
+    Args:
+        cfg: of the job; settings that it does not have are no difference.
+        settings: of the published numbers, by their keys in a job's config.
+    """
+    own = {key: OmegaConf.select(cfg, key, default=value) for key, value in settings.items()}
+    return [f"{key}={value}" for key, value in own.items() if value != settings[key]]
+
+
+def other_weights(cfg: DictConfig) -> list[str]:
+    """The same of the model's weights: published values are of those that the shipped config of this name has."""
+    own = {} if has_shipped_weights(cfg) else {key: cfg.model.get(key) for key in WEIGHTS}
+    return [f"model.{key}={value}" for key, value in own.items() if value is not None]
 
 
 @cache
@@ -34,6 +55,12 @@ def published_images() -> dict[Row, dict[int, dict[tuple[str, str], float]]]:
         game = games[words.split()[0]]  # no two games begin with the same word
         of_scenario |= {(game, str(k)): int(score) / 1000 for k, score in enumerate(scores.split())}
     return found
+
+
+@cache
+def published_games() -> frozenset[str]:
+    """The games of Tables 2 and 4, such as ``fish-koala-balloon-laptop``."""
+    return frozenset(game for row in published_images().values() for game, _ in row[1])
 
 
 @cache
