@@ -81,13 +81,23 @@ def test_what_is_found_is_above_one_half_and_claims_say_what_else_is(tmp_path):
     [
         ({"striped": made({"zebra": HALF, "horse": HALF}, ["zebra"])}, [False, True, None, True]),
         ({"dotted": made({"zebra": HIGH, "horse": HALF})}, [False, True, True, True]),
-        ({"dotted": made({"zebra": LOW, "horse": LOW})}, [True, False, True, True]),
+        ({"dotted": made({"zebra": LOW, "horse": HIGH})}, [True, False, True, True]),
+        ({"dotted": made({"zebra": LOW, "horse": LOW})}, [True, True, True, True]),
         ({"dotted": made({"zebra": LOW, "horse": HALF}, (), {"zebra": 3.0, "horse": 3.0})}, [True, True, False, True]),
         ({"random": made({"zebra": HIGH, "horse": HALF})}, [True, True, True, False]),
+        ({"random": made({"zebra": LOW, "horse": HALF})}, [True, True, True, True]),
     ],
 )
 def test_each_claim_fails_where_it_should(tmp_path, changes, expected):
     assert claims(whole_job(tmp_path, **changes)) == expected
+
+
+def test_claims_that_nothing_is_found_agree_with_the_column_and_tell_what_is_significant(tmp_path):
+    table = ttcav_table([whole_job(tmp_path, random=made({"zebra": LOW, "horse": HALF}))], "tiny")
+    assert not [row for row in table.rows if row["concept"] == "random" and row["found"]]
+    assert (table.claims[-1]["holds"], table.claims[-1]["difference"]) == (
+        True, "significant: 1 of 2, 0 of them above 0.5",
+    )  # fmt: skip
 
 
 def test_without_ground_truth_only_the_baseline_is_judged_and_nothing_is_framed(tmp_path):

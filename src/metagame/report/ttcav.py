@@ -186,9 +186,10 @@ def _finds(model: str, cells: Sequence[Cell], concept: str) -> dict[str, Any]:
 
 
 def _finds_nothing(claim: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    found = [cell for cell in cells if cell.is_significant]
-    above = sum(cell.is_found for cell in found)
-    told = f"significant: {len(found)} of {len(cells)}, {above} of them above 0.5"
+    """Whether none of the cells is found; a score that is significantly below 0.5 is none that is found."""
+    significant = sum(cell.is_significant for cell in cells)
+    found = sum(cell.is_found for cell in cells)
+    told = f"significant: {significant} of {len(cells)}, {found} of them above 0.5"
     return _claim(claim, not found if cells else None, told)
 
 
