@@ -110,6 +110,32 @@ def test_pairs_in_several_places_are_ranked_where_the_metagame_ranks_them_best(t
     found, notes = ranked(tmp_path, "attnlrp", "meta_attnlrp", "cp_lrp")
     assert found == [0.5, 0.0, 1.0]  # ranks 9 and 2, 3 and 9, 1 and 1
     assert "where the metagame beside it ranks it best: ATTNLRP, Meta-ATTNLRP, CP_LRP." in notes
+    assert "Recall at single K, and its mean: a pair that occurs in several places is ranked where " in notes
+    assert "recall of non-neighbours has the place where each method itself ranks it best" in notes
+    assert "percentiles have the two places that are closest to each other" in notes
+
+
+def test_without_a_pair_in_several_places_nothing_is_said_of_them(jobs):
+    assert not [note for note in recall_table(jobs, "tiny").notes if "such a pair" in note or "several places" in note]
+
+
+GRAMMAR = {"prompts": {"_target_": "metagame.benchmarks.prompts.review_prompts"}}
+PROMPTS = {
+    "reviews of the grammar": (GRAMMAR, "data/tiny/gemma3", (True, True)),
+    "reviews by another model": (GRAMMAR, "mine", (True, False)),
+    "a prompt of one's own": (GRAMMAR | {"prompt": "a b c"}, "data/tiny/gemma3", (False, False)),
+    "the paper's prompts": (
+        {"prompts": {"_target_": "metagame.benchmarks.prompts.annotated_prompts"}}, "data/tiny/gemma3", (False, False),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_the_tiny_table_says_of_prompts_and_model_what_holds_for_them(tmp_path, case):
+    benchmark, model, said = PROMPTS[case]
+    changes = {f"benchmark__{key}": value for key, value in benchmark.items()}
+    notes = " ".join(recall_table([job(tmp_path, "cp_lrp", [recalled(0.5)], model=model, **changes)], "tiny").notes)
+    assert ("reviews of a small grammar" in notes, "The small model was trained" in notes) == said
 
 
 SEVERAL = ("cp_lrp", "meta_cp_lrp", "meta_attnlrp", "gi")

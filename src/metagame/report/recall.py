@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from metagame.benchmarks.prompts import MATCHES, SHARES, pair_matrix, recalls_of_ranks
@@ -43,6 +44,17 @@ RECALL_CAPTION = (
     " prompts, bands are two standard errors; higher and further left is better. Methods that give each token one value"
     " rank a pair by the size of the sum of its two values. Proximity, which ranks pairs by their distance alone, is"
     " what closeness achieves, and Random what chance achieves, where they are shown."
+)
+OTHER_PLACES = (
+    "Of such a pair, recall of non-neighbours has the place where each method itself ranks it best. Unordered recall,"
+    " the same-distance control and percentiles have the two places that are closest to each other, the same for all"
+    " methods."
+)
+REVIEWS = "Prompts are reviews of a small grammar, which says which pairs interact."
+TINY_CHECKPOINT = "data/tiny/gemma3"
+TINY_MODEL = (
+    " The small model was trained on other reviews, half of them with words absent; it is one model, in its chat"
+    " template or without."
 )
 RIVALS = {"attnlrp": "AttnLRP", "cp_lrp": "CP-LRP", "leave_one_out": "leave-one-out"}
 MEASURES = {
@@ -156,7 +168,11 @@ def _match_notes(results: Sequence[JobResult]) -> list[str]:
             text = f"where {metagame.label} ranks it best"
         where.setdefault(text, []).append(result.label)
     labels = {text: ", ".join(dict.fromkeys(own)) for text, own in sorted(where.items())}
-    return [f"A pair that occurs in several places is ranked {text}: {names}." for text, names in labels.items()]
+    notes = [
+        f"Recall at single K, and its mean: a pair that occurs in several places is ranked {text}: {names}."
+        for text, names in labels.items()
+    ]
+    return [*notes, OTHER_PLACES] if notes else []
 
 
 def recalls(result: JobResult, share: int) -> list[float]:
@@ -298,12 +314,8 @@ def _over_half(meta: JobResult) -> Difference:
 def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
     """How many pairs there are, and which are no two tokens of the prompt."""
     notes = []
-    if scale == "tiny":
-        notes.append(
-            "Prompts are reviews of a small grammar, which says which pairs interact. The small model was"
-            " trained on other reviews, half of them with words absent; it is one model, in its chat template or"
-            " without."
-        )
+    if all(_are_reviews(result) for result in results):
+        notes.append(REVIEWS + (TINY_MODEL if scale == "tiny" and all(map(_is_tiny_gemma, results)) else ""))
     for group in by_setting(results):
         records = {record.sample: record for result in group.results for record in result.done}
         unmatched = {name: record.scores["unmatched"] for name, record in records.items() if record.scores["unmatched"]}
@@ -317,6 +329,17 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
                 f"{group.name}: two occurrences are equally close; the first is compared at equal distance: {text}."
             )
     return notes
+
+
+def _are_reviews(result: JobResult) -> bool:
+    """Whether the prompts are those of the grammar, and not one's own."""
+    benchmark = result.config.benchmark
+    target = OmegaConf.select(benchmark, "prompts._target_", default="")
+    return benchmark.get("prompt") is None and target.endswith(".review_prompts")
+
+
+def _is_tiny_gemma(result: JobResult) -> bool:
+    return result.config.model.get("checkpoint") == TINY_CHECKPOINT
 
 
 def recall_figure(results: list[JobResult]) -> Drawing | None:
