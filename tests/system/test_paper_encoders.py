@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hydra import compose
 from PIL import Image
 
 from metagame.experiments import finish
@@ -49,8 +50,8 @@ def folder(tmp_path_factory):
 
 @cache
 def checkpoint(folder, model):
-    """Where a model is."""
-    place = folder / model
+    """Where a model is: a folder that is called as its checkpoint on the hub, which published values are of."""
+    place = folder / Path(compose("config", overrides=[f"model={model}", "scale=paper"]).model.checkpoint).name
     place.mkdir()
     LAYOUTS[model]().save(place)
     return place
