@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import sympy
 import torch
+from PIL import Image
 
 import metagame
-from metagame import concept, conditional, contracts, games, images, indices, kept_values, meta, population
+from metagame import concept, conditional, contracts, games, indices, kept_values, meta, population
 from metagame.attributions import (
     alti_logit,
     attention_games,
@@ -87,6 +88,7 @@ from metagame.models import (
     language_model,
     masked,
     open_clip,
+    pretrained,
     token_states,
     transformers_encoder,
     vision_language,
@@ -175,6 +177,10 @@ def three_dimensional_coco_mask(monkeypatch):
     coco.InstanceImage.mask(SimpleNamespace(size=(2, 2, 2), instances=(), path=Path()), ["dog"])
 
 
+def grey_processor(**given):
+    return {"pixel_values": [a_tensor(1, 2, 2)]}
+
+
 def a_pipeline():
     config = SimpleNamespace(label2id={"label": 0}, id2label={0: "label"})
     return SimpleNamespace(tokenizer=SimpleNamespace(mask_token="_"), model=SimpleNamespace(config=config))
@@ -261,7 +267,6 @@ CASES = {
         "values",
         lambda _: trees._boost_targets(None, a_coalition_sample(), an(4), False, 1, trees.banzhaf_leaf_weight),
     ),
-    images: ("values", lambda _: images._of_8_bits(np.zeros((2, 2, 2), np.uint16), "a picture")),
     alti_logit: (
         "relevance",
         lambda _: alti_logit.LogitParts(a_tensor(1), a_tensor(1, 2), a_tensor(1, 2), a_tensor(1), a_tensor(3)),
@@ -305,6 +310,7 @@ CASES = {
     ),
     decoder_views: ("gain", lambda _: decoder_views.Norm(torch.nn.Identity(), a_tensor(2, 3), None, 0.0, False)),
     masked: ("baseline", lambda _: masked.MaskedModel(torch.sum, a_tensor(3, 1), a_tensor(2, 1))),
+    pretrained: (RESULT, lambda _: pretrained.processed(grey_processor, Image.new("RGB", (2, 2)))),
     open_clip: ("pixels", lambda _: open_clip.OpenCLIP.encode_images(None, a_tensor(1, 2, 2))),
     encoder_views: ("v", lambda _: encoder_views.attend(a_tensor(1, 1, 4), a_tensor(1, 3, 4), a_tensor(1, 2, 4), 2)),
     transformers_encoder: (

@@ -192,7 +192,7 @@ OF_NODE = ("name", "label", "for_scale")
 OF_ESTIMATOR = ("name", "batch_size")
 """Likewise of an estimator; its ``budget`` is an argument of each call."""
 
-PARTS = ("model", "attribution", "benchmark", "estimator")
+PARTS = ("model", "attribution", "benchmark", "estimator", "scale")
 """What an entry of ``leave_out`` can name."""
 
 
