@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hydra import compose
@@ -119,22 +121,18 @@ def test_without_a_pair_in_several_places_nothing_is_said_of_them(jobs):
     assert not [note for note in recall_table(jobs, "tiny").notes if "such a pair" in note or "several places" in note]
 
 
-GRAMMAR = {"prompts": {"_target_": "metagame.benchmarks.prompts.review_prompts"}}
 PROMPTS = {
-    "reviews of the grammar": (GRAMMAR, "data/tiny/gemma3", (True, True)),
-    "reviews by another model": (GRAMMAR, "mine", (True, False)),
-    "a prompt of one's own": (GRAMMAR | {"prompt": "a b c"}, "data/tiny/gemma3", (False, False)),
-    "the paper's prompts": (
-        {"prompts": {"_target_": "metagame.benchmarks.prompts.annotated_prompts"}}, "data/tiny/gemma3", (False, False),
-    ),
-}  # fmt: skip
+    "reviews of the grammar": (["review_0", "review_1"], "data/tiny/gemma3", (True, True)),
+    "reviews by another model": (["review_0", "review_1"], "mine", (True, False)),
+    "a prompt of one's own": (["a b c"], "data/tiny/gemma3", (False, False)),
+}
 
 
 @pytest.mark.parametrize("case", PROMPTS)
 def test_the_tiny_table_says_of_prompts_and_model_what_holds_for_them(tmp_path, case):
-    benchmark, model, said = PROMPTS[case]
-    changes = {f"benchmark__{key}": value for key, value in benchmark.items()}
-    notes = " ".join(recall_table([job(tmp_path, "cp_lrp", [recalled(0.5)], model=model, **changes)], "tiny").notes)
+    ids, model, said = PROMPTS[case]
+    asked = replace(job(tmp_path, "cp_lrp", [recalled(0.5)] * len(ids), model=model), sample_ids=ids)
+    notes = " ".join(recall_table([asked], "tiny").notes)
     assert ("reviews of a small grammar" in notes, "The small model was trained" in notes) == said
 
 

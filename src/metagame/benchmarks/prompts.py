@@ -34,6 +34,8 @@ DRAWS_PER_PROMPT = 100
 SHARES = tuple(range(16))
 """Percentages of the n(n-1) directed pairs among which a pair is to be found."""
 MATCHES = ("metagame", "own")
+REVIEW = "review_"
+"""What ids of reviews of the grammar begin with."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def review_prompts(count: int, least: int, most: int, seed: int = 0, distance: i
         )
     return [
         AnnotatedPrompt(
-            f"review_{number}",
+            f"{REVIEW}{number}",
             text,
             tuple((review.words[a], review.words[b]) for a, b in review.pairs()),
             kinds=tuple(review.kinds()),

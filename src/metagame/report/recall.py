@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
-from metagame.benchmarks.prompts import MATCHES, SHARES, pair_matrix, recalls_of_ranks
+from metagame.benchmarks.prompts import MATCHES, REVIEW, SHARES, pair_matrix, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.digests import digest
 from metagame.jobs.records import Record
@@ -333,9 +332,7 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
 
 def _are_reviews(result: JobResult) -> bool:
     """Whether the prompts are those of the grammar, and not one's own."""
-    benchmark = result.config.benchmark
-    target = OmegaConf.select(benchmark, "prompts._target_", default="")
-    return benchmark.get("prompt") is None and target.endswith(".review_prompts")
+    return all(name.startswith(REVIEW) for name in result.sample_ids)
 
 
 def _is_tiny_gemma(result: JobResult) -> bool:
