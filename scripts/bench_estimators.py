@@ -88,7 +88,7 @@ def alone(*cell: str | int) -> Cell:
 def regression_before(n: int = 30, n_targets: int = 1000, per_player: int = 16) -> dict:
     """Least squares and standard errors of the version before, and of ours, each on its own sample."""
     sample_before = module_at(BEFORE, "src/metagame/estimators/coalition_sample.py")
-    before = module_at(BEFORE, "src/metagame/estimators/regression.py")
+    before = module_at(BEFORE, "src/metagame/estimators/regression.py", require_shapley="require_scope")
     rng = np.random.default_rng(0)
     hidden, out = rng.normal(size=(n, 64)) / np.sqrt(n), rng.normal(size=(64, n_targets))
 

@@ -109,7 +109,8 @@ def encoded(model: VisionLanguage, image: int, n_masks: int) -> dict[str, np.nda
     pixels = questions["1"].image.pixels
     masks = paired_masks(model.n_patches(pixels), n_masks, seed=12345)
     parts = track(np.array_split(masks, -(-len(masks) // BATCH)), f"{model.revision[:6]}, image {image}")
-    images = torch.cat([model.encode_images(masked_pixels(pixels, torch.as_tensor(part))) for part in parts])
+    side = model.patch_size
+    images = torch.cat([model.encode_images(masked_pixels(pixels, torch.as_tensor(part), side)) for part in parts])
     texts = {f"texts_{m}": questions[str(m)].masked_texts(all_coalitions(m)).numpy() for m in SCENARIOS}
     return {"masks": masks, "images": normalize(images, dim=-1).numpy(), "scale": model.logit_scale.numpy()} | texts
 

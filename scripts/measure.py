@@ -31,9 +31,17 @@ def peak_memory() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
 
-def module_at(commit: str, path: str) -> ModuleType:
-    """A module of the package as it was at a commit of this repository, beside what is there now."""
+def module_at(commit: str, path: str, **renamed: str) -> ModuleType:
+    """A module of the package as it was at a commit of this repository, beside what is there now.
+
+    Args:
+        commit: of this repository.
+        path: of the module.
+        renamed: what the module imports from others, by its name at the commit, with its name now.
+    """
     source = subprocess.run(["git", "show", f"{commit}:{path}"], capture_output=True, text=True, check=True).stdout
+    for before, now in renamed.items():
+        source = re.sub(rf"\b{before}\b", now, source)
     module = ModuleType(f"{Path(path).stem}_at_{commit}")
     sys.modules[module.__name__] = module  # where dataclasses look for it
     exec(compile(source, path, "exec"), vars(module))  # noqa: S102 (our own)
