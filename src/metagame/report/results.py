@@ -76,7 +76,7 @@ class JobResult:
         paths = [environment_path(self.folder, each) for each in digests]
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
-    @property
+    @cached_property
     def model(self) -> str:
         """Name of the model in tables."""
         return model_label(self.config)
