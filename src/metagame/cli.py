@@ -43,8 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
+        if not _output_is_closed():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
         sys.exit(1)
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads what is printed: what was not written yet cannot be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _main(arguments: Sequence[str] | None) -> None:

@@ -99,7 +99,7 @@ def build_tracker(cfg: DictConfig) -> Tracker | None:
     Raises:
         UserError: a setting of the tracker has no such value.
     """
-    return build_part(cfg.tracker) if "_target_" in cfg.tracker else None
+    return build_part(cfg.tracker, "tracker") if "_target_" in cfg.tracker else None
 
 
 def finish(configs: Sequence[DictConfig], names: Sequence[str] | None = None, *, tracked: bool = True) -> bool:

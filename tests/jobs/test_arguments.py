@@ -84,4 +84,4 @@ def test_a_setting_of_another_type_is_refused_wherever_it_stands(changes, messag
 def test_a_part_of_a_job_is_checked_before_it_is_built():
     cfg = OmegaConf.create({"model": INNER | {"name": "m", "exact": "no"}})
     with refused(r"model\.exact='no' must be true or false\."):
-        build_part(cfg.model)
+        build_part(cfg.model, "model")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from metagame import cli
 from metagame.cli import main
 from tests.tiny.runs import TABLES, contents, n_by_an_earlier_run, records, run, table
 
@@ -119,6 +120,15 @@ def test_an_unknown_command_is_named(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["nonsense"])
     assert "the command 'nonsense' is unknown" in capsys.readouterr().err
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_no_quiet_end(monkeypatch):
+    def fail(arguments):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(cli, "_main", fail)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["diff"])
 
 
 def test_an_unknown_key_of_a_plan_is_named():

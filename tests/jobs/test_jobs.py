@@ -117,6 +117,7 @@ REFUSED = {
     **{f"scale.threads={value}": ({"scale__threads": value}, f"scale.threads={value} must be a positive integer")
        for value in ("abc", 0, 1.5, True)},
     "scale.needs_gpu": ({"scale__needs_gpu": "no"}, "scale.needs_gpu=no must be true or false"),
+    "a figure": ({"report__figure": 3}, "report.figure=3 must be a mapping with a _target_"),
     "no table": ({"report__table": None}, "report.table=None must be a mapping with a _target_"),
     **{f"leave_out={value}": ({"leave_out": [value]}, f"leave_out has {value}, which is no combination of parts")
        for value in ({}, 3, {"modle": "plain"}, {"seed": 0})},

@@ -74,9 +74,9 @@ class Job:
         """
         _check_gpu(cfg)
         _check_tiny_data(cfg)
-        benchmark: Benchmark[Sample, BoundInput] = build_part(cfg.benchmark)
+        benchmark: Benchmark[Sample, BoundInput] = build_part(cfg.benchmark, "benchmark")
         methods = {variant.name: build_method(variant, cfg) for variant in variants(cfg)}
-        return cls(build_part(cfg.model), methods, benchmark)
+        return cls(build_part(cfg.model, "model"), methods, benchmark)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, BoundInput] | Failure]:
         """The questions of each sample, bound to the model, or what kept it from being prepared."""
@@ -180,24 +180,29 @@ def build_estimator(cfg: DictConfig) -> ConfiguredEstimator:
     return ConfiguredEstimator(_instantiated(content, "estimator"), budget, cfg.seed, batch_size, per_player)
 
 
-def build_part(node: DictConfig) -> Any:
+def build_part(node: DictConfig, path: str = "") -> Any:
     """Instantiate the node of a model, benchmark, tracker or report, without those of its keys that are no arguments.
+
+    Args:
+        node: of the config.
+        path: where it stands there, such as ``model``, for messages.
 
     Raises:
         UserError: as the node's target raised it, without Hydra's wrapping; or the target, maybe a function that is
             called later, does not take an argument of the node.
     """
-    return _instantiated(target_and_arguments(plain(node)), node._get_full_key(None))
+    return _instantiated(target_and_arguments(plain(node)), path)
 
 
 def check_report(cfg: DictConfig) -> None:
     """Build what is called after all work, which a misspelt argument would stop only then."""
-    for node in filter(None, (cfg.report.get(part) for part in ("table", "figure", "reproduction"))):
-        build_part(OmegaConf.create(plain(node) | {"_partial_": True}))
+    for part in ("table", "figure", "reproduction"):
+        if node := cfg.report.get(part):
+            build_part(OmegaConf.create(plain(node) | {"_partial_": True}), f"report.{part}")
 
 
 def _instantiated(content: Any, path: str) -> Any:
-    """What a node describes; ``path`` is where it stands in the config, empty if nobody knows."""
+    """What a node describes; ``path`` is where it stands in the config, if that is known."""
     content = plain(content) if isinstance(content, DictConfig) else content
     for target in targets(content):  # before Hydra, which would say it at length
         with needed_by(target):

@@ -47,10 +47,10 @@ def check_values(cfg: DictConfig) -> None:
             f"leave_out has {strange[0]}, which is no combination of parts: give names of {', '.join(PARTS)}, such as"
             " {model: x, attribution: [y, z]}."
         )
-    if not OmegaConf.is_dict(cfg.report.get("table")):
-        raise UserError(
-            f"report.table={cfg.report.get('table')} must be a mapping with a _target_: choose report=NAME."
-        )
+    for part in OF_REPORT:
+        node = cfg.report.get(part)
+        if not OmegaConf.is_dict(node) and (part == "table" or node is not None):
+            raise UserError(f"report.{part}={node} must be a mapping with a _target_: choose report=NAME.")
     if cfg.limit is not None and not _is_whole(cfg.limit, 1):
         raise UserError(f"limit={cfg.limit} must be a positive integer, or null for all samples.")
     if Path(cfg.output_dir) == jobs_folder(cfg):

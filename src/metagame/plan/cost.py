@@ -115,7 +115,7 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
     samples: Sequence[Sample] = []
     try:
         try:
-            benchmark = build_part(cfg.benchmark)
+            benchmark = build_part(cfg.benchmark, "benchmark")
             samples = benchmark.samples()
         except UserError as error:
             missing.append(str(error))
