@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from metagame.errors import RecordError, UserError
 from metagame.jobs.build import build_part
 from metagame.jobs.checks import check_values
-from metagame.jobs.grid import asked_configs, check_commas, read_refusal, refuse, sweep_configs
+from metagame.jobs.grid import asked_configs, check_commas, read_configs_once, read_refusal, refuse, sweep_configs
 from metagame.jobs.records import writing
 from metagame.jobs.run import Outcome, run_job
 from metagame.jobs.spec import OUTPUTS, configs_folder, is_left_out, merged, plain
@@ -147,6 +147,7 @@ class WriteReport(Callback):
         self._keep_command(config, [], [config.output_dir])
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        read_configs_once()
         try:
             check_values(config)
             check_commas(config, config.hydra.overrides.task)

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 
 from metagame import cli, experiments
 from metagame.errors import UserError
 from metagame.experiments import finish
 from metagame.jobs.build import Job
-from metagame.jobs.grid import OF_THE_RUN, check_commas, results_name, sweep_configs
+from metagame.jobs.grid import OF_THE_RUN, check_commas, read_configs_once, results_name, sweep_configs
 from metagame.jobs.labels import has_shipped_weights, model_label
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import configs_folder, job_identity, job_name, jobs_folder
@@ -99,6 +99,23 @@ def test_what_an_experiment_names_once_is_a_default_that_the_command_line_replac
             ("polynomial", "sv"), ("polynomial", "ig"), ("polynomial", "stii"),
         ]  # fmt: skip
         assert {cfg.model.name for cfg in sweep_configs(grid, ["benchmark=addition"])} == {"adder"}
+
+
+def test_a_file_that_is_edited_during_a_sweep_is_no_other_one_for_the_later_jobs(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_text("defaults: [model: a]\nseeds: [1]\n")
+    (tmp_path / "model/a.yaml").write_text("width: 3\n")
+    for asked in (False, True):
+        (tmp_path / "model/a.yaml").write_text("width: 3\n")
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            if asked:
+                read_configs_once()
+                read_configs_once()
+            first = compose("config")
+            first.model.width = 5
+            first.seeds.append(2)
+            (tmp_path / "model/a.yaml").write_text("width: 4\n")
+            assert compose("config") == {"model": {"width": 3 if asked else 4}, "seeds": [1]}
 
 
 @pytest.mark.parametrize(

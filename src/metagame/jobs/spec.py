@@ -153,7 +153,9 @@ def variants(cfg: DictConfig) -> list[Variant]:
 
 
 def complete(node: DictConfig) -> DictConfig:
-    """The keys of an attribution with their defaults."""
+    """The keys of an attribution with their defaults, which a composed config has already."""
+    if OmegaConf.get_type(node) is AttributionKeys:
+        return node
     return merged(OmegaConf.structured(AttributionKeys), plain(node))
 
 
