@@ -37,7 +37,7 @@ def _is_unchecked(hint: Any) -> bool:
 
 
 def checked(decorated: Any) -> Any:
-    """A class or function as jaxtyping checks it; one without arrays as beartype alone does, in a quarter of the time."""
+    """A class or function as jaxtyping checks it; without arrays as beartype alone does, in a quarter of the time."""
     if not isinstance(decorated, type):
         hints = _hints(decorated)
         if hints is not None and not any(map(_has_arrays, hints.values())):
