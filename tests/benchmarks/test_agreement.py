@@ -100,6 +100,9 @@ def test_a_metagame_has_the_influence_of_attractors_on_the_subject_and_of_the_su
     assert first["margin"] == pytest.approx(float(inputs[WHOLE].values(np.ones((1, 5), bool))[0]))
     alone = replace(SENTENCE, attractors=())
     assert benchmark.score(alone, inputs, {WHOLE: explanation})["on_subject"] is None
+    split = replace(SENTENCE, attractors=("soup", "and the soup"))
+    found = benchmark.score(split, inputs, {WHOLE: explanation})
+    assert (found["on_subject"], found["split_attractors"]) == (None, ["and the soup"])
 
 
 def test_a_subject_of_several_tokens_is_skipped_by_name():

@@ -15,7 +15,7 @@ from metagame.benchmarks.distance_matched import (
     same_distance_recall,
     unordered_rank,
 )
-from metagame.benchmarks.prompts import distance_matched, most_pairs
+from metagame.benchmarks.prompts import distance_matched, most_pairs, pair_ranks
 from metagame.models.masked import MaskedModel
 from tests.reference import distance_matched as twin
 
@@ -24,29 +24,52 @@ TOKENS = tuple("abcdefghij")
 
 @st.composite
 def cases(draw):
-    """A matrix with ties, and up to three pairs of it."""
+    """A matrix with ties, up to three pairs of it, other places of their words, and how many are the largest."""
     n = draw(st.integers(2, 8))
     matrix = draw(arrays(float, (n, n), elements=st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0])))
     places = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda pair: pair[0] != pair[1])
-    return matrix, draw(st.lists(places, min_size=1, max_size=3)), draw(st.integers(1, n * (n - 1)))
+    some = st.lists(places, max_size=2)
+    return matrix, draw(st.lists(places, min_size=1, max_size=3)), draw(some), draw(st.integers(1, n * (n - 1)))
 
 
 @given(cases())
 def test_percentiles_ranks_and_controls_are_those_of_loops(case):
-    matrix, pairs, most = case
+    matrix, pairs, others, most = case
     scores = pair_scores(matrix)
     for pair in pairs:
-        assert percentile(scores, pair) == pytest.approx(twin.percentile(matrix, *pair))
+        assert percentile(scores, pair, others) == pytest.approx(twin.percentile(matrix, *pair, others))
         assert unordered_rank(scores, pair) == twin.rank(matrix, *pair)
-    expected = twin.same_distance_recall(matrix, pairs, most)
-    assert same_distance_recall(scores, pairs, most) == (None if expected is None else pytest.approx(expected))
+    expected = twin.same_distance_recall(matrix, pairs, most, others)
+    assert same_distance_recall(scores, pairs, most, others) == (None if expected is None else pytest.approx(expected))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_recall_of_chance_is_that_of_all_orders(symmetric):
+@pytest.mark.parametrize("places", [((0, 1),), ((0, 1), (1, 2)), ((0, 1), (1, 2), (0, 2))])
+def test_the_recall_of_chance_is_that_of_all_orders(symmetric, places):
     n = 3
     for most in range(1, n * (n - 1) + 1):
-        assert chance_of_recall(n, most, symmetric) == pytest.approx(twin.chance(n, most, symmetric))
+        expected = twin.chance(n, most, symmetric, places)
+        assert chance_of_recall(n, most, symmetric, len(places)) == pytest.approx(expected)
+
+
+def test_words_that_occur_several_times_have_the_chance_of_all_and_are_nobodys_others():
+    tokens = ("very", "good", "a", "very", "good", "b", "very", "good", "c", "d")
+    oracle = np.random.default_rng(1).uniform(0, 0.5, (10, 10))
+    for place in (0, 3, 6):
+        oracle[place, place + 1] = 1.0 - place / 10
+    found = distance_matched([("very", "good")], tokens, oracle.T, symmetric=False)
+    assert found["percentiles"] == [1.0]
+    assert found["same_distance"] < 0.2
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(10, 10)) for _ in range(300)]
+    for symmetric in (False, True):
+        matrices = [matrix + matrix.T if symmetric else matrix for matrix in noise]
+        ranks = [min(pair_ranks([("very", "good")], tokens, matrix)[0][0]) for matrix in matrices]
+        recall = np.mean([[rank <= most_pairs(share, 10) for share in range(1, 16)] for rank in ranks])
+        assert found["chance_at_one"] < 0.2
+        chance = distance_matched([("very", "good")], tokens, matrices[0], symmetric=symmetric)["chance"]
+        assert recall == pytest.approx(chance, abs=0.06)
+    assert distance_matched([("x", "y")], tokens, oracle, symmetric=False)["chance"] is None
 
 
 def test_meaningless_scores_have_a_percentile_of_a_half_and_the_recall_of_chance():

@@ -102,6 +102,10 @@ def test_neither_signs_nor_directions_nor_the_diagonal_nor_the_first_order_count
         ("not", ["nothing", "knot", "no"], [0, 1]),
         ("Circular Quay", ["the", " Circular", " Quay"], [1]),
         ("not", ["no", "is", "t"], []),
+        ("acting", ["the", "act", "##ing"], [1]),
+        ("#", ["a", "##", "b"], [1]),
+        ("café", ["the", "cafe"], [1]),
+        ("café", ["cafe", "café"], [1]),
     ],
 )
 def test_strings_by_hand(string, tokens, places):

@@ -47,9 +47,12 @@ def test_pairs_are_summed_and_the_sign_of_their_influence_is_a_claim(tmp_path):
         sentence(0, 1.0, **none),
         sentence(1, 1.0, on_subject=-1.0, by_subject=-2.0),
         sentence(2, 1.0, on_subject=-1.2, by_subject=2.0),
+        sentence(1, 1.0, **none, split_attractors=["passers-by"]),
     ]
     table = pairs_table([job(tmp_path, "meta_attnlrp", *rows), job(tmp_path, "attnlrp", sentence(0, 1.0))], "tiny")
     assert [row["attractors"] for row in table.rows] == ["any", "1", "2"]
     assert table.rows[0]["on"]["mean"] == pytest.approx(-1.1)
     assert table.rows[0]["more"]["mean"] == pytest.approx(0.9)
     assert [claim["holds"] for claim in table.claims] == [True, None]
+    notes = " ".join(table.notes)
+    assert "1 sentences have no influence between subject and attractors, because an attractor is several" in notes

@@ -215,6 +215,17 @@ def test_a_pair_that_two_places_match_equally_well_is_named(tmp_path):
     assert any("equally close" in note and "s0: not + good" in note for note in table.notes)
 
 
+def test_measures_that_rest_on_fewer_prompts_say_on_how_many(tmp_path):
+    full = recalled(0.5) | {"percentiles": [0.5], "apart": 0.5}
+    assert not [
+        note for note in recall_table([job(tmp_path, "attnlrp", [full])], "small").notes if "recall is over" in note
+    ]
+    fewer = [full, recalled(0.5) | {"percentiles": [None], "apart": None}, recalled(None)]
+    (note,) = [each for each in recall_table([job(tmp_path, "ig", fewer)], "small").notes if "recall is over" in each]
+    assert "of 3 prompts, recall is over the 2 with a pair that is found, the percentile over the 1 with" in note
+    assert note.endswith("non-neighbours over 1.")
+
+
 def test_models_of_one_name_are_not_mixed(tmp_path):
     results = [
         job(tmp_path, name, [recalled(0.5)], first_order(row), model)

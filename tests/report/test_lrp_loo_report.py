@@ -65,6 +65,17 @@ def test_each_method_has_its_correlations_and_what_they_are_more_than_attnlrp_pr
         lrp_loo_table([attnlrp], "tiny")
 
 
+def test_shares_of_the_layers_that_are_the_same_in_a_small_model_are_named(tmp_path):
+    loo = job(tmp_path, "leave_one_out", [1, 2, 3, 4])
+    rows = {0.4: [1, 2, 3, 5], 0.6: [1, 2, 3, 5], 0.8: [1, 2, 4, 5]}
+    mixed = [
+        job(tmp_path, f"lrp_by_layer@{share}", row, method={"share": share, "cp_side": "above"})
+        for share, row in rows.items()
+    ]
+    notes = [note for note in lrp_loo_table([loo, *mixed], "tiny").notes if "few layers" in note]
+    assert notes == ["Gemma: lrp_by_layer@0.4 and lrp_by_layer@0.6 are the same, since the model has few layers."]
+
+
 def test_the_figure_has_a_line_for_each_side_from_one_method_to_the_other(tmp_path):
     rows = [1, 2, 3, 4], [1, 3, 2, 4]
     names = ("leave_one_out", "attnlrp", "cp_lrp", "alti_logit")

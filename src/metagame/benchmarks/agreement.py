@@ -99,7 +99,7 @@ class Agreement(Benchmark[AgreementSentence, AnsweredPrompt]):
     whether the subject is among the first one or two tokens. Tokens with equal relevances share the mean of their
     ranks. With a metagame, ``on_subject`` is the sum over the attractors a of phi_{a->s}, their influence on the
     subject's attribution, and ``by_subject`` is the sum of phi_{s->a}; both are None without attractors, or if an
-    attractor is several tokens. ``margin`` is the difference of the logits.
+    attractor is several tokens, which ``split_attractors`` then lists. ``margin`` is the difference of the logits.
 
     A sentence whose subject is several tokens has no scores, and ``skipped`` says so.
 
@@ -137,7 +137,8 @@ class Agreement(Benchmark[AgreementSentence, AnsweredPrompt]):
         others = [_only_token(noun, tokens) for noun in sample.attractors]
         places = [place for place in others if place is not None]
         if not places or len(places) < len(others):
-            return scores | {"on_subject": None, "by_subject": None}
+            split = [noun for noun, place in zip(sample.attractors, others, strict=True) if place is None]
+            return scores | {"on_subject": None, "by_subject": None, "split_attractors": split}
         matrix = explanation.meta.matrix()
         return scores | {
             "on_subject": float(matrix[subject, places].sum()), "by_subject": float(matrix[places, subject].sum()),

@@ -30,21 +30,37 @@ def closest_places(first: Sequence[int], second: Sequence[int]) -> Pair | None:
 
     No method has a say in it, so that the same pair is compared for all.
     """
-    places = [(abs(a - b), a, b) for a, b in product(first, second) if a != b]
-    return min(places)[1:] if places else None
+    return min(unordered_places(first, second), key=lambda pair: (abs(pair[0] - pair[1]), pair), default=None)
 
 
-def percentile(scores: Float[np.ndarray, "n n"], pair: Pair) -> float | None:
+def unordered_places(first: Sequence[int], second: Sequence[int]) -> list[Pair]:
+    """The places of two strings, one of each, every pair of places once."""
+    return list({frozenset(pair): pair for pair in product(first, second) if pair[0] != pair[1]}.values())
+
+
+def percentile(scores: Float[np.ndarray, "n n"], pair: Pair, same_words: Sequence[Pair] = ()) -> float | None:
     """The share of the other pairs of the same distance that score less, equal ones half: 0.5 by chance.
 
     None where fewer than :data:`FEWEST` pairs have that distance.
+
+    Args:
+        scores: of the unordered pairs, symmetric.
+        pair: the places of the two words.
+        same_words: other places of the same two words, which count neither way.
     """
     distance = abs(pair[0] - pair[1])
-    same = np.diagonal(scores, distance)
-    if len(same) < FEWEST:
+    others = _others(len(scores), distance, [pair, *same_words])
+    if len(others) + 1 < FEWEST:
         return None
-    own = scores[pair]
-    return float((np.sum(same < own) + 0.5 * (np.sum(same == own) - 1)) / (len(same) - 1))
+    own, values = scores[pair], np.array([scores[each] for each in others])
+    return float((np.sum(values < own) + 0.5 * np.sum(values == own)) / len(values))
+
+
+def _others(n: int, distance: int, without: Sequence[Pair]) -> list[Pair]:
+    """The pairs of a distance but for some, whichever way round these are."""
+    left_out = {frozenset(pair) for pair in without}
+    pairs = ((i, i + distance) for i in range(n - distance))
+    return [pair for pair in pairs if frozenset(pair) not in left_out]
 
 
 def unordered_rank(scores: Float[np.ndarray, "n n"], pair: Pair) -> int:
@@ -52,29 +68,34 @@ def unordered_rank(scores: Float[np.ndarray, "n n"], pair: Pair) -> int:
     return 1 + int(np.sum(scores[np.triu_indices(len(scores), 1)] > scores[pair]))
 
 
-def same_distance_recall(scores: Float[np.ndarray, "n n"], annotated: Sequence[Pair], most: int) -> float | None:
+def same_distance_recall(
+    scores: Float[np.ndarray, "n n"], annotated: Sequence[Pair], most: int, same_words: Sequence[Pair] = ()
+) -> float | None:
     """How often pairs that nobody annotated, of the annotated ones' distances, are among the ``most`` largest.
 
-    The mean over the annotated pairs, each with the other pairs of its distance; None where there are none.
+    The mean over the annotated pairs, each with the other pairs of its distance; None where there are none. Other
+    places of annotated words, ``same_words``, count as annotated.
     """
-    taken = {frozenset(pair) for pair in annotated}
     shares = []
     for a, b in annotated:
-        distance = abs(a - b)
-        others = [(i, i + distance) for i in range(len(scores) - distance)]
-        others = [pair for pair in others if frozenset(pair) not in taken]
-        if others:
+        if others := _others(len(scores), abs(a - b), [*annotated, *same_words]):
             shares.append(np.mean([unordered_rank(scores, pair) <= most for pair in others]))
     return float(np.mean(shares)) if shares else None
 
 
-def chance_of_recall(n: int, most: int, symmetric: bool) -> float:
+def chance_of_recall(n: int, most: int, symmetric: bool, n_places: int = 1) -> float:
     """How often a pair is among the ``most`` largest of the n(n-1) directed entries where these mean nothing.
 
     Of a matrix the better of two directions counts, so that a pair draws twice; in a symmetric one, of a first-order
-    method, both directions have the same size and each pair fills two of the places.
+    method, both directions have the same size and each pair fills two of the places. Two words that occur several times
+    draw for each of their ``n_places``.
     """
     entries = n * (n - 1)
     if symmetric:
-        return min(1.0, -(-most // 2) / (entries / 2))
-    return 1.0 - comb(entries - 2, most) / comb(entries, most)
+        return _chance_of_one(entries // 2, -(-most // 2), n_places)
+    return _chance_of_one(entries, most, 2 * n_places)
+
+
+def _chance_of_one(n: int, most: int, draws: int) -> float:
+    """How often one of ``draws`` out of n things is among the first ``most`` of a random order."""
+    return 1.0 - comb(n - draws, most) / comb(n, most) if most < n else 1.0

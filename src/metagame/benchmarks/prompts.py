@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice, product
+from itertools import chain, compress, islice, product
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from metagame.benchmarks.distance_matched import (
     pair_scores,
     percentile,
     same_distance_recall,
+    unordered_places,
     unordered_rank,
 )
 from metagame.benchmarks.pair_deletion import deletion_and_insertion
@@ -34,6 +36,10 @@ DRAWS_PER_PROMPT = 100
 SHARES = tuple(range(16))
 """Percentages of the n(n-1) directed pairs among which a pair is to be found."""
 MATCHES = ("metagame", "own")
+SYMMETRIC = 1e-6
+"""The largest difference of a pair's two entries, in units of the matrix's largest, that is taken for rounding."""
+CONTINUED = "##"
+"""What WordPiece puts before tokens that continue a word."""
 REVIEW = "review_"
 """What ids of reviews of the grammar begin with."""
 
@@ -240,36 +246,48 @@ def distance_matched(
 
     ``distances`` and ``percentiles`` of the pairs, see :func:`metagame.benchmarks.distance_matched.percentile`; as
     means over K = 1 to 15 % ``unordered`` (recall among unordered pairs), ``same_distance`` (that of pairs which nobody
-    annotated, at the same distances), ``apart`` (the recall of pairs that are no neighbours) and ``chance``.
+    annotated, at the same distances), ``apart`` (the recall of pairs that are no neighbours) and ``chance``, where two
+    words that occur several times draw each time, as they do where their best place counts; ``chance_at_one`` is for
+    one place.
     """
     n, size = len(tokens), pair_scores(matrix)
-    known = [closest_places(*(string_places(string, tokens) for string in pair)) for pair in pairs]
+    words = [tuple(string_places(string, tokens) for string in pair) for pair in pairs]
+    known = [closest_places(*each) for each in words]
     places = [place for place in known if place is not None]
+    occurrences = [unordered_places(*each) for each, place in zip(words, known, strict=True) if place is not None]
     directed = [share for share in SHARES if share > 0]
     unordered = [max(1, round(share * n * (n - 1) / 200)) for share in directed]
     ranks = [unordered_rank(size, place) for place in places]
-    control = [same_distance_recall(size, places, most) for most in unordered]
+    control = [same_distance_recall(size, places, most, list(chain(*occurrences))) for most in unordered]
     found, _ = pair_ranks([pair for pair, place in zip(pairs, known, strict=True) if _is_apart(place)], tokens, matrix)
     apart = recalls_of_ranks([min(each) for each in found], n)
+
+    def chance(counts: Sequence[int]) -> float | None:
+        return _mean([chance_of_recall(n, most_pairs(share, n), symmetric, m) for share in directed for m in counts])
+
     return {
         "distances": [abs(a - b) for a, b in places],
-        "percentiles": [percentile(size, place) for place in places],
+        "percentiles": [percentile(size, *each) for each in zip(places, occurrences, strict=True)],
         "unordered": float(np.mean([[rank <= most for rank in ranks] for most in unordered])) if ranks else None,
         "same_distance": _mean([each for each in control if each is not None]),
         "apart": _mean([each for share in directed if (each := apart[f"recall_{share}"]) is not None]),
-        "chance": _mean([chance_of_recall(n, most_pairs(share, n), symmetric) for share in directed]),
+        "chance": chance([len(each) for each in occurrences]),
+        "chance_at_one": chance([1] * len(occurrences)),
     }
 
 
 def _is_ambiguous(pair: tuple[str, str], tokens: Sequence[str]) -> bool:
     """Whether the closest places of the two strings are not the only ones so close."""
-    first, second = (string_places(string, tokens) for string in pair)
-    distances = [abs(a - b) for a, b in product(first, second) if a != b]
+    distances = [abs(a - b) for a, b in unordered_places(*(string_places(string, tokens) for string in pair))]
     return distances.count(min(distances, default=0)) > 1
 
 
 def _is_symmetric(explanation: Explanation) -> bool:
-    return explanation.meta is None or not explanation.meta.directed
+    """Whether both directions of a pair have the same score: of first-order methods, and some metagames (Meta-SV)."""
+    if explanation.meta is None or not explanation.meta.directed:
+        return True
+    matrix = explanation.meta.matrix()
+    return np.allclose(matrix, matrix.T, rtol=0, atol=SYMMETRIC * np.abs(matrix).max())
 
 
 def _is_apart(place: tuple[int, int] | None) -> bool:
@@ -371,10 +389,17 @@ def pair_ranks(
 def string_places(string: str, tokens: Sequence[str]) -> list[int]:
     """First tokens of the spans that spell ``string``: those that are it exactly, else those that contain it.
 
-    Case and white space do not count; of several spans the shortest ones.
+    Case, white space and the mark of WordPiece's continuations (``##ing``) do not count, and neither do accents where
+    nothing spells the string with them; of several spans the shortest ones.
     """
-    wanted = _plain(string)
-    pieces = [_plain(token) for token in tokens]
+    pieces = [token.removeprefix(CONTINUED) or token for token in tokens]
+    for plain in (_plain, _without_accents):
+        if found := _spans(plain(string), [plain(piece) for piece in pieces]):
+            return found
+    return []
+
+
+def _spans(wanted: str, pieces: Sequence[str]) -> list[int]:
     exact: dict[int, list[int]] = {}
     around: dict[int, list[int]] = {}
     for start in range(len(pieces)):
@@ -391,3 +416,7 @@ def string_places(string: str, tokens: Sequence[str]) -> list[int]:
 
 def _plain(text: str) -> str:
     return "".join(text.split()).casefold()
+
+
+def _without_accents(text: str) -> str:
+    return _plain("".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each)))

@@ -121,12 +121,18 @@ def _common_notes(results: list[JobResult]) -> list[str]:
         right = Counter(record.scores["attractors"] for record in result.done if record.scores["margin"] > 0)
         asked = Counter(record.scores["attractors"] for record in result.done)
         shares = ", ".join(f"{right[level]} of {n} with {_attractors(level)}" for level, n in sorted(asked.items()))
-        notes.append(f"{group.name} prefers the form that agrees in {shares}; all sentences are scored.")
+        notes.append(f"{group.name} prefers the form that agrees in {shares}; the others are scored, too.")
         skipped = [record.scores["skipped"] for record in result.done if record.scores["skipped"] is not None]
         if skipped:
             words = ", ".join(dict.fromkeys(skipped))
             notes.append(
                 f"{group.name}: {len(skipped)} sentences are skipped, because their subject is several tokens: {words}."
+            )
+        if split := [nouns for record in result.done if (nouns := record.scores.get("split_attractors"))]:
+            words = ", ".join(dict.fromkeys(noun for nouns in split for noun in nouns))
+            notes.append(
+                f"{group.name}: {len(split)} sentences have no influence between subject and attractors, because an"
+                f" attractor is several tokens: {words}."
             )
     return [*notes, *failure_notes(results)]
 

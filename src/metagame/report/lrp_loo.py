@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from itertools import combinations, cycle
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,21 @@ def lrp_loo_table(results: list[JobResult], scale: str) -> Table:
             "CP-LRP above (below) a share of the layers: the rules of CP-LRP in the layers above (below) it, and those"
             " of AttnLRP in the others.",
             DECIDED,
+            *(note for group in by_setting(results) for note in _same_layer_notes(group)),
             *failure_notes(results),
         ],
     )
+
+
+def _same_layer_notes(group: Group) -> list[str]:
+    """Which shares of the layers are the same in a model of few layers."""
+    notes = []
+    mixed = [(result, _relevances(result)) for result in group.results if result.uses("lrp_by_layer")]
+    for (one, first), (other, second) in combinations(mixed, 2):
+        shared = first.keys() & second.keys()
+        if shared and all(np.array_equal(first[sample], second[sample]) for sample in shared):
+            notes.append(f"{group.name}: {one.label} and {other.label} are the same, since the model has few layers.")
+    return notes
 
 
 def _agreements(group: Group) -> list[tuple[JobResult, dict[str, Correlations]]]:

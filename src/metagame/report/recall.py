@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from metagame.benchmarks.distance_matched import FEWEST
 from metagame.benchmarks.prompts import MATCHES, REVIEW, SHARES, pair_matrix, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.digests import digest
 from metagame.jobs.records import Record
 from metagame.report.drawing import Drawing
-from metagame.report.groups import by_setting
+from metagame.report.groups import Group, by_setting
 from metagame.report.maps import COLORS
 from metagame.report.results import JobResult, failure_notes, setting_notes
 from metagame.report.scores import DECIDED, Difference, decide, mean_cell, rounded_mean_cell
@@ -47,7 +48,7 @@ RECALL_CAPTION = (
 OTHER_PLACES = (
     "Of such a pair, recall of non-neighbours has the place where each method itself ranks it best. Unordered recall,"
     " the same-distance control and percentiles have the two places that are closest to each other, the same for all"
-    " methods."
+    " methods. Where the best place counts, so does each place for the chance level."
 )
 REVIEWS = "Prompts are reviews of a small grammar, which says which pairs interact."
 TINY_CHECKPOINT = "data/tiny/gemma3"
@@ -86,11 +87,12 @@ def recall_table(results: list[JobResult], scale: str) -> Table:
             " annotated one, 0.5 by chance; it shows what a method finds beyond closeness. Pairs score max(|M_ij|,"
             " |M_ji|), or |R_i + R_j|.",
             "Recall: share of a prompt's pairs among the K largest of the n(n-1) directed entries by size, first-order"
-            " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))), 0 for p = 0.",
+            " methods by |R_a + R_b|; mean ± 2 standard errors over prompts. K = max(1, round(p n(n-1))), 0 for p = 0."
+            " Entries that are equally large count for the pair.",
             "The chance level of recall differs between methods: with a matrix, the better of two directions counts;"
-            " with a first-order method, each pair takes two places. Unordered: among the n(n-1)/2 pairs. Same-distance"
-            " control: recall of pairs that nobody annotated, at the distances of the annotated ones. Non-neighbours:"
-            " recall of pairs that are two tokens apart or more.",
+            " with a first-order method or a symmetric matrix, each pair takes two places. Unordered: among the"
+            " n(n-1)/2 pairs. Same-distance control: recall of pairs that nobody annotated, at the distances of the"
+            " annotated ones. Non-neighbours: recall of pairs that are two tokens apart or more.",
             "Rank correlation: Spearman's, of first-order attributions with leave-one-out's on the same prompt.",
             DECIDED,
             *setting_notes(results, "model.end_token", END_TOKEN_NOTES),
@@ -146,7 +148,10 @@ def _at_best_of(record: Record, others: Sequence[Sequence[int]]) -> Record:
         return record
     pairs = zip(record.scores["match_ranks"], others, strict=True)
     ranks = [own[int(np.argmin(theirs))] for own, theirs in pairs]
-    return replace(record, scores={**record.scores, **recalls_of_ranks(ranks, record.scores["n_players"])})
+    scores = record.scores | recalls_of_ranks(ranks, record.scores["n_players"])
+    if "chance_at_one" in scores:  # older records do not have it
+        scores["chance"] = scores["chance_at_one"]
+    return replace(record, scores=scores)
 
 
 def _match_notes(results: Sequence[JobResult]) -> list[str]:
@@ -325,9 +330,23 @@ def _annotation_notes(results: list[JobResult], scale: str) -> list[str]:
         ambiguous = {name: record.scores.get("ambiguous") for name, record in records.items()}
         if text := "; ".join(f"{sample}: {', '.join(pairs)}" for sample, pairs in ambiguous.items() if pairs):
             notes.append(
-                f"{group.name}: two occurrences are equally close; the first is compared at equal distance: {text}."
+                f"{group.name}: several occurrences are equally close; the first is compared at equal distance: {text}."
             )
+        notes += _count_notes(group)
     return notes
+
+
+def _count_notes(group: Group) -> list[str]:
+    """On how many prompts the measures rest, where these are fewer than have been done."""
+    result = max(group.results, key=lambda each: len(each.done))
+    n, over = len(result.done), {name: len(measure(result, name)) for name in ("mean", "percentile", "apart")}
+    if min(over.values()) == n:
+        return []
+    return [
+        f"{group.name}: of {n} prompts, recall is over the {over['mean']} with a pair that is found, the percentile"
+        f" over the {over['percentile']} with one at whose distance there are {FEWEST} pairs, and recall of"
+        f" non-neighbours over {over['apart']}."
+    ]
 
 
 def _are_reviews(result: JobResult) -> bool:
