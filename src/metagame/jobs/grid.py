@@ -61,8 +61,8 @@ def asked_configs(grid: Sequence[str], overrides: Sequence[str]) -> list[DictCon
 def read_configs_once() -> None:
     """Have Hydra read each file of configs once for all that is composed from now on, while it is at work.
 
-    The jobs of a sweep and its table are then composed from the same files, though one is edited in the meantime. It
-    also takes a third of the time.
+    The jobs of a sweep and its table are then composed from the same files, though one is edited in the meantime. This
+    also takes a third less time.
     """
     loader: Any = GlobalHydra.instance().config_loader()
     if not isinstance(loader.repository, _ReadOnce):
