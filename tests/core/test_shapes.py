@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import sympy
 import torch
+from beartype.roar import BeartypeCallHintParamViolation
 from PIL import Image
 
 import metagame
@@ -63,6 +64,7 @@ from metagame.bridges import black_box, sklearn
 from metagame.bridges import captum as captum_bridge
 from metagame.bridges import shap as shap_bridge
 from metagame.bridges import transformers as pipeline_bridge
+from metagame.errors import UserError
 from metagame.estimators import (
     balance,
     boosting,
@@ -75,6 +77,7 @@ from metagame.estimators import (
     stacking,
     surrogates,
 )
+from metagame.jobs.spec import locate
 from metagame.models import (
     adder,
     attended,
@@ -102,7 +105,7 @@ from metagame.report import jackknife, lrp_loo, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
 from metagame.report import ttcav as ttcav_report
 from metagame.viewer import pack, views
-from tests.conftest import smooth_model
+from tests.conftest import smooth_model, unchecked
 from tests.tiny.classifiers import bound_image, bound_text
 from tests.tiny.language import bound_of, build
 
@@ -399,6 +402,13 @@ def test_a_wrong_shape_is_noticed(module, monkeypatch):
     with pytest.raises(jaxtyping.TypeCheckError, match=named) as caught:
         give(monkeypatch)
     assert f"of {module.__name__}." in str(caught.value)
+
+
+def test_a_wrong_type_of_a_function_without_arrays_is_noticed():
+    with pytest.raises(BeartypeCallHintParamViolation, match="3"):
+        locate(3)
+    with unchecked(), pytest.raises(UserError, match="cannot be imported"):
+        locate(3)
 
 
 @pytest.mark.parametrize("module", CASES, ids=lambda each: each.__name__)

@@ -49,7 +49,8 @@ def test_pairs_are_summed_and_the_sign_of_their_influence_is_a_claim(tmp_path):
         sentence(2, 1.0, on_subject=-1.2, by_subject=2.0),
         sentence(1, 1.0, **none, split_attractors=["passers-by"]),
     ]
-    table = pairs_table([job(tmp_path, "meta_attnlrp", *rows), job(tmp_path, "attnlrp", sentence(0, 1.0))], "tiny")
+    first_order = [sentence(record["attractors"], 1.0) for record in rows]
+    table = pairs_table([job(tmp_path, "attnlrp", *first_order), job(tmp_path, "meta_attnlrp", *rows)], "tiny")
     assert [row["attractors"] for row in table.rows] == ["any", "1", "2"]
     assert table.rows[0]["on"]["mean"] == pytest.approx(-1.1)
     assert table.rows[0]["more"]["mean"] == pytest.approx(0.9)

@@ -230,6 +230,7 @@ CALLED = {f"recall_{share}": f"recall at {share} %" for share in SHARES} | {
     "same_distance": "recall, same-distance control",
     "apart": "recall, non-neighbours",
     "chance": "recall by chance",
+    "chance_at_one": "recall by chance, at one place",
 }
 """Scores by what tables call them."""
 

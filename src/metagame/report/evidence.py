@@ -128,7 +128,14 @@ def _common_notes(results: list[JobResult]) -> list[str]:
             notes.append(
                 f"{group.name}: {len(skipped)} sentences are skipped, because their subject is several tokens: {words}."
             )
-        if split := [nouns for record in result.done if (nouns := record.scores.get("split_attractors"))]:
+        # only records of metagames have them
+        known = {
+            record.sample: record.scores.get("split_attractors")
+            for each in group.results
+            for record in each.done
+            if each.variant.meta
+        }
+        if split := [nouns for nouns in known.values() if nouns]:
             words = ", ".join(dict.fromkeys(noun for nouns in split for noun in nouns))
             notes.append(
                 f"{group.name}: {len(split)} sentences have no influence between subject and attractors, because an"
