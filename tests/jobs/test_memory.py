@@ -9,9 +9,11 @@ from typing import ClassVar
 import pytest
 import torch
 from hydra import compose
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from metagame.errors import UserError
 from metagame.experiments import finish
+from metagame.jobs.accelerator import use_threads
 from metagame.jobs.build import build_method
 from metagame.jobs.records import RecordStore
 from metagame.jobs.run import memory_advice, run_job
@@ -145,3 +147,11 @@ def test_who_runs_out_of_memory_is_told_settings_that_the_job_has(parts):
         advice = memory_advice(cfg, [build_method(variant, cfg) for variant in variants(cfg)])
     assert re.findall(r"[a-z_]+\.[a-z_.=]+", advice) == ADVICE[parts]
     assert advice.startswith(("lower", "set", "choose a smaller model"))
+
+
+def test_a_number_of_threads_is_that_of_torch_and_of_linear_algebra():
+    with threadpool_limits(2):
+        use_threads(None)
+        assert 2 in {each["num_threads"] for each in threadpool_info()}
+        use_threads(1)
+        assert {each["num_threads"] for each in threadpool_info()} == {torch.get_num_threads()} == {1}

@@ -1,4 +1,4 @@
-"""The GPU and its memory, where a job's parts use torch; jobs that do not use it run without."""
+"""The GPU and its memory, where a job's parts use torch, and the CPU's threads; jobs without torch run without it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,17 @@ def gpu_name() -> str | None:
 
 
 def use_threads(count: int | None) -> None:
-    """How many CPU threads torch uses; None: its own choice."""
+    """How many CPU threads torch and the linear algebra below NumPy and SciPy use; None: their own choice.
+
+    Without a limit the latter keeps all cores busy while it waits, and slows down jobs that run side by side.
+    """
+    if count is None:
+        return
+    from threadpoolctl import threadpool_limits  # here, since jobs in the shipped scale "paper" set none
+
+    threadpool_limits(count)
     torch = _loaded_torch()
-    if torch is not None and count is not None:
+    if torch is not None:
         torch.set_num_threads(count)
 
 

@@ -87,7 +87,7 @@ def _others(node: Mapping[Any, Any], known: Collection[str], path: str = "") -> 
 def _check_scale_values(scale: DictConfig) -> None:
     threads = scale.get("threads")
     if threads is not None and not _is_whole(threads, 1):
-        raise UserError(f"scale.threads={threads} must be a positive integer, or null for torch's own choice.")
+        raise UserError(f"scale.threads={threads} must be a positive integer, or null for the libraries' own choice.")
     if not isinstance(scale.get("needs_gpu", False), bool):
         raise UserError(f"scale.needs_gpu={scale.needs_gpu} must be true or false.")
 
