@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FIGURES = {"figure.png": {"Software": None}, "figure.pdf": {"CreationDate": None}}
 """Files of a figure, with metadata that have no date in them, so that equal runs give equal bytes."""
+DPI = 200
 DRAWN = re.compile(r"figure(_\w+)?\.(png|pdf)|caption\.txt")
 """Names of the files of a drawing."""
 
@@ -169,9 +170,12 @@ def save_figure(figure: Figure, folder: Path, name: str = "") -> None:
     """Write :data:`FIGURES`, ``figure_NAME.png`` of a named figure; one line says which characters no font has."""
     with rc_context({"pdf.fonttype": 42}), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        figure.set_dpi(DPI)
+        figure.draw_without_rendering()  # lays it out, once for all formats
+        figure.set_layout_engine("none")
         for file, metadata in FIGURES.items():
             drawn = BytesIO()  # not the file: on a full disk matplotlib's PDF writer hides the system's error
-            figure.savefig(drawn, dpi=200, metadata=metadata, format=file.rsplit(".")[-1])
+            figure.savefig(drawn, dpi=DPI, metadata=metadata, format=file.rsplit(".")[-1])
             with replace_atomically(folder / _file(name, file)) as path:
                 path.write_bytes(drawn.getvalue())
     found = [(each, MISSING_GLYPH.match(str(each.message))) for each in caught]
