@@ -2,24 +2,20 @@
 
 import hashlib
 import json
-import re
 import shlex
 
 import pytest
 from matplotlib.figure import Figure
 
+from tests.tiny.documents import PAGES, blocks
 from tests.tiny.jobs import ROOT
 from tests.tiny.runs import run
-
-
-def blocks(page, language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.slow
 def test_recipes_run_one_after_the_other():
     namespace = {}
-    for block in blocks("recipes", "python"):
+    for block in blocks("python", PAGES["recipes.md"]):
         exec(block, namespace)
     assert namespace["phi"].values.shape == (16, 3)
     assert namespace["maps"].shape == (40, 256)
@@ -30,7 +26,7 @@ def test_one_s_own_model_is_explained_as_the_page_says(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("matplotlib.pyplot.subplots", lambda **settings: (None, Figure().subplots()))
     namespace = {}
-    for block in blocks("explain", "python"):
+    for block in blocks("python", PAGES["explain.md"]):
         exec(block, namespace)
     assert "strongest: never → rude +0.598; rude → never +0.597" in capsys.readouterr().out
     assert [phi.grid for phi in namespace["results"]] == [(4, 4)] * 2
@@ -47,7 +43,7 @@ def test_results_of_real_weights_are_the_files_that_their_run_wrote(made):
 
 
 def test_code_of_the_tour_gives_what_its_comments_say(capsys):
-    (block,) = blocks("tour", "python")
+    (block,) = blocks("python", PAGES["tour.md"])
     exec(block, {})
     assert capsys.readouterr().out == "[[1. 1.]\n [2. 0.]]\n[2. 2.]\n"
 
@@ -55,11 +51,11 @@ def test_code_of_the_tour_gives_what_its_comments_say(capsys):
 @pytest.mark.slow
 def test_results_are_read_in_ten_lines_of_pandas(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(ROOT / "data")
-    (command,) = blocks("reading_results", "bash")
+    (command,) = blocks("bash", PAGES["reading_results.md"])
     status, errors = run(*shlex.split(command)[2:], cwd=tmp_path)
     assert status == 0, errors
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks("reading_results", "python")
+    (block,) = blocks("python", PAGES["reading_results.md"])
     namespace = {}
     exec(block, namespace)
     assert namespace["means"]["objects_4.mean"].tolist() == pytest.approx(

@@ -49,15 +49,6 @@ def test_checkpoint_meets_the_bounds_and_its_card_tells_its_errors(adder):
     assert {name: card[name] for name in found} == pytest.approx(found, abs=2e-5)
 
 
-@pytest.mark.slow
-def test_training_from_scratch_meets_the_same_bounds():
-    net, card = train(seed=1, epochs=300)
-    _, _, test = build_splits(1)
-    assert mean_squared_error(net, test) < LARGEST_TEST_MSE
-    assert abs(empty_output(net)) < LARGEST_EMPTY_OUTPUT
-    assert card["test_mse"] < LARGEST_TEST_MSE
-
-
 def test_training_lowers_the_loss_is_reproducible_and_leaves_the_global_random_state_alone():
     before = torch.random.get_rng_state()
     (one, card), (same, _) = (train(seed=5, epochs=4) for _ in range(2))

@@ -29,7 +29,7 @@ from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder
 from metagame.report.experiment import FIGURES, write_report
 from tests.tiny.jobs import ROOT, Plain, job_config, terminal_free_environment
-from tests.tiny.runs import FORKS, PAGE, TABLES, Run, contents, n_by_an_earlier_run, n_recorded, run
+from tests.tiny.runs import FORKS, PAGE, TABLES, Run, contents, n_by_an_earlier_run, n_recorded, records, run
 
 pytestmark = pytest.mark.slow
 
@@ -160,8 +160,8 @@ def test_ten_kills_hit_the_sweep_at_different_points_of_its_work(killed):
 def test_a_kill_loses_nothing_that_was_recorded_and_nothing_is_computed_again(killed):
     folder, finished, errors = killed
     last, files = lines(folder), array_files(folder)
-    for records, files_then in finished:
-        assert all(last[job][: len(each)] == each for job, each in records.items())
+    for lines_then, files_then in finished:
+        assert all(last[job][: len(each)] == each for job, each in lines_then.items())
         assert all(files[name] == file for name, file in files_then.items())
     assert n_by_an_earlier_run(errors) == N_SAMPLES
 
@@ -227,6 +227,33 @@ def test_a_process_takes_over_the_sample_of_one_that_is_killed(tmp_path):
     prepared = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert prepared == [[str(processes[number].pid), sample] for number, sample in ((0, "1"), (1, "3"), (1, "2"))]
     assert list(samples(tmp_path).values()) == [[("1", "done"), ("2", "done"), ("3", "done")]]
+
+
+ONE_PROMPT = (
+    "model=gemma3_1b_it", "attribution=meta_attnlrp", "benchmark=prompts", "limit=1", "model.device=cpu",
+    "model.tokens_per_batch=64", "estimator.budget_per_player=10",
+)  # fmt: skip
+
+
+def kept(folder):
+    """The complete lines of what a run keeps of the sample in work, a line for each batch."""
+    return [line for file in folder.glob("jobs/*/unfinished/*.txt") for line in file.read_text().splitlines()]
+
+
+def test_a_kill_inside_a_prompt_loses_a_batch_and_the_result_is_the_same_to_the_last_bit(tmp_path):
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    killed = Run(*ONE_PROMPT, output_dir=cut)
+    killed.until(lambda: len(kept(cut)) > 5)
+    killed.stop(signal.SIGKILL)
+    before = kept(cut)
+    assert n_recorded(cut) == 0
+    again = Run(*ONE_PROMPT, output_dir=cut)
+    again.until(lambda: len(kept(cut)) > len(before))
+    assert kept(cut)[: len(before)] == before, "nothing is evaluated again"
+    assert again.end()[0] == 0
+    assert run(*ONE_PROMPT, output_dir=whole)[0] == 0
+    assert kept(cut) == kept(whole) == []
+    assert (records(cut), contents(cut), arrays(cut)) == (records(whole), contents(whole), arrays(whole))
 
 
 STOPPED = "Stopped by {}: rerun the same command to resume."

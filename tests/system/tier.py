@@ -41,7 +41,10 @@ class Part:
 PARTS = {
     "slurm": Part(("slurm",), (*RUNS, "configs/hydra")),
     "commands": Part(("commands",), (*RUNS, "src/metagame/report", "src/metagame/models", "configs")),
-    "faults": Part(("faults",), (*RUNS, "src/metagame/report/table.py", "src/metagame/report/experiment.py")),
+    "faults": Part(
+        ("faults",),
+        (*RUNS, "src/metagame/kept_values.py", "src/metagame/report/table.py", "src/metagame/report/experiment.py"),
+    ),
     "tracking": Part(("tracking",), (*RUNS, "src/metagame/tracking", "configs/tracker")),
     "downloads": Part(("fetch",), ("src/metagame/fetch", "configs")),
     "browser": Part(
@@ -57,8 +60,8 @@ PARTS = {
     ),
     "training": Part(
         (
-            "train_language", "train_classifiers", "train_vision_language", "train_diffusion", "read_digits",
-            "make_digit_scenes",
+            "train_adder", "train_language", "train_classifiers", "train_vision_language", "train_diffusion",
+            "read_digits", "make_digit_scenes",
         ),
         ("scripts", "src/metagame/benchmarks", "src/metagame/models"),
     ),
@@ -74,7 +77,10 @@ PARTS = {
             "src/metagame/report", "configs",
         ),
     ),
-    "docs": Part(("docs",), ("docs", "CONTRIBUTING.md", "CHANGELOG.md", "src/metagame")),
+    "docs": Part(
+        ("docs", "documented_commands"),
+        ("docs", "README.md", "notebooks", "CONTRIBUTING.md", "CHANGELOG.md", "run.py", "src/metagame", "configs"),
+    ),
     "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "demo", "report")),
 }  # fmt: skip
 
