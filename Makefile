@@ -29,10 +29,6 @@ lint: setup  ## check style, format and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ty check
 
-# two processes of tests share the cores: a second thread would only wait for one, and keep it busy
-test test-due test-system: export OMP_NUM_THREADS = 1
-test test-due test-system: export OPENBLAS_NUM_THREADS = 1
-
 test: lint  ## check style and types, then run all tests except the system tier
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/system
 

@@ -10,18 +10,14 @@ from contextlib import contextmanager
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
-from metagame.models.masked import MaskedModel
+from threadpoolctl import threadpool_limits
 
 # derandomize: a run of the suite is reproducible; deadline: the first example pays for imports.
 settings.register_profile("metagame", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("metagame")
-# Tensors here are small: a second thread only waits, for minutes where the machine is shared.
-torch.set_num_threads(1)
 
 UP_TO_SIX, UP_TO_FOUR = st.integers(1, 6), st.integers(1, 4)
 
@@ -35,6 +31,16 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup():
     """Of a list's items beartype checks one at random: the same one in every run."""
     random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Arrays here are small: a second thread only waits, for minutes where the machine is shared."""
+    import scipy.linalg  # noqa: F401  here, since the process that hands out the tests does without
+    import torch
+
+    threadpool_limits(1)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,6 +58,8 @@ def pytest_sessionfinish():
 @pytest.fixture
 def float64_by_default():
     """transformers makes CLIP's causal mask in the default type, which cannot hold the least float64 otherwise."""
+    import torch
+
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -92,20 +100,3 @@ def endogenous_games(draw, n_players=UP_TO_SIX):
 def random_game(n, n_targets, seed=0):
     """All values of a game with interactions of every order, ``(2**n, t)``."""
     return np.random.default_rng(seed).normal(size=(1 << n, n_targets))
-
-
-def table_model(values):
-    """The masked model whose f_S is ``values[S]``: players are bits that are 0 when absent."""
-    n = len(values).bit_length() - 1
-    bits = torch.tensor([1 << player for player in range(n)], dtype=torch.float64)
-    table = torch.as_tensor(values)
-    return MaskedModel.of_function(lambda inputs: table[(inputs @ bits).long()], torch.ones(n))
-
-
-def smooth_model(n, seed=0, baseline=True):
-    """A smooth function of n numbers with interactions of every order, at a random point."""
-    generator = torch.Generator().manual_seed(seed)
-    first, second, x, other = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((n, 5), (5,), (n,), (n,))
-    )
-    return MaskedModel.of_function(lambda inputs: torch.tanh(inputs @ first) @ second, x, other if baseline else 0.0)

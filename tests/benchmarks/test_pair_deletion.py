@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays
 
 from metagame.benchmarks.pair_deletion import deletion_and_insertion, pair_path
 from metagame.models.masked import MaskedModel
-from tests.conftest import close, table_model
+from tests.conftest import close
 from tests.reference import prompts as twin
+from tests.tiny.functions import table_model
 
 SIZES = st.integers(2, 6)
 

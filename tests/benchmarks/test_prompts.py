@@ -26,9 +26,9 @@ from metagame.benchmarks.prompts import (
 from metagame.benchmarks.reviews import Review, is_held_out, reviews
 from metagame.contracts import WHOLE
 from metagame.models.language_model import AnsweredPrompt, Prompt
-from tests.conftest import smooth_model
 from tests.reference import prompts as twin
 from tests.tiny.benchmarks import explained
+from tests.tiny.functions import smooth_model
 from tests.tiny.vision_language import refused
 
 TOKENS = st.lists(st.text("aAbB ", min_size=1, max_size=3), min_size=2, max_size=6)

@@ -12,7 +12,7 @@ from metagame import AttributionGame, GameError, meta_attributions
 from metagame.games import all_coalitions
 from tests.conftest import random_game, unchecked
 
-N_GAMES_EACH = 120
+N_GAMES_EACH = 40
 
 
 class Table:

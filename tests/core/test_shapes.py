@@ -105,8 +105,9 @@ from metagame.report import jackknife, lrp_loo, maps, results, token_pairs
 from metagame.report import pointing_game as pointing_game_report
 from metagame.report import ttcav as ttcav_report
 from metagame.viewer import pack, views
-from tests.conftest import smooth_model, unchecked
+from tests.conftest import unchecked
 from tests.tiny.classifiers import bound_image, bound_text
+from tests.tiny.functions import smooth_model
 from tests.tiny.language import bound_of, build
 
 exact, permutation, regression, trees = (  # functions of these names hide the modules

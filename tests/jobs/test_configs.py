@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 from importlib import import_module
-from math import prod
 
 import numpy as np
 import pytest
@@ -22,8 +21,7 @@ import metagame.attributions
 from metagame.errors import UserError
 from metagame.games import AttributionGame
 from metagame.jobs.build import Job, build_estimator, build_method, build_part
-from metagame.jobs.grid import sweep_configs
-from metagame.jobs.spec import job_folder, plain, targets, variants
+from metagame.jobs.spec import plain, targets, variants
 from metagame.meta import MetaAttributions, meta_attributions
 from tests.tiny.jobs import ROOT, shipped_configs
 
@@ -131,13 +129,6 @@ def test_an_estimator_plays_a_game(estimator):
 # Experiments
 
 
-def swept_by(experiment, scale):
-    """What the experiment sweeps at a scale: the values by key."""
-    overrides = [f"experiment={experiment}", f"scale={scale}"]
-    params = compose("config", overrides, return_hydra_config=True).hydra.sweeper.params
-    return {key: str(values).split(",") for key, values in params.items() if key != "shard"}
-
-
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
     lines = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text().splitlines()
@@ -145,28 +136,6 @@ def test_an_experiment_opens_with_its_command_and_what_to_expect(experiment):
     assert opening[0] == "# @package _global_"
     assert any(line.startswith(f"#   python run.py experiment={experiment}") for line in opening)
     assert any(line.startswith("# Expected: ") for line in opening)
-
-
-# Of the experiments with a grid of their own at another scale also those there, but not tables of 20 jobs and more.
-WALKED = [
-    *((name, "paper") for name in choices("experiment")),
-    ("figure10", "tiny"),
-    *((name, "small") for name in ("figure10", "lrp_loo", "pair_deletion")),
-]
-
-
-@pytest.mark.parametrize(("experiment", "scale"), WALKED)
-def test_every_job_of_an_experiment_composes_into_a_folder_of_its_own(experiment, scale):
-    swept = swept_by(experiment, scale)
-    grid = [f"{key}={','.join(values)}" for key, values in swept.items()]
-    configs = sweep_configs(grid, [f"experiment={experiment}", f"scale={scale}"])
-    n_left_out = 0
-    for entry in configs[0].leave_out:
-        named = {key: len(value) if OmegaConf.is_list(value) else 1 for key, value in entry.items()}
-        if entry.get("scale", scale) == scale:
-            n_left_out += prod(named.get(key, len(values)) for key, values in swept.items())
-    assert len({job_folder(cfg) for cfg in configs}) == prod(map(len, swept.values())) - n_left_out
-    assert {(cfg.name, cfg.output_dir) for cfg in configs} == {(experiment, f"outputs/{scale}/{experiment}")}
 
 
 # Methods

@@ -15,7 +15,7 @@ from metagame.errors import UserError
 from metagame.experiments import finish
 from metagame.jobs.build import Job
 from metagame.jobs.grid import OF_THE_RUN, check_commas, read_configs_once, results_name, sweep_configs
-from metagame.jobs.labels import has_shipped_weights, model_label
+from metagame.jobs.labels import model_label
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import configs_folder, job_identity, job_name, jobs_folder
 from metagame.report.experiment import FIGURES
@@ -173,16 +173,6 @@ def test_a_label_is_no_part_of_the_identity_of_a_job():
             compose("config", overrides=["model=clip_vitb16", f"model.label={label}"]) for label in ("a", "b")
         )
         assert job_identity(named) == job_identity(other)
-
-
-@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
-def test_what_labels_read_of_the_shipped_configs_is_what_hydra_composes(scale):
-    names = [path.stem for path in (configs_folder() / "model").glob("[!_]*.yaml")]
-    with shipped_configs():
-        for name in names:
-            cfg = compose("config", overrides=[f"model={name}", f"scale={scale}"])
-            assert has_shipped_weights(cfg), name
-            assert model_label(cfg) == (cfg.model.get("label") or model_label(cfg)), name
 
 
 @pytest.mark.parametrize(

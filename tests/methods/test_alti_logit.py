@@ -12,8 +12,8 @@ from metagame.attributions.alti_logit import ALTILogit, logit_parts
 from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.models.decoder_views import VIEWS
 from metagame.models.language_model import CLASSES
-from tests.conftest import smooth_model
 from tests.reference.alti_logit import alti_logit
+from tests.tiny.functions import smooth_model
 from tests.tiny.language import ANSWER, FAMILIES, TEXT, bound_of, build, float64_throughout, masked_ids, near
 from tests.tiny.vision_language import refused
 

@@ -22,9 +22,10 @@ from metagame.attributions.shapley import restricted_shapley
 from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import AttributionGame, all_coalitions
 from metagame.meta import meta_attributions
-from tests.conftest import close, smooth_model
+from tests.conftest import close
 from tests.reference import attention as twins
 from tests.tiny.classifiers import bound_image, bound_text
+from tests.tiny.functions import smooth_model
 from tests.tiny.language import adapter, bound_of, build_net
 from tests.tiny.vision_language import refused
 

@@ -29,11 +29,12 @@ from metagame.models.adder import AdderNet
 from metagame.models.layers import MatMul
 from metagame.models.masked import MaskedModel
 from metagame.models.polynomial import Polynomial
-from tests.conftest import close, games, smooth_model, table_model, unchecked
+from tests.conftest import close, games, unchecked
 from tests.reference import attributions as reference
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference_meta
 from tests.reference.language import adder_constant_relevance, leave_one_out
+from tests.tiny.functions import smooth_model, table_model
 from tests.tiny.methods import arrays_of, method_classes, method_name, state_of
 
 # Relevance is divided by activations, of which some are close to zero.

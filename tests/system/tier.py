@@ -41,6 +41,10 @@ class Part:
 PARTS = {
     "slurm": Part(("slurm",), (*RUNS, "configs/hydra")),
     "commands": Part(("commands",), (*RUNS, "src/metagame/report", "src/metagame/models", "configs")),
+    "configs": Part(
+        ("shipped_configs",),
+        ("configs", *(f"src/metagame/{each}" for each in ("jobs", "models", "attributions", "benchmarks"))),
+    ),
     "faults": Part(
         ("faults",),
         (*RUNS, "src/metagame/kept_values.py", "src/metagame/report/table.py", "src/metagame/report/experiment.py"),
