@@ -43,7 +43,10 @@ PARTS = {
     "commands": Part(("commands",), (*RUNS, "src/metagame/report", "src/metagame/models", "configs")),
     "configs": Part(
         ("shipped_configs",),
-        ("configs", *(f"src/metagame/{each}" for each in ("jobs", "models", "attributions", "benchmarks"))),
+        (
+            "configs", "tests/jobs/test_configs.py", "tests/jobs/test_scales.py",
+            *(f"src/metagame/{each}" for each in ("jobs", "models", "attributions", "benchmarks")),
+        ),
     ),
     "faults": Part(
         ("faults",),
@@ -67,7 +70,7 @@ PARTS = {
             "train_adder", "train_language", "train_classifiers", "train_vision_language", "train_diffusion",
             "read_digits", "make_digit_scenes",
         ),
-        ("scripts", "src/metagame/benchmarks", "src/metagame/models"),
+        ("scripts", "src/metagame/benchmarks", "src/metagame/models", "tests/models/test_adder.py"),
     ),
     "paper_encoders": Part(
         ("paper_encoders",),
