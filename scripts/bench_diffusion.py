@@ -29,7 +29,7 @@ from metagame.benchmarks.voc import VOC
 from metagame.models.concept_stream import ConceptSet, concept_logits
 from metagame.models.concepts import ConceptLogits, ConceptQuestion, ConceptSample, load_t5_tokenizer
 from metagame.models.flux import Denoising, Flux
-from scripts.measure import peak_memory, report, timed
+from scripts.measure import matrix_rate, operations, peak_memory, report, timed
 from tests.reference.concept import paper_procedure
 
 SHAPE = {
@@ -49,6 +49,8 @@ UNITS = {
     "metagame_share": "time of the concept metagame / of the forward pass",
     "concepts_share": "time that the concepts add / of the forward pass",
     "images_per_second": "ours, forward pass, ConceptAttention and its metagame",
+    "matrix_rate": "10^12 operations a second of a product of large matrices",
+    "share_of_matrix_rate": "operations a second of the forward pass / that rate",
     "error": "largest absolute difference of the maps",
     "memory": "GB, peak (of the GPU's tensors, or of the process)",
     "ratio_cells": "small FLUX, all cells of Figure 13 of an image: each on its own / ours",
@@ -106,7 +108,13 @@ def bench_image(blocks: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
     encodings = torch.randn(PLAYERS + BACKGROUND, SHAPE["joint_attention_dim"], generator=generator)
     concepts = [ConceptSet(encodings.to(device, dtype))]
     repeats = 1 if device == "cpu" else 3  # a block takes half a minute
-    bare, _ = timed_on(device, lambda: concept_logits(transformer, inputs, [], 1), repeats)
+
+    def forward() -> object:
+        return concept_logits(transformer, inputs, [], 1)
+
+    bare, _ = timed_on(device, forward, repeats)
+    rate = matrix_rate(device, dtype)
+    share = operations(forward) / bare / rate
     asked, (logits,) = timed_on(
         device, lambda: concept_logits(transformer, inputs, concepts, min(blocks, LAYERS)), repeats
     )
@@ -130,6 +138,8 @@ def bench_image(blocks: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
         "metagame_share": meta / bare,
         "concepts_share": (asked - bare) / bare,
         "images_per_second": 1 / (asked + first + meta),
+        "matrix_rate": rate / 1e12,
+        "share_of_matrix_rate": share,
         "error": float(np.abs(maps[:PLAYERS, :patches] - diag.numpy()).max()),
         "memory": memory,
         "seconds": {
@@ -228,7 +238,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--blocks", type=int, default=1, help="double-stream blocks that are timed")
     arguments = parser.parse_args()
-    report(bench(arguments.blocks, arguments.device, getattr(torch, arguments.dtype)), "diffusion")
+    suffix = "" if arguments.device == "cpu" else f"_{arguments.device.split(':')[0]}"
+    report(bench(arguments.blocks, arguments.device, getattr(torch, arguments.dtype)), f"diffusion{suffix}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time Meta-AttnLRP against the paper's procedure: a pass for every step, target and coalition, then trees for each.
 
-    python -m scripts.bench_language [--shape gemma3_1b] [--device cpu] [--dtype bfloat16] [--small-only]
+    python -m scripts.bench_language [--shape gemma3_1b] [--device cpu] [--dtype bfloat16] [--only small]
 
 Writes outputs/bench/language.json. On the small Gemma 3 (12 players, an answer of 20 tokens) both run in full. On a
 Gemma 3 of a real shape with random weights (30 players, 100 tokens) passes are counted, and 64 of each are timed.
@@ -24,7 +24,7 @@ from metagame.games import all_coalitions
 from metagame.models.language_model import LanguageModel
 from metagame.models.prompt_tokens import PromptTokens
 from scripts.compare_estimators import relative_error, small_gemma
-from scripts.measure import peak_memory, report, timed
+from scripts.measure import matrix_rate, peak_memory, report, timed
 from scripts.train_language import VOCABULARY, build_tokenizer
 from tests.reference import generation
 
@@ -127,11 +127,13 @@ def bench_large(model: LanguageModel, shape: str) -> dict:
     reference_seconds *= TIMED_PASSES / (rows * len(steps))
     passes, paper = 2 * generation.n_coalitions(n), generation.n_passes(n, n_steps)
     weights = sum(p.numel() for name, p in model.net.named_parameters() if "embed" not in name and "head" not in name)
+    rate = 4 * weights * tokens * TIMED_PASSES / seconds
     return {
         "ratio_large": paper / passes,
         "ratio_large_wall_clock": (reference_seconds * paper) / (seconds * passes),
         "passes_per_second": TIMED_PASSES / seconds,
-        "teraflops": 4 * weights * tokens * TIMED_PASSES / seconds / 1e12,
+        "teraflops": rate / 1e12,
+        "share_of_matrix_rate": rate / matrix_rate(model.device, model.net.dtype),
         "memory": memory,
         "passes_large": {"ours": passes, "paper": paper},
         "seconds": {
@@ -152,6 +154,7 @@ UNITS = {
     "ratio_large_wall_clock": "the same in time, extrapolated from 64 passes of each, without fits",
     "passes_per_second": "forward and backward passes of a whole prompt and answer, random Gemma 3",
     "teraflops": "10^12 operations a second in the matrices of the layers (4 for each weight and token)",
+    "share_of_matrix_rate": "that / the same of a product of large matrices",
     "memory": "GiB, peak of the device in our passes, or of the whole process on a CPU",
 }
 
@@ -162,18 +165,21 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--tokens-per-batch", type=int, default=1024)
-    parser.add_argument("--small-only", action="store_true")
+    parser.add_argument("--only", choices=("small", "large"), help="one of the two models")
     arguments = parser.parse_args()
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors of the small model are small
-    result = bench_small()
-    torch.set_num_threads(threads)
-    if not arguments.small_only:
+    found = []
+    if arguments.only != "large":
+        torch.set_num_threads(1)  # tensors of the small model are small
+        found.append(bench_small())
+        torch.set_num_threads(threads)
+    if arguments.only != "small":
         dtype = getattr(torch, arguments.dtype)
         model = random_gemma(arguments.shape, arguments.device, dtype, arguments.tokens_per_batch)
-        large = bench_large(model, arguments.shape)
-        result |= large | {"seconds": result["seconds"] | large["seconds"]}
+        found.append(bench_large(model, arguments.shape))
+    result = {name: value for each in found for name, value in each.items()}
     result |= {
+        "seconds": {name: seconds for each in found for name, seconds in each["seconds"].items()},
         "what": f"Meta-AttnLRP, small Gemma 3 and random {arguments.shape}, {arguments.dtype}, {arguments.device}",
         "units": {name: unit for name, unit in UNITS.items() if name in result},
         "cores": os.cpu_count(),

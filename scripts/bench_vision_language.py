@@ -30,7 +30,7 @@ from metagame.indices import shapley
 from metagame.models.clip import CLIP
 from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.vision_language import TEXT_BATCH, ImageText, Sample, Tokenizer, WordPlayers
-from scripts.measure import peak_memory, report, timed
+from scripts.measure import matrix_rate, operations, peak_memory, report, timed
 from scripts.train_vision_language import RECIPES, VOCABULARY, build_tokenizer
 
 METHODS = {"Attention": GenericAttention(), "MaskCLIP": MaskCLIP(), "Grad-ECLIP": GradECLIP()}
@@ -139,8 +139,12 @@ def bench(shape: str, n_images: int, n_reference: int, device: str) -> dict:
     samples = [Noise(str(seed), seed) for seed in range(n_images)]
     ours(model, METHODS["Grad-ECLIP"], samples[:1])
     pixels = torch.stack([model.process(sample.image()) for sample in samples]).to(device)
-    with torch.no_grad():
-        bare = min(timed(lambda: model.encode_images(pixels).sum().item())[0] for _ in range(3))
+
+    def encode() -> float:
+        with torch.no_grad():
+            return model.encode_images(pixels).sum().item()
+
+    bare = min(timed(encode)[0] for _ in range(3))
     times = {name: timed(lambda method=method: ours(model, method, samples)) for name, method in METHODS.items()}
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else peak_memory()
     few = samples[:n_reference]
@@ -151,6 +155,8 @@ def bench(shape: str, n_images: int, n_reference: int, device: str) -> dict:
         for name in METHODS
         for a, b in zip(times[name][1], slow[name][1], strict=False)
     )
+    rate = matrix_rate(device, model.dtype)
+    share = operations(encode) / bare / rate
     scale, total = n_images / n_reference, sum(seconds for seconds, _ in times.values())
     return {
         "what": f"{n_images} images x 4 scenarios x {len(METHODS)} methods, random CLIP of shape {shape}, {device}",
@@ -158,6 +164,8 @@ def bench(shape: str, n_images: int, n_reference: int, device: str) -> dict:
         "ratio_short_backward": sum(seconds for seconds, _ in slow.values()) * scale / total,
         "ratio_to_bare_encoder": total / len(METHODS) / bare,
         "images_per_second": n_images * len(METHODS) / total,
+        "matrix_rate": rate / 1e12,
+        "share_of_matrix_rate": share,
         "error": float(error),
         "memory": memory,
         "seconds": {f"ours, {name}": seconds for name, (seconds, _) in times.items()}
@@ -169,6 +177,8 @@ def bench(shape: str, n_images: int, n_reference: int, device: str) -> dict:
             "ratio_short_backward": "the same with the backward pass ended where the method needs no more",
             "ratio_to_bare_encoder": "time of a method with texts and image files / the batched image encoder alone",
             "images_per_second": "images with all four scenarios, one method",
+            "matrix_rate": "10^12 operations a second of a product of large matrices, float32",
+            "share_of_matrix_rate": "operations a second of the bare encoder / that rate",
             "error": "largest difference to the maps one by one, relative to the largest value of the map",
             "memory": "GiB, peak of the device" if device.startswith("cuda") else "GiB, peak of the whole process",
         },

@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 
@@ -57,6 +61,31 @@ def bandwidth(n_bytes: int) -> float:
     torch.add(a, b, out=c)
     seconds, _ = timed(lambda: [torch.add(a, b, out=c) for _ in range(repeats)])
     return repeats * n_bytes / seconds / 1e9
+
+
+def operations(function: Callable[[], object]) -> float:
+    """Operations in the matrix products, convolutions and attention of a call; two for each product and its sum."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of the product of two square matrices of random numbers, the median of ten products."""
+    import torch
+
+    side = 8192 if torch.device(device).type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        torch.mm(a, b)
+        if a.is_cuda:
+            torch.cuda.synchronize()
+
+    seconds = [timed(product)[0] for _ in range(13)][3:]  # the first ones are slower
+    return 2 * side**3 / median(seconds)
 
 
 def report(result: dict, name: str) -> None:

@@ -37,13 +37,13 @@ def job_configs(experiment: str, *overrides: str):
     return sweep_configs([f"{key}={value}" for key, value in params.items()], asked)
 
 
-def run_experiment(experiment: str, folder: Path) -> dict:
+def run_experiment(experiment: str, folder: Path, *overrides: str) -> dict:
     """Run its jobs, which lie beside those of other experiments in the folder; the table as it is written."""
     n_samples = N_SAMPLES.get(experiment, 4)
     output_dir, jobs_dir = folder / experiment, folder / "jobs"
     configs = job_configs(
         experiment, "scale=tiny", f"limit={n_samples}", f"output_dir={output_dir}", f"jobs_dir={jobs_dir}",
-        *FEWER.get(experiment, ()),
+        *FEWER.get(experiment, ()), *overrides,
     )  # fmt: skip
     for cfg in configs:
         if "design" in (cfg.attribution.get("method") or {}):

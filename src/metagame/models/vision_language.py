@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
@@ -186,7 +187,9 @@ class RetokenizedPlayers(TokenPlayers):
 class Sample(contracts.Sample, Protocol):
     """An image, and texts about it, each a question of its own."""
 
-    def image(self) -> Image.Image: ...
+    def image(self) -> Image.Image:
+        """The picture; read in one of several threads, so that two samples must not share an open file."""
+        ...
 
     def texts(self, tokenizer: Tokenizer) -> Mapping[str, Players]:
         """The pieces of each text by its name."""
@@ -307,6 +310,14 @@ class EncodedImage:
 
 
 @dataclass(frozen=True)
+class _Read:
+    """A sample's image as the model takes it, and its size before, in pixels."""
+
+    size: tuple[int, int]
+    pixels: Float[Tensor, "3 H W"]
+
+
+@dataclass(frozen=True)
 class _Opened:
     """A sample's image as the model takes it, the texts about it, and the picture of :class:`ImageText`."""
 
@@ -412,7 +423,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ImageText] | Failure]:
         """An input for each text about each sample's image; the images go through the encoder in one batch."""
-        opened = [self._open(sample) for sample in samples]
+        opened = self._open_all(samples)
         pixels = [each.pixels for each in opened if isinstance(each, _Opened)]
         if not pixels:
             return [each for each in opened if isinstance(each, Failure)]
@@ -422,16 +433,29 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             each if isinstance(each, Failure) else self._bind(EncodedImage(batch, next(rows)), each) for each in opened
         ]
 
-    def _open(self, sample: Sample) -> _Opened | Failure:
+    def _open_all(self, samples: Sequence[Sample]) -> list[_Opened | Failure]:
+        """Images are read by several threads: a GPU encodes one in less time than a core needs to read it."""
+        # only they: tokenizers refuse to be used by two threads
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return list(map(self._open, samples, threads.map(self._read, samples)))
+
+    def _read(self, sample: Sample) -> _Read | Failure:
+        try:
+            image = to_rgb(sample.image(), sample.id)
+            return _Read(image.size, self.process(image))
+        except Exception as error:
+            return Failure(error)
+
+    def _open(self, sample: Sample, image: _Read | Failure) -> _Opened | Failure:
         try:
             texts = sample.texts(self.tokenizer)
             for each in texts.values():
                 self._check_length(each.dropped([True] * len(each.labels)))
-            image = to_rgb(sample.image(), sample.id)
-            pixels = self.process(image)
-            side = image.width
-            whole = image.height == side and self.keep(("shows all", side), lambda: self._shows_all(side))
-            return _Opened(pixels, texts, None if whole else self._picture(pixels))
+            if isinstance(image, Failure):
+                return image
+            width, height = image.size
+            whole = width == height and self.keep(("shows all", width), lambda: self._shows_all(width))
+            return _Opened(image.pixels, texts, None if whole else self._picture(image.pixels))
         except Exception as error:
             return Failure(error)
 
