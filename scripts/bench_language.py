@@ -127,7 +127,8 @@ def bench_large(model: LanguageModel, shape: str) -> dict:
     reference_seconds *= TIMED_PASSES / (rows * len(steps))
     passes, paper = 2 * generation.n_coalitions(n), generation.n_passes(n, n_steps)
     weights = sum(p.numel() for name, p in model.net.named_parameters() if "embed" not in name and "head" not in name)
-    rate = 4 * weights * tokens * TIMED_PASSES / seconds
+    head = model.net.lm_head.weight.numel()
+    rate = 4 * (weights * tokens + head * n_steps) * TIMED_PASSES / seconds
     return {
         "ratio_large": paper / passes,
         "ratio_large_wall_clock": (reference_seconds * paper) / (seconds * passes),
@@ -153,7 +154,7 @@ UNITS = {
     "ratio_large": "passes of the paper's procedure / ours, 30 players, 100 steps",
     "ratio_large_wall_clock": "the same in time, extrapolated from 64 passes of each, without fits",
     "passes_per_second": "forward and backward passes of a whole prompt and answer, random Gemma 3",
-    "teraflops": "10^12 operations a second in the matrices of the layers (4 for each weight and token)",
+    "teraflops": "10^12 operations a second in matrices (4 for each weight and token, and of the head for each step)",
     "share_of_matrix_rate": "that / the same of a product of large matrices",
     "memory": "GiB, peak of the device in our passes, or of the whole process on a CPU",
 }

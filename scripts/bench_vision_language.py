@@ -52,6 +52,8 @@ SHAPES = {
     },
 }  # fmt: skip
 CONTEXT = 77
+BATCH = 50
+"""Images encoded together, as in the configs."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,13 @@ def ours(model: CLIP, method: FirstOrder, samples: list[Noise]) -> list[np.ndarr
     """Meta-attributions of all scenarios of all images, nothing known beforehand."""
     model.forget_texts()
     metagame = method.metagame()
-    return [
-        metagame.explain(bound).meta.values
-        for start in range(0, len(samples), model.batch_size)
-        for questions in bind(model, samples[start : start + model.batch_size])
-        for bound in questions.values()
-    ]
+    batches = [samples[start : start + model.batch_size] for start in range(0, len(samples), model.batch_size)]
+    matrices = []
+    for batch, upcoming in zip(batches, [*batches[1:], []], strict=True):
+        bound = bind(model, batch)
+        model.read_ahead(upcoming)
+        matrices += [metagame.explain(each).meta.values for questions in bound for each in questions.values()]
+    return matrices
 
 
 def passes(model: CLIP, samples: list[Noise]) -> int:
@@ -135,14 +138,14 @@ def one_by_one(model: CLIP, method: FirstOrder, samples: list[Noise]) -> list[np
 
 def bench(shape: str, n_images: int, n_reference: int, device: str) -> dict:
     """All measurements of one run."""
-    model = random_clip(SHAPES[shape], device, batch_size=n_images)
+    model = random_clip(SHAPES[shape], device, min(n_images, BATCH))
     samples = [Noise(str(seed), seed) for seed in range(n_images)]
     ours(model, METHODS["Grad-ECLIP"], samples[:1])
-    pixels = torch.stack([model.process(sample.image()) for sample in samples]).to(device)
+    batches = torch.stack([model.process(sample.image()) for sample in samples]).to(device).split(model.batch_size)
 
     def encode() -> float:
         with torch.no_grad():
-            return model.encode_images(pixels).sum().item()
+            return sum(model.encode_images(pixels).sum() for pixels in batches).item()
 
     bare = min(timed(encode)[0] for _ in range(3))
     times = {name: timed(lambda method=method: ours(model, method, samples)) for name, method in METHODS.items()}

@@ -41,8 +41,10 @@ RELATIVE_ERROR = 1e-10
 LARGEST_FITTED = 60  # log of the ratio
 _FIRST, _BEND, _HIGHEST_RATE = 0.35, -0.25, 2.75
 """Where the rates of an exponential sum lie: found by trial, they come closest to the best sums of all ranges."""
-_CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
+_CHUNK_ELEMENTS = 1 << 15
 """Of an array of all concepts, terms and patches of a chunk: what a CPU's cache holds, and no operation is split."""
+_CHUNK_ELEMENTS_GPU, _WIDER = 1 << 24, 2
+"""Of a chunk on a GPU: few large operations, so its widest spread may be so many times its narrowest."""
 
 
 @overload
@@ -166,16 +168,16 @@ def _play_block(
     least = torch.logaddexp(logits.amin(0), rest)
     spread = torch.logaddexp(logits.logsumexp(0), rest) - least
 
-    def play(chunk: Int[torch.Tensor, " p"]) -> None:
+    def play(chunk: Int[torch.Tensor, " p"], widest: float) -> None:
         log_w, log_b = logits[:, chunk] - least[chunk], rest[chunk] - least[chunk]
-        own, influence = _play(log_w, log_b, float(spread[chunk].max()), pairs is not None)
+        own, influence = _play(log_w, log_b, widest, pairs is not None)
         diag[:, block[chunk]] = own.masked_fill_(masked[:, chunk], 0)
         if pairs is not None and influence is not None:
             pairs[..., block[chunk]] = influence.masked_fill_(masked[:, None, chunk] | masked[:, chunk], 0)
 
     # patches of like spread together: the wider the spread, the more terms
     with ThreadPoolExecutor(room.n_threads) as executor:
-        list(executor.map(play, _chunks(spread, len(logits), pairs is not None, room)))
+        list(executor.map(play, *zip(*_chunks(spread, len(logits), pairs is not None, room), strict=True)))
 
 
 def _as_tensor(values: object, name: str) -> torch.Tensor:
@@ -222,23 +224,22 @@ def _with_narrow_gaps(
 
 def _chunks(
     spread: Float[torch.Tensor, " P"], n: int, directional: bool, room: _Room
-) -> Iterator[Int[torch.Tensor, " p"]]:
-    """Patches in the order of their spread, as many at once as the memory of their terms allows."""
-    elements = _CHUNK_ELEMENTS.get(room.device, _CHUNK_ELEMENTS["cpu"])
+) -> Iterator[tuple[Int[torch.Tensor, " p"], float]]:
+    """Patches in the order of their spread with the widest one, as many at once as the memory of their terms allows."""
+    on_cpu = room.device == "cpu"
+    elements = _CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_GPU
     order = spread.argsort()
-    spreads = spread[order].tolist()
+    spreads = spread[order].cpu().numpy()
     start = 0
     while start < len(order):
-        stop = start + 1
-        limit = _range(spreads[start])
-        terms = len(exponential_terms(spreads[start])[0]) * n
+        limit = _range(float(spreads[start]) * (1 if on_cpu else _WIDER))
+        terms = len(_exponential_terms(limit)[0]) * n
         numbers = _ARRAYS * terms
         if directional:
             numbers += 2 * terms * len(_unit_interval_rule(n)[0]) + 2 * n * n
         size = min(max(1, elements // terms), room.patches(numbers, room.n_threads))
-        while stop < min(len(order), start + size) and spreads[stop] <= limit:
-            stop += 1
-        yield order[start:stop]
+        stop = min(start + size, int(spreads.searchsorted(limit, "right")))
+        yield order[start:stop], float(spreads[stop - 1])
         start = stop
 
 

@@ -132,6 +132,9 @@ class Model(Protocol[S_contra, InputT]):
     def keep_in(self, folder: Path) -> None:
         """Allow the model to cache results in this folder for other jobs; all jobs of a scale share it."""
 
+    def read_ahead(self, samples: Sequence[S_contra]) -> None:
+        """Begin, in the background, to read what :meth:`prepare` will be asked for next; a model need not."""
+
     def prepare(self, samples: Sequence[S_contra]) -> list[Mapping[str, InputT] | Failure]:
         """For each sample, its questions by name (:data:`WHOLE` for a single one), or why it cannot be prepared."""
 

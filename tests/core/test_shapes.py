@@ -136,12 +136,14 @@ class Patches(vision_language.ImageText):
 
     n_players = 2
 
-    def maps(self, method, coalitions, attribute):
+    def maps(self, method, coalitions, attribute, company):
         return attribute(a_tensor(3))
 
 
 def of_patches():
-    return blank(Patches, image=SimpleNamespace(keep=lambda key, make: a_tensor(4, 3)))
+    company = SimpleNamespace(keep=lambda key, make: a_tensor(1, 4, 3))
+    model = SimpleNamespace(encoder_view=None)
+    return blank(Patches, model=model, image=SimpleNamespace(company=lambda n_tokens: company))
 
 
 def of_module():
@@ -293,8 +295,8 @@ CASES = {
     ),
     fixlip_masks: (RESULT, masks_of_other_players),
     fixlip_moments: ("matrix", lambda _: fixlip_moments._inverse(an(2, 3))),
-    generic_attention: ("embedding", lambda _: generic_attention.Trace([], a_tensor(2, 3))),
-    grad_eclip: ("weights", lambda _: grad_eclip.min_max(a_tensor(2, 2))),
+    generic_attention: ("embeddings", lambda _: generic_attention.Trace([], a_tensor(3))),
+    grad_eclip: ("weights", lambda _: grad_eclip.min_max(a_tensor(2))),
     gradients: ("coalitions", lambda _: gradients.GradientInput().game(smooth_model(3)).fn(an(3, kind=bool))),
     leave_one_out: ("coalitions", lambda _: leave_one_out.LeaveOneOut().game(smooth_model(3)).fn(an(3, kind=bool))),
     mask_clip: ("texts", lambda _: mask_clip.MaskCLIP().game(of_patches()).fn(an(1, 2, kind=bool))),

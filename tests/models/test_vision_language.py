@@ -12,7 +12,7 @@ from metagame import UserError, indices
 from metagame.attributions.fixlip import FIxLIP
 from metagame.attributions.fixlip_least_squares import CrossedCoalitions
 from metagame.attributions.generic_attention import GenericAttention
-from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP, min_max
+from metagame.attributions.grad_eclip import GradECLIP, GradESigLIP, min_max, require_contrast
 from metagame.attributions.mask_clip import MaskCLIP, MaskSigLIP
 from metagame.attributions.method import FirstOrder
 from metagame.attributions.patch_ig import PatchIG
@@ -250,6 +250,43 @@ def test_an_image_goes_through_the_tower_once_for_all_texts_and_coalitions(famil
     )
     explain_all(model, method.make(), method.make().metagame())
     assert seen == ([3, 1] if method.name.startswith("patch_ig") else [3])  # a blank one
+
+
+@pairs([each for each in SOME if not each[1].name.startswith("patch_ig")])
+def test_images_with_the_same_texts_are_propagated_back_together_and_have_the_maps_they_have_alone(
+    family, method, monkeypatch
+):
+    model = build(family, torch.float32).model
+    others = {name: SCENARIOS[name] for name in ("1", "2")}
+    samples = [scene(0, **SCENARIOS), scene(1, **SCENARIOS), scene(2, **others), scene(3, **SCENARIOS)]
+    alone = [prepare_one(model, sample)["2"] for sample in samples]
+    made, grad = [], torch.autograd.grad
+
+    def counted(outputs, *rest, **how):
+        made.append(len(outputs))
+        return grad(outputs, *rest, **how)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    metagame = method.make().metagame()
+    expected = [metagame.explain(bound).meta.values for bound in alone]
+    n_alone = made.copy()
+    made.clear()
+    together = [questions["2"] for questions in model.prepare(samples)]
+    found = [metagame.explain(bound).meta.values for bound in together]
+    assert all(close(one, other, 1e-4 * np.abs(other).max()) for one, other in zip(found, expected, strict=True))
+    if n_alone:
+        assert (n_alone, made) == ([1] * 4, [2, 1, 1])
+
+
+@pytest.mark.parametrize(("family", "method"), [("clip", GradECLIP()), ("siglip2", GradESigLIP())])
+def test_a_blank_image_is_refused_without_the_others_of_its_batch(family, method, monkeypatch):
+    model = build(family, torch.float32).model
+    block_input, contrast = model.block_input, torch.tensor([0.0, 1.0])[:, None, None]
+    monkeypatch.setattr(model, "block_input", lambda pixels, layer: contrast * block_input(pixels, layer))
+    blank, seen = (questions["text"] for questions in model.prepare([scene(0), scene(1)]))
+    with refused("lambda_p is the same on every patch"):
+        method.explain(blank)
+    assert np.isfinite(method.explain(seen).attribution).all()
 
 
 def test_a_distinct_text_is_encoded_once_over_several_images(monkeypatch):
@@ -613,9 +650,10 @@ def test_setting_that_a_method_does_not_have_is_refused(method, setting, value):
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_weights_that_are_all_equal_cannot_be_scaled(value):
-    assert min_max(torch.tensor([3.0, -1.0, 1.0])).tolist() == [1, 0, 0.5]
-    with refused(r"lambda_p is .* on every patch.* the image is probably blank"):
-        min_max(torch.full((16,), value))
+    scaled = min_max(torch.tensor([[3.0, -1.0, 1.0], [value] * 3]))
+    assert scaled[0].tolist() == [1, 0, 0.5]
+    with refused(r"lambda_p is the same on every patch.* the image is probably blank"):
+        require_contrast(scaled[1, :, None])
 
 
 @pytest.mark.parametrize(("family", "method"), [("clip", GradECLIP()), ("siglip2", GradESigLIP())])
@@ -641,6 +679,22 @@ class BrokenScene(Scene):
 class SpeechlessScene(Scene):
     def texts(self, tokenizer):
         return {"text": TokenPlayers(tokenizer, "")}
+
+
+def test_images_are_read_ahead_on_a_gpu_once(monkeypatch):
+    model, read = build("clip", torch.float32).model, []
+    monkeypatch.setattr(model, "process", lambda image, process=model.process: (read.append(1), process(image))[1])
+    samples = [scene(seed) for seed in range(3)]
+    expected = [questions["text"].image.pixels for questions in model.prepare(samples)]
+    read.clear()
+    model.read_ahead(samples)
+    assert not read  # on a CPU
+    model.device = "cuda"
+    model.read_ahead([*samples[:2], BrokenScene("missing", picture())])
+    model.device = "cpu"
+    found = model.prepare(samples)
+    assert len(read) == 3
+    assert all(torch.equal(each["text"].image.pixels, pixels) for each, pixels in zip(found, expected, strict=True))
 
 
 UNPREPARED = {
@@ -777,8 +831,8 @@ class ScaledMaskCLIP(MaskCLIP):
     def __init__(self, factor):
         self.factor = factor
 
-    def vectors(self, bound):
-        return self.factor * super().vectors(bound)
+    def vectors(self, view, x):
+        return self.factor * super().vectors(view, x)
 
 
 def test_maps_that_are_kept_with_an_image_are_of_one_method_with_its_arguments():

@@ -102,9 +102,12 @@ class MetaConceptAttention(Method[ConceptLogits]):
 
 def concept_maps(logits: ConceptLogits, mean_first: bool = False) -> Float[np.ndarray, "c P"]:
     """ConceptAttention's maps of the players, then of background concepts, in float64."""
+    return _shares(logits, mean_first).cpu().numpy()
+
+
+def _shares(logits: ConceptLogits, mean_first: bool = False) -> Float[torch.Tensor, "c P"]:
     every = torch.cat([logits.player_logits, logits.background_logits], dim=1).double()
-    shares = every.mean(0).softmax(0) if mean_first else every.softmax(1).mean(0)
-    return shares.cpu().numpy()
+    return every.mean(0).softmax(0) if mean_first else every.softmax(1).mean(0)
 
 
 def metagame_maps(
@@ -120,7 +123,7 @@ def metagame_maps(
         diag, pairs = concept_metagame(*(part.transpose(0, 1).flatten(1) for part in both), directional)
         diag = diag.unflatten(1, (n_layers, n_patches)).mean(1)
         pairs = None if pairs is None else pairs.unflatten(2, (n_layers, n_patches)).mean(2)
-    maps = np.concatenate([diag.cpu().numpy(), concept_maps(logits)[len(logits.players) :]])
+    maps = torch.cat([diag, _shares(logits)[len(logits.players) :]]).cpu().numpy()
     return maps, None if pairs is None else pairs.cpu().numpy()
 
 

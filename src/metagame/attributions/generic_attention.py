@@ -14,19 +14,19 @@ from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
 from metagame.models.encoder_views import ClassTokenView, EncoderView, ProbeView
-from metagame.models.vision_language import EncodedImage, ImageText
+from metagame.models.vision_language import ImageText
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What one image leaves behind on its way from a block to its unit embedding ``(1, E)``, with its graph.
+    """What images leave behind on their way from a block to their unit embeddings ``(b, E)``, with its graph.
 
-    ``weights``: attention of the blocks, ``(1, h, T, T)``; of a last block before a [CLS] token its row only,
-    ``(1, h, 1, T)``; of a pooling head, last, ``(1, h, 1, P)``.
+    ``weights``: attention of the blocks, ``(b, h, T, T)``; of a last block before a [CLS] token its row only,
+    ``(b, h, 1, T)``; of a pooling head, last, ``(b, h, 1, P)``.
     """
 
     weights: list[Tensor]
-    embedding: Float[Tensor, "1 E"]
+    embeddings: Float[Tensor, "b E"]
 
 
 class GenericAttention(FirstOrder[ImageText]):
@@ -56,29 +56,36 @@ class GenericAttention(FirstOrder[ImageText]):
         self.product = product
 
     def game(self, bound: ImageText) -> AttributionGame:
-        view, path = bound.model.encoder_view, ("attention", self.start_layer)
-        trace, name = bound.image.keep(path, lambda: self._trace(view, bound.image)), (*path, self.product)
+        view = bound.model.encoder_view
+        start, path = self._start(view), ("attention", self.start_layer)
+        n_patches = bound.grid[0] * bound.grid[1]
+        n_whole = len(view.blocks) - start - isinstance(view, ClassTokenView)  # blocks that are not for one token only
+        company = bound.image.company(1 + n_whole * (n_patches + isinstance(view, ClassTokenView)))
+        trace, name = (
+            company.keep(path, lambda: run_from(view, company.block_input(start), start)),
+            (*path, self.product),
+        )
 
-        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-            seeds = texts * bound.model.logit_scale
+        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k b P"]:
+            seeds = (texts * bound.model.logit_scale)[:, None].expand(-1, len(trace.embeddings), -1)
             gradients = torch.autograd.grad(
-                trace.embedding, trace.weights, seeds[:, None], is_grads_batched=True, retain_graph=True
+                trace.embeddings, trace.weights, seeds, is_grads_batched=True, retain_graph=True
             )
             with torch.no_grad():
                 return relevance(view, trace.weights, gradients, UPDATES[self.product])
 
-        return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute), bound.n_players)
+        return AttributionGame(lambda coalitions: bound.maps(name, coalitions, attribute, company), bound.n_players)
 
-    def _trace(self, view: EncoderView, image: EncodedImage) -> Trace:
+    def _start(self, view: EncoderView) -> int:
         n_blocks = len(view.blocks)
         start = self.start_layer if isinstance(self.start_layer, int) else n_blocks - 1
         if start >= n_blocks:
             raise UserError(f"start_layer={start} does not exist: the image encoder has blocks 0 to {n_blocks - 1}.")
-        return run_from(view, image.block_input(start), start)
+        return start
 
 
 @torch.enable_grad()
-def run_from(view: EncoderView, x: Float[Tensor, "1 T D"], start: int) -> Trace:
+def run_from(view: EncoderView, x: Float[Tensor, "b T D"], start: int) -> Trace:
     """Run the encoder from block ``start`` on; the last block of a [CLS] encoder for the [CLS] token only."""
     x = x.detach().requires_grad_()  # so that the first weights have a graph although no weight of the model needs one
     weights = []
@@ -88,22 +95,22 @@ def run_from(view: EncoderView, x: Float[Tensor, "1 T D"], start: int) -> Trace:
         weights.append(attention)
     if isinstance(view, ClassTokenView):
         attention, x = last.forward(x, rows=slice(0, 1))
-        embedding = view.project(x[:, 0])
+        embeddings = view.project(x[:, 0])
     else:
         attention, x = last.forward(x)
         weights.append(attention)
-        attention, embedding = view.head.forward(view.norm(x))
-    return Trace([*weights, attention], normalize(embedding, dim=-1))
+        attention, embeddings = view.head.forward(view.norm(x))
+    return Trace([*weights, attention], normalize(embeddings, dim=-1))
 
 
-def of_means(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k Q T"]:
+def of_means(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k b Q T"]:
     """(mean_h(dz/dA) * mean_h(A))+ of each seed."""
-    return (gradients.mean(2) * weights.mean(1)).clamp(min=0)[:, 0]
+    return (gradients.mean(2) * weights.mean(1)).clamp(min=0)
 
 
-def mean_of(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k Q T"]:
+def mean_of(weights: Tensor, gradients: Tensor) -> Float[Tensor, "k b Q T"]:
     """mean_h((dz/dA * A)+) of each seed."""
-    return (gradients * weights).clamp(min=0).mean(2)[:, 0]
+    return (gradients * weights).clamp(min=0).mean(2)
 
 
 UPDATES = {"of_means": of_means, "mean_of": mean_of}
@@ -111,11 +118,11 @@ UPDATES = {"of_means": of_means, "mean_of": mean_of}
 
 def relevance(
     view: EncoderView, weights: list[Tensor], gradients: tuple[Tensor, ...], update: Callable[[Tensor, Tensor], Tensor]
-) -> Float[Tensor, "k P"]:
-    """The map of each of k seeds from attention weights ``(1, h, ., T)`` and their gradients ``(k, 1, h, ., T)``."""
+) -> Float[Tensor, "k b P"]:
+    """The map of each of k seeds from attention weights ``(b, h, ., T)`` and their gradients ``(k, b, h, ., T)``."""
     r = torch.eye(weights[0].shape[-1], dtype=weights[0].dtype, device=weights[0].device)
     for a, g in zip(weights[:-1], gradients[:-1], strict=True):
         r = r + update(a, g) @ r
     if isinstance(view, ProbeView):  # rectified before the mean over heads, and without a residual
-        return (mean_of(weights[-1], gradients[-1]) @ r)[:, 0]
-    return (r[..., :1, :] + update(weights[-1], gradients[-1]) @ r)[:, 0, 1:]
+        return (mean_of(weights[-1], gradients[-1]) @ r)[..., 0, :]
+    return (r[..., :1, :] + update(weights[-1], gradients[-1]) @ r)[..., 0, 1:]

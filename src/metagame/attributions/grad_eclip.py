@@ -12,11 +12,19 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.encoder_views import ClassTokenView, ProbeView, attend, check_heads, cosine, last_block
+from metagame.models.encoder_views import (
+    ClassTokenView,
+    EncoderView,
+    ProbeView,
+    attend,
+    check_heads,
+    cosine,
+    last_block,
+)
 from metagame.models.vision_language import ImageText
 
 Channels = tuple[Tensor, Tensor, Tensor]
-"""Unit embedding ``(1, E)``; the leaf ``(1, Q, D)`` that it depends on; lambda_p x features, ``(P, D)``."""
+"""Unit embeddings ``(b, E)``; the leaf ``(b, Q, D)`` they depend on; lambda_p x features, ``(b, P, D)``."""
 
 
 class WeightedChannels(FirstOrder[ImageText]):
@@ -36,18 +44,23 @@ class WeightedChannels(FirstOrder[ImageText]):
         self.heads = check_heads(heads)
 
     def game(self, bound: ImageText) -> AttributionGame:
-        embedding, leaf, features = bound.image.keep(self, lambda: self.channels(bound))
+        view = bound.model.encoder_view
+        company = bound.image.company(1 if isinstance(view, ClassTokenView) else bound.grid[0] * bound.grid[1])
+        embeddings, leaf, features = company.keep(self, lambda: self.channels(view, company.block_input(-1)))
+        place = bound.image.row - company.first
+        bound.image.keep(("contrast", self), lambda: require_contrast(features[place]))
 
-        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-            seeds = texts[:, None]
-            (gradients,) = torch.autograd.grad(embedding, leaf, seeds, is_grads_batched=True, retain_graph=True)
-            return (gradients[:, 0].mean(1) @ features.T).clamp(min=0)
+        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k b P"]:
+            seeds = texts[:, None].expand(-1, len(embeddings), -1)
+            (gradients,) = torch.autograd.grad(embeddings, leaf, seeds, is_grads_batched=True, retain_graph=True)
+            weights = gradients.mean(2).movedim(0, 2)
+            return (features @ weights).clamp(min=0).movedim(2, 0)
 
-        return AttributionGame(lambda coalitions: bound.maps(self, coalitions, attribute), bound.n_players)
+        return AttributionGame(lambda coalitions: bound.maps(self, coalitions, attribute, company), bound.n_players)
 
     @abstractmethod
-    def channels(self, bound: ImageText) -> Channels:
-        """Of an image: what the gradients are taken of, and what they weigh."""
+    def channels(self, view: EncoderView, x: Float[Tensor, "b T D"]) -> Channels:
+        """What the gradients are taken of, and what they weigh; x is what the last block is given of the images."""
 
 
 class GradECLIP(WeightedChannels):
@@ -57,22 +70,21 @@ class GradECLIP(WeightedChannels):
     (2024); see :class:`WeightedChannels` for ``heads`` and for the difference from the paper's text.
     """
 
-    def channels(self, bound: ImageText) -> Channels:
-        view = bound.model.encoder_view
+    def channels(self, view: EncoderView, x: Float[Tensor, "b T D"]) -> Channels:
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=grad_eclip needs a [CLS] token: for a SigLIP choose attribution=grad_esiglip.")
-        return token_channels(view, bound.image.block_input(-1), self.heads)
+        return token_channels(view, x, self.heads)
 
 
 @torch.enable_grad()
-def token_channels(view: ClassTokenView, x: Float[Tensor, "1 T D"], heads: str) -> Channels:
+def token_channels(view: ClassTokenView, x: Float[Tensor, "b T D"], heads: str) -> Channels:
     """Those of the tokens behind the first, [CLS]; x is what the last block is given."""
     block = last_block(view, heads)
     q, k, v = block.queries(x[:, :1]), block.keys(x), block.values(x)
     o = attend(q, k, v, block.n_heads)[1].detach().requires_grad_()
     embedding = normalize(view.project(block.finish(x[:, :1], o))[:, 0], dim=-1)
-    weight = min_max(cosine(block.output(q), block.output(k))[0, 1:])
-    return embedding, o, v[0, 1:] * weight[:, None]
+    weight = min_max(cosine(block.output(q), block.output(k))[:, 1:])
+    return embedding, o, v[:, 1:] * weight[..., None]
 
 
 class GradESigLIP(WeightedChannels):
@@ -83,29 +95,31 @@ class GradESigLIP(WeightedChannels):
     """
 
     @torch.enable_grad()
-    def channels(self, bound: ImageText) -> Channels:
-        view = bound.model.encoder_view
+    def channels(self, view: EncoderView, x: Float[Tensor, "b T D"]) -> Channels:
         if not isinstance(view, ProbeView):
             raise UserError("attribution=grad_esiglip needs a pooling head: for a CLIP choose attribution=grad_eclip.")
         block = last_block(view, self.heads)
-        x = bound.image.block_input(-1)
         z = view.norm(block.forward(x)[1]).detach().requires_grad_()
         embedding = normalize(view.head.forward(z)[1], dim=-1)
         query = block.output(block.queries(x)).mean(1, keepdim=True)
-        weight = min_max(cosine(query, block.output(block.keys(x)))[0])
-        return embedding, z, z.detach()[0] * weight[:, None]
+        weight = min_max(cosine(query, block.output(block.keys(x))))
+        return embedding, z, z.detach() * weight[..., None]
 
 
-def min_max(weights: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """Scaled to [0, 1].
+def min_max(weights: Float[Tensor, "b P"]) -> Float[Tensor, "b P"]:
+    """Those of each image scaled to [0, 1]; NaN where all of an image are equal, see :func:`require_contrast`."""
+    low, high = weights.aminmax(dim=-1, keepdim=True)
+    return torch.where(high > low, (weights - low) / (high - low), torch.nan)
+
+
+def require_contrast(features: Float[Tensor, "P D"]) -> None:
+    """Refuse the features of an image or text, times its lambda_p, where these could not be scaled.
 
     Raises:
-        UserError: all are equal.
+        UserError: they are NaN.
     """
-    low, high = weights.min(), weights.max()
-    if not high > low:
+    if features[0, 0].isnan():
         raise UserError(
-            f"lambda_p is {low.item():.3g} on every patch or token, so that it cannot be scaled to [0, 1]: the image is"
-            " probably blank, or the text has a single token."
+            "lambda_p is the same on every patch or token, so that it cannot be scaled to [0, 1]: the image is probably"
+            " blank, or the text has a single token."
         )
-    return (weights - low) / (high - low)

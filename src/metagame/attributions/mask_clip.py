@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from metagame.attributions.method import FirstOrder
 from metagame.errors import UserError
 from metagame.games import AttributionGame
-from metagame.models.encoder_views import ClassTokenView, ProbeView, check_heads, cosine, last_block
+from metagame.models.encoder_views import ClassTokenView, EncoderView, ProbeView, check_heads, cosine, last_block
 from metagame.models.vision_language import ImageText
 
 
@@ -23,16 +23,17 @@ class PatchVectors(FirstOrder[ImageText]):
     endogenous = False
 
     def game(self, bound: ImageText) -> AttributionGame:
-        vectors = bound.image.keep(self, lambda: self.vectors(bound))
+        company = bound.image.company(1)
+        vectors = company.keep(self, lambda: self.vectors(bound.model.encoder_view, company.block_input(-1)))
 
-        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
-            return texts @ vectors.T
+        def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k b P"]:
+            return (vectors @ texts.T).movedim(2, 0)
 
-        return AttributionGame(lambda coalitions: bound.maps(self, coalitions, attribute), bound.n_players)
+        return AttributionGame(lambda coalitions: bound.maps(self, coalitions, attribute, company), bound.n_players)
 
     @abstractmethod
-    def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
-        """Whose products with the text's unit embedding are the map."""
+    def vectors(self, view: EncoderView, x: Float[Tensor, "b T D"]) -> Float[Tensor, "b P E"]:
+        """Whose products with the text's unit embedding are the map; x is what the last block is given."""
 
 
 class MaskCLIP(PatchVectors):
@@ -43,20 +44,19 @@ class MaskCLIP(PatchVectors):
     """
 
     @torch.no_grad()
-    def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
-        view = bound.model.encoder_view
+    def vectors(self, view: EncoderView, x: Float[Tensor, "b T D"]) -> Float[Tensor, "b P E"]:
         if not isinstance(view, ClassTokenView):
             raise UserError("attribution=mask_clip needs a [CLS] token: for a SigLIP choose attribution=mask_siglip.")
-        return token_vectors(view, bound.image.block_input(-1))
+        return token_vectors(view, x)
 
 
-def token_vectors(view: ClassTokenView, x: Float[Tensor, "1 T D"]) -> Float[Tensor, "T-1 E"]:
+def token_vectors(view: ClassTokenView, x: Float[Tensor, "b T D"]) -> Float[Tensor, "b T-1 E"]:
     """Of each token behind the first, [CLS], its unit embedding times cos(W_o k, W_o k_CLS); x is the last input."""
     block = view.blocks[-1]
-    keys = block.output(block.keys(x))[0]
-    weight = cosine(keys[1:], keys[:1])
-    embeddings = view.project(block.finish(x, block.values(x)))[0, 1:]
-    return normalize(embeddings, dim=-1) * weight[:, None]
+    keys = block.output(block.keys(x))
+    weight = cosine(keys[:, 1:], keys[:, :1])
+    embeddings = view.project(block.finish(x, block.values(x)))[:, 1:]
+    return normalize(embeddings, dim=-1) * weight[..., None]
 
 
 class MaskSigLIP(PatchVectors):
@@ -76,10 +76,9 @@ class MaskSigLIP(PatchVectors):
         self.heads = check_heads(heads)
 
     @torch.no_grad()
-    def vectors(self, bound: ImageText) -> Float[Tensor, "P E"]:
-        view = bound.model.encoder_view
+    def vectors(self, view: EncoderView, x: Float[Tensor, "b T D"]) -> Float[Tensor, "b P E"]:
         if not isinstance(view, ProbeView):
             raise UserError("attribution=mask_siglip needs a pooling head: for a CLIP choose attribution=mask_clip.")
-        _, x = last_block(view, self.heads).forward(bound.image.block_input(-1))
+        _, x = last_block(view, self.heads).forward(x)
         head = view.head
-        return normalize(head.finish(head.output(head.values(view.norm(x)))), dim=-1)[0]
+        return normalize(head.finish(head.output(head.values(view.norm(x)))), dim=-1)

@@ -55,7 +55,7 @@ class PatchIG(FirstOrder[ImageText]):
 
     def maps(self, bound: ImageText, coalitions: Bool[np.ndarray, "k n"]) -> Float[Tensor, "k P"]:
         """The map of the text of each coalition."""
-        return bound.maps(self, coalitions, lambda texts: self.linear(bound, texts))
+        return bound.maps(self, coalitions, lambda texts: self.linear(bound, texts)[:, None])
 
     def linear(self, bound: ImageText, vectors: Float[Tensor, "k E"]) -> Float[Tensor, "k P"]:
         """A function that maps text embeddings, or any other vectors, to their maps."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from metagame.attributions.generic_attention import run_from
-from metagame.attributions.grad_eclip import token_channels
+from metagame.attributions.grad_eclip import require_contrast, token_channels
 from metagame.attributions.mask_clip import token_vectors
 from metagame.attributions.method import FirstOrder
 from metagame.games import AttributionGame
@@ -77,7 +77,7 @@ class MaskCLIPText(TextSide):
 
     @torch.no_grad()
     def vectors(self, model: VisionLanguage, x: Float[Tensor, "1 T D"]) -> Float[Tensor, "T-1 E"]:
-        return token_vectors(model.text_view, x)
+        return token_vectors(model.text_view, x)[0]
 
 
 class GradECLIPText(TextSide):
@@ -98,7 +98,8 @@ class GradECLIPText(TextSide):
         self.heads = check_heads(heads)
 
     def vectors(self, model: VisionLanguage, x: Float[Tensor, "1 T D"]) -> Float[Tensor, "T-1 E"]:
-        embedding, o, features = token_channels(model.text_view, x, self.heads)
+        embedding, o, (features,) = token_channels(model.text_view, x, self.heads)
+        require_contrast(features)
         return features @ jacobian(embedding, o)[:, 0, 0].T
 
 
@@ -115,7 +116,7 @@ class GenericAttentionText(TextSide):
     def vectors(self, model: VisionLanguage, x: Float[Tensor, "1 T D"]) -> Float[Tensor, "T-1 E"]:
         trace = run_from(model.text_view, x, 0)
         (weights,) = trace.weights
-        gradients = jacobian(trace.embedding, weights)[:, 0, :, 0].mean(1)
+        gradients = jacobian(trace.embeddings, weights)[:, 0, :, 0].mean(1)
         return (gradients * weights[0, :, 0].detach().mean(0) * model.logit_scale).T[1:]
 
 

@@ -78,6 +78,11 @@ class Job:
         methods = {variant.name: build_method(variant, cfg) for variant in variants(cfg)}
         return cls(build_part(cfg.model, "model"), methods, benchmark)
 
+    def read_ahead(self, samples: Sequence[Sample]) -> None:
+        """Have the model begin to read samples that :meth:`prepare` will be asked for next."""
+        if all(isinstance(sample, self.model.sample_type) for sample in samples):
+            self.model.read_ahead(samples)
+
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, BoundInput] | Failure]:
         """The questions of each sample, bound to the model, or what kept it from being prepared."""
         if not all(isinstance(sample, self.model.sample_type) for sample in samples):

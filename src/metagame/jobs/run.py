@@ -159,11 +159,12 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
         waiting = [(batch, pending) for batch in batches if (pending := [key for key in batch if key in missing])]
         for place, (batch, pending) in enumerate(waiting):
             start = monotonic()
-            held_elsewhere |= worker.work(batch, pending, wait=False)
+            upcoming = waiting[place + 1][0] if place + 1 < len(waiting) else {}
+            held_elsewhere |= worker.work(batch, pending, upcoming, wait=False)
             if place == 0 and len(waiting) > 1:
                 _tell_time(title, len(pending), len(missing) - len(pending), monotonic() - start)
         for key, task in held_elsewhere.items():
-            worker.work({key: task}, [key], wait=True)
+            worker.work({key: task}, [key], {}, wait=True)
     outcome = _outcome(plan, own)
     log.info(
         "%s: %d of %d samples done (%d by an earlier run), %d failed",
@@ -315,8 +316,10 @@ class Worker:
         self.memory_advice = memory_advice(plan.cfg, plan.job.methods.values())
         self._said: set[str] = set()
 
-    def work(self, batch: dict[str, Task], pending: list[str], *, wait: bool) -> dict[str, Task]:
-        """Evaluate and record the pending samples of a batch that nobody has finished.
+    def work(
+        self, batch: dict[str, Task], pending: list[str], upcoming: dict[str, Task], *, wait: bool
+    ) -> dict[str, Task]:
+        """Evaluate and record the pending samples of a batch that nobody has finished, and have the next one read.
 
         Returns:
             Those that another process holds.
@@ -332,6 +335,7 @@ class Worker:
                 if missing and not prepared:
                     samples = [task.sample for task in batch.values()]
                     prepared = dict(zip(batch, self.plan.job.prepare(samples), strict=True))
+                    self.plan.job.read_ahead([task.sample for task in upcoming.values()])
                 inputs = prepared.pop(key, {})
                 for variant in missing:
                     self._evaluate_and_append(batch[key], variant, inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
@@ -34,8 +34,11 @@ SAME = 1e-3
 ROUNDING = 1
 """Of 255 levels, those by which ways to resize an image differ; cropping a hundredth of it makes more."""
 
-SEEDS = 64
-"""The most texts whose maps are made at once: bounds the memory of their gradients."""
+SEEDED = 1 << 14
+"""The most tokens of images to which texts are propagated back at once: bounds the memory of their gradients."""
+
+SEEDS = 16
+"""So many texts of each image should have room in it."""
 
 MOST_TEXTS = 16384
 """So many embeddings of texts a model keeps."""
@@ -229,21 +232,29 @@ class ImageText(BoundInput):
         return len(self.players)
 
     def maps(
-        self, method: Hashable, coalitions: Bool[np.ndarray, "k n"], attribute: Callable[[Tensor], Tensor]
+        self,
+        method: Hashable,
+        coalitions: Bool[np.ndarray, "k n"],
+        attribute: Callable[[Tensor], Tensor],
+        company: Company | None = None,
     ) -> Float[Tensor, "k P"]:
         """The map of the text of each coalition: absent pieces are dropped; a text has one map, whoever asks for it.
 
         Args:
             method: names what the maps are made by.
             coalitions: of the players.
-            attribute: unit embeddings of texts ``(k, E)`` -> maps ``(k, P)``; it is given those not yet known.
+            attribute: unit embeddings of texts ``(k, E)`` -> maps of each image of the company ``(k, b, P)``; it is
+                given those not yet known.
+            company: the images whose maps are made together; if None, this one alone.
         """
+        company = self.image.company(SEEDED) if company is None else company
         texts = [self.pieces.dropped(row) for row in coalitions.tolist()]
         known = self.image.keep(("maps", method), dict)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
-        for start in range(0, len(unknown), SEEDS):
-            part = unknown[start : start + SEEDS]
-            known |= zip(part, attribute(self.model.embed(part)), strict=True)
+        for start in range(0, len(unknown), company.n_texts):
+            part = unknown[start : start + company.n_texts]
+            for image, maps in zip(company.images, attribute(self.model.embed(part)).unbind(1), strict=True):
+                image.keep(("maps", method), dict).update(zip(part, maps, strict=True))
         return torch.stack([known[text] for text in texts])
 
     @torch.no_grad()
@@ -272,11 +283,33 @@ class ImageText(BoundInput):
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images that go through the encoder together, when the first of them is asked for."""
+    """Images that go through the encoder together, when the first of them is asked for.
+
+    ``asked`` is the same for images about which the same texts are asked.
+    """
 
     model: VisionLanguage
     pixels: Float[Tensor, "B 3 H W"]
+    asked: Sequence[Hashable]
     _inputs: dict[int, Tensor] = field(default_factory=dict)
+    _companies: dict[tuple[int, int], Company] = field(default_factory=dict)
+
+    @cached_property
+    def images(self) -> list[EncodedImage]:
+        """Each of them."""
+        return [EncodedImage(self, row) for row in range(len(self.pixels))]
+
+    def company(self, row: int, n_tokens: int) -> Company:
+        """See :meth:`EncodedImage.company`."""
+        most, n_images = max(1, SEEDED // (SEEDS * n_tokens)), len(self.asked)
+        start = next((before + 1 for before in range(row, -1, -1) if self.asked[before] != self.asked[row]), 0)
+        end = next((behind for behind in range(row, n_images) if self.asked[behind] != self.asked[row]), n_images)
+        first = row - (row - start) % most
+        stop = min(first + most, end)
+        if (first, stop) not in self._companies:
+            n_texts = max(1, SEEDED // (n_tokens * (stop - first)))
+            self._companies[first, stop] = Company(self, first, stop, n_texts)
+        return self._companies[first, stop]
 
     def block_input(self, layer: int) -> Float[Tensor, "B T D"]:
         """What block ``layer`` is given; one forward pass for the batch."""
@@ -304,6 +337,40 @@ class EncodedImage:
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """``make()``, once for all texts about this image."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def company(self, n_tokens: int) -> Company:
+        """This image and those beside it in its batch about which the same texts are asked, not too many.
+
+        Args:
+            n_tokens: of an image, to which texts are propagated back.
+        """
+        return self.batch.company(self.row, n_tokens)
+
+
+@dataclass(frozen=True)
+class Company:
+    """Images of a batch, from row ``first`` to before ``stop``, of which the maps of ``n_texts`` are made at once."""
+
+    batch: ImageBatch
+    first: int
+    stop: int
+    n_texts: int
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[EncodedImage]:
+        """Each of them."""
+        return self.batch.images[self.first : self.stop]
+
+    def block_input(self, layer: int) -> Float[Tensor, "b T D"]:
+        """What block ``layer`` is given of these images."""
+        return self.batch.block_input(layer)[self.first : self.stop]
+
+    def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """``make()``, once for all texts about these images."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
@@ -353,6 +420,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         self.text_batch = TEXT_BATCH
         self._embeddings: dict[Text, Tensor] = {}
         self._kept: dict[Hashable, Any] = {}
+        self._ahead: dict[int, tuple[Sample, Future[_Read | Failure]]] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -421,23 +489,41 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         """The number of tokens to which a text is padded."""
         return self.tokenizer.context
 
+    def read_ahead(self, samples: Sequence[Sample]) -> None:
+        """On a GPU only: where the processor computes, too, this would take a core from what it may use."""
+        if self.device != "cpu":
+            reading = zip(samples, self._reading(samples), strict=True)
+            self._ahead = {id(sample): (sample, image) for sample, image in reading}
+
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ImageText] | Failure]:
         """An input for each text about each sample's image; the images go through the encoder in one batch."""
         opened = self._open_all(samples)
         pixels = [each.pixels for each in opened if isinstance(each, _Opened)]
         if not pixels:
             return [each for each in opened if isinstance(each, Failure)]
-        batch = ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype))
-        rows = iter(range(len(pixels)))
-        return [
-            each if isinstance(each, Failure) else self._bind(EncodedImage(batch, next(rows)), each) for each in opened
+        asked = [
+            tuple(players.dropped([True] * len(players.labels)) for players in each.texts.values())
+            for each in opened
+            if isinstance(each, _Opened)
         ]
+        images = iter(ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype), asked).images)
+        return [each if isinstance(each, Failure) else self._bind(next(images), each) for each in opened]
 
     def _open_all(self, samples: Sequence[Sample]) -> list[_Opened | Failure]:
         """Images are read by several threads: a GPU encodes one in less time than a core needs to read it."""
-        # only they: tokenizers refuse to be used by two threads
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            return list(map(self._open, samples, threads.map(self._read, samples)))
+        ahead = [self._ahead.pop(id(sample), (sample, None))[1] for sample in samples]
+        reading = iter(self._reading([sample for sample, image in zip(samples, ahead, strict=True) if image is None]))
+        # only images are read by threads: tokenizers refuse to be used by two
+        return [
+            self._open(sample, (next(reading) if image is None else image).result())
+            for sample, image in zip(samples, ahead, strict=True)
+        ]
+
+    def _reading(self, samples: Sequence[Sample]) -> list[Future[_Read | Failure]]:
+        threads = ThreadPoolExecutor(torch.get_num_threads())
+        found = [threads.submit(self._read, sample) for sample in samples]
+        threads.shutdown(wait=False)  # they end when all images are read
+        return found
 
     def _read(self, sample: Sample) -> _Read | Failure:
         try:
