@@ -43,8 +43,8 @@ _FIRST, _BEND, _HIGHEST_RATE = 0.35, -0.25, 2.75
 """Where the rates of an exponential sum lie: found by trial, they come closest to the best sums of all ranges."""
 _CHUNK_ELEMENTS = 1 << 15
 """Of an array of all concepts, terms and patches of a chunk: what a CPU's cache holds, and no operation is split."""
-_CHUNK_ELEMENTS_GPU, _WIDER = 1 << 24, 2
-"""Of a chunk on a GPU: few large operations, so its widest spread may be so many times its narrowest."""
+_CHUNK_ELEMENTS_GPU, _WIDER = 1 << 26, 4
+"""Of a chunk on a GPU, for all nodes; its widest spread may be so many times its narrowest: few large operations."""
 
 
 @overload
@@ -226,17 +226,17 @@ def _chunks(
     spread: Float[torch.Tensor, " P"], n: int, directional: bool, room: _Room
 ) -> Iterator[tuple[Int[torch.Tensor, " p"], float]]:
     """Patches in the order of their spread with the widest one, as many at once as the memory of their terms allows."""
-    on_cpu = room.device == "cpu"
-    elements = _CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_GPU
+    on_cpu, n_nodes = room.device == "cpu", len(_unit_interval_rule(n)[0])
+    elements = _CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_GPU // n_nodes
     order = spread.argsort()
     spreads = spread[order].cpu().numpy()
     start = 0
     while start < len(order):
         limit = _range(float(spreads[start]) * (1 if on_cpu else _WIDER))
         terms = len(_exponential_terms(limit)[0]) * n
-        numbers = _ARRAYS * terms
+        numbers = _ARRAYS * terms * (1 if on_cpu else n_nodes)
         if directional:
-            numbers += 2 * terms * len(_unit_interval_rule(n)[0]) + 2 * n * n
+            numbers += 2 * terms * n_nodes + 2 * n * n
         size = min(max(1, elements // terms), room.patches(numbers, room.n_threads))
         stop = min(start + size, int(spreads.searchsorted(limit, "right")))
         yield order[start:stop], float(spreads[stop - 1])
@@ -257,30 +257,58 @@ def _play(
 
     Weights stay logarithms, since they may exceed what ``dtype`` holds; in the terms only s w and s B occur.
     """
-    n, n_patches = log_w.shape
     log_rates, shares = (torch.as_tensor(x, dtype=log_w.dtype, device=log_w.device) for x in exponential_terms(spread))
-    nodes, masses = (each.tolist() for each in _unit_interval_rule(n))
+    nodes, masses = _unit_interval_rule(len(log_w))
     # exp2, as torch splits exp among threads however small the array is
     decay = torch.exp2((log_rates[:, None] + log_w[:, None]).clamp(max=_NOTHING_LEFT) * _BITS)
     rest = torch.exp2((log_rates[:, None] + log_b).clamp(max=_NOTHING_LEFT) * _BITS)
     gone = torch.exp2(decay * -_BITS)  # 1 - u
     seed = (shares[:, None] * torch.exp2(rest * -_BITS)) * decay * gone
-    total, factor = torch.zeros_like(seed), torch.empty_like(seed)
-    sides = [log_w.new_empty(n_patches, n, len(nodes), len(log_rates)) for _ in range(2 if directional else 0)]
-    for g, (x, mass) in enumerate(zip(nodes, masses, strict=True)):
-        torch.add(x, gone, alpha=1 - x, out=factor)  # 1 - p u, with p = 1 - x
-        product = factor.prod(0)
-        total.addcdiv_(product, factor, value=mass)
-        if sides:
-            sides[0][:, :, g] = (seed * (mass * product)).div_(factor).movedim(2, 0)
-            sides[1][:, :, g] = ((1 - gone) / factor).movedim(2, 0)
-    diag = total.mul_(seed).sum(1)
-    if not sides:
+    diag = (_integrals if log_w.device.type == "cpu" else _integrals_at_once)(gone, nodes, masses).mul_(seed).sum(1)
+    if not directional:
         return diag, None
-    target, player = (side.flatten(2) for side in sides)
-    pairs = torch.bmm(target, player.mT).neg_().movedim(0, 2)
+    pairs = _influences(seed, gone, nodes, masses)
     torch.diagonal(pairs).copy_(torch.sigmoid(log_w - log_b).T)
     return diag, pairs
+
+
+def _integrals(
+    gone: Float[torch.Tensor, "n q p"], nodes: Float[np.ndarray, " g"], masses: Float[np.ndarray, " g"]
+) -> Float[torch.Tensor, "n q p"]:
+    """The integral over p of the product of the others' factors 1 - p u, for each concept, term and patch."""
+    total, factor = torch.zeros_like(gone), torch.empty_like(gone)
+    for x, mass in zip(nodes.tolist(), masses.tolist(), strict=True):
+        torch.add(x, gone, alpha=1 - x, out=factor)  # 1 - p u, with p = 1 - x
+        total.addcdiv_(factor.prod(0), factor, value=mass)
+    return total
+
+
+def _integrals_at_once(
+    gone: Float[torch.Tensor, "n q p"], nodes: Float[np.ndarray, " g"], masses: Float[np.ndarray, " g"]
+) -> Float[torch.Tensor, "n q p"]:
+    """The same for all nodes together: on a GPU small operations take as long as large ones."""
+    x, mass = (
+        torch.as_tensor(each, dtype=gone.dtype, device=gone.device)[:, None, None, None] for each in (nodes, masses)
+    )
+    factor = torch.addcmul(x, 1 - x, gone)
+    return (mass * factor.prod(1, keepdim=True) / factor).sum(0)
+
+
+def _influences(
+    seed: Float[torch.Tensor, "n q p"],
+    gone: Float[torch.Tensor, "n q p"],
+    nodes: Float[np.ndarray, " g"],
+    masses: Float[np.ndarray, " g"],
+) -> Float[torch.Tensor, "n n p"]:
+    """phi_{j->t} of every player j on every concept t, wrong where they are one: a matrix product for each patch."""
+    n, n_terms, n_patches = seed.shape
+    sides = [seed.new_empty(n_patches, n, len(nodes), n_terms) for _ in range(2)]
+    for g, (x, mass) in enumerate(zip(nodes.tolist(), masses.tolist(), strict=True)):
+        factor = torch.add(x, gone, alpha=1 - x)
+        sides[0][:, :, g] = (seed * (mass * factor.prod(0))).div_(factor).movedim(2, 0)
+        sides[1][:, :, g] = ((1 - gone) / factor).movedim(2, 0)
+    target, player = (side.flatten(2) for side in sides)
+    return torch.bmm(target, player.mT).neg_().movedim(0, 2)
 
 
 def exponential_sum(ratio: float) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:

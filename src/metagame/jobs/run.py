@@ -21,7 +21,7 @@ from metagame.attributions.method import Metagame
 from metagame.contracts import BoundInput, Failure, Method, Sample
 from metagame.digests import digest
 from metagame.errors import UserError, is_out_of_memory
-from metagame.jobs.accelerator import free_memory, use_threads
+from metagame.jobs.accelerator import free_memory, use_full_precision, use_threads
 from metagame.jobs.build import Job, check_report
 from metagame.jobs.checks import check_scale, check_shard, check_values
 from metagame.jobs.environment import computed_with, describe_environment, environment_path
@@ -138,6 +138,7 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
     free_memory()
     job = Job.build(cfg)
     use_threads(cfg.scale.get("threads"))
+    use_full_precision()
     job.model.keep_in(jobs_folder(cfg))
     plan = _plan(cfg, job)
     store = plan.store

@@ -40,6 +40,9 @@ SEEDED = 1 << 14
 SEEDS = 16
 """So many texts of each image should have room in it."""
 
+AHEAD = 4
+"""So many threads read the next images at most."""
+
 MOST_TEXTS = 16384
 """So many embeddings of texts a model keeps."""
 
@@ -290,7 +293,7 @@ class ImageBatch:
 
     model: VisionLanguage
     pixels: Float[Tensor, "B 3 H W"]
-    asked: Sequence[Hashable]
+    asked: Sequence[int]
     _inputs: dict[int, Tensor] = field(default_factory=dict)
     _companies: dict[tuple[int, int], Company] = field(default_factory=dict)
 
@@ -492,7 +495,8 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
     def read_ahead(self, samples: Sequence[Sample]) -> None:
         """On a GPU only: where the processor computes, too, this would take a core from what it may use."""
         if self.device != "cpu":
-            reading = zip(samples, self._reading(samples), strict=True)
+            # few threads: more would keep the one that explains from its turn
+            reading = zip(samples, self._reading(samples, min(AHEAD, torch.get_num_threads())), strict=True)
             self._ahead = {id(sample): (sample, image) for sample, image in reading}
 
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ImageText] | Failure]:
@@ -506,21 +510,24 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
             for each in opened
             if isinstance(each, _Opened)
         ]
-        images = iter(ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype), asked).images)
+        numbers = {texts: number for number, texts in enumerate(dict.fromkeys(asked))}
+        batch = ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype), [numbers[texts] for texts in asked])
+        images = iter(batch.images)
         return [each if isinstance(each, Failure) else self._bind(next(images), each) for each in opened]
 
     def _open_all(self, samples: Sequence[Sample]) -> list[_Opened | Failure]:
         """Images are read by several threads: a GPU encodes one in less time than a core needs to read it."""
         ahead = [self._ahead.pop(id(sample), (sample, None))[1] for sample in samples]
-        reading = iter(self._reading([sample for sample, image in zip(samples, ahead, strict=True) if image is None]))
+        unread = [sample for sample, image in zip(samples, ahead, strict=True) if image is None]
+        reading = iter(self._reading(unread, torch.get_num_threads()))
         # only images are read by threads: tokenizers refuse to be used by two
         return [
             self._open(sample, (next(reading) if image is None else image).result())
             for sample, image in zip(samples, ahead, strict=True)
         ]
 
-    def _reading(self, samples: Sequence[Sample]) -> list[Future[_Read | Failure]]:
-        threads = ThreadPoolExecutor(torch.get_num_threads())
+    def _reading(self, samples: Sequence[Sample], n_threads: int) -> list[Future[_Read | Failure]]:
+        threads = ThreadPoolExecutor(n_threads)
         found = [threads.submit(self._read, sample) for sample in samples]
         threads.shutdown(wait=False)  # they end when all images are read
         return found
