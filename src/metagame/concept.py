@@ -43,8 +43,8 @@ _FIRST, _BEND, _HIGHEST_RATE = 0.35, -0.25, 2.75
 """Where the rates of an exponential sum lie: found by trial, they come closest to the best sums of all ranges."""
 _CHUNK_ELEMENTS = 1 << 15
 """Of an array of all concepts, terms and patches of a chunk: what a CPU's cache holds, and no operation is split."""
-_CHUNK_ELEMENTS_GPU, _WIDER = 1 << 26, 4
-"""Of a chunk on a GPU, for all nodes; its widest spread may be so many times its narrowest: few large operations."""
+_CHUNK_ELEMENTS_GPU, _WIDER = 1 << 24, 2
+"""Of a chunk on a GPU, whose widest spread may be so many times its narrowest: few large operations."""
 
 
 @overload
@@ -226,17 +226,17 @@ def _chunks(
     spread: Float[torch.Tensor, " P"], n: int, directional: bool, room: _Room
 ) -> Iterator[tuple[Int[torch.Tensor, " p"], float]]:
     """Patches in the order of their spread with the widest one, as many at once as the memory of their terms allows."""
-    on_cpu, n_nodes = room.device == "cpu", len(_unit_interval_rule(n)[0])
-    elements = _CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_GPU // n_nodes
+    on_cpu = room.device == "cpu"
+    elements = _CHUNK_ELEMENTS if on_cpu else _CHUNK_ELEMENTS_GPU
     order = spread.argsort()
     spreads = spread[order].cpu().numpy()
     start = 0
     while start < len(order):
-        limit = _range(float(spreads[start]) * (1 if on_cpu else _WIDER))
+        limit = _range(float(spreads[start] if on_cpu else min(_WIDER * spreads[start], spreads[-1])))
         terms = len(_exponential_terms(limit)[0]) * n
-        numbers = _ARRAYS * terms * (1 if on_cpu else n_nodes)
+        numbers = _ARRAYS * terms
         if directional:
-            numbers += 2 * terms * n_nodes + 2 * n * n
+            numbers += 2 * terms * len(_unit_interval_rule(n)[0]) + 2 * n * n
         size = min(max(1, elements // terms), room.patches(numbers, room.n_threads))
         stop = min(start + size, int(spreads.searchsorted(limit, "right")))
         yield order[start:stop], float(spreads[stop - 1])
@@ -264,7 +264,7 @@ def _play(
     rest = torch.exp2((log_rates[:, None] + log_b).clamp(max=_NOTHING_LEFT) * _BITS)
     gone = torch.exp2(decay * -_BITS)  # 1 - u
     seed = (shares[:, None] * torch.exp2(rest * -_BITS)) * decay * gone
-    diag = (_integrals if log_w.device.type == "cpu" else _integrals_at_once)(gone, nodes, masses).mul_(seed).sum(1)
+    diag = _integrals(gone, nodes, masses).mul_(seed).sum(1)
     if not directional:
         return diag, None
     pairs = _influences(seed, gone, nodes, masses)
@@ -281,17 +281,6 @@ def _integrals(
         torch.add(x, gone, alpha=1 - x, out=factor)  # 1 - p u, with p = 1 - x
         total.addcdiv_(factor.prod(0), factor, value=mass)
     return total
-
-
-def _integrals_at_once(
-    gone: Float[torch.Tensor, "n q p"], nodes: Float[np.ndarray, " g"], masses: Float[np.ndarray, " g"]
-) -> Float[torch.Tensor, "n q p"]:
-    """The same for all nodes together: on a GPU small operations take as long as large ones."""
-    x, mass = (
-        torch.as_tensor(each, dtype=gone.dtype, device=gone.device)[:, None, None, None] for each in (nodes, masses)
-    )
-    factor = torch.addcmul(x, 1 - x, gone)
-    return (mass * factor.prod(1, keepdim=True) / factor).sum(0)
 
 
 def _influences(
@@ -382,5 +371,5 @@ def _check(logits: torch.Tensor, background: torch.Tensor) -> None:
     for name, value in (("logits", logits), ("background", background)):
         if not value.is_floating_point():
             raise GameError(f"{name} has dtype {value.dtype}: give floating-point logits.")
-        if (value.isnan() | value.isposinf()).any():
+        if not (value < torch.inf).all():
             raise GameError(f"{name} contains NaN or inf: give finite logits, or -inf for a concept that is masked.")

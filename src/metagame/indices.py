@@ -144,9 +144,12 @@ def _index(values: ArrayLike, n: int, order: int, c: Coefficient) -> Float[np.nd
     return total[..., 0] if drop else total
 
 
+@lru_cache(maxsize=64)
 def _sets(n: int, s: int) -> Int[np.ndarray, " c"]:
     """Row numbers of all coalitions of s players, ascending."""
-    return np.sort([sum(1 << player for player in players) for players in combinations(range(n), s)])
+    codes = np.sort([sum(1 << player for player in players) for players in combinations(range(n), s)])
+    codes.setflags(write=False)
+    return codes
 
 
 def _index_of_size(
@@ -154,8 +157,7 @@ def _index_of_size(
 ) -> Float[np.ndarray, "c t"]:
     """The index of every set of s players, by their row numbers: a sum over its parts of sums over supersets."""
     size = np.bitwise_count(np.arange(1 << n, dtype=np.uint32))
-    sets = np.array([[code >> player & 1 for player in range(n)] for code in _sets(n, s).tolist()])
-    players = np.nonzero(sets)[1].reshape(-1, s)
+    players = np.nonzero(_sets(n, s)[:, None] >> np.arange(n) & 1)[1].reshape(-1, s)
     total = np.zeros((len(players), values.shape[1]))
     for b in range(s + 1):
         sums, codes = _superset_sums(weights[b][size][:, None] * values, b), _sets(n, b)

@@ -249,6 +249,9 @@ class ImageText(BoundInput):
             attribute: unit embeddings of texts ``(k, E)`` -> maps of each image of the company ``(k, b, P)``; it is
                 given those not yet known.
             company: the images whose maps are made together; if None, this one alone.
+
+        Returns:
+            The maps, on the CPU.
         """
         company = self.image.company(SEEDED) if company is None else company
         texts = [self.pieces.dropped(row) for row in coalitions.tolist()]
@@ -256,7 +259,8 @@ class ImageText(BoundInput):
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         for start in range(0, len(unknown), company.n_texts):
             part = unknown[start : start + company.n_texts]
-            for image, maps in zip(company.images, attribute(self.model.embed(part)).unbind(1), strict=True):
+            made = attribute(self.model.embed(part)).cpu()  # one transfer, not one for each text and image
+            for image, maps in zip(company.images, made.unbind(1), strict=True):
                 image.keep(("maps", method), dict).update(zip(part, maps, strict=True))
         return torch.stack([known[text] for text in texts])
 
