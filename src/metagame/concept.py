@@ -43,8 +43,8 @@ _FIRST, _BEND, _HIGHEST_RATE = 0.35, -0.25, 2.75
 """Where the rates of an exponential sum lie: found by trial, they come closest to the best sums of all ranges."""
 _CHUNK_ELEMENTS = 1 << 15
 """Of an array of all concepts, terms and patches of a chunk: what a CPU's cache holds, and no operation is split."""
-_CHUNK_ELEMENTS_GPU, _WIDER = 1 << 24, 2
-"""Of a chunk on a GPU, whose widest spread may be so many times its narrowest: few large operations."""
+_CHUNK_ELEMENTS_GPU = 1 << 24
+"""Of a chunk on a GPU, where few large operations take less time, although all patches have the terms of the widest."""
 
 
 @overload
@@ -232,7 +232,7 @@ def _chunks(
     spreads = spread[order].cpu().numpy()
     start = 0
     while start < len(order):
-        limit = _range(float(spreads[start] if on_cpu else min(_WIDER * spreads[start], spreads[-1])))
+        limit = _range(float(spreads[start if on_cpu else -1]))
         terms = len(_exponential_terms(limit)[0]) * n
         numbers = _ARRAYS * terms
         if directional:
