@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import open_clip
 import pytest
@@ -679,6 +682,22 @@ class BrokenScene(Scene):
 class SpeechlessScene(Scene):
     def texts(self, tokenizer):
         return {"text": TokenPlayers(tokenizer, "")}
+
+
+@some_pairs
+def test_a_batch_that_is_done_is_forgotten_at_once(family, method):
+    model = build(family, torch.float32).model
+    first, second = (questions["2"] for questions in model.prepare([scene(seed, **SCENARIOS) for seed in range(2)]))
+    metagame, batch = method.make().metagame(), weakref.ref(first.image.batch)
+    metagame.explain(first)
+    gc.collect()
+    gc.disable()
+    try:
+        metagame.explain(second)
+        del first, second
+        assert batch() is None
+    finally:
+        gc.enable()
 
 
 def test_images_are_read_ahead_on_a_gpu_once(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -292,31 +293,15 @@ class ImageText(BoundInput):
 class ImageBatch:
     """Images that go through the encoder together, when the first of them is asked for.
 
-    ``asked`` is the same for images about which the same texts are asked.
+    ``asked`` is the same for images about which the same texts are asked. What is kept of an image or company is kept
+    here, so that nothing refers in a circle, and the device's memory is free again as soon as the batch is done.
     """
 
     model: VisionLanguage
     pixels: Float[Tensor, "B 3 H W"]
     asked: Sequence[int]
+    kept: dict[Hashable, dict[Hashable, Any]] = field(default_factory=lambda: defaultdict(dict))
     _inputs: dict[int, Tensor] = field(default_factory=dict)
-    _companies: dict[tuple[int, int], Company] = field(default_factory=dict)
-
-    @cached_property
-    def images(self) -> list[EncodedImage]:
-        """Each of them."""
-        return [EncodedImage(self, row) for row in range(len(self.pixels))]
-
-    def company(self, row: int, n_tokens: int) -> Company:
-        """See :meth:`EncodedImage.company`."""
-        most, n_images = max(1, SEEDED // (SEEDS * n_tokens)), len(self.asked)
-        start = next((before + 1 for before in range(row, -1, -1) if self.asked[before] != self.asked[row]), 0)
-        end = next((behind for behind in range(row, n_images) if self.asked[behind] != self.asked[row]), n_images)
-        first = row - (row - start) % most
-        stop = min(first + most, end)
-        if (first, stop) not in self._companies:
-            n_texts = max(1, SEEDED // (n_tokens * (stop - first)))
-            self._companies[first, stop] = Company(self, first, stop, n_texts)
-        return self._companies[first, stop]
 
     def block_input(self, layer: int) -> Float[Tensor, "B T D"]:
         """What block ``layer`` is given; one forward pass for the batch."""
@@ -332,7 +317,6 @@ class EncodedImage:
 
     batch: ImageBatch
     row: int
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def pixels(self) -> Float[Tensor, "3 H W"]:
@@ -344,9 +328,7 @@ class EncodedImage:
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """``make()``, once for all texts about this image."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+        return _kept(self.batch.kept[self.row], key, make)
 
     def company(self, n_tokens: int) -> Company:
         """This image and those beside it in its batch about which the same texts are asked, not too many.
@@ -354,7 +336,13 @@ class EncodedImage:
         Args:
             n_tokens: of an image, to which texts are propagated back.
         """
-        return self.batch.company(self.row, n_tokens)
+        asked, row = self.batch.asked, self.row
+        most = max(1, SEEDED // (SEEDS * n_tokens))
+        start = next((before + 1 for before in range(row, -1, -1) if asked[before] != asked[row]), 0)
+        end = next((behind for behind in range(row, len(asked)) if asked[behind] != asked[row]), len(asked))
+        first = row - (row - start) % most
+        stop = min(first + most, end)
+        return Company(self.batch, first, stop, n_texts=max(1, SEEDED // (n_tokens * (stop - first))))
 
 
 @dataclass(frozen=True)
@@ -365,12 +353,11 @@ class Company:
     first: int
     stop: int
     n_texts: int
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> list[EncodedImage]:
         """Each of them."""
-        return self.batch.images[self.first : self.stop]
+        return [EncodedImage(self.batch, row) for row in range(self.first, self.stop)]
 
     def block_input(self, layer: int) -> Float[Tensor, "b T D"]:
         """What block ``layer`` is given of these images."""
@@ -378,9 +365,13 @@ class Company:
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """``make()``, once for all texts about these images."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+        return _kept(self.batch.kept[self.first, self.stop], key, make)
+
+
+def _kept(found: dict[Hashable, Any], key: Hashable, make: Callable[[], Kept]) -> Kept:
+    if key not in found:
+        found[key] = make()
+    return found[key]
 
 
 @dataclass(frozen=True)
@@ -516,7 +507,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         ]
         numbers = {texts: number for number, texts in enumerate(dict.fromkeys(asked))}
         batch = ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype), [numbers[texts] for texts in asked])
-        images = iter(batch.images)
+        images = (EncodedImage(batch, row) for row in range(len(asked)))
         return [each if isinstance(each, Failure) else self._bind(next(images), each) for each in opened]
 
     def _open_all(self, samples: Sequence[Sample]) -> list[_Opened | Failure]:
