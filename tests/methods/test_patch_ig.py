@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from metagame.attributions import exclip
+from metagame.attributions import exclip, patch_ig
 from metagame.attributions.exclip import ExCLIP
 from metagame.attributions.method import Metagame
-from metagame.attributions.patch_ig import MetaPatchIG, PatchIG
+from metagame.attributions.patch_ig import MetaPatchIG, PatchIG, token_parts
 from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import all_coalitions
 from metagame.models.vision_language import VisionLanguage
@@ -98,6 +98,13 @@ def test_a_map_is_linear_in_the_embedding_of_the_text():
 def test_pairs_and_approximations_are_played_on_maps(settings, closed):
     assert isinstance(PatchIG().metagame(**settings), MetaPatchIG) is closed
     assert isinstance(PatchIG().metagame(**settings), Metagame)
+
+
+def test_the_path_is_run_through_once_for_all_texts(monkeypatch):
+    runs = []
+    monkeypatch.setattr(patch_ig, "token_parts", lambda *args: runs.append(len(args[1])) or token_parts(*args))
+    Metagame(PatchIG()).explain(build("clip", torch.float32).bound())
+    assert runs == [8]
 
 
 def test_a_player_takes_one_vector_jacobian_product_and_the_empty_text_one_for_all_texts(monkeypatch):

@@ -41,6 +41,9 @@ SEEDED = 1 << 14
 SEEDS = 16
 """So many texts of each image should have room in it."""
 
+ALONE = 64
+"""The most texts whose maps are made at once where those of an image are made alone."""
+
 AHEAD = 4
 """So many threads read the next images at most."""
 
@@ -254,7 +257,8 @@ class ImageText(BoundInput):
         Returns:
             The maps, on the CPU.
         """
-        company = self.image.company(SEEDED) if company is None else company
+        if company is None:
+            company = Company(self.image.batch, self.image.row, self.image.row + 1, ALONE)
         texts = [self.pieces.dropped(row) for row in coalitions.tolist()]
         known = self.image.keep(("maps", method), dict)
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
