@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -132,11 +132,17 @@ class Model(Protocol[S_contra, InputT]):
     def keep_in(self, folder: Path) -> None:
         """Allow the model to cache results in this folder for other jobs; all jobs of a scale share it."""
 
-    def read_ahead(self, samples: Sequence[S_contra]) -> None:
-        """Begin, in the background, to read what :meth:`prepare` will be asked for next; a model need not."""
-
     def prepare(self, samples: Sequence[S_contra]) -> list[Mapping[str, InputT] | Failure]:
         """For each sample, its questions by name (:data:`WHOLE` for a single one), or why it cannot be prepared."""
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """What a model may also do: read samples in the background while others are explained."""
+
+    def read_ahead(self, samples: Sequence[Any]) -> None:
+        """Begin to read the samples that the model will be asked to prepare next."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class Patches(vision_language.ImageText):
 def of_patches():
     company = SimpleNamespace(keep=lambda key, make: a_tensor(1, 4, 3))
     model = SimpleNamespace(encoder_view=None)
-    return blank(Patches, model=model, image=SimpleNamespace(company=lambda n_tokens: company))
+    return blank(Patches, model=model, image=SimpleNamespace(company=lambda n_blocks: company))
 
 
 def of_module():

@@ -685,17 +685,23 @@ class SpeechlessScene(Scene):
 
 
 @some_pairs
-def test_a_batch_that_is_done_is_forgotten_at_once(family, method):
+def test_what_is_kept_of_an_image_and_of_a_batch_is_forgotten_with_it(family, method):
     model = build(family, torch.float32).model
     first, second = (questions["2"] for questions in model.prepare([scene(seed, **SCENARIOS) for seed in range(2)]))
-    metagame, batch = method.make().metagame(), weakref.ref(first.image.batch)
+    metagame = method.make().metagame()
     metagame.explain(first)
+    image, batch = weakref.ref(first.image), weakref.ref(first.image.batch)
+    companies = [weakref.ref(company) for company in batch().companies.values()]
     gc.collect()
     gc.disable()
     try:
+        del first
+        assert image() is None
+        assert list(batch().images) == [1]
         metagame.explain(second)
-        del first, second
+        del second
         assert batch() is None
+        assert [company() for company in companies] == [None] * len(companies)
     finally:
         gc.enable()
 
@@ -713,6 +719,7 @@ def test_images_are_read_ahead_on_a_gpu_once(monkeypatch):
     model.device = "cpu"
     found = model.prepare(samples)
     assert len(read) == 3
+    assert not model._ahead
     assert all(torch.equal(each["text"].image.pixels, pixels) for each, pixels in zip(found, expected, strict=True))
 
 

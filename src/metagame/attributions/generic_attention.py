@@ -58,9 +58,7 @@ class GenericAttention(FirstOrder[ImageText]):
     def game(self, bound: ImageText) -> AttributionGame:
         view = bound.model.encoder_view
         start, path = self._start(view), ("attention", self.start_layer)
-        n_patches = bound.grid[0] * bound.grid[1]
-        n_whole = len(view.blocks) - start - isinstance(view, ClassTokenView)  # blocks that are not for one token only
-        company = bound.image.company(1 + n_whole * (n_patches + isinstance(view, ClassTokenView)))
+        company = bound.image.company(n_blocks=len(view.blocks) - start + isinstance(view, ProbeView))
         trace, name = (
             company.keep(path, lambda: run_from(view, company.block_input(start), start)),
             (*path, self.product),

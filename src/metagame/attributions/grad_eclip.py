@@ -45,7 +45,7 @@ class WeightedChannels(FirstOrder[ImageText]):
 
     def game(self, bound: ImageText) -> AttributionGame:
         view = bound.model.encoder_view
-        company = bound.image.company(1 if isinstance(view, ClassTokenView) else bound.grid[0] * bound.grid[1])
+        company = bound.image.company(n_blocks=1)
         embeddings, leaf, features = company.keep(self, lambda: self.channels(view, company.block_input(-1)))
         place = bound.image.row - company.first
         bound.image.keep(("contrast", self), lambda: require_contrast(features[place]))

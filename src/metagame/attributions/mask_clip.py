@@ -23,7 +23,7 @@ class PatchVectors(FirstOrder[ImageText]):
     endogenous = False
 
     def game(self, bound: ImageText) -> AttributionGame:
-        company = bound.image.company(1)
+        company = bound.image.company(n_blocks=1)
         vectors = company.keep(self, lambda: self.vectors(bound.model.encoder_view, company.block_input(-1)))
 
         def attribute(texts: Float[Tensor, "k E"]) -> Float[Tensor, "k b P"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from metagame.contracts import (
     Failure,
     Method,
     Model,
+    ReadsAhead,
     Sample,
     Score,
 )
@@ -35,6 +37,8 @@ from metagame.jobs.accelerator import has_gpu
 from metagame.jobs.arguments import check_arguments
 from metagame.jobs.spec import OF_ESTIMATOR, Variant, locate, plain, target_and_arguments, targets, variants
 from metagame.kept_values import KeptValues
+
+log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 TINY_DATA = "data/tiny"
@@ -80,8 +84,11 @@ class Job:
 
     def read_ahead(self, samples: Sequence[Sample]) -> None:
         """Have the model begin to read samples that :meth:`prepare` will be asked for next."""
-        if all(isinstance(sample, self.model.sample_type) for sample in samples):
-            self.model.read_ahead(samples)
+        if isinstance(self.model, ReadsAhead) and all(isinstance(each, self.model.sample_type) for each in samples):
+            try:
+                self.model.read_ahead(samples)
+            except Exception:  # a user's model may meet anything, and samples are read in time without it
+                log.debug("samples are not read ahead", exc_info=True)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, BoundInput] | Failure]:
         """The questions of each sample, bound to the model, or what kept it from being prepared."""

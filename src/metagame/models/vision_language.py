@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ SAME = 1e-3
 ROUNDING = 1
 """Of 255 levels, those by which ways to resize an image differ; cropping a hundredth of it makes more."""
 
-SEEDED = 1 << 14
-"""The most tokens of images to which texts are propagated back at once: bounds the memory of their gradients."""
+SEEDED, SEEDED_GPU = 1 << 14, 1 << 17
+"""The most tokens, of all images, texts and blocks, to which texts are propagated back at once: bounds the memory."""
 
 SEEDS = 16
 """So many texts of each image should have room in it."""
@@ -198,7 +198,7 @@ class Sample(contracts.Sample, Protocol):
     """An image, and texts about it, each a question of its own."""
 
     def image(self) -> Image.Image:
-        """The picture; read in one of several threads, so that two samples must not share an open file."""
+        """The picture; called in one of several threads, so two samples must not share an open file or the like."""
         ...
 
     def texts(self, tokenizer: Tokenizer) -> Mapping[str, Players]:
@@ -265,8 +265,8 @@ class ImageText(BoundInput):
         for start in range(0, len(unknown), company.n_texts):
             part = unknown[start : start + company.n_texts]
             made = attribute(self.model.embed(part)).cpu()  # one transfer, not one for each text and image
-            for image, maps in zip(company.images, made.unbind(1), strict=True):
-                image.keep(("maps", method), dict).update(zip(part, maps, strict=True))
+            for place, image in company.images.items():
+                image.keep(("maps", method), dict).update(zip(part, made[:, place].clone(), strict=True))
         return torch.stack([known[text] for text in texts])
 
     @torch.no_grad()
@@ -297,15 +297,20 @@ class ImageText(BoundInput):
 class ImageBatch:
     """Images that go through the encoder together, when the first of them is asked for.
 
-    ``asked`` is the same for images about which the same texts are asked. What is kept of an image or company is kept
-    here, so that nothing refers in a circle, and the device's memory is free again as soon as the batch is done.
+    ``asked`` is the same for images about which the same texts are asked. The images that are in use refer to their
+    batch and to their companies, and these to the batch; the batch knows both only as long as they are in use.
     """
 
     model: VisionLanguage
     pixels: Float[Tensor, "B 3 H W"]
     asked: Sequence[int]
-    kept: dict[Hashable, dict[Hashable, Any]] = field(default_factory=lambda: defaultdict(dict))
+    images: MutableMapping[int, EncodedImage] = field(default_factory=WeakValueDictionary)
+    companies: MutableMapping[tuple[int, int, int], Company] = field(default_factory=WeakValueDictionary)
     _inputs: dict[int, Tensor] = field(default_factory=dict)
+
+    def image(self, row: int) -> EncodedImage:
+        """The image in a row, which is then in use."""
+        return self.images.setdefault(row, EncodedImage(self, row))
 
     def block_input(self, layer: int) -> Float[Tensor, "B T D"]:
         """What block ``layer`` is given; one forward pass for the batch."""
@@ -321,6 +326,7 @@ class EncodedImage:
 
     batch: ImageBatch
     row: int
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def pixels(self) -> Float[Tensor, "3 H W"]:
@@ -332,21 +338,29 @@ class EncodedImage:
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """``make()``, once for all texts about this image."""
-        return _kept(self.batch.kept[self.row], key, make)
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
-    def company(self, n_tokens: int) -> Company:
+    def company(self, n_blocks: int) -> Company:
         """This image and those beside it in its batch about which the same texts are asked, not too many.
 
+        The same ones whichever of them are still to be explained, so that the last digits do not depend on that.
+
         Args:
-            n_tokens: of an image, to which texts are propagated back.
+            n_blocks: number of blocks through which texts are propagated back.
         """
-        asked, row = self.batch.asked, self.row
-        most = max(1, SEEDED // (SEEDS * n_tokens))
+        batch, row = self.batch, self.row
+        n_tokens = n_blocks * batch.model.n_patches(self.pixels)
+        seeded = SEEDED if batch.model.device == "cpu" else SEEDED_GPU
+        most, asked = max(1, seeded // (SEEDS * n_tokens)), batch.asked
         start = next((before + 1 for before in range(row, -1, -1) if asked[before] != asked[row]), 0)
         end = next((behind for behind in range(row, len(asked)) if asked[behind] != asked[row]), len(asked))
         first = row - (row - start) % most
         stop = min(first + most, end)
-        return Company(self.batch, first, stop, n_texts=max(1, SEEDED // (n_tokens * (stop - first))))
+        key = first, stop, max(1, seeded // (n_tokens * (stop - first)))
+        found = batch.companies.setdefault(key, Company(batch, *key))
+        return self.keep(("company", key), lambda: found)  # so that it is in use as long as one of its images
 
 
 @dataclass(frozen=True)
@@ -357,11 +371,14 @@ class Company:
     first: int
     stop: int
     n_texts: int
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
-    def images(self) -> list[EncodedImage]:
-        """Each of them."""
-        return [EncodedImage(self.batch, row) for row in range(self.first, self.stop)]
+    def images(self) -> dict[int, EncodedImage]:
+        """Those that are in use, by their place in the company."""
+        rows = range(self.first, self.stop)
+        found = {place: self.batch.images.get(row) for place, row in enumerate(rows)}
+        return {place: image for place, image in found.items() if image is not None}
 
     def block_input(self, layer: int) -> Float[Tensor, "b T D"]:
         """What block ``layer`` is given of these images."""
@@ -369,13 +386,9 @@ class Company:
 
     def keep(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
         """``make()``, once for all texts about these images."""
-        return _kept(self.batch.kept[self.first, self.stop], key, make)
-
-
-def _kept(found: dict[Hashable, Any], key: Hashable, make: Callable[[], Kept]) -> Kept:
-    if key not in found:
-        found[key] = make()
-    return found[key]
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
 
 @dataclass(frozen=True)
@@ -384,6 +397,16 @@ class _Read:
 
     size: tuple[int, int]
     pixels: Float[Tensor, "3 H W"]
+
+
+_Reading = dict[int, tuple[Sample, "Future[_Read | Failure]"]]
+"""Samples and their images that threads are reading, by the identity of the sample."""
+
+
+def _cancel(reading: _Reading) -> None:
+    """Begin to read no more of them."""
+    for _, image in reading.values():
+        image.cancel()
 
 
 @dataclass(frozen=True)
@@ -422,7 +445,7 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         self.text_batch = TEXT_BATCH
         self._embeddings: dict[Text, Tensor] = {}
         self._kept: dict[Hashable, Any] = {}
-        self._ahead: dict[int, tuple[Sample, Future[_Read | Failure]]] = {}
+        self._ahead: _Reading = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -493,10 +516,10 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
 
     def read_ahead(self, samples: Sequence[Sample]) -> None:
         """On a GPU only: where the processor computes, too, this would take a core from what it may use."""
-        if self.device != "cpu":
-            # few threads: more would keep the one that explains from its turn
-            reading = zip(samples, self._reading(samples, min(AHEAD, torch.get_num_threads())), strict=True)
-            self._ahead = {id(sample): (sample, image) for sample, image in reading}
+        _cancel(self._ahead)
+        # few threads: more would keep the one that explains from its turn
+        n_threads = min(AHEAD, torch.get_num_threads())
+        self._ahead = {} if self.device == "cpu" else self._reading(samples, n_threads)
 
     def prepare(self, samples: Sequence[Sample]) -> list[Mapping[str, ImageText] | Failure]:
         """An input for each text about each sample's image; the images go through the encoder in one batch."""
@@ -511,23 +534,22 @@ class VisionLanguage(Model[Sample, ImageText], ABC):
         ]
         numbers = {texts: number for number, texts in enumerate(dict.fromkeys(asked))}
         batch = ImageBatch(self, torch.stack(pixels).to(self.device, self.dtype), [numbers[texts] for texts in asked])
-        images = (EncodedImage(batch, row) for row in range(len(asked)))
+        images = (batch.image(row) for row in range(len(asked)))
         return [each if isinstance(each, Failure) else self._bind(next(images), each) for each in opened]
 
     def _open_all(self, samples: Sequence[Sample]) -> list[_Opened | Failure]:
         """Images are read by several threads: a GPU encodes one in less time than a core needs to read it."""
-        ahead = [self._ahead.pop(id(sample), (sample, None))[1] for sample in samples]
-        unread = [sample for sample, image in zip(samples, ahead, strict=True) if image is None]
-        reading = iter(self._reading(unread, torch.get_num_threads()))
-        # only images are read by threads: tokenizers refuse to be used by two
-        return [
-            self._open(sample, (next(reading) if image is None else image).result())
-            for sample, image in zip(samples, ahead, strict=True)
-        ]
+        ahead, self._ahead = self._ahead, {}
+        reading = self._reading([each for each in samples if id(each) not in ahead], torch.get_num_threads()) | ahead
+        try:
+            # only images are read by threads: tokenizers refuse to be used by two
+            return [self._open(sample, reading[id(sample)][1].result()) for sample in samples]
+        finally:
+            _cancel(reading)
 
-    def _reading(self, samples: Sequence[Sample], n_threads: int) -> list[Future[_Read | Failure]]:
+    def _reading(self, samples: Sequence[Sample], n_threads: int) -> _Reading:
         threads = ThreadPoolExecutor(n_threads)
-        found = [threads.submit(self._read, sample) for sample in samples]
+        found = {id(sample): (sample, threads.submit(self._read, sample)) for sample in samples}
         threads.shutdown(wait=False)  # they end when all images are read
         return found
 
