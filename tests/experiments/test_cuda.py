@@ -1,4 +1,4 @@
-"""On a GPU, each experiment runs up to its table, whose numbers are those of a CPU."""
+"""On a GPU, each experiment runs up to its table, whose numbers are close to those of a CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def numbers(table):
 
 
 @pytest.mark.parametrize("experiment", sorted({*experiments("")} - {*experiments("evidence"), *WITHOUT_A_DEVICE}))
-def test_a_table_made_on_a_gpu_is_that_of_a_cpu(experiment, folder):
+def test_a_table_made_on_a_gpu_is_close_to_that_of_a_cpu(experiment, folder):
     noise = ("model.denoising.noise=cpu",) if experiment in PAINTS else ()
     on_cpu, on_gpu = (
         numbers(run_experiment(experiment, folder / device, f"model.device={device}", *noise))

@@ -155,3 +155,28 @@ def test_a_number_of_threads_is_that_of_torch_and_of_linear_algebra():
         assert 2 in {each["num_threads"] for each in threadpool_info()}
         use_threads(1)
         assert {each["num_threads"] for each in threadpool_info()} == {torch.get_num_threads()} == {1}
+
+
+class Reader(Batched):
+    """A model that is told what comes next; ``ahead``: of each batch, the ids of the next."""
+
+    ahead: ClassVar[list[list[str]]] = []
+
+    def read_ahead(self, samples):
+        self.ahead.append([sample.id for sample in samples])
+        raise RuntimeError("can't start new thread")
+
+
+def test_a_model_may_read_the_next_batch_ahead_and_fail_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Reader, "ahead", [])
+    cfg = batched(tmp_path, 2)
+    cfg.model._target_ = f"{__name__}.Reader"
+    assert run_job(cfg).n_done == 8
+    assert [len(ids) for ids in Reader.ahead] == [2, 2, 2, 0]
+    assert len({each for ids in Reader.ahead for each in ids}) == 6
+
+
+def test_a_job_computes_float32_convolutions_in_full_precision(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    run_job(batched(tmp_path, 2))
+    assert not torch.backends.cudnn.allow_tf32
