@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from metagame.attributions import concept_attention
 from metagame.attributions.concept_attention import (
     ConceptAttention,
     MetaConceptAttention,
+    arithmetic,
     concept_maps,
     metagame_maps,
 )
@@ -146,6 +148,19 @@ def test_directional_values_are_the_mean_of_those_by_definition_and_sum_to_the_s
     assert plain.directional is None
     assert close(plain.players, found.players)
     assert close(plain.background, found.background)
+
+
+@each_metagame
+def test_a_gpus_arithmetic_changes_maps_by_a_millionth(variant, monkeypatch):
+    bound = logits(n=8, spread=6.0)
+    expected = explain(variant, bound, directional=True)
+    assert (arithmetic("cpu"), arithmetic("cuda")) == (torch.float64, torch.float32)
+    monkeypatch.setattr(concept_attention, "arithmetic", lambda device_type: torch.float32)
+    found = explain(variant, bound, directional=True)
+    assert found.players.dtype == np.float64
+    assert found.directional.dtype == np.float32
+    assert close(found.players, expected.players, 5e-6)
+    assert close(found.directional, expected.directional, 5e-6)
 
 
 def test_variants_differ():

@@ -113,18 +113,29 @@ def _shares(logits: ConceptLogits, mean_first: bool = False) -> Float[torch.Tens
 def metagame_maps(
     logits: ConceptLogits, mean_first: bool = False, directional: bool = False
 ) -> tuple[Float[np.ndarray, "c P"], Float[np.ndarray, "n n P"] | None]:
-    """The maps of :class:`MetaConceptAttention`, and the influences between players if requested, in float64."""
+    """The maps of :class:`MetaConceptAttention`, and the influences between players if requested.
+
+    Their error is below 1e-9 on a CPU, and about 1e-6 on other devices.
+    """
     both = logits.player_logits, logits.background_logits
+    dtype = arithmetic(logits.player_logits.device.type)
     if mean_first:
-        diag, pairs = concept_metagame(*(part.double().mean(0) for part in both), directional)
+        means = (part.double().mean(0) for part in both)
+        diag, pairs = concept_metagame(*means, directional, dtype=dtype)
     else:
         n_layers, _, n_patches = logits.player_logits.shape
         # a layer's patches are patches of their own
-        diag, pairs = concept_metagame(*(part.transpose(0, 1).flatten(1) for part in both), directional)
+        every = (part.transpose(0, 1).flatten(1) for part in both)
+        diag, pairs = concept_metagame(*every, directional, dtype=dtype)
         diag = diag.unflatten(1, (n_layers, n_patches)).mean(1)
         pairs = None if pairs is None else pairs.unflatten(2, (n_layers, n_patches)).mean(2)
-    maps = torch.cat([diag, _shares(logits)[len(logits.players) :]]).cpu().numpy()
+    maps = torch.cat([diag.double(), _shares(logits)[len(logits.players) :]]).cpu().numpy()
     return maps, None if pairs is None else pairs.cpu().numpy()
+
+
+def arithmetic(device_type: str) -> torch.dtype:
+    """What a metagame is computed in: float64 moves twice the memory of float32, and most GPUs are slow at it."""
+    return torch.float64 if device_type == "cpu" else torch.float32
 
 
 def _flat(maps: Float[np.ndarray, "c P"]) -> Float[np.ndarray, " c*P"]:
