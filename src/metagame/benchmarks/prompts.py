@@ -75,10 +75,16 @@ def pairs_of(pairs: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
     """The pairs of a config or a file.
 
     Raises:
-        UserError: they are no list of two strings each.
+        UserError: they are no list of two strings each, or a pair is there twice.
     """
     if not _is_list(pairs) or not all(map(_is_pair, pairs)):
         raise UserError(f"benchmark.pairs={pairs!r} must be a list of pairs of strings, for example [[not, bad]].")
+    known: set[frozenset[str]] = set()
+    for first, second in pairs:
+        either_way = frozenset({_plain(first), _plain(second)})
+        if either_way in known:
+            raise UserError(f"benchmark.pairs has {first!r} and {second!r} twice: name each pair once, in either order.")
+        known.add(either_way)
     return tuple((first, second) for first, second in pairs)
 
 
@@ -172,7 +178,8 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
             :func:`metagame.report.recall.at_matches`.
 
     Raises:
-        UserError: an id is unknown, your own pairs are not pairs, or ``match`` is neither.
+        UserError: an id is unknown, ``ids`` stands beside your own prompt, your own pairs are not pairs, or ``match`` is
+            neither.
     """
 
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids", "match"})
@@ -320,6 +327,8 @@ def select_prompts(
 ) -> list[AnnotatedPrompt]:
     """One's own prompt if there is one, else those with the ids, else all."""
     if prompt is not None:
+        if ids is not None:
+            raise UserError("benchmark.ids and benchmark.prompt exclude each other: leave out one of them.")
         return [_own_prompt(prompt, pairs or ())]
     if pairs is not None:
         raise UserError("benchmark.pairs needs a prompt: set benchmark.prompt, or leave out benchmark.pairs.")
