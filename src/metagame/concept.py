@@ -88,7 +88,7 @@ def concept_metagame(
         directional: whether to return the directional meta-attributions, too.
         dtype: type of the arithmetic and of the result. Half-precision input is computed in it, too.
         memory: the maximum number of bytes of intermediate results at once, in addition to input and output. If None,
-            as many as are fast, at most 20 MB for each thread on a CPU where n <= 500.
+            as many as are fast: on a CPU where n <= 500 at most 20 MB for each thread, and 50 MB if ``directional``.
 
     Returns:
         ``diag`` ``(n, P)``: the Shapley value of t over all n players in the game nu_t, in [0, 1]. And ``(n targets, n
@@ -98,7 +98,8 @@ def concept_metagame(
         absolute error is below 1e-9 in float64 and about 1e-6 in float32.
 
     Raises:
-        GameError: the shapes do not match, a logit is NaN or +inf, or ``memory`` is too small for a single patch.
+        GameError: the shapes do not match, a logit is NaN or +inf, a tensor is sparse, or ``memory`` is too small for a
+            single patch.
     """
     if dtype not in (torch.float32, torch.float64):
         raise GameError(f"dtype={dtype} must be torch.float64, or torch.float32 for less precision.")
@@ -108,13 +109,14 @@ def concept_metagame(
     _check(logits, background)
     background = background.to(logits.device)
     n, n_patches = logits.shape
-    diag = logits.new_empty(n, n_patches, dtype=dtype)
-    pairs = logits.new_empty(n, n, n_patches, dtype=dtype) if directional else None
     room = _Room(memory, dtype.itemsize, logits.device.type)
-    for block in torch.arange(n_patches, device=logits.device).split(
-        room.patches(_PREPARED * (n + len(background) + 1))
-    ):
-        _play_block(logits[:, block].to(dtype), background[:, block].to(dtype), diag, pairs, block, room)
+    with torch.inference_mode(False):  # the caller's would not hold in the threads that write the results
+        diag = logits.new_empty(n, n_patches, dtype=dtype)
+        pairs = logits.new_empty(n, n, n_patches, dtype=dtype) if directional else None
+        for block in torch.arange(n_patches, device=logits.device).split(
+            room.patches(_PREPARED * (n + len(background) + 1))
+        ):
+            _play_block(logits[:, block].to(dtype), background[:, block].to(dtype), diag, pairs, block, room)
     if as_numpy:
         return diag.numpy(), None if pairs is None else pairs.numpy()
     return diag, pairs
@@ -183,12 +185,15 @@ def _play_block(
 def _as_tensor(values: object, name: str) -> torch.Tensor:
     """Of floats on whatever device they are on, numpy's in a memory layout that torch takes."""
     if isinstance(values, torch.Tensor):
+        if values.layout != torch.strided:
+            raise GameError(f"{name} is a sparse tensor: give {name}.to_dense().")
         return values.detach()
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise GameError(f"{name} has dtype {array.dtype}: give floating-point logits.")
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.array(array, order="C"))
 
 

@@ -183,6 +183,21 @@ def test_float32_arithmetic_on_demand():
     assert largest_difference(directional.double(), exact[1]) <= 1e-5
 
 
+def test_inference_mode_of_the_caller_changes_nothing():
+    expected = concept_metagame(*random_logits(5, 2), directional=True)
+    with torch.inference_mode():
+        found = concept_metagame(*random_logits(5, 2), directional=True)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_byte_order_changes_nothing_and_sparse_tensors_are_refused():
+    logits, background = (x.numpy() for x in random_logits(5, 2))
+    swapped = logits.astype(logits.dtype.newbyteorder())
+    assert np.array_equal(concept_metagame(swapped, background)[0], concept_metagame(logits, background)[0])
+    with pytest.raises(UserError, match=r"logits is a sparse tensor: give logits.to_dense\(\)"):
+        concept_metagame(torch.from_numpy(logits).to_sparse())
+
+
 def test_inputs_are_left_alone():
     both = random_logits(4, 1)
     before = [x.clone() for x in both]

@@ -265,7 +265,7 @@ CASES = {
     ),
     least_squares: ("residuals", lambda _: least_squares.sandwich(an(3, 2), an(2, 1), an(3))),
     boosting: ("values", lambda _: boosting.boost(an(3, 2, kind=bool), an(3), an(3, 1))),
-    gaussian_process: ("values", lambda _: gaussian_process.posterior(an(3, 3), an(3), an(3))),
+    gaussian_process: ("gram", lambda _: gaussian_process.Process(an(3), [1.0])),
     surrogates: ("phi", lambda _: surrogates.Surrogate(an(3), an(1, 1))),
     stacking: ("left_out", lambda _: stacking.Ridge(an(3), an(1, 2))),
     shapiq_bridge: ("coalitions", lambda _: shapiq_bridge.with_bounds(an(3, kind=bool))),

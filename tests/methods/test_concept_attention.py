@@ -195,6 +195,8 @@ def test_influences_between_players_are_those_on_every_patch_of_a_players_map(va
     assert found.meta.values.dtype == np.float32
     by_map = found.meta.values.reshape(n, N_PATCHES, n)  # target, patch, player
     assert np.array_equal(by_map, expected.transpose(0, 2, 1).astype(np.float32))
+    assert close(found.meta.residual, 0.0, 1e-6)
+    assert not found.meta.standard_error.any()
 
 
 @each_variant

@@ -68,37 +68,76 @@ def left_out_by_ridge(x, values, weights, penalty) -> np.ndarray:
     return np.array(residuals)
 
 
-def stacked(problem, targets, surrogates, penalties) -> tuple[float, int, np.ndarray]:
+def log_evidence(gram, values, noise: float) -> float:
+    """Log density of the values, at the scale c of the covariance c (K + s I) at which it is largest; by Cholesky."""
+    factor = np.linalg.cholesky(gram + noise * np.eye(len(values)))
+    whitened = np.linalg.solve(factor, values)
+    scale = whitened @ whitened / len(values)
+    log_determinant = 2 * np.log(np.diag(factor)).sum() + len(values) * np.log(scale)
+    return -(len(values) * (np.log(2 * np.pi) + 1) + log_determinant) / 2
+
+
+def posterior_mean_by_evidence(grams, values, noises) -> list[np.ndarray]:
+    """The coefficients of each gram matrix in the mean over all of them and all noises, by evidence."""
+    logs = np.array(
+        [[log_evidence(gram, values, noise * np.mean(np.diag(gram))) for noise in noises] for gram in grams]
+    )
+    shares = np.exp(logs - logs.max())
+    shares /= shares.sum()
+    found = []
+    for gram, of_gram in zip(grams, shares, strict=True):
+        fits = [
+            np.linalg.solve(gram + noise * np.mean(np.diag(gram)) * np.eye(len(values)), values) for noise in noises
+        ]
+        found.append(sum(share * fit for share, fit in zip(of_gram, fits, strict=True)))
+    return found
+
+
+def stacked(problem, target, surrogates, penalties, weights=None) -> tuple[float, int, np.ndarray]:
     """Least loss over penalties and weights a >= 0 of sum 1; that penalty's number, and the weights.
 
-    The loss is the sum over targets and rows of u (r_0 - sum_s a_s r_s)^2 / sum of u y^2, where r_0 is what a
-    regression without the row leaves of the value y beyond an equal split, r_s what it leaves of surrogate s, and
-    u = w^2 s(p-s). ``targets`` are their numbers, ``surrogates`` of each the left out values; what the regression of
-    least loss says of y is one surrogate more, the first.
+    The loss is the sum over rows of u (r_0 - sum_s a_s r_s)^2 / sum of u y^2, where r_0 is what a regression without
+    the row leaves of the value y beyond an equal split, r_s what it leaves of surrogate s, and u = w^2 s(p-s).
+    ``surrogates`` are left out values; given ``weights`` are kept.
     """
+    p = problem.members.shape[1]
+    size = problem.members.sum(1)
+    x, ridges = _penalised(problem, penalties)
+    importance = problem.weights**2 * size * (p - size)
+    y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
+    tried = []
+    for number, ridge in enumerate(ridges):
+        columns = [left_out_by_ridge(x, each, problem.weights, ridge) for each in (y, *surrogates)]
+        residuals = np.stack(columns, axis=1) * np.sqrt(importance / (importance @ y**2))[:, None]
+        if weights is None:
+            loss, found = _least_squares_on_the_simplex(residuals[:, 0], residuals[:, 1:])
+        else:
+            loss, found = ((residuals[:, 0] - residuals[:, 1:] @ weights) ** 2).sum(), weights
+        tried.append((loss, number, found))
+    return min(tried, key=lambda each: each[0])
+
+
+def regressed(problem, target, penalties) -> np.ndarray:
+    """Each value as the regression of least leave-one-out loss says without it."""
+    p = problem.members.shape[1]
+    size = problem.members.sum(1)
+    x, ridges = _penalised(problem, penalties)
+    importance = problem.weights**2 * size * (p - size)
+    y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
+    left = [left_out_by_ridge(x, y, problem.weights, ridge) for ridge in ridges]
+    return y - min(left, key=lambda each: importance @ each**2)
+
+
+def _penalised(problem, penalties) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Columns of the regression, and the matrix of each penalty."""
     p = problem.members.shape[1]
     size = problem.members.sum(1)
     x = np.stack([*(problem.members - size[:, None] / p).T, *_powers(2 * size / p - 1, problem.odd)], axis=1)
     scale = np.mean([problem.weights @ x[:, player] ** 2 for player in range(p)])
-    importance = problem.weights**2 * size * (p - size)
     ridges = [np.zeros((x.shape[1], x.shape[1])) for _ in penalties]
     for ridge, penalty in zip(ridges, penalties, strict=True):
         ridge[:p, :p] = scale * (penalty * np.eye(p) + 1 / p)
-    values = [problem.values[:, t] - problem.start[t] - problem.total[t] * size / p for t in targets]
-    regressed = []
-    for y in values:
-        left = [left_out_by_ridge(x, y, problem.weights, ridge) for ridge in ridges]
-        regressed.append(y - min(left, key=lambda each: importance @ each**2))
-    tried = []
-    for number, ridge in enumerate(ridges):
-        left = []
-        for y, regression, predicted in zip(values, regressed, surrogates, strict=True):
-            columns = [left_out_by_ridge(x, each, problem.weights, ridge) for each in (y, regression, *predicted)]
-            left.append(np.stack(columns, axis=1) * np.sqrt(importance / (importance @ y**2))[:, None])
-        residuals = np.concatenate(left)
-        loss, weights = _least_squares_on_the_simplex(residuals[:, 0], residuals[:, 1:])
-        tried.append((loss, number, weights))
-    return min(tried, key=lambda each: each[0])
+    return x, ridges
 
 
 def _powers(place, odd: bool) -> list[np.ndarray]:

@@ -96,7 +96,15 @@ class MetaConceptAttention(Method[ConceptLogits]):
         meta = None
         if pairs is not None:
             by_patch = pairs.transpose(0, 2, 1).reshape(-1, len(bound.players)).astype(np.float32)
-            meta = MetaAttributions(by_patch, players=bound.players, targets=bound.players, grid=bound.grid)
+            meta = MetaAttributions(
+                by_patch,
+                first_order=concept_maps(bound, self.mean_first)[: len(bound.players)].ravel(),
+                empty=np.zeros(len(by_patch)),
+                standard_error=np.zeros_like(by_patch),
+                players=bound.players,
+                targets=bound.players,
+                grid=bound.grid,
+            )
         return Explanation(bound.players, bound.targets, bound.grid, attribution=_flat(maps), meta=meta)
 
 

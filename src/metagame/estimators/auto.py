@@ -13,13 +13,11 @@ from metagame.estimators.estimate import Estimate, Rules, require_scope, settle_
 from metagame.estimators.exact import enumerate_all
 from metagame.estimators.problem import Problem, problems
 from metagame.estimators.regression import fit
-from metagame.estimators.stacking import Candidates, Ridges, candidates, combined, stack
-from metagame.estimators.surrogates import Smooth, boosted_trees
+from metagame.estimators.stacking import Ridges, candidates, combined, share, stack
+from metagame.estimators.surrogates import COARSE, FINE, Grid, Smooth, boosted_trees
 from metagame.extras import needed_by
 from metagame.games import AttributionGame
 
-SHARING = 64
-"""The most targets that share their weights where rows are few."""
 OF_TREES = 1 / 3
 """What the trees' own estimate counts in an endogenous game whose rows are too few to tell how good it is."""
 
@@ -27,14 +25,17 @@ OF_TREES = 1 / 3
 def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> Estimate:
     """Fit several surrogates to a shared sample of coalitions, and weigh them by how well they predict held-out ones.
 
-    There are four surrogates: boosted trees, as in ``trees``; Gaussian processes over coalitions with a product kernel
-    (:class:`metagame.estimators.gaussian_process.Kernel`), one with the same width for all players and one with a
-    width for each player; and a ridge regression. Their Shapley values are known in closed form. A second ridge
-    regression is fitted to the residuals of their mixture. Its penalty and the weights, which add up to 1, minimise the
-    leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996). Each target has its own penalty and weights, but below
-    6 coalitions per player (endogenous: 8) targets share them. In that case, the estimate that ``trees`` gives also
-    counts a third in an endogenous game, so linear games are not exact. Rows are efficient. Only order 1 and the
-    Shapley value are supported.
+    There are four kinds of surrogates: boosted trees, as in ``trees``; Gaussian processes over coalitions with a
+    product kernel (:class:`metagame.estimators.gaussian_process.Kernel`), with the same width for all players and with
+    a width for each player; and a ridge regression. Their Shapley values are known in closed form. A second ridge
+    regression is fitted to the residuals of their mixture. Its penalty, the widths, and the weights, which add up to 1,
+    minimise the leave-one-out loss (stacking; Wolpert, 1992, Breiman, 1996), for each target by itself.
+
+    Below 6 coalitions per player, these losses are too noisy to choose by. There the processes of both kinds are
+    averaged over widths, in proportion to their marginal likelihood, and count the same as the ridge regression; in an
+    endogenous game, the estimate that ``trees`` gives counts a third in its place. Linear games are then not exact.
+
+    Rows are efficient. Only order 1 and the Shapley value are supported.
 
     Estimates are biased, since surrogates are smoother than games. The standard error is the sandwich estimate of a
     regression on the residuals of held-out coalitions; it is None below 8 coalitions per player. It does not account
@@ -54,14 +55,19 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
     sample = draw_coalition_sample(n, budget, endogenous=rules.endogenous, seed=rules.seed)
     values = game(sample.coalitions, rules.progress)
     trees = boosted_trees(sample, values, rules.endogenous)
-    few = budget < (8 if rules.endogenous else 6) * n
+    few = budget < 6 * n
     phi, error = np.zeros((values.shape[1], n)), np.zeros((values.shape[1], n))
 
-    def prepare(place: Place) -> Candidates:
+    def play(place: Place) -> tuple[np.ndarray, np.ndarray]:
         problem, smooth, ridges, target = place
         importance = np.abs(trees.phi[problem.targets[target], problem.players])
-        surrogates = [trees.surrogate(problem, target), *smooth.surrogates(target, importance)]
-        return candidates(problem, target, surrogates, ridges)
+        of_trees, ridge = trees.surrogate(problem, target), ridges.surrogate(problem, target)
+        if few:
+            smooths = list(smooth.averaged(target, importance))
+            found = candidates(problem, target, smooths if rules.endogenous else [ridge, *smooths], ridges)
+            return combined(found, *share(found))
+        found = candidates(problem, target, [ridge, of_trees, *smooth.chosen(target, importance)], ridges)
+        return combined(found, *stack(found))
 
     with needed_by("estimator='auto'"):
         from joblib import cpu_count  # that a job of a cluster may use, not of the node
@@ -71,15 +77,11 @@ def auto(game: AttributionGame, rules: Rules, *, n_threads: int | None = 1) -> E
     workers = n_threads or cpu_count()
     # threads of small products of matrices only wait for each other, several times as long as the products take
     with threadpool_limits(1), ThreadPoolExecutor(workers) as executor:
-        left = _places(problems(sample, values))
-        at_once = SHARING if few else 2 * workers
-        while places := list(islice(left, at_once)):
-            prepared = list(executor.map(prepare, places))
-            for group in [prepared] if few else [[each] for each in prepared]:
-                penalty, weights = stack(group)
-                for each in group:
-                    where = each.problem.targets[each.target], each.problem.players
-                    phi[where], error[where] = combined(each, penalty, weights)
+        left = _places(problems(sample, values), FINE if few else COARSE)
+        while places := list(islice(left, 2 * workers)):
+            for (problem, _, _, target), found in zip(places, executor.map(play, places), strict=True):
+                where = problem.targets[target], problem.players
+                phi[where], error[where] = found
             done += len(places)
             if rules.progress is not None:
                 rules.progress(done, values.shape[1])
@@ -98,9 +100,9 @@ vars(auto)["runtime_arguments"] = frozenset({"n_threads"})  # results do not dep
 Place = tuple[Problem, Smooth, Ridges, int]
 
 
-def _places(found: Iterator[Problem]) -> Iterator[Place]:
+def _places(found: Iterator[Problem], grid: Grid) -> Iterator[Place]:
     """Each target with its problem, and what all targets of a problem share."""
     for problem in found:
-        smooth, ridges = Smooth(problem), Ridges(problem)
+        smooth, ridges = Smooth(problem, grid), Ridges(problem)
         for target in range(len(problem.targets)):
             yield problem, smooth, ridges, target

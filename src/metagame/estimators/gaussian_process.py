@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-
-NOISES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Variances of the noise that are tried, relative to that of a value."""
 
 
 @dataclass(frozen=True)
@@ -94,39 +92,41 @@ class OddKernel:
         return (self.whole.effects(rows, coefficients, at) - self.whole.effects(rows, coefficients, -at)) / 2
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """Of t games on m coalitions.
+class Process:
+    """A Gaussian process on m coalitions, with each noise of a grid: one decomposition serves all games.
 
-    Attributes:
-        left_out: what is left of each value when it is predicted from the others, ``(m, t)``.
-        coefficients: the mean is the sum of coefficient * kernel(S, .) over the rows S, ``(m, t)``.
-        loss: weighted sum of left_out^2, ``(t,)``.
+    ``noises`` are variances relative to that of a value.
     """
 
-    left_out: Float[np.ndarray, "m t"]
-    coefficients: Float[np.ndarray, "m t"]
-    loss: Float[np.ndarray, " t"]
+    def __init__(self, gram: Float[np.ndarray, "m m"], noises: Sequence[float]) -> None:
+        eigenvalues, self._vectors = np.linalg.eigh(gram)
+        self.noises = noises
+        added = gram.diagonal().mean() * np.array(noises)
+        self._variances = np.maximum(eigenvalues, 0) + added[:, None]
+        self._diagonals = self._vectors**2 @ (1 / self._variances).T
 
+    def coefficients(self, values: Float[np.ndarray, "m t"], noise: int) -> Float[np.ndarray, "m t"]:
+        """The posterior mean of each game is the sum of coefficient * kernel(S, .) over the rows S."""
+        return self._vectors @ ((self._vectors.T @ values) / self._variances[noise, :, None])
 
-def posterior(
-    gram: Float[np.ndarray, "m m"], values: Float[np.ndarray, "m t"], weights: Float[np.ndarray, " m"]
-) -> Posterior:
-    """The posterior mean with the noise, of a grid, of least leave-one-out loss for each game.
+    def left_out(self, values: Float[np.ndarray, "m t"], noise: int) -> Float[np.ndarray, "m t"]:
+        """What is left of each value when it is predicted from the others.
 
-    With (K + s I)^-1 = P the left out residual of row r is (P y)_r / P_rr (Rasmussen and Williams, 2006, eq. 5.12).
-    """
-    eigenvalues, vectors = np.linalg.eigh(gram)
-    noises = gram.diagonal().mean() * np.array(NOISES)
-    inverses = 1 / (np.maximum(eigenvalues, 0) + noises[:, None])
-    diagonals = vectors**2 @ inverses.T
-    rotated = vectors.T @ values
-    losses = np.stack(
-        [
-            weights @ (vectors @ (inverse[:, None] * rotated) / diagonal[:, None]) ** 2
-            for inverse, diagonal in zip(inverses, diagonals.T, strict=True)
-        ]
-    )
-    best = losses.argmin(0)
-    coefficients = vectors @ (inverses[best].T * rotated)
-    return Posterior(coefficients / diagonals[:, best], coefficients, losses.min(0))
+        With (K + s I)^-1 = P it is (P y)_r / P_rr for row r (Rasmussen and Williams, 2006, eq. 5.12).
+        """
+        return self.coefficients(values, noise) / self._diagonals[:, [noise]]
+
+    def losses(
+        self, values: Float[np.ndarray, "m t"], weights: Float[np.ndarray, " m"]
+    ) -> Float[np.ndarray, "noises t"]:
+        """With each noise the weighted sum of squares of :meth:`left_out`."""
+        return np.stack([weights @ self.left_out(values, noise) ** 2 for noise in range(len(self.noises))])
+
+    def log_evidence(self, values: Float[np.ndarray, "m t"]) -> Float[np.ndarray, "noises t"]:
+        """With each noise the log density of the values, up to a constant.
+
+        At the scale of kernel and noise at which it is largest (Rasmussen and Williams, 2006, eq. 2.30).
+        """
+        squares = (1 / self._variances) @ (self._vectors.T @ values) ** 2
+        log_scale = np.log(np.maximum(squares, np.finfo(float).tiny))
+        return -(len(values) * log_scale + np.log(self._variances).sum(1, keepdims=True)) / 2

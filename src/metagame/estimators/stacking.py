@@ -69,11 +69,12 @@ class Ridges:
             for each, left in zip(found, self.left, strict=True)
         ]
 
-    def surrogate(self, problem: Problem, values: Float[np.ndarray, " m"]) -> Surrogate:
+    def surrogate(self, problem: Problem, target: int) -> Surrogate:
         """The regression of a target's values whose penalty has the least leave-one-out loss."""
-        found = [(ridge.left_out[:, 0], ridge.phi[0]) for ridge in self.fits(values[:, None])]
+        values = problem.beyond(slice(target, target + 1))
+        found = [(ridge.left_out[:, 0], ridge.phi[0]) for ridge in self.fits(values)]
         left_out, phi = min(found, key=lambda each: problem.loss_weights @ each[0] ** 2)
-        return Surrogate(values - left_out, phi)
+        return Surrogate(values[:, 0] - left_out, phi)
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ class Candidates:
 
 
 def candidates(problem: Problem, target: int, surrogates: Sequence[Surrogate], ridges: Ridges) -> Candidates:
-    """Of one target, with a regression as one surrogate more, and with the regressions of what surrogates leave."""
+    """Of one target, with the regressions of what surrogates leave."""
     values = problem.beyond(slice(target, target + 1))[:, 0]
-    surrogates = [ridges.surrogate(problem, values), *surrogates]
     columns = np.stack([values, *(each.left_out for each in surrogates)], axis=1)
     return Candidates(problem, target, values, surrogates, ridges.fits(columns), ridges.influence)
 
@@ -117,18 +117,25 @@ def size_terms(problem: Problem) -> Float[np.ndarray, "m c"]:
     return np.stack([cubic] if problem.odd else [size**2 - 1, cubic], axis=1)
 
 
-def stack(group: Sequence[Candidates]) -> tuple[int, Float[np.ndarray, " s"]]:
-    """Penalty (by its number) and weights of the surrogates of least leave-one-out loss over these targets.
+def stack(each: Candidates) -> tuple[int, Float[np.ndarray, " s"]]:
+    """Penalty (by its number) and weights of the surrogates of least leave-one-out loss.
 
     Weights are not negative and add up to 1. With less, noise would pull the values of players to each other.
     """
     tried = []
     for penalty in range(len(PENALTIES)):
-        residuals = np.concatenate([each.residuals(penalty) for each in group])
+        residuals = each.residuals(penalty)
         weights = _simplex_weights(residuals[:, 1:], residuals[:, 0])
         tried.append((((residuals[:, 0] - residuals[:, 1:] @ weights) ** 2).sum(), penalty, weights))
     _, penalty, weights = min(tried, key=lambda each: each[0])
     return penalty, weights
+
+
+def share(each: Candidates) -> tuple[int, Float[np.ndarray, " s"]]:
+    """The penalty of least leave-one-out loss where all surrogates count the same, and these weights."""
+    weights = np.full(len(each.surrogates), 1 / len(each.surrogates))
+    residuals = [each.residuals(penalty) @ np.append(1.0, -weights) for penalty in range(len(PENALTIES))]
+    return int(np.argmin([(left**2).sum() for left in residuals])), weights
 
 
 def _simplex_weights(columns: Float[np.ndarray, "m s"], values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " s"]:

@@ -68,8 +68,8 @@ class Denoising:
         resample: how images are stretched: ``torch_nearest``, which takes pixel i from floor(i scale), or a name of
             :class:`PIL.Image.Resampling`, whose ``nearest`` takes it from floor((i + 1/2) scale).
         posterior: which value of the autoencoder's distribution x is: its ``sample`` or its ``mean``.
-        noise: where the noise of given images, and the sample, are drawn: on the ``device`` in the transformer's type,
-            so that the numbers depend on the device, or on the ``cpu`` in float32.
+        noise: where the sample, and all noise, are drawn: on the ``device`` in the transformer's type, so that the
+            numbers and painted pictures depend on the device, or on the ``cpu``, in float32 for given images.
         guidance: for models that take one (FLUX.1-dev).
         all_steps: if True, concepts are scored in all steps of a picture that the model paints, each as a layer of
             its own; if False, only in ``step``, counted from 0.
@@ -267,18 +267,20 @@ class Flux(Model[ConceptSample, ConceptLogits]):
                 num_inference_steps=when.n_steps,
                 guidance_scale=when.guidance or 0.0,
                 max_sequence_length=self.text_length,
-                generator=torch.Generator().manual_seed(sample.seed),
+                generator=self._generator(sample.seed),
             ).images[0]
         seen = passes if when.all_steps else passes[when.step : when.step + 1]
         return plan.answers(questions, seen, np.asarray(image))
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device if self.denoising.noise == "device" else "cpu").manual_seed(seed)
 
     def noisy_latents(self, image: Image.Image) -> Float[Tensor, "1 c h w"]:
         """x_t of the image; the first numbers drawn with the seed are its noise, the next those of the sample x."""
         vae, when = self.pipeline.vae, self.denoising
         posterior = vae.encode(when.pixels(image).to(self.device, vae.dtype)).latent_dist
-        on_device = when.noise == "device"
-        generator = torch.Generator(self.device if on_device else "cpu").manual_seed(when.seed)
-        dtype = self.pipeline.transformer.dtype if on_device else torch.float32
+        generator = self._generator(when.seed)
+        dtype = self.pipeline.transformer.dtype if when.noise == "device" else torch.float32
         noise = torch.randn(posterior.mean.shape, generator=generator, device=generator.device, dtype=dtype)
         latents = posterior.sample(generator) if when.posterior == "sample" else posterior.mean
         latents = (latents.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
@@ -326,7 +328,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             log.warning(
                 "CLIP's pooled text leaves out %r, which T5 reads, because CLIP takes only %d tokens.",
                 cut,
-                len(ids) - 2,
+                tokenizer.model_max_length - 2,
             )
 
     @torch.no_grad()
