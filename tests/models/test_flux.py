@@ -378,10 +378,10 @@ def test_a_prompt_of_which_a_part_would_be_cut_is_refused(sample):
 
 
 def test_what_clip_does_not_read_of_a_prompt_is_told(caplog):
-    build().bind(painted(prompt="a motorcycle on a street"))
-    taken = load_flux().pipeline.tokenizer.model_max_length - 2
+    flux = build()
+    flux.bind(painted(prompt="a motorcycle on a street"))
     assert "CLIP's pooled text leaves out" in caplog.text
-    assert f"takes only {taken} tokens" in caplog.text
+    assert f"takes only {flux.pipeline.tokenizer.model_max_length - 2} tokens" in caplog.text
     caplog.clear()
     build().bind(painted(prompt="a car"))
     assert caplog.messages == []
