@@ -202,6 +202,15 @@ def test_linear_games_are_exact(endogenous, budget):
     assert meta_attributions(game, "auto", endogenous, budget).values == pytest.approx(exact, abs=1e-6)
 
 
+@pytest.mark.parametrize("n", [4, 6])
+@pytest.mark.parametrize("endogenous", [True, False])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_few_rows_give_values_that_sum_to_the_total_even_if_they_say_nothing(n, endogenous, scale):
+    values = scale * random_game(n, n)
+    found = meta_attributions(AttributionGame.from_values(values), "auto", endogenous, 2 * n + 2).values
+    assert found.sum(1) == pytest.approx(values[-1] - (0.0 if endogenous else values[0]), abs=1e-9)
+
+
 def test_players_that_change_nothing_and_those_that_are_alike_have_such_values_in_the_mean():
     present = all_coalitions(10)
     values = (2.0 * present[:, :2].all(1) + present[:, 2:4].any(1))[:, None]

@@ -181,7 +181,7 @@ class Smooth:
             common += mine
             own += self._own_widths(best, int(best.log_evidence.argmax()), target, importance)
         for tried in (common, own):
-            likely = [each for each, shares in zip(tried, _shares(tried), strict=True) if shares.max() >= LEAST_SHARE]
+            likely = [each for each, shares in zip(tried, _shares(tried), strict=True) if shares.sum() >= LEAST_SHARE]
             fitted = [self._fitted(each, target) for each in likely]
             yield self._surrogate(fitted, _shares(fitted), target)
 
