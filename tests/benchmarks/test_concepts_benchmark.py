@@ -79,6 +79,11 @@ def test_sets_without_concepts_or_with_one_that_is_no_player_are_refused(sets, r
         concepts(sets=sets)
 
 
+def test_repeated_sets_are_refused():
+    with refused("repeats a set: give each once"):
+        concepts(sets=[["car"], ["dog"], ["car"]])
+
+
 def test_there_is_nothing_to_score():
     benchmark = concepts()
     inputs = {name: blank(each) for name, each in only(benchmark).questions().items()}

@@ -205,10 +205,16 @@ def test_classes_outside_the_vocabulary_are_no_players_and_their_pixels_of_no_cl
     assert np.array_equal(sample.truth(), np.where(np.isin(labelled.labels, (LIGHT, ZEBRA)), OTHER, labelled.labels))
 
 
-@pytest.mark.parametrize("size", ["n", "x3", "20", "n-1", "n2.5", "N20", " n20", 20, None])
+@pytest.mark.parametrize("size", ["n", "x3", "20", "n-1", "n2.5", "N20", " n20", "n00", "d01", 20, None])
 def test_sizes_that_are_none_are_refused(size):
     with refused("benchmark.players=.* give sizes such as n20, d10 or n0"):
         benchmark(players=["n0", size])
+
+
+@pytest.mark.parametrize("repeated", [{"players": ["n2", "n0", "n2"]}, {"ablations": ["baseline", "baseline"]}])
+def test_repeated_sizes_and_ablations_are_refused(repeated):
+    with refused(f"benchmark.{next(iter(repeated))} contains '.*' several times: give each once"):
+        benchmark(**repeated)
 
 
 @pytest.mark.parametrize("size", ["n13", "d12"])

@@ -377,6 +377,13 @@ def test_a_prompt_of_which_a_part_would_be_cut_is_refused(sample):
         build().bind(sample)
 
 
+@pytest.mark.parametrize("length", [1, 513])
+def test_texts_longer_than_the_pipeline_takes_or_of_an_end_alone_are_refused(length):
+    flux = build()
+    with refused(f"model.text_length={length} must be from 2 to 512"):
+        Flux(flux.pipeline, "random", "cpu", flux.denoising, length)
+
+
 def test_what_clip_does_not_read_of_a_prompt_is_told(caplog):
     flux = build()
     flux.bind(painted(prompt="a motorcycle on a street"))

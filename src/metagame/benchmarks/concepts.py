@@ -74,6 +74,8 @@ class Concepts(Benchmark[PaintedImage | OwnImage, ConceptLogits]):
             raise UserError(
                 "benchmark.sets is empty, or contains an empty set: give the concepts to show, such as [[car, bike]]."
             )
+        if len({*map(tuple, sets)}) < len(sets):
+            raise UserError(f"benchmark.sets={[list(each) for each in sets]} repeats a set: give each once.")
         named = {", ".join(each): each for each in sets} | {ALL: players}
         prompt_seen = prompt if image is not None else ""
         asked = {name: ConceptQuestion(concepts, background, n_layers, prompt_seen) for name, concepts in named.items()}

@@ -215,6 +215,8 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
             raise UserError("benchmark.players is empty: give sizes such as n20, d10 or n0.")
         for size in players:
             _check_players(size, len(self.vocabulary))
+        _refuse_repeated("players", players)
+        _refuse_repeated("ablations", ablations)
         self.cells = [Cell(size, ablation) for size in players for ablation in ablations]
         self.n_layers = n_layers
         self.fewer_layers = fewer_layers
@@ -380,8 +382,14 @@ def _check_choices(name: str, values: Sequence[str], choices: tuple[str, ...]) -
         raise UserError(f"benchmark.{name}={list(values)} must be some of {', '.join(choices)}.")
 
 
+def _refuse_repeated(name: str, values: Sequence[str]) -> None:
+    repeated = [value for value in values if list(values).count(value) > 1]
+    if repeated:
+        raise UserError(f"benchmark.{name} contains {repeated[0]!r} several times: give each once.")
+
+
 def _check_players(size: str, n_classes: int) -> None:
-    if not re.fullmatch(r"[nd]\d+", str(size)):
+    if not re.fullmatch(r"[nd](0|[1-9]\d*)", str(size)):
         raise UserError(f"benchmark.players={size!r} is not a size: give sizes such as n20, d10 or n0.")
     if int(size[1:]) + (size[0] == "d") > n_classes:
         raise UserError(

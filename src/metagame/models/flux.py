@@ -43,6 +43,8 @@ PARTS = {
 }  # fmt: skip
 TORCH_NEAREST = "torch_nearest"
 POSTERIORS, NOISES = ("sample", "mean"), ("device", "cpu")
+LONGEST_TEXT = 512
+"""Tokens that the pipeline takes."""
 TEXT_LENGTH = 256
 MEMORY_ADVICE = "set model.offload=true, or model.text_encoder_bits=8"
 
@@ -141,6 +143,8 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             raise UserError(f"model.denoising.side={denoising.side} must be a multiple of {multiple} pixels.")
         if pipeline.transformer.config.guidance_embeds and denoising.guidance is None:
             raise UserError("this model needs a guidance scale: set model.denoising.guidance, for example to 3.5.")
+        if not 2 <= text_length <= LONGEST_TEXT:  # one token is taken by the end of the text
+            raise UserError(f"model.text_length={text_length} must be from 2 to {LONGEST_TEXT}.")
         self.pipeline = pipeline
         self.revision = revision
         self.device = device

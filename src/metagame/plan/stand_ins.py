@@ -55,5 +55,5 @@ def stand_ins(node: DictConfig) -> Sequence[Sample]:
     expected = (node.get("expected") or {}).get("images")
     if expected is None:
         raise UserError(f"the samples of benchmark {node.name} cannot be counted without its data.")
-    own_prompt = ("prompt",) if "prompt" in node.ablations else ()
-    return [ExpectedImage(str(number), ("", *own_prompt)) for number in range(expected)]
+    prompts = tuple(dict.fromkeys("prompt" if ablation == "prompt" else "" for ablation in node.ablations))
+    return [ExpectedImage(str(number), prompts) for number in range(expected)]

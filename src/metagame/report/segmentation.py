@@ -66,6 +66,10 @@ POSTERIOR_NOTES = {
     "sample": "Latents are samples of the autoencoder's distribution, as in the paper's code.",
     "mean": "Latents are means of the autoencoder's distribution; the paper's code samples them.",
 }
+NOISE_NOTES = {
+    "device": "Noise is drawn on the model's device, in its type; the paper's code draws it on a GPU.",
+    "cpu": "Noise is drawn on the CPU; the paper's code draws it on a GPU.",
+}
 TINY_NOTE = (
     "Published values are of FLUX.1-schnell; the tiny model was trained on scenes of handwritten digits and need not"
     " agree with them."
@@ -164,6 +168,7 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
             *setting_notes(results, "benchmark.full_classes", FULL_CLASS_NOTES),
             *setting_notes(results, "model.denoising.resample", RESAMPLE_NOTES),
             *setting_notes(results, "model.denoising.posterior", POSTERIOR_NOTES),
+            *setting_notes(results, "model.denoising.noise", NOISE_NOTES),
             *_swap_notes(scores, _full_names(results)),
             *([TINY_NOTE] if scale == "tiny" and any(score.published() for score in scores) else []),
             *_unpublished_notes(scores, _full_names(results)),
