@@ -94,6 +94,10 @@ class Sentences(Benchmark):
         scores = {"text": sample.text, "answer": self.answer}
         return scores if self.lengths is None else {**scores, "length": self.lengths[int(sample.id[1:])]}
 
+    def sample_scores(self, scores):
+        assert "text" in scores  # samples that failed have no scores, and are not asked about
+        return super().sample_scores(scores)
+
 
 class Drawn(Sentences):
     """Sentences of :func:`tests.tiny.texts.texts`: no config holds them."""
