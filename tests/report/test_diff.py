@@ -78,11 +78,13 @@ def test_scores_within_scores_are_compared_and_those_that_are_no_numbers_come_fi
 
 def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alone_are_named(ran, tmp_path):
     one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+    page = write_comparison(one, other, tmp_path / "page").read_bytes()
     (cfg,) = read_jobs(other).values()
     for label, factor in {"Share": 2.0, "Second": 3.0}.items():
         added = merged(cfg, {"attribution": {"label": label, "method": {"factor": factor}}})
         run_job(added)
         assert compare_runs(one, other) == []
+        assert write_comparison(one, other, tmp_path / "page").read_bytes() == page
     write_report([cfg, added])
     lines = compare_runs(one, other)
     assert [line for line in lines if line.startswith("samples:")] == [

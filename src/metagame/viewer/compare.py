@@ -109,7 +109,7 @@ def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N
     browser, subjects = Browser(n_samples, folder, compares=True), Subjects()
     compared = []
     for one, other in _pairs(first, second):
-        experiments = read_run(one), read_run(other)
+        experiments = read_run(one, of_table=True), read_run(other, of_table=True)
         notes = [f"{name}: {text}" for name, each in zip(RUN_NAMES, experiments, strict=True) for text in each.errors]
         runs = [
             Run(each.run.results, each.run.command, name)

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
-from metagame.report.results import JobResult, read_asked, read_command, read_experiment
+from metagame.report.results import JobResult, read_asked, read_command, read_experiment, read_jobs, read_table_jobs
 from metagame.viewer.browser import Browser, Run
 from metagame.viewer.errors import error_text
 from metagame.viewer.tables import Section, read_section
@@ -139,13 +139,13 @@ UNREADABLE = (OSError, TypeError, ValueError, LookupError, YAMLError, OmegaConfB
 """What a file of results raises that is cut off, or of another form."""
 
 
-def read_run(folder: Path) -> Experiment:
-    """What an experiment's folder holds, as far as it can be read."""
+def read_run(folder: Path, *, of_table: bool = False) -> Experiment:
+    """What an experiment's folder holds, as far as it can be read; of its jobs those of the table alone if asked."""
     try:
-        results = read_experiment(folder)
+        results = read_table_jobs(folder) if of_table else read_experiment(folder)
         errors: list[str] = []
     except UNREADABLE as error:
-        results, errors = _readable_jobs(folder)
+        results, errors = _readable_jobs(folder, of_table=of_table)
         errors = errors or [error_text(error, folder.parent)]
     run = Run(results, read_command(folder))
     return Experiment(read_section(folder), run, [*errors, *dict.fromkeys(_missing(results))])
@@ -162,11 +162,15 @@ def _missing(results: Sequence[JobResult]) -> Iterator[str]:
             )
 
 
-def _readable_jobs(folder: Path) -> tuple[list[JobResult], list[str]]:
+def _readable_jobs(folder: Path, *, of_table: bool) -> tuple[list[JobResult], list[str]]:
     """The jobs of an experiment one by one, and in a sentence each why some cannot be read."""
     results: list[JobResult] = []
     errors: list[str] = []
-    for path in _asked(folder):
+    try:
+        names = read_jobs(folder) if of_table else {}
+    except UNREADABLE as error:
+        names, errors = {}, [f"All jobs are taken, also those of no table: {error_text(error, folder.parent)}"]
+    for path in (path for path in _asked(folder) if not names or path.stem in names):
         try:
             results += read_asked(path)
         except UNREADABLE as error:
