@@ -13,14 +13,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
 from metagame.report.results import JobResult, read_asked, read_command, read_experiment, read_jobs, read_table_jobs
 from metagame.viewer.browser import Browser, Run
-from metagame.viewer.errors import error_text
+from metagame.viewer.errors import UNREADABLE, error_text
 from metagame.viewer.tables import Section, read_section
 
 N_SAMPLES = 64
@@ -133,10 +131,6 @@ def _hash(text: str) -> str:
 def _asked(folder: Path) -> list[Path]:
     """The files that say what an experiment asked of its jobs."""
     return sorted((folder / "samples").glob("*.json"))
-
-
-UNREADABLE = (OSError, TypeError, ValueError, LookupError, YAMLError, OmegaConfBaseException)
-"""What a file of results raises that is cut off, or of another form."""
 
 
 def read_run(folder: Path, *, of_table: bool = False) -> Experiment:
