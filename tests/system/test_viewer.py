@@ -506,8 +506,17 @@ def test_two_runs_are_side_by_side_the_sample_that_changed_most_first(two_runs, 
 def test_runs_of_scales_are_compared_by_experiment_and_those_without_one_in_common_are_refused(two_runs, tmp_path):
     page = write_comparison(two_runs / "first", two_runs / "second", tmp_path / "page", n_samples=1)
     assert page.read_text(encoding="utf-8").count("length</strong> differs in 2 of 12") == 1
+    first = shutil.copytree(two_runs / "first", tmp_path / "first")
+    for run, name in ((first, "y"), (tmp_path / "second", "z")):
+        write_table(RESULTS, run / name)
+        write_page(run)
     with pytest.raises(UserError, match="have no experiment in common"):
-        write_comparison(two_runs / "first", tmp_path, tmp_path / "page")
+        write_comparison(first, tmp_path / "second", tmp_path / "page")
+    for name in ("x", "z"):
+        write_table(RESULTS, first / name)
+    text = write_comparison(first, tmp_path / "second", tmp_path / "page").read_text(encoding="utf-8")
+    assert "Only the first run has x, y." in text
+    assert re.findall('<section id="results-(\\w*)', text) == ["z"]
 
 
 @needs_chromium

@@ -15,7 +15,7 @@ from metagame.report.results import JobResult
 from metagame.viewer.browser import Browser, Run
 from metagame.viewer.errors import UNREADABLE
 from metagame.viewer.subjects import Subjects
-from metagame.viewer.write import N_SAMPLES, read_run, render_template, save_page
+from metagame.viewer.write import N_SAMPLES, experiments_in, is_experiment, read_run, render_template, save_page
 
 RUN_NAMES = ("first run", "second run")
 MOST_SHOWN = 20
@@ -136,7 +136,10 @@ def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N
         n_arrays = sum(each.n_samples for each in changes if each.score == VALUES)
         changed, notes = [each for each in changes if each.changed], [*notes, *_only_in_one(*runs)]
         compared.append(Compared(one.name, cells, scores, changed, _n_shared(*runs), n_arrays, notes))
-    page, parts = render_template("diff.html", browser, first=str(first), second=str(second), compared=compared)
+    page, parts = render_template(
+        "diff.html", browser, first=str(first), second=str(second), compared=compared,
+        alone=list(_alone(first, second, compared)),
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     save_page(folder / "index.html", page, parts)
     return folder / "index.html"
@@ -154,15 +157,24 @@ def _tried(compare: Callable[[Path, Path], list[str]], one: Path, other: Path, n
 
 def _pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
     """The folders of each experiment in the two runs."""
-    if (first / "samples").is_dir() and (second / "samples").is_dir():
+    if is_experiment(first) and is_experiment(second):
         return [(first, second)]
-    names = [{path.parent.name for path in run.glob("*/samples")} for run in (first, second)]
+    names = [{path.name for path in experiments_in(run)} for run in (first, second)]
     if not names[0] & names[1]:
         raise UserError(
             f"{first} and {second} have no experiment in common: give two folders of an experiment, such as"
             " outputs/tiny/table2, or of a scale."
         )
     return [(first / name, second / name) for name in sorted(names[0] & names[1])]
+
+
+def _alone(first: Path, second: Path, compared: Sequence[Compared]) -> Iterator[str]:
+    """Which experiments only one of two scales has, in a sentence for each scale."""
+    known = {each.name for each in compared}
+    for name, run in zip(RUN_NAMES, (first, second), strict=True):
+        alone = [path.name for path in experiments_in(run) if path.name not in known]
+        if alone:
+            yield f"Only the {name} has {', '.join(alone)}."
 
 
 def _by_method(run: Run) -> dict[tuple[str, str], JobResult]:

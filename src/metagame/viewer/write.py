@@ -61,7 +61,7 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
     """
     if n_samples < 1:
         raise UserError(f"--samples {n_samples} must be a positive integer.")
-    found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or _asked(path)]
+    found = experiments_in(folder)
     if not found:
         raise UserError(f"{folder} has no results: run an experiment first, for example with 'make table1'.")
     experiments = [read_run(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
@@ -69,6 +69,16 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
     path = folder / "report" / "index.html"
     save_page(path, *render(path.parent, experiments, missing, n_samples))
     return path
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether the folder has an experiment's table, or jobs that it asked for."""
+    return (folder / "table.json").exists() or bool(_asked(folder))
+
+
+def experiments_in(folder: Path) -> list[Path]:
+    """The folders of the experiments of a scale, by name."""
+    return [path for path in sorted(folder.glob("*")) if is_experiment(path)]
 
 
 def save_page(path: Path, page: str, parts: Mapping[str, str]) -> None:
