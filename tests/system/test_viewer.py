@@ -343,6 +343,20 @@ def test_one_entry_is_one_arrow_from_its_player_to_its_target(stub, open_page):
 
 
 @needs_chromium
+def test_pairs_without_a_direction_are_lines_and_nothing_is_said_of_single_tokens(tmp_path, open_page):
+    entries = [[0, 2, -2.0], [2, 0, -2.0], [0, 1, 1.0], [1, 0, 1.0], [1, 1, 9.0]]
+    run_job(sentence_config(tmp_path / "x", "m", texts=["a b c"], entries=entries, directed=False))
+    write_page(tmp_path)
+    page = open_page(tmp_path)
+    assert page.texts(".pairs li") == ["a ↔ c: −2.00", "a ↔ b: +1.00"]
+    assert page.texts(".pair .head, .matrix .value") == []
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    click(page, "a", "Copy as CSV")
+    rows = pd.read_csv(io.StringIO(page.evaluate("globalThis.copied")))
+    assert (set(rows.what), list(rows.value)) == ({"interaction of the pair"}, [0, 1, -2, 9, 0, 0])
+
+
+@needs_chromium
 def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_it(stub, open_page):
     page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
     assert arrows(page, "b") == [[0, 1, -8.0, True], [0, 2, 0.5, False], [1, 0, 4.0, False], [1, 2, 1.0, False]]

@@ -130,17 +130,19 @@ class Given(Method):
         targets: their names.
         grid: of patches, of which each target has all.
         error: in place of an explanation.
+        directed: whether the entries are of directed pairs.
     """
 
     input_type = Sentence
 
-    def __init__(self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None):
+    def __init__(self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None, directed=True):
         self.entries = entries
         self.attribution = None if attribution is None else np.array(attribution)
         self.values = None if values is None else np.array(values)
         self.targets = None if targets is None else tuple(targets)
         self.grid = None if grid is None else tuple(grid)
         self.error = error
+        self.directed = directed
 
     def explain(self, bound, progress=None):
         if self.error is not None:
@@ -157,6 +159,9 @@ class Given(Method):
         matrix = np.zeros((n, n))
         for target, player, value in self.entries:
             matrix[target, player] = value
+        if not self.directed:
+            meta = MetaAttributions(matrix, directed=False, players=players, targets=players)
+            return Explanation(players, players, meta=meta)
         meta = MetaAttributions(matrix, first_order=matrix.sum(1), players=players, targets=players)
         return Explanation(players, players, attribution=meta.first_order, meta=meta)
 

@@ -57,7 +57,9 @@ def token_view(explanation: Explanation, annotation: Annotation) -> View:
     }
     if meta is not None and meta.standard_error is not None and meta.standard_error.any():
         packed["error"] = pack(_shaped(meta.standard_error, len(names), len(names)))
-    return {"kind": "tokens", "tokens": list(names), "annotated": _places(annotation.pairs, names), **packed}
+    directed = meta is None or meta.directed
+    annotated = _places(annotation.pairs, names)
+    return {"kind": "tokens", "tokens": list(names), "directed": directed, "annotated": annotated, **packed}
 
 
 def _places(pairs: Sequence[tuple[str, str]], tokens: Sequence[str]) -> list[tuple[int, int]]:

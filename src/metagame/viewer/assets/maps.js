@@ -231,6 +231,7 @@ function drawInfluence(view, limits, state, change) {
   const focus = state.token !== null && state.token < names.length ? state.token : null;
   const { picture, pairs } = arrowRow({
     names,
+    directed: true,
     tints: null,
     matrix,
     limit: limits.arrow,
@@ -262,8 +263,8 @@ function drawInfluence(view, limits, state, change) {
     ),
     picture,
     line,
-    pairList(names, pairs),
-    matrixMap({ names, matrix, limit: limits.influence, bars: null, say }),
+    pairList(names, pairs, true),
+    matrixMap({ names, directed: true, matrix, limit: limits.influence, bars: null, say }),
     legend(limits.influence, "influence", true),
   );
 }

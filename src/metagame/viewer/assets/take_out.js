@@ -12,8 +12,17 @@ function tokenRecords(view) {
     first = view.first_order ? Array.from(numbers(view.first_order)) : [];
   return [
     ...first.map((value, i) => ({ what: "first-order attribution", target: names[i], value })),
-    ...(view.matrix ? matrixRecords(names, numbers(view.matrix), view.error ? numbers(view.error) : null) : []),
+    ...(view.matrix ? pairRecords(view, names) : []),
   ];
+}
+
+/** Influences, or interactions of pairs, each pair once. */
+function pairRecords(view, names) {
+  const records = matrixRecords(names, numbers(view.matrix), view.error ? numbers(view.error) : null);
+  if (view.directed) return records;
+  const n = names.length,
+    once = records.filter((_, k) => Math.floor(k / n) <= k % n);
+  return once.map((record) => ({ ...record, what: "interaction of the pair" }));
 }
 
 function matrixRecords(names, matrix, errors, where = {}) {
