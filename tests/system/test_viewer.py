@@ -667,6 +667,26 @@ def test_files_that_are_broken_are_told_and_the_others_are_shown(copied, open_pa
     assert page.texts("[data-panel=b] .matrix")
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "told"),
+    [
+        ("table.json", lambda text: re.sub(r'("published": \[)', r"\1{}, ", text), "published values for 4"),
+        ("table.json", lambda text: text.replace('"mean": 0.5', '"mean": "x"'), "is no number"),
+        ("table.json", lambda text: text.replace('"mean": 0.5,', ""), "table.json is not a table"),
+        ("table.json", lambda text: text.replace('"holds": true', '"holds": []'), "unhashable"),
+        ("runs.jsonl", lambda _: '{"command": "x"}\nbroken\n', "runs.jsonl cannot be read"),
+        ("runs.jsonl", lambda _: "3\n", "runs.jsonl cannot be read"),
+        ("caption.txt", lambda _: "\udcff", "caption.txt cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_an_experiment_is_told_in_its_section(copied, file, damage, told):
+    path = copied / "sentences" / file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text(damage(text), encoding="utf-8", errors="surrogateescape")
+    assert told in write_page(copied).read_text(encoding="utf-8")
+    write_comparison(copied / "sentences", copied / "sentences", copied.parent / "page")
+
+
 @pytest.mark.parametrize("odd", [np.ones((2, 2)), np.ones(9)])
 def test_arrays_of_another_shape_than_their_names_make_are_told(copied, odd):
     file = next(copied.glob("sentences/jobs/*-many-*/arrays/*.npz"))

@@ -16,7 +16,15 @@ from markupsafe import Markup
 
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
-from metagame.report.results import JobResult, read_asked, read_command, read_experiment, read_jobs, read_table_jobs
+from metagame.report.results import (
+    RUNS,
+    JobResult,
+    read_asked,
+    read_command,
+    read_experiment,
+    read_jobs,
+    read_table_jobs,
+)
 from metagame.viewer.browser import Browser, Run
 from metagame.viewer.errors import UNREADABLE, error_text
 from metagame.viewer.tables import Section, read_section
@@ -151,8 +159,11 @@ def read_run(folder: Path, *, of_table: bool = False) -> Experiment:
     except UNREADABLE as error:
         results, errors = _readable_jobs(folder, of_table=of_table)
         errors = errors or [error_text(error, folder.parent)]
-    run = Run(results, read_command(folder))
-    return Experiment(read_section(folder), run, [*errors, *dict.fromkeys(_missing(results))])
+    try:
+        command = read_command(folder)
+    except UNREADABLE as error:
+        command, errors = None, [*errors, f"{RUNS} cannot be read, so no command is shown: {error}"]
+    return Experiment(read_section(folder), Run(results, command), [*errors, *dict.fromkeys(_missing(results))])
 
 
 def _missing(results: Sequence[JobResult]) -> Iterator[str]:
