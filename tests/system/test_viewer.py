@@ -436,6 +436,20 @@ def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_n
     assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
 
 
+@needs_chromium
+def test_values_that_are_rounded_are_called_so_and_those_of_tokens_are_not(tmp_path, open_page):
+    names = [f"w{place}" for place in range(70)]
+    for name, method in {"rounded": {"values": np.eye(70).tolist(), "targets": names}, "exact": {}}.items():
+        run_job(sentence_config(tmp_path / "x", name, texts=[" ".join(names)], **method))
+    write_page(tmp_path)
+    page = open_page(tmp_path, "#a=rounded&b=exact")
+    assert [text for text in page.texts(".panel > .hint") if "rounded to steps of 0.000031" in text]
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    for panel, rounded in (("a", True), ("b", False)):
+        click(page, panel, "Copy as CSV")
+        assert ("rounded_to" in page.evaluate("globalThis.copied")) == rounded
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """An experiment of 20 sentences, scored by their first-order attribution of two methods, and its page."""
@@ -775,10 +789,13 @@ def test_variants_of_a_job_are_methods_of_one_sample_also_where_one_fails(tmp_pa
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "kind", "tolerance"), [(50, "float32", 1e-7), (5000, "int16", 1 / 32767)])
-def test_a_packed_array_is_read_back_within_its_digits(size, kind, tolerance):
+@pytest.mark.parametrize(
+    ("size", "exact", "kind", "tolerance"),
+    [(50, False, "float32", 1e-7), (5000, False, "int16", 1 / 32767), (5000, True, "float32", 1e-7)],
+)
+def test_a_packed_array_is_read_back_within_its_digits(size, exact, kind, tolerance):
     values = np.random.default_rng(0).normal(size=(size, 1)) * 7
-    packed = pack(values)
+    packed = pack(values, exact=exact)
     stored = np.frombuffer(base64.b64decode(packed["data"]), {"float32": "<f4", "int16": "<i2"}[kind])
     assert packed["type"] == kind
     assert np.abs(stored * packed["scale"] - values.ravel()).max() <= tolerance * np.abs(values).max()

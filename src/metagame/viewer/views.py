@@ -53,10 +53,10 @@ def token_view(explanation: Explanation, annotation: Annotation) -> View:
     names, meta, first_order = explanation.targets, explanation.meta, explanation.attribution
     packed = {
         "first_order": None if first_order is None else pack(_shaped(first_order, len(names))),
-        "matrix": None if meta is None else pack(_shaped(meta.values, len(names), len(names))),
+        "matrix": None if meta is None else pack(_shaped(meta.values, len(names), len(names)), exact=True),
     }
     if meta is not None and meta.standard_error is not None and meta.standard_error.any():
-        packed["error"] = pack(_shaped(meta.standard_error, len(names), len(names)))
+        packed["error"] = pack(_shaped(meta.standard_error, len(names), len(names)), exact=True)
     directed = meta is None or meta.directed
     annotated = _places(annotation.pairs, names)
     return {"kind": "tokens", "tokens": list(names), "directed": directed, "annotated": annotated, **packed}

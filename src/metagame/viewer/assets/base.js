@@ -71,6 +71,23 @@ function numbers(packed) {
   return decoded.get(packed);
 }
 
+/** The step to whose multiples a packed array is rounded; undefined where it is exact. */
+function stepOf(packed) {
+  return packed.type === "int16" ? packed.scale : undefined;
+}
+
+/** The largest such step of a view's arrays; 0 where all are exact. */
+function largestStep(node) {
+  if (node === null || typeof node !== "object") return 0;
+  return node.data === undefined ? Math.max(0, ...Object.values(node).map(largestStep)) : (stepOf(node) ?? 0);
+}
+
+/** What is said beside a view whose values are rounded. */
+function roundingNote(view) {
+  const step = largestStep(view);
+  return step ? html("p", { class: "hint" }, `Values of large arrays are rounded to steps of ${step.toPrecision(2)}.`) : null;
+}
+
 /** Row k of a packed array of two axes. */
 function row(packed, k) {
   const width = packed.shape[1];

@@ -345,6 +345,7 @@ function drawPanels(group, sample, shown) {
     return panel(
       scores,
       draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample, share),
+      roundingNote(view),
       takeOut(group, sample, method, view),
       source,
     );

@@ -4,10 +4,10 @@ const SMALL = 104,
   LARGE = 336;
 const TRUTH = [0.35, 0.85, 0.7]; // shares of red, green and blue where the annotation has a name
 
-/** The maps of a view, in order: { name, layer, values }. */
+/** The maps of a view, in order: { name, layer, values, step }. */
 function mapsOf(view) {
   return view.layers.flatMap((layer) =>
-    layer.names.map((name, k) => ({ name, layer: layer.title, values: row(layer.values, k) })),
+    layer.names.map((name, k) => ({ name, layer: layer.title, values: row(layer.values, k), step: stepOf(layer.values) })),
   );
 }
 

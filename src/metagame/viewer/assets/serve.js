@@ -107,6 +107,7 @@ function drawAnswer(answer, number) {
       answer.note ? html("p", { class: "error" }, answer.note) : null,
       html("p", { class: "hint" }, HINTS[view.kind]),
       drawn,
+      roundingNote(view),
       html(
         "details",
         {},

@@ -1,6 +1,6 @@
 // What can be taken out of the page: a method's view of a sample as CSV, JSON and PNG.
 
-const COLUMNS = ["what", "map", "target", "player", "row", "column", "value", "standard_error"];
+const COLUMNS = ["what", "map", "target", "player", "row", "column", "value", "standard_error", "rounded_to"];
 
 /** Every value of a view with its names; rows and columns count from 1. */
 function recordsOf(view) {
@@ -40,11 +40,14 @@ function matrixRecords(names, matrix, errors, where = {}) {
 function mapRecords(view) {
   const place = (k) => ({ row: Math.floor(k / view.grid[1]), column: k % view.grid[1] });
   const maps = mapsOf(view).flatMap((map) =>
-    Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value })),
+    Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value, rounded_to: map.step })),
   );
   const patches = view.influence ? view.grid[0] * view.grid[1] : 0;
   const influence = Array.from({ length: patches }, (_, k) =>
-    matrixRecords(view.influence.names, influenceAt(view.influence, k), null, place(k)),
+    matrixRecords(view.influence.names, influenceAt(view.influence, k), null, {
+      ...place(k),
+      rounded_to: stepOf(view.influence.values),
+    }),
   );
   return [...maps, ...influence.flat()];
 }
@@ -56,6 +59,7 @@ function arrayRecords(view) {
       row: Math.floor(k / values.shape[1]),
       column: k % values.shape[1],
       value,
+      rounded_to: stepOf(values),
     })),
   );
 }
@@ -75,13 +79,12 @@ function nested(values, shape) {
   return Array.from({ length: shape[0] }, (_, k) => nested(values.slice(k * size, (k + 1) * size), shape.slice(1)));
 }
 
-/** A view with its arrays as nested lists, and the largest step that any of them was rounded to. */
-function unpacked(node, rounding) {
+/** A view with its arrays as nested lists. */
+function unpacked(node) {
   if (node === null || typeof node !== "object") return node;
-  if (Array.isArray(node)) return node.map((each) => unpacked(each, rounding));
+  if (Array.isArray(node)) return node.map(unpacked);
   if (node.data === undefined)
-    return Object.fromEntries(Object.entries(node).map(([name, each]) => [name, unpacked(each, rounding)]));
-  if (node.type === "int16") rounding.step = Math.max(rounding.step, node.scale);
+    return Object.fromEntries(Object.entries(node).map(([name, each]) => [name, unpacked(each)]));
   return nested(numbers(node), node.shape);
 }
 
@@ -90,12 +93,10 @@ function jsonOf(group, sample, method, view) {
     { id, text, answer } = sample,
     { label, job, key, scores, command } = method,
     { question, ...shown } = view;
-  const rounding = { step: 0 },
-    values = unpacked(shown, rounding);
   return JSON.stringify(
     {
       ...{ experiment, model, benchmark, command, sample: { id, text, answer }, method: label, question, scores },
-      ...{ job, key, exact_arrays: `${job}/arrays/${key}.npz`, rounded_to: rounding.step || null, view: values },
+      ...{ job, key, exact_arrays: `${job}/arrays/${key}.npz`, rounded_to: largestStep(view) || null, view: unpacked(shown) },
     },
     null,
     1,
