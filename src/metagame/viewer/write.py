@@ -60,7 +60,7 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
 
     Args:
         folder: of the scale's results, such as ``outputs/tiny``.
-        known: names of all experiments; those without results are listed as not run.
+        known: names of the experiments that have values for the scale; those without results are listed as not run.
         n_samples: how many samples of each job the browser has.
 
     Raises:
