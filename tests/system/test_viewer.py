@@ -301,6 +301,20 @@ def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
 
 
 @needs_chromium
+def test_the_focus_and_what_is_unfolded_stay_where_they_are_when_a_panel_is_drawn_anew(tmp_path, open_page):
+    values = np.arange(12.0).reshape(6, 2).tolist()
+    run_job(sentence_config(tmp_path / "x", "m", texts=["a b"], values=values, targets=["image"], grid=[2, 3]))
+    write_page(tmp_path)
+    page = open_page(tmp_path)
+    page.evaluate("document.querySelector('details.source').open = true")
+    page.evaluate("document.querySelectorAll('.map')[1].focus()")
+    page.press_on(".map:not(.chosen)")
+    assert page.evaluate("document.activeElement.dataset.name") == page.texts(".map.chosen span")[0] == "b"
+    assert page.each("details.source", "node.open") == [True]
+    assert "Enter" not in page.each(".large canvas", "node.ariaLabel")[0]
+
+
+@needs_chromium
 def test_an_adders_matrix_and_first_order_bars_are_those_of_its_arrays(real, open_page):
     folder, configs = real
     explanation = explanation_of(configs["addition"][1])
@@ -366,6 +380,7 @@ def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_
     page.evaluate("document.querySelector('[data-panel=b] [data-token=\"2\"]').focus()")
     page.press("Enter")
     assert [pair[:2] for pair in arrows(page, "b")] == [[0, 2], [1, 2]]
+    assert page.evaluate("document.activeElement.closest('[data-panel=b] [data-token]').dataset.token") == "2"
 
 
 @needs_chromium

@@ -23,6 +23,26 @@ function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
+const NAMED = { map: ".map", patch: ".large canvas", token: "[data-token]", matrix: ".matrix", "": "details" };
+
+/** Name what can have the focus or be unfolded in a part of the page, so that it is found again when it is drawn anew. */
+function nameParts(part, name) {
+  for (const [kind, selector] of Object.entries(NAMED))
+    part.querySelectorAll(selector).forEach((node, k) => {
+      node.id = `${name}-${kind ? `${kind}-${k}` : node.className}`;
+      if (!kind) node.querySelector("summary").id = `${node.id}-summary`;
+    });
+}
+
+/** Draw anew, with the focus where it was and what was unfolded unfolded. */
+function keepPlace(draw) {
+  const focused = document.activeElement?.id,
+    open = [...document.querySelectorAll("#panels details[open]")].map((node) => node.id);
+  draw();
+  for (const node of open.map((id) => document.getElementById(id))) if (node) node.open = true;
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+}
+
 const loads = new Map();
 
 /** What a file of samples beside the page holds. It is a script, since browsers do not let a local page read files. */

@@ -50,16 +50,8 @@ function writeFragment() {
 
 function change(some) {
   Object.assign(state, some);
-  const focused = document.activeElement?.id,
-    token = document.activeElement?.dataset?.token;
-  render(Object.keys(some));
+  keepPlace(() => render(Object.keys(some)));
   writeFragment();
-  const again = focused
-    ? document.getElementById(focused)
-    : token
-      ? panels.querySelector(`[data-token="${token}"]`)
-      : null;
-  again?.focus({ preventScroll: true });
 }
 
 /** The element of a list whose name is chosen, else the first one (or the one at `otherwise`). */
@@ -291,7 +283,7 @@ function drawScores(scores) {
   const first = html("p", { class: "scores" }, texts.slice(0, FEW_SCORES).join(" · "));
   if (texts.length <= FEW_SCORES) return first;
   const rest = html("summary", {}, `All ${texts.length} scores`);
-  return [first, html("details", {}, rest, html("p", { class: "scores" }, texts.join(" · ")))];
+  return [first, html("details", { class: "all-scores" }, rest, html("p", { class: "scores" }, texts.join(" · ")))];
 }
 
 /** Where a method's answer lies, and the command that made it. */
@@ -352,6 +344,7 @@ function drawPanels(group, sample, shown) {
   });
   // a method alone is not shown beside itself
   panels.replaceChildren(...made.slice(0, sample.methods.length));
+  for (const panel of panels.children) nameParts(panel, panel.dataset.panel);
 }
 
 /** Show what is chosen; `given` are the names of what was chosen just now. */

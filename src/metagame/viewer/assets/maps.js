@@ -74,15 +74,18 @@ async function paint(canvas, values, [rows, columns], limit, picture) {
   canvas.dataset.painted = "yes";
 }
 
-/** The large map; `point(row, column)` of the returned object moves its cursor, `share` tells of moves by hand. */
-function largeMap(map, wanted, grid, limit, picture, share) {
+/**
+ * The large map; `point(row, column)` of the returned object moves its cursor. `share` tells of moves by hand, and of the
+ * patch that is chosen, where there is something to see of single patches.
+ */
+function largeMap(map, wanted, grid, limit, picture, share, chooses) {
   const [rows, columns] = grid;
   const canvas = html("canvas", {
     width: LARGE,
     height: LARGE,
     tabindex: 0,
     role: "img",
-    "aria-label": `map of ${map.name}; arrow keys go from patch to patch, Enter chooses one`,
+    "aria-label": `map of ${map.name}; arrow keys go from patch to patch${chooses ? ", Enter chooses one" : ""}`,
   });
   const cursor = html("div", { class: "cursor", hidden: true });
   const { line, say } = readout("Point at a patch for its value.");
@@ -102,14 +105,14 @@ function largeMap(map, wanted, grid, limit, picture, share) {
     return [inside((event.clientY - box.top) / box.height), inside((event.clientX - box.left) / box.width)];
   };
   canvas.addEventListener("mousemove", (event) => share.move(...relative(event)));
-  canvas.addEventListener("click", (event) => share.choose(...relative(event)));
+  canvas.addEventListener("click", (event) => share[chooses ? "choose" : "move"](...relative(event)));
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step && event.key !== "Enter") return;
     event.preventDefault();
     const next = at[0] < 0 || !step ? [Math.max(0, at[0]), at[1]] : [at[0] + step[0], at[1] + step[1]];
     if (next.some((each, axis) => each < 0 || each >= grid[axis])) return;
-    share[step ? "move" : "choose"]((next[0] + 0.5) / rows, (next[1] + 0.5) / columns);
+    share[step || !chooses ? "move" : "choose"]((next[0] + 0.5) / rows, (next[1] + 0.5) / columns);
   });
   const caption = map.name === wanted ? map.name : `${map.name} (there is no map of “${wanted}”)`;
   return {
@@ -182,7 +185,7 @@ function truthFigure(view, sample, wanted) {
 function drawMaps(view, limits, state, change, sample, share) {
   const { picture } = sample,
     map = chosenMap(view, state.item),
-    large = largeMap(map, state.item, view.grid, limits.map, picture, share);
+    large = largeMap(map, state.item, view.grid, limits.map, picture, share, Boolean(view.influence));
   share.maps.push(large);
   if (view.influence && state.patch) large.point(...state.patch.split(",").map(Number));
   const layers = view.layers.map((layer) =>
