@@ -242,6 +242,23 @@ def test_a_picture_of_ones_own_is_explained_and_one_that_is_none_is_refused(ques
         questions.answer(questions.read(sent(**own, file=base64.b64encode(b"GIF89a").decode())), lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("data/tiny/clip", "grad_eclip"), ("data/tiny/siglip2_p8", "grad_esiglip"), ("data/tiny/open_clip", "grad_eclip")],
+)
+def test_methods_are_offered_that_the_model_takes(model, method, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    questions = Questions.of(None, model)
+    assert next(iter(questions.methods["image"])) == method
+    assert f'<option value="{method}">' in render(questions, has_report=False)
+    asked = {"kind": "image", "method": "grad_esiglip", "picture": "two_six.png"}
+    if method == "grad_esiglip":
+        assert questions.read(sent(**asked)).method == method
+    else:
+        with refused("method"):
+            questions.read(sent(**asked))
+
+
 def test_a_model_that_does_not_fit_is_named(monkeypatch):
     monkeypatch.chdir(ROOT)
     questions = Questions.of("data/tiny/bert", None)
