@@ -562,6 +562,19 @@ def test_runs_of_scales_are_compared_by_experiment_and_those_without_one_in_comm
     assert re.findall('<section id="results-(\\w*)', text) == ["z"]
 
 
+def test_a_page_takes_the_place_of_an_earlier_one_and_of_no_file_of_others(two_runs, tmp_path):
+    (tmp_path / "samples").mkdir()
+    own, old = (tmp_path / "samples" / name for name in ("mine.js", f"{'0a' * 8}.js"))
+    for path in (own, old):
+        path.write_text("")
+    runs = [two_runs / name / "x" for name in ("first", "second")]
+    write_comparison(*runs, write_comparison(*runs, tmp_path).parent)
+    assert (own.exists(), old.exists()) == (True, False)
+    (tmp_path / "index.html").write_text("<title>mine</title>")
+    with pytest.raises(UserError, match="would be lost: choose another folder"):
+        write_comparison(*runs, tmp_path)
+
+
 @needs_chromium
 def test_a_sample_that_failed_says_why(stub, open_page):
     page = open_page(stub, "#experiment=sentences&sample=s1&a=broken")

@@ -118,7 +118,7 @@ def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N
         n_samples: how many samples of each job the browser has, and of how many the arrays are compared.
 
     Raises:
-        UserError: the runs have no experiment in common.
+        UserError: the runs have no experiment in common, or the folder has another page.
         RecordError: the page cannot be written.
     """
     browser, subjects = Browser(n_samples, folder, compares=True), Subjects()

@@ -32,6 +32,10 @@ from metagame.viewer.tables import Section, read_section
 N_SAMPLES = 64
 PARTS = "samples"
 """The folder beside the page of the scripts that it loads when their samples are chosen."""
+PART = re.compile("[0-9a-f]{16}")
+"""Their names, by which they are told from files of others."""
+TITLE = b"<title>metagame: "
+"""How every page's title begins."""
 SCRIPTS = (
     "base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "picker.js", "sight.js", "browser.js",
 )  # fmt: skip
@@ -64,7 +68,7 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
         n_samples: how many samples of each job the browser has.
 
     Raises:
-        UserError: there are no results, or ``n_samples`` is not positive.
+        UserError: there are no results, ``n_samples`` is not positive, or another page is there.
         RecordError: the page cannot be written.
     """
     if n_samples < 1:
@@ -90,14 +94,22 @@ def experiments_in(folder: Path) -> list[Path]:
 
 
 def save_page(path: Path, page: str, parts: Mapping[str, str]) -> None:
-    """Write a page and the scripts beside it, and remove those of an earlier one."""
+    """Write a page and the scripts beside it, and remove those of an earlier one.
+
+    Raises:
+        UserError: another page is there.
+        RecordError: the page cannot be written.
+    """
+    if path.is_file() and TITLE not in path.read_bytes():
+        raise UserError(f"{path} is no page of metagame, and would be lost: choose another folder.")
     folder = path.parent / PARTS
     folder.mkdir(parents=True, exist_ok=True)
     for name, script in parts.items():
         _write(folder / f"{name}.js", script)
     _write(path, page)
-    for old in (each for each in folder.glob("*.js") if each.stem not in parts):
-        old.unlink()
+    for old in folder.glob("*.js"):
+        if PART.fullmatch(old.stem) and old.stem not in parts:
+            old.unlink()
 
 
 def _write(path: Path, text: str) -> None:
