@@ -452,6 +452,30 @@ def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_n
 
 
 @needs_chromium
+@pytest.mark.parametrize(
+    ("method", "pointed"),
+    [
+        ({"entries": [[0, 1, 4.0]]}, ".matrix"),
+        ({"values": [[4.0, 1.0], [1.0, 2.0]], "targets": ["image"], "grid": [1, 2]}, ".large canvas"),
+    ],
+)
+def test_two_standard_errors_are_said_of_each_value_also_where_they_are_none(tmp_path, open_page, method, pointed):
+    errors = [[0.0, 1.0], [0.5, 0.0]]
+    run_job(sentence_config(tmp_path / "x", "m", texts=["a b"], standard_error=errors, **method))
+    write_page(tmp_path)
+    page, said = open_page(tmp_path), []
+    page.evaluate(f"document.querySelector('{pointed}').focus()")
+    for _ in range(2):
+        page.press("ArrowRight")
+        said += page.texts(".readout")
+    assert [text.partition(" ± ")[2] for text in said] == (["0", "2.00"] if pointed == ".matrix" else ["0", "1.00"])
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    click(page, "a", "Copy as CSV")
+    rows = pd.read_csv(io.StringIO(page.evaluate("globalThis.copied")))
+    assert sorted(rows.standard_error.dropna()) == [0, 0, 0.5, 1]
+
+
+@needs_chromium
 def test_values_that_are_rounded_are_called_so_and_those_of_tokens_are_not(tmp_path, open_page):
     names = [f"w{place}" for place in range(70)]
     for name, method in {"rounded": {"values": np.eye(70).tolist(), "targets": names}, "exact": {}}.items():

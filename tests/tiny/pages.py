@@ -130,12 +130,23 @@ class Given(Method):
         targets: their names.
         grid: of patches, of which each target has all.
         error: in place of an explanation.
+        standard_error: of the values, or of all entries.
         directed: whether the entries are of directed pairs.
     """
 
     input_type = Sentence
 
-    def __init__(self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None, directed=True):
+    def __init__(
+        self,
+        entries=(),
+        attribution=None,
+        values=None,
+        targets=None,
+        grid=None,
+        error=None,
+        directed=True,
+        standard_error=None,
+    ):
         self.entries = entries
         self.attribution = None if attribution is None else np.array(attribution)
         self.values = None if values is None else np.array(values)
@@ -143,6 +154,7 @@ class Given(Method):
         self.grid = None if grid is None else tuple(grid)
         self.error = error
         self.directed = directed
+        self.standard_error = None if standard_error is None else np.array(standard_error)
 
     def explain(self, bound, progress=None):
         if self.error is not None:
@@ -150,7 +162,8 @@ class Given(Method):
         if self.values is not None:
             players = bound.players[: self.values.shape[1]]
             meta = MetaAttributions(
-                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid
+                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid,
+                standard_error=self.standard_error,
             )  # fmt: skip
             return Explanation(players, self.targets, self.grid, self.attribution, meta)
         players, n = bound.players, len(bound.players)
@@ -162,7 +175,9 @@ class Given(Method):
         if not self.directed:
             meta = MetaAttributions(matrix, directed=False, players=players, targets=players)
             return Explanation(players, players, meta=meta)
-        meta = MetaAttributions(matrix, first_order=matrix.sum(1), players=players, targets=players)
+        meta = MetaAttributions(
+            matrix, first_order=matrix.sum(1), players=players, targets=players, standard_error=self.standard_error
+        )
         return Explanation(players, players, attribution=meta.first_order, meta=meta)
 
 

@@ -121,6 +121,11 @@ function format(value) {
   return (value > 0 ? "+" : "") + text.replace("-", "−");
 }
 
+/** Two standard errors behind a value. */
+function plusMinus(error) {
+  return error === undefined ? "" : ` ± ${format(2 * error).replace("+", "")}`;
+}
+
 /** The limit of a colour scale, as in the figures: the largest hundredth of sizes is clipped. */
 function clippedLimit(lists) {
   const sizes = Float64Array.from(lists.flatMap((list) => Array.from(list, Math.abs))).sort();

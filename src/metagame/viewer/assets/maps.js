@@ -4,10 +4,16 @@ const SMALL = 104,
   LARGE = 336;
 const TRUTH = [0.35, 0.85, 0.7]; // shares of red, green and blue where the annotation has a name
 
-/** The maps of a view, in order: { name, layer, values, step }. */
+/** The maps of a view, in order: { name, layer, values, errors, step }. */
 function mapsOf(view) {
   return view.layers.flatMap((layer) =>
-    layer.names.map((name, k) => ({ name, layer: layer.title, values: row(layer.values, k), step: stepOf(layer.values) })),
+    layer.names.map((name, k) => ({
+      name,
+      layer: layer.title,
+      values: row(layer.values, k),
+      errors: layer.error && row(layer.error, k),
+      step: stepOf(layer.values),
+    })),
   );
 }
 
@@ -97,7 +103,8 @@ function largeMap(map, wanted, grid, limit, picture, share, chooses) {
     const share = (patches, of) => `${(100 * patches) / of}%`;
     const size = { width: share(1, columns), height: share(1, rows) };
     Object.assign(cursor.style, size, { top: share(at[0], rows), left: share(at[1], columns) });
-    say(`${map.name}, row ${at[0]}, column ${at[1]}: ${format(map.values[at[0] * columns + at[1]])}`);
+    const k = at[0] * columns + at[1];
+    say(`${map.name}, row ${at[0]}, column ${at[1]}: ${format(map.values[k])}${plusMinus(map.errors?.[k])}`);
   }
   const relative = (event) => {
     const box = canvas.getBoundingClientRect(),
@@ -136,6 +143,11 @@ function influenceAt(influence, patch) {
     if (patch !== null) return values[k * size + patch];
     return values.subarray(k * size, (k + 1) * size).reduce((a, b) => a + b, 0) / size;
   });
+}
+
+/** Standard errors of that at a patch; null where they are not known, as those of the mean. */
+function errorsAt(influence, patch) {
+  return influence.error && patch !== null ? influenceAt({ ...influence, values: influence.error }, patch) : null;
 }
 
 /** The patch that was chosen, in the grid of this view; null for none. */
@@ -267,7 +279,7 @@ function drawInfluence(view, limits, state, change) {
     picture,
     line,
     pairList(names, pairs, true),
-    matrixMap({ names, directed: true, matrix, limit: limits.influence, bars: null, say }),
+    matrixMap({ names, directed: true, matrix, errors: errorsAt(view.influence, patch), limit: limits.influence, bars: null, say }),
     legend(limits.influence, "influence", true),
   );
 }

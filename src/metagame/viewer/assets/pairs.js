@@ -199,7 +199,7 @@ function matrixMap({ names, directed, matrix, errors, limit, bars, barLimit, bar
   const describe = (i, j) =>
     say(
       `${apart[j]} ${directed ? "→" : "↔"} ${apart[i]} (row ${i + 1}, column ${j + 1}): ${format(matrix[i * n + j])}` +
-        (errors ? ` ± ${format(2 * errors[i * n + j]).slice(1)}` : ""),
+        plusMinus(errors?.[i * n + j]),
     );
   const cells = [];
   for (let i = 0; i < n; i++) {

@@ -40,11 +40,11 @@ function matrixRecords(names, matrix, errors, where = {}) {
 function mapRecords(view) {
   const place = (k) => ({ row: Math.floor(k / view.grid[1]), column: k % view.grid[1] });
   const maps = mapsOf(view).flatMap((map) =>
-    Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value, rounded_to: map.step })),
+    Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value, standard_error: map.errors?.[k], rounded_to: map.step })),
   );
   const patches = view.influence ? view.grid[0] * view.grid[1] : 0;
   const influence = Array.from({ length: patches }, (_, k) =>
-    matrixRecords(view.influence.names, influenceAt(view.influence, k), null, {
+    matrixRecords(view.influence.names, influenceAt(view.influence, k), errorsAt(view.influence, k), {
       ...place(k),
       rounded_to: stepOf(view.influence.values),
     }),
