@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -203,10 +204,34 @@ def reading(phi: MetaAttributions) -> str:
 
 def note_of_absent(text: str, phi: MetaAttributions) -> str:
     """Which words of a text are no players, in a sentence; empty where all are."""
-    there = re.sub(r"\W", "", "".join(phi.players or ())).casefold()
-    absent = dict.fromkeys(word for word in re.findall(r"[^\W_]+", text) if word.casefold() not in there)
+    pieces = [letters for player in phi.players or () if (letters := _letters(player))]
+    absent: dict[str, None] = {}
+    at = 0
+    for unit in text.split():  # as "don't", which one token may be, or several
+        whole = _end_of(unit, pieces, at) is not None
+        for word in [unit] if whole else re.findall(r"[^\W_]+", unit):
+            end = _end_of(word, pieces, at)
+            if end is None:
+                absent[word] = None
+            else:
+                at = end
     names = ", ".join(f"“{word}”" for word in absent)
     return f"Not known to the model, or beyond what it reads: {names}." if absent else ""
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).casefold()
+
+
+def _end_of(word: str, pieces: Sequence[str], start: int) -> int | None:
+    """Behind which of the pieces from ``start`` on the first ones end that make the word together; None without any."""
+    letters = _letters(word)
+    for first in range(start, len(pieces)):
+        ends = itertools.accumulate(map(len, pieces[first:]))
+        n_pieces = next((number for number, end in enumerate(ends, 1) if end >= len(letters)), 0)
+        if "".join(pieces[first : first + n_pieces]) == letters:
+            return first + n_pieces
+    return None if letters else start
 
 
 def _text(given: object) -> str:
