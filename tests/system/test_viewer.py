@@ -393,6 +393,8 @@ def test_two_methods_share_a_scale_unless_each_is_to_have_its_own(stub, open_pag
     assert shared[0] == shared[1]
     assert own[0] < own[1]
     assert "scale=own" in page.evaluate("location.hash")
+    page.choose("a", "strange")
+    assert page.each("[name=scale]", "[node.value, node.disabled]") == [["shared", True], ["own", False]]
 
 
 @needs_chromium

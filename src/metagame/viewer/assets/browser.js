@@ -147,6 +147,11 @@ function resolve(place) {
   return { ...place, questions, shown };
 }
 
+/** Whether A and B can share a scale: both have views, of one kind. */
+function areAlike(shown) {
+  return shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
+}
+
 /** Names of the maps that A and B have. */
 function drawnNames(shown) {
   return mapNames(shown.filter(({ view }) => view?.kind === "maps").map(({ view }) => view));
@@ -186,7 +191,8 @@ function drawControls(found) {
   const methods = sample.methods.map((method) => method.label),
     drawn = shown.filter(({ view }) => view);
   const items = drawnNames(shown),
-    withPairs = drawn.some(({ view }) => view.matrix || view.influence);
+    withPairs = drawn.some(({ view }) => view.matrix || view.influence),
+    scale = areAlike(shown) ? state.scale : "own";
   const radio = (value, text) =>
     html(
       "label",
@@ -196,7 +202,8 @@ function drawControls(found) {
         name: "scale",
         id: `scale-${value}`,
         value,
-        checked: state.scale === value,
+        checked: scale === value,
+        disabled: value === "shared" && !areAlike(shown),
         onchange: () => change({ scale: value }),
       }),
       text,
@@ -311,7 +318,7 @@ function drawPanels(group, sample, shown) {
     move: (down, right) => share.maps.forEach((map) => map.point(down, right)),
     choose: (down, right) => change({ patch: `${down.toFixed(4)},${right.toFixed(4)}` }),
   };
-  const alike = shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
+  const alike = areAlike(shown);
   const all = shown.map(({ view }) => view);
   const made = shown.map(({ method, view }, place) => {
     const letter = html("span", { class: "letter" }, "AB"[place]),

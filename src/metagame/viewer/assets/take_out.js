@@ -2,7 +2,7 @@
 
 const COLUMNS = ["what", "map", "target", "player", "row", "column", "value", "standard_error", "rounded_to"];
 
-/** Every value of a view with its names; rows and columns count from 1. */
+/** Every value of a view with its names; rows and columns count from 0. */
 function recordsOf(view) {
   return view.kind === "tokens" ? tokenRecords(view) : view.kind === "maps" ? mapRecords(view) : arrayRecords(view);
 }
