@@ -22,11 +22,11 @@ from omegaconf import DictConfig
 
 from metagame.errors import RecordError, UserError
 from metagame.jobs.build import build_part
-from metagame.jobs.checks import check_values
+from metagame.jobs.checks import check_values, experiments_at
 from metagame.jobs.grid import asked_configs, check_commas, read_configs_once, read_refusal, refuse, sweep_configs
 from metagame.jobs.records import writing
 from metagame.jobs.run import Outcome, run_job
-from metagame.jobs.spec import OUTPUTS, configs_folder, is_left_out, merged, plain
+from metagame.jobs.spec import OUTPUTS, is_left_out, merged, plain
 from metagame.report.experiment import write_report
 from metagame.report.results import EXPERIMENT, RUNS, read_job, read_jobs
 from metagame.tracking import Tracker, track_job, track_report
@@ -260,8 +260,7 @@ def report(arguments: Sequence[str]) -> None:
     rendered = [] if asked.page_only else [_render_again(path) for path in _folders(folder, asked.experiments)]
     done = all(rendered)
     try:
-        known = [path.stem for path in (configs_folder() / "experiment").glob("*.yaml")]
-        page = write_page(folder, known, asked.samples)
+        page = write_page(folder, experiments_at(asked.scale), asked.samples)
         log.info("wrote %s (%.1f MB)", page, page.stat().st_size / 1e6)
     except UserError as error:
         log.error("%s", error)

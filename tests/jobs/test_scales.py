@@ -10,7 +10,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from metagame.errors import UserError
-from metagame.jobs.checks import check_scale
+from metagame.jobs.checks import check_scale, experiments_at
 from metagame.jobs.grid import list_choices
 from metagame.jobs.spec import FAMILIES
 from tests.tiny.jobs import ROOT, shipped_configs
@@ -119,6 +119,18 @@ def test_a_choice_that_looks_up_values_of_a_scale_says_which_it_has(group):
         for path in (CONFIGS / group / "by_scale" / scale).glob("[!_]*.yaml"):
             assert path.stem in scaled(group)
             assert load(path)["for_scale"] == scale
+
+
+@pytest.mark.parametrize(
+    ("scale", "lacking"),
+    [
+        ("paper", ""), ("tiny", "evidence evidence_pairs"),
+        ("small", "both_ways faithfulness figure13 figure2 figure4 figure7 figure8 figure9 table3 ttcav"),
+    ],
+)  # fmt: skip
+def test_experiments_with_values_for_a_scale_are_told_from_their_files(scale, lacking):
+    assert set(shipped("experiment")) - set(experiments_at(scale)) == set(lacking.split())
+    assert experiments_at("mine") == []
 
 
 @pytest.mark.parametrize("group", GROUPS)

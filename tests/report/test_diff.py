@@ -78,11 +78,13 @@ def test_scores_within_scores_are_compared_and_those_that_are_no_numbers_come_fi
 
 def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alone_are_named(ran, tmp_path):
     one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+    page = write_comparison(one, other, tmp_path / "page").read_bytes()
     (cfg,) = read_jobs(other).values()
     for label, factor in {"Share": 2.0, "Second": 3.0}.items():
         added = merged(cfg, {"attribution": {"label": label, "method": {"factor": factor}}})
         run_job(added)
         assert compare_runs(one, other) == []
+        assert write_comparison(one, other, tmp_path / "page").read_bytes() == page
     write_report([cfg, added])
     lines = compare_runs(one, other)
     assert [line for line in lines if line.startswith("samples:")] == [
@@ -118,3 +120,22 @@ def test_rows_and_columns_of_one_table_alone_are_named(ran):
 def test_a_folder_without_a_table_is_refused(ran, tmp_path):
     with refused("has no table.json: give the folder of an experiment that has run"):
         compare_runs(ran("one", {1: {}}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told", "untold"),
+    [
+        ("table.json", ["<p>Not compared.</p>", "accuracy: 0.5 -&gt; 0.75"], ["None of them differs"]),
+        (
+            "samples/*.json",
+            ["None of them differs", "Not all scores were compared", "Not compared: no sample"],
+            ["No score"],
+        ),
+    ],
+)
+def test_the_page_says_what_it_could_not_compare(ran, damage, told, untold):
+    one, other = ran("one", {1: {}}), ran("other", {1: {"accuracy": 0.75 if damage == "table.json" else 0.5}})
+    for path in other.glob(damage):
+        path.write_text(path.read_text()[:50])
+    page = write_comparison(one, other, one.parent / "page").read_text(encoding="utf-8")
+    assert [text in page for text in (*told, *untold)] == [True] * len(told) + [False] * len(untold)

@@ -242,6 +242,23 @@ def test_a_picture_of_ones_own_is_explained_and_one_that_is_none_is_refused(ques
         questions.answer(questions.read(sent(**own, file=base64.b64encode(b"GIF89a").decode())), lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("data/tiny/clip", "grad_eclip"), ("data/tiny/siglip2_p8", "grad_esiglip"), ("data/tiny/open_clip", "grad_eclip")],
+)
+def test_methods_are_offered_that_the_model_takes(model, method, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    questions = Questions.of(None, model)
+    assert next(iter(questions.methods["image"])) == method
+    assert f'<option value="{method}">' in render(questions, has_report=False)
+    asked = {"kind": "image", "method": "grad_esiglip", "picture": "two_six.png"}
+    if method == "grad_esiglip":
+        assert questions.read(sent(**asked)).method == method
+    else:
+        with refused("method"):
+            questions.read(sent(**asked))
+
+
 def test_a_model_that_does_not_fit_is_named(monkeypatch):
     monkeypatch.chdir(ROOT)
     questions = Questions.of("data/tiny/bert", None)
@@ -253,8 +270,22 @@ def test_the_sentences_about_a_result_name_whom_they_mean():
     phi = MetaAttributions(np.array([[9.0, 0, 0], [0, 9, -1], [0, 0, 9]]), players=("so", "good", "so"), output="yes")
     assert "“so (3)” lowers the attribution of “good” to the model’s answer “yes” by 1," in reading(phi)
     assert reading(MetaAttributions(np.eye(2), players=("a", "b"))).startswith("No token changes")
-    assert note_of_absent("So good, so_", phi) == ""
+    assert note_of_absent("So good, so_ -", phi) == ""
     assert note_of_absent("so Bad good bad", phi).endswith("reads: “Bad”, “bad”.")
+
+
+@pytest.mark.parametrize(
+    ("text", "players", "absent"),
+    [
+        ("service with ice", "ser vice", ["with", "ice"]), ("ice service", "service", ["ice"]),
+        ("do n't don't (well-known)", "do n't don 't well known", []),
+        ("bad-good end", "good", ["bad", "end"]), ("Straße", "straß e", []),
+    ],
+)  # fmt: skip
+def test_words_within_others_are_told_where_they_are_no_players(text, players, absent):
+    phi = MetaAttributions(np.eye(len(players.split())), players=tuple(players.split()))
+    note = note_of_absent(text, phi)
+    assert note.partition("reads: ")[2] == (", ".join(f"“{word}”" for word in absent) + "." if absent else "")
 
 
 def test_the_page_says_what_can_be_asked_and_escapes_names(questions, tmp_path, monkeypatch):

@@ -301,6 +301,20 @@ def test_a_grid_may_have_fewer_rows_than_columns(tmp_path, open_page):
 
 
 @needs_chromium
+def test_the_focus_and_what_is_unfolded_stay_where_they_are_when_a_panel_is_drawn_anew(tmp_path, open_page):
+    values = np.arange(12.0).reshape(6, 2).tolist()
+    run_job(sentence_config(tmp_path / "x", "m", texts=["a b"], values=values, targets=["image"], grid=[2, 3]))
+    write_page(tmp_path)
+    page = open_page(tmp_path)
+    page.evaluate("document.querySelector('details.source').open = true")
+    page.evaluate("document.querySelectorAll('.map')[1].focus()")
+    page.press_on(".map:not(.chosen)")
+    assert page.evaluate("document.activeElement.dataset.name") == page.texts(".map.chosen span")[0] == "b"
+    assert page.each("details.source", "node.open") == [True]
+    assert "Enter" not in page.each(".large canvas", "node.ariaLabel")[0]
+
+
+@needs_chromium
 def test_an_adders_matrix_and_first_order_bars_are_those_of_its_arrays(real, open_page):
     folder, configs = real
     explanation = explanation_of(configs["addition"][1])
@@ -343,6 +357,20 @@ def test_one_entry_is_one_arrow_from_its_player_to_its_target(stub, open_page):
 
 
 @needs_chromium
+def test_pairs_without_a_direction_are_lines_and_nothing_is_said_of_single_tokens(tmp_path, open_page):
+    entries = [[0, 2, -2.0], [2, 0, -2.0], [0, 1, 1.0], [1, 0, 1.0], [1, 1, 9.0]]
+    run_job(sentence_config(tmp_path / "x", "m", texts=["a b c"], entries=entries, directed=False))
+    write_page(tmp_path)
+    page = open_page(tmp_path)
+    assert page.texts(".pairs li") == ["a ↔ c: −2.00", "a ↔ b: +1.00"]
+    assert page.texts(".pair .head, .matrix .value") == []
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    click(page, "a", "Copy as CSV")
+    rows = pd.read_csv(io.StringIO(page.evaluate("globalThis.copied")))
+    assert (set(rows.what), list(rows.value)) == ({"interaction of the pair"}, [0, 1, -2, 9, 0, 0])
+
+
+@needs_chromium
 def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_it(stub, open_page):
     page = open_page(stub, "#experiment=sentences&sample=s1&a=arrow&b=many")
     assert arrows(page, "b") == [[0, 1, -8.0, True], [0, 2, 0.5, False], [1, 0, 4.0, False], [1, 2, 1.0, False]]
@@ -352,6 +380,7 @@ def test_the_number_of_arrows_and_a_chosen_token_leave_the_strongest_that_touch_
     page.evaluate("document.querySelector('[data-panel=b] [data-token=\"2\"]').focus()")
     page.press("Enter")
     assert [pair[:2] for pair in arrows(page, "b")] == [[0, 2], [1, 2]]
+    assert page.evaluate("document.activeElement.closest('[data-panel=b] [data-token]').dataset.token") == "2"
 
 
 @needs_chromium
@@ -364,6 +393,8 @@ def test_two_methods_share_a_scale_unless_each_is_to_have_its_own(stub, open_pag
     assert shared[0] == shared[1]
     assert own[0] < own[1]
     assert "scale=own" in page.evaluate("location.hash")
+    page.choose("a", "strange")
+    assert page.each("[name=scale]", "[node.value, node.disabled]") == [["shared", True], ["own", False]]
 
 
 @needs_chromium
@@ -420,6 +451,44 @@ def test_a_view_leaves_the_page_as_csv_json_and_png_with_what_made_it(real, open
 def test_arrays_whose_targets_are_neither_players_nor_patches_are_heat_maps_by_name(stub, open_page):
     page = open_page(stub, "#experiment=sentences&sample=s1&a=many&b=strange")
     assert page.texts("[data-panel=b] h4") == ["influence of players on targets (3 × 2)"]
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("method", "pointed"),
+    [
+        ({"entries": [[0, 1, 4.0]]}, ".matrix"),
+        ({"values": [[4.0, 1.0], [1.0, 2.0]], "targets": ["image"], "grid": [1, 2]}, ".large canvas"),
+    ],
+)
+def test_two_standard_errors_are_said_of_each_value_also_where_they_are_none(tmp_path, open_page, method, pointed):
+    errors = [[0.0, 1.0], [0.5, 0.0]]
+    run_job(sentence_config(tmp_path / "x", "m", texts=["a b"], standard_error=errors, **method))
+    write_page(tmp_path)
+    page, said = open_page(tmp_path), []
+    page.evaluate(f"document.querySelector('{pointed}').focus()")
+    for _ in range(2):
+        page.press("ArrowRight")
+        said += page.texts(".readout")
+    assert [text.partition(" ± ")[2] for text in said] == (["0", "2.00"] if pointed == ".matrix" else ["0", "1.00"])
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    click(page, "a", "Copy as CSV")
+    rows = pd.read_csv(io.StringIO(page.evaluate("globalThis.copied")))
+    assert sorted(rows.standard_error.dropna()) == [0, 0, 0.5, 1]
+
+
+@needs_chromium
+def test_values_that_are_rounded_are_called_so_and_those_of_tokens_are_not(tmp_path, open_page):
+    names = [f"w{place}" for place in range(70)]
+    for name, method in {"rounded": {"values": np.eye(70).tolist(), "targets": names}, "exact": {}}.items():
+        run_job(sentence_config(tmp_path / "x", name, texts=[" ".join(names)], **method))
+    write_page(tmp_path)
+    page = open_page(tmp_path, "#a=rounded&b=exact")
+    assert [text for text in page.texts(".panel > .hint") if "rounded to steps of 0.000031" in text]
+    page.evaluate("navigator.clipboard.writeText = async (text) => { globalThis.copied = text; }; 0")
+    for panel, rounded in (("a", True), ("b", False)):
+        click(page, panel, "Copy as CSV")
+        assert ("rounded_to" in page.evaluate("globalThis.copied")) == rounded
 
 
 @pytest.fixture(scope="module")
@@ -506,8 +575,30 @@ def test_two_runs_are_side_by_side_the_sample_that_changed_most_first(two_runs, 
 def test_runs_of_scales_are_compared_by_experiment_and_those_without_one_in_common_are_refused(two_runs, tmp_path):
     page = write_comparison(two_runs / "first", two_runs / "second", tmp_path / "page", n_samples=1)
     assert page.read_text(encoding="utf-8").count("length</strong> differs in 2 of 12") == 1
+    first = shutil.copytree(two_runs / "first", tmp_path / "first")
+    for run, name in ((first, "y"), (tmp_path / "second", "z")):
+        write_table(RESULTS, run / name)
+        write_page(run)
     with pytest.raises(UserError, match="have no experiment in common"):
-        write_comparison(two_runs / "first", tmp_path, tmp_path / "page")
+        write_comparison(first, tmp_path / "second", tmp_path / "page")
+    for name in ("x", "z"):
+        write_table(RESULTS, first / name)
+    text = write_comparison(first, tmp_path / "second", tmp_path / "page").read_text(encoding="utf-8")
+    assert "Only the first run has x, y." in text
+    assert re.findall('<section id="results-(\\w*)', text) == ["z"]
+
+
+def test_a_page_takes_the_place_of_an_earlier_one_and_of_no_file_of_others(two_runs, tmp_path):
+    (tmp_path / "samples").mkdir()
+    own, old = (tmp_path / "samples" / name for name in ("mine.js", f"{'0a' * 8}.js"))
+    for path in (own, old):
+        path.write_text("")
+    runs = [two_runs / name / "x" for name in ("first", "second")]
+    write_comparison(*runs, write_comparison(*runs, tmp_path).parent)
+    assert (own.exists(), old.exists()) == (True, False)
+    (tmp_path / "index.html").write_text("<title>mine</title>")
+    with pytest.raises(UserError, match="would be lost: choose another folder"):
+        write_comparison(*runs, tmp_path)
 
 
 @needs_chromium
@@ -644,6 +735,26 @@ def test_files_that_are_broken_are_told_and_the_others_are_shown(copied, open_pa
     assert page.texts("[data-panel=b] .matrix")
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "told"),
+    [
+        ("table.json", lambda text: re.sub(r'("published": \[)', r"\1{}, ", text), "published values for 4"),
+        ("table.json", lambda text: text.replace('"mean": 0.5', '"mean": "x"'), "is no number"),
+        ("table.json", lambda text: text.replace('"mean": 0.5,', ""), "table.json is not a table"),
+        ("table.json", lambda text: text.replace('"holds": true', '"holds": []'), "unhashable"),
+        ("runs.jsonl", lambda _: '{"command": "x"}\nbroken\n', "runs.jsonl cannot be read"),
+        ("runs.jsonl", lambda _: "3\n", "runs.jsonl cannot be read"),
+        ("caption.txt", lambda _: "\udcff", "caption.txt cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_of_an_experiment_is_told_in_its_section(copied, file, damage, told):
+    path = copied / "sentences" / file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text(damage(text), encoding="utf-8", errors="surrogateescape")
+    assert told in write_page(copied).read_text(encoding="utf-8")
+    write_comparison(copied / "sentences", copied / "sentences", copied.parent / "page")
+
+
 @pytest.mark.parametrize("odd", [np.ones((2, 2)), np.ones(9)])
 def test_arrays_of_another_shape_than_their_names_make_are_told(copied, odd):
     file = next(copied.glob("sentences/jobs/*-many-*/arrays/*.npz"))
@@ -732,10 +843,13 @@ def test_variants_of_a_job_are_methods_of_one_sample_also_where_one_fails(tmp_pa
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "kind", "tolerance"), [(50, "float32", 1e-7), (5000, "int16", 1 / 32767)])
-def test_a_packed_array_is_read_back_within_its_digits(size, kind, tolerance):
+@pytest.mark.parametrize(
+    ("size", "exact", "kind", "tolerance"),
+    [(50, False, "float32", 1e-7), (5000, False, "int16", 1 / 32767), (5000, True, "float32", 1e-7)],
+)
+def test_a_packed_array_is_read_back_within_its_digits(size, exact, kind, tolerance):
     values = np.random.default_rng(0).normal(size=(size, 1)) * 7
-    packed = pack(values)
+    packed = pack(values, exact=exact)
     stored = np.frombuffer(base64.b64decode(packed["data"]), {"float32": "<f4", "int16": "<i2"}[kind])
     assert packed["type"] == kind
     assert np.abs(stored * packed["scale"] - values.ravel()).max() <= tolerance * np.abs(values).max()

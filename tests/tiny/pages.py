@@ -94,6 +94,10 @@ class Sentences(Benchmark):
         scores = {"text": sample.text, "answer": self.answer}
         return scores if self.lengths is None else {**scores, "length": self.lengths[int(sample.id[1:])]}
 
+    def sample_scores(self, scores):
+        assert "text" in scores  # samples that failed have no scores, and are not asked about
+        return super().sample_scores(scores)
+
 
 class Drawn(Sentences):
     """Sentences of :func:`tests.tiny.texts.texts`: no config holds them."""
@@ -126,17 +130,31 @@ class Given(Method):
         targets: their names.
         grid: of patches, of which each target has all.
         error: in place of an explanation.
+        standard_error: of the values, or of all entries.
+        directed: whether the entries are of directed pairs.
     """
 
     input_type = Sentence
 
-    def __init__(self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None):
+    def __init__(
+        self,
+        entries=(),
+        attribution=None,
+        values=None,
+        targets=None,
+        grid=None,
+        error=None,
+        directed=True,
+        standard_error=None,
+    ):
         self.entries = entries
         self.attribution = None if attribution is None else np.array(attribution)
         self.values = None if values is None else np.array(values)
         self.targets = None if targets is None else tuple(targets)
         self.grid = None if grid is None else tuple(grid)
         self.error = error
+        self.directed = directed
+        self.standard_error = None if standard_error is None else np.array(standard_error)
 
     def explain(self, bound, progress=None):
         if self.error is not None:
@@ -144,7 +162,8 @@ class Given(Method):
         if self.values is not None:
             players = bound.players[: self.values.shape[1]]
             meta = MetaAttributions(
-                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid
+                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid,
+                standard_error=self.standard_error,
             )  # fmt: skip
             return Explanation(players, self.targets, self.grid, self.attribution, meta)
         players, n = bound.players, len(bound.players)
@@ -153,7 +172,12 @@ class Given(Method):
         matrix = np.zeros((n, n))
         for target, player, value in self.entries:
             matrix[target, player] = value
-        meta = MetaAttributions(matrix, first_order=matrix.sum(1), players=players, targets=players)
+        if not self.directed:
+            meta = MetaAttributions(matrix, directed=False, players=players, targets=players)
+            return Explanation(players, players, meta=meta)
+        meta = MetaAttributions(
+            matrix, first_order=matrix.sum(1), players=players, targets=players, standard_error=self.standard_error
+        )
         return Explanation(players, players, attribution=meta.first_order, meta=meta)
 
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.errors import UserError
@@ -18,6 +19,7 @@ from metagame.jobs.spec import (
     AttributionKeys,
     JobKeys,
     complete,
+    configs_folder,
     is_combination,
     jobs_folder,
     locate,
@@ -150,6 +152,36 @@ def check_scale(cfg: DictConfig) -> None:
                 f"{group}={node.name} at scale={scale} lacks {', '.join(missing)}: choose another {group}, or set"
                 f" {missing[0]}=VALUE."
             )
+
+
+def experiments_at(scale: str) -> list[str]:
+    """Names of the shipped experiments whose files have values for a scale; none of a scale that is not known."""
+    if not (configs_folder() / "scale" / f"{scale}.yaml").exists():
+        return []
+    names = sorted(path.stem for path in (configs_folder() / "experiment").glob("*.yaml"))
+    return [name for name in names if all(_has_values(*part, scale) for part in _parts_of(name, scale))]
+
+
+def _parts_of(experiment: str, scale: str) -> set[tuple[str, str]]:
+    """The experiment, and its models and benchmarks, each as its group and name."""
+    parts: dict[str, str] = {"experiment": experiment}
+    for folder in ("experiment", f"experiment/by_scale/{scale}"):
+        content = _content(folder, experiment)
+        entries = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
+        chosen = {key.removeprefix("override /"): value for entry in entries for key, value in entry.items()}
+        chosen |= content.get("hydra", {}).get("sweeper", {}).get("params", {})
+        parts |= {group: chosen[group] for group in ("model", "benchmark") if group in chosen}
+    return {(group, name) for group, names in parts.items() for name in names.split(",")}
+
+
+def _has_values(group: str, name: str, scale: str) -> bool:
+    of_scale = _content(f"{group}/by_scale/{scale}", name)
+    return {**_content(group, name), **of_scale}.get("for_scale") in (None, scale)
+
+
+def _content(folder: str, name: str) -> dict[str, Any]:
+    path = configs_folder() / folder / f"{name}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {} if path.exists() else {}
 
 
 def check_shard(cfg: DictConfig) -> None:

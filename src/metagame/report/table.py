@@ -106,7 +106,7 @@ def read_table(folder: Path) -> Table:
     """Read the table of an experiment from its ``table.json``.
 
     Raises:
-        RecordError: the file is missing, cut off, or of another version.
+        RecordError: the file is missing, damaged, or of another version.
     """
     path = folder / "table.json"
     if not path.exists():
@@ -114,13 +114,26 @@ def read_table(folder: Path) -> Table:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         table = Table(**content | {"columns": [Column(**column) for column in content["columns"]]})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        _check_cells(table)
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise RecordError(f"{path} is not a table ({error}): run the experiment again.") from error
     if table.version != VERSION:
         raise RecordError(
             f"{path} has version {table.version}, but this release reads version {VERSION}: run the experiment again."
         )
     return table
+
+
+def _check_cells(table: Table) -> None:
+    """Raise a ValueError where rows have no counterpart, or numbers are none, as in a file that was changed by hand."""
+    if len(table.rows) != len(table.published):
+        raise ValueError(f"it has {len(table.rows)} rows, but published values for {len(table.published)}")
+    numbers = [column for column in table.columns if column.type in ("number", "count", "mean")]
+    for column, row in ((column, row) for row in [*table.rows, *table.published] for column in numbers):
+        cell = row.get(column.key)
+        parts = [cell["mean"], cell["two_se"] or 0] if isinstance(cell, dict) else [cell or 0]
+        if not all(isinstance(part, int | float) for part in parts):
+            raise ValueError(f"{cell!r} in the column {column.key} is no number")
 
 
 def _caption(table: Table) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from metagame.jobs.records import Record
 from metagame.report.diff import sample_changes, table_changes
 from metagame.report.results import JobResult
 from metagame.viewer.browser import Browser, Run
+from metagame.viewer.errors import UNREADABLE
 from metagame.viewer.subjects import Subjects
-from metagame.viewer.write import N_SAMPLES, read_run, render_template, save_page
+from metagame.viewer.write import N_SAMPLES, experiments_in, is_experiment, read_run, render_template, save_page
 
 RUN_NAMES = ("first run", "second run")
 MOST_SHOWN = 20
@@ -80,17 +81,31 @@ class Compared:
 
     Attributes:
         name: of it.
-        cells: a line for each cell, claim and note of the table that differs.
-        scores: lines for each method whose samples differ, in any score.
+        cells: a line for each cell, claim and note of the table that differs; None where tables could not be compared.
+        scores: lines for each method whose samples differ, in any score; None where these could not be compared.
         changes: by model, method and score, those with a changed sample.
+        n_scores: samples of methods that are done in both runs.
+        n_arrays: those of them whose arrays were compared.
         notes: what only one run has, and what could not be read, in sentences.
     """
 
     name: str
-    cells: list[str]
-    scores: list[str]
+    cells: list[str] | None
+    scores: list[str] | None
     changes: list[Changes]
+    n_scores: int
+    n_arrays: int
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def unchanged(self) -> str:
+        """What is said where no score that has a number, and no array, changed."""
+        if not self.n_scores:
+            return "Not compared: no sample is done in both runs."
+        scores = "None of the listed scores" if self.scores or self.scores is None else "No score"
+        if not self.n_arrays:
+            return f"{scores} of a sample differs. Arrays were not compared: no sample has some in both runs."
+        return f"{scores} and no array of a sample differs."
 
 
 def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N_SAMPLES) -> Path:
@@ -103,37 +118,48 @@ def write_comparison(first: Path, second: Path, folder: Path, n_samples: int = N
         n_samples: how many samples of each job the browser has, and of how many the arrays are compared.
 
     Raises:
-        UserError: the runs have no experiment in common.
+        UserError: the runs have no experiment in common, or the folder has another page.
         RecordError: the page cannot be written.
     """
     browser, subjects = Browser(n_samples, folder, compares=True), Subjects()
     compared = []
     for one, other in _pairs(first, second):
-        experiments = read_run(one), read_run(other)
+        experiments = read_run(one, of_table=True), read_run(other, of_table=True)
         notes = [f"{name}: {text}" for name, each in zip(RUN_NAMES, experiments, strict=True) for text in each.errors]
         runs = [
             Run(each.run.results, each.run.command, name)
             for name, each in zip(RUN_NAMES, experiments, strict=True)
         ]  # fmt: skip
         browser.add(one.name, *runs)
-        cells, scores = [], []
-        try:
-            cells, scores = table_changes(one, other), sample_changes(one, other)
-        except UserError as error:
-            notes = [*notes, str(error)]
-        changes = [each for each in _changes(*runs, subjects, n_samples) if each.changed]
-        compared.append(Compared(one.name, cells, scores, changes, [*notes, *_only_in_one(*runs)]))
-    page, parts = render_template("diff.html", browser, first=str(first), second=str(second), compared=compared)
+        cells, scores = (_tried(change, one, other, notes) for change in (table_changes, sample_changes))
+        changes = list(_changes(*runs, subjects, n_samples))
+        n_arrays = sum(each.n_samples for each in changes if each.score == VALUES)
+        changed, notes = [each for each in changes if each.changed], [*notes, *_only_in_one(*runs)]
+        compared.append(Compared(one.name, cells, scores, changed, _n_shared(*runs), n_arrays, notes))
+    page, parts = render_template(
+        "diff.html", browser, first=str(first), second=str(second), compared=compared,
+        alone=list(_alone(first, second, compared)),
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     save_page(folder / "index.html", page, parts)
     return folder / "index.html"
 
 
+def _tried(compare: Callable[[Path, Path], list[str]], one: Path, other: Path, notes: list[str]) -> list[str] | None:
+    """What differs between two folders; None, and one more note, where that cannot be found out."""
+    try:
+        return compare(one, other)
+    except UNREADABLE as error:
+        damaged = f"Not all of {one} and {other} was compared, since a file of them is damaged: {error}"
+        notes.append(str(error) if isinstance(error, UserError) else damaged)
+        return None
+
+
 def _pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
     """The folders of each experiment in the two runs."""
-    if (first / "samples").is_dir() and (second / "samples").is_dir():
+    if is_experiment(first) and is_experiment(second):
         return [(first, second)]
-    names = [{path.parent.name for path in run.glob("*/samples")} for run in (first, second)]
+    names = [{path.name for path in experiments_in(run)} for run in (first, second)]
     if not names[0] & names[1]:
         raise UserError(
             f"{first} and {second} have no experiment in common: give two folders of an experiment, such as"
@@ -142,8 +168,26 @@ def _pairs(first: Path, second: Path) -> list[tuple[Path, Path]]:
     return [(first / name, second / name) for name in sorted(names[0] & names[1])]
 
 
+def _alone(first: Path, second: Path, compared: Sequence[Compared]) -> Iterator[str]:
+    """Which experiments only one of two scales has, in a sentence for each scale."""
+    known = {each.name for each in compared}
+    for name, run in zip(RUN_NAMES, (first, second), strict=True):
+        alone = [path.name for path in experiments_in(run) if path.name not in known]
+        if alone:
+            yield f"Only the {name} has {', '.join(alone)}."
+
+
 def _by_method(run: Run) -> dict[tuple[str, str], JobResult]:
     return {(result.model, result.label): result for result in run.results}
+
+
+def _n_shared(first: Run, second: Run) -> int:
+    """Of how many samples of methods both runs have scores."""
+    ours, theirs = (
+        {key: {record.sample for record in result.done} for key, result in _by_method(run).items()}
+        for run in (first, second)
+    )
+    return sum(len(ours[key] & theirs[key]) for key in ours if key in theirs)
 
 
 def _only_in_one(first: Run, second: Run) -> Iterator[str]:

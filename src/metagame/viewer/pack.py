@@ -13,7 +13,7 @@ from PIL import Image
 from metagame.errors import UserError
 
 LARGEST_EXACT = 4096
-"""Arrays with more values are rounded to 16 bits."""
+"""Arrays with more values may be rounded to 16 bits, which the page says."""
 LARGEST_SIDE = 448
 """Pixels of a sample's picture."""
 LARGEST_MASK = 224
@@ -24,15 +24,15 @@ LARGEST_WEBP = 16383
 """Pixels of a side that the format can hold."""
 
 
-def pack(values: np.ndarray) -> dict[str, Any]:
-    """An array as base64, little-endian: float32, or int16 times ``scale`` where it is large.
+def pack(values: np.ndarray, *, exact: bool = False) -> dict[str, Any]:
+    """An array as base64, little-endian: float32, or int16 times ``scale`` where it is large and need not be exact.
 
     Raises:
         UserError: it holds NaN or inf, or no numbers.
     """
     if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
         raise UserError("an array of the sample contains NaN or inf: remove its record and run it again.")
-    if values.size <= LARGEST_EXACT:
+    if exact or values.size <= LARGEST_EXACT:
         kind, scale, stored = "float32", 1.0, values.astype("<f4")
     else:
         scale = float(np.abs(values).max()) / 32767 or 1.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ METHODS = {
         "grad_eclip": "Grad-ECLIP", "mask_clip": "MaskCLIP", "generic_attention": "Attention",
     },
 }  # fmt: skip
+METHODS_OF_SIGLIP = {"grad_esiglip": "Grad-ESigLIP", "mask_siglip": "MaskSigLIP", "generic_attention": "Attention"}
+"""In place of those of a CLIP, which need a [CLS] token."""
 OWN = "own"
 """The choice of a picture that comes with the question."""
 LONGEST = 500
@@ -95,6 +99,14 @@ class Questions:
             )
         return cls(sources, {path.name: path.read_bytes() for path in sorted(PICTURES.glob("*.png"))})
 
+    @cached_property
+    def methods(self) -> Mapping[str, Mapping[str, str]]:
+        """By the kind of question the methods that its model takes, with their labels."""
+        return {
+            kind: METHODS_OF_SIGLIP if kind == IMAGE and is_siglip(source) else METHODS[kind]
+            for kind, source in self.sources.items()
+        }
+
     def read(self, body: bytes) -> Question:
         """The question in what the page has sent.
 
@@ -107,7 +119,7 @@ class Questions:
             content = base64.b64decode(sent["file"], validate=True)
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise UserError("the question is not in the form that the page sends: load the page again.") from error
-        if kind not in self.sources or method not in ("", *METHODS[kind]):
+        if kind not in self.sources or method not in ("", *self.methods[kind]):
             raise UserError("the page asks for a model or method that is not here: load the page again.")
         if len(text) > LONGEST:
             raise UserError(f"the text is longer than {LONGEST} characters: shorten it, or call metagame.explain.")
@@ -160,6 +172,17 @@ class Questions:
         return f"metagame.explain({', '.join(arguments)})"
 
 
+def is_siglip(source: str) -> bool:
+    """Whether a model's config calls it a SigLIP; not where it has no config, of which the first question tells."""
+    try:
+        from huggingface_hub import hf_hub_download  # here, since only models of images need it
+
+        path = Path(source) / "config.json" if Path(source).is_dir() else Path(hf_hub_download(source, "config.json"))
+        return json.loads(path.read_text(encoding="utf-8"))["model_type"] == "siglip"
+    except (ImportError, OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def reading(phi: MetaAttributions) -> str:
     """The strongest influence, in a sentence."""
     others = phi.values.copy()
@@ -181,10 +204,34 @@ def reading(phi: MetaAttributions) -> str:
 
 def note_of_absent(text: str, phi: MetaAttributions) -> str:
     """Which words of a text are no players, in a sentence; empty where all are."""
-    there = re.sub(r"\W", "", "".join(phi.players or ())).casefold()
-    absent = dict.fromkeys(word for word in re.findall(r"[^\W_]+", text) if word.casefold() not in there)
+    pieces = [letters for player in phi.players or () if (letters := _letters(player))]
+    absent: dict[str, None] = {}
+    at = 0
+    for unit in text.split():  # as "don't", which one token may be, or several
+        whole = _end_of(unit, pieces, at) is not None
+        for word in [unit] if whole else re.findall(r"[^\W_]+", unit):
+            end = _end_of(word, pieces, at)
+            if end is None:
+                absent[word] = None
+            else:
+                at = end
     names = ", ".join(f"“{word}”" for word in absent)
     return f"Not known to the model, or beyond what it reads: {names}." if absent else ""
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).casefold()
+
+
+def _end_of(word: str, pieces: Sequence[str], start: int) -> int | None:
+    """Behind which of the pieces from ``start`` on the first ones end that make the word together; None without any."""
+    letters = _letters(word)
+    for first in range(start, len(pieces)):
+        ends = itertools.accumulate(map(len, pieces[first:]))
+        n_pieces = next((number for number, end in enumerate(ends, 1) if end >= len(letters)), 0)
+        if "".join(pieces[first : first + n_pieces]) == letters:
+            return first + n_pieces
+    return None if letters else start
 
 
 def _text(given: object) -> str:
@@ -205,6 +252,6 @@ def render(questions: Questions, has_report: bool) -> str:
     words = {kind: known_words(TINY[kind]) for kind, source in questions.sources.items() if source == str(TINY[kind])}
     return render_page(
         "serve.html", SCRIPTS, {"palette": palette(), "pictures": {}, "largest": LARGEST * 3 // 4 - (1 << 16)},
-        sources=questions.sources, words=words, methods=METHODS, pictures=pictures, own=OWN, longest=LONGEST,
+        sources=questions.sources, words=words, methods=questions.methods, pictures=pictures, own=OWN, longest=LONGEST,
         has_report=has_report,
     )  # fmt: skip

@@ -90,7 +90,9 @@ class Subject:
         return Annotation() if self._is_other else self.known.annotation[0] or Annotation()
 
     def scores(self) -> dict[str, float]:
-        """The numbers among the scores, as the benchmark lists them, to six digits."""
+        """The numbers among the scores, as the benchmark lists them, to six digits; none of a sample that failed."""
+        if self.record.status == "failed":
+            return {}
         among = numbers_among if self.known.benchmark is None else self.known.benchmark.sample_scores
         return {name: float(f"{value:.6g}") for name, value in among(self.record.scores).items()}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from metagame.errors import RecordError, UserError
 from metagame.report.drawing import CAPTION, pictures_in
 from metagame.report.table import Column, Table, claim_text, plain, read_table, without_errors
-from metagame.viewer.errors import error_text
+from metagame.viewer.errors import UNREADABLE, error_text
 from metagame.viewer.pack import figure_uri
 
 VERDICTS = {
@@ -78,15 +77,20 @@ def read_section(folder: Path) -> Section:
             table = read_table(folder)
             rows = _rows(table)
             claims = [(*VERDICTS[claim.get("holds")], claim_text(claim)) for claim in table.claims]
-        except (RecordError, LookupError) as error:
+        except UNREADABLE as error:
             errors.append(error_text(error, folder.parent))
     for path in pictures_in(folder):
         try:
             figures.append(figure_uri(path.read_bytes()))
-        except (UserError, OSError) as error:
+        except UNREADABLE as error:
             errors.append(error_text(error, folder.parent))
-    caption = folder / CAPTION
-    text = " ".join(caption.read_text(encoding="utf-8").split()) if caption.exists() else ""
+    text = ""
+    try:
+        text = " ".join((folder / CAPTION).read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        pass
+    except UNREADABLE as error:
+        errors.append(f"{CAPTION} cannot be read: {error_text(error, folder.parent)}")
     return Section(folder.name, table, rows, claims, figures, text, errors)
 
 

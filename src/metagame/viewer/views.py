@@ -53,11 +53,14 @@ def token_view(explanation: Explanation, annotation: Annotation) -> View:
     names, meta, first_order = explanation.targets, explanation.meta, explanation.attribution
     packed = {
         "first_order": None if first_order is None else pack(_shaped(first_order, len(names))),
-        "matrix": None if meta is None else pack(_shaped(meta.values, len(names), len(names))),
+        "matrix": None if meta is None else pack(_shaped(meta.values, len(names), len(names)), exact=True),
     }
-    if meta is not None and meta.standard_error is not None and meta.standard_error.any():
-        packed["error"] = pack(_shaped(meta.standard_error, len(names), len(names)))
-    return {"kind": "tokens", "tokens": list(names), "annotated": _places(annotation.pairs, names), **packed}
+    errors = None if meta is None else _known_errors(meta, len(names), len(names))
+    if errors is not None:
+        packed["error"] = pack(errors, exact=True)
+    directed = meta is None or meta.directed
+    annotated = _places(annotation.pairs, names)
+    return {"kind": "tokens", "tokens": list(names), "directed": directed, "annotated": annotated, **packed}
 
 
 def _places(pairs: Sequence[tuple[str, str]], tokens: Sequence[str]) -> list[tuple[int, int]]:
@@ -83,17 +86,28 @@ def map_view(explanation: Explanation, grid: Grid) -> View:
 
 def _layers_of_players(meta: MetaAttributions, names: list[str], n_patches: int) -> list[dict[str, Any]]:
     n = len(names)
+    errors = _known_errors(meta, n_patches, *[n] * meta.order)
     if meta.order == 1:
-        return [_layer("influence of each word", names, _shaped(meta.values, n_patches, n).T)]
+        values = _shaped(meta.values, n_patches, n).T
+        return [_layer("influence of each word", names, values, None if errors is None else errors.T)]
     values = _shaped(meta.values, n_patches, *[n] * meta.order)
     entries = sets_of_entries(n, meta.order)
     maps = np.stack([values[:, *entry] for entry in entries])
+    of_maps = None if errors is None else np.stack([errors[:, *entry] for entry in entries])
     titles = [" + ".join(names[place] for place in sorted(set(entry))) for entry in entries]
-    layers = [_layer("single words", names, maps[:n])]
+    layers = [_layer("single words", names, maps[:n], None if of_maps is None else of_maps[:n])]
     if len(entries) > n:
         together = "pairs" if meta.order == 2 else "sets"
-        layers.append(_layer(f"interaction of {together} of words", titles[n:], maps[n:], of_players=False))
+        more = None if of_maps is None else of_maps[n:]
+        layers.append(_layer(f"interaction of {together} of words", titles[n:], maps[n:], more, of_players=False))
     return layers
+
+
+def _known_errors(meta: MetaAttributions, *shape: int) -> np.ndarray | None:
+    """The standard errors; None where none are known, or all values are exact."""
+    if meta.standard_error is None or not meta.standard_error.any():
+        return None
+    return _shaped(meta.standard_error, *shape)
 
 
 def concept_view(explanation: Explanation, attribution: Float[np.ndarray, " t"], grid: Grid) -> View:
@@ -108,6 +122,9 @@ def concept_view(explanation: Explanation, attribution: Float[np.ndarray, " t"],
     if explanation.meta is not None:
         values = _shaped(explanation.meta.values, n * n_patches, n).reshape(n, n_patches, n)
         influence = {"names": players, "values": pack(values.transpose(0, 2, 1))}
+        errors = _known_errors(explanation.meta, n * n_patches, n)
+        if errors is not None:
+            influence["error"] = pack(errors.reshape(n, n_patches, n).transpose(0, 2, 1))
     return _maps(grid, layers, influence)
 
 
@@ -138,10 +155,16 @@ def _maps(grid: Grid, layers: list[dict[str, Any]], influence: dict[str, Any] | 
 
 
 def _layer(
-    title: str, names: list[str], values: Float[np.ndarray, "k P"], *, of_players: bool = True
+    title: str,
+    names: list[str],
+    values: Float[np.ndarray, "k P"],
+    errors: Float[np.ndarray, "k P"] | None = None,
+    *,
+    of_players: bool = True,
 ) -> dict[str, Any]:
-    """Maps with their names, of single players or of something else."""
-    return {"title": title, "names": names, "values": pack(values), "players": of_players}
+    """Maps with their names, of single players or of something else, and standard errors where these are known."""
+    known = {} if errors is None else {"error": pack(errors)}
+    return {"title": title, "names": names, "values": pack(values), "players": of_players, **known}
 
 
 def _shaped(values: np.ndarray, *shape: int) -> np.ndarray:

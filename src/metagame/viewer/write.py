@@ -13,19 +13,29 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
-from metagame.report.results import JobResult, read_asked, read_command, read_experiment
+from metagame.report.results import (
+    RUNS,
+    JobResult,
+    read_asked,
+    read_command,
+    read_experiment,
+    read_jobs,
+    read_table_jobs,
+)
 from metagame.viewer.browser import Browser, Run
-from metagame.viewer.errors import error_text
+from metagame.viewer.errors import UNREADABLE, error_text
 from metagame.viewer.tables import Section, read_section
 
 N_SAMPLES = 64
 PARTS = "samples"
 """The folder beside the page of the scripts that it loads when their samples are chosen."""
+PART = re.compile("[0-9a-f]{16}")
+"""Their names, by which they are told from files of others."""
+TITLE = b"<title>metagame: "
+"""How every page's title begins."""
 SCRIPTS = (
     "base.js", "pairs.js", "tokens.js", "maps.js", "arrays.js", "take_out.js", "picker.js", "sight.js", "browser.js",
 )  # fmt: skip
@@ -54,16 +64,16 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
 
     Args:
         folder: of the scale's results, such as ``outputs/tiny``.
-        known: names of all experiments; those without results are listed as not run.
+        known: names of the experiments that have values for the scale; those without results are listed as not run.
         n_samples: how many samples of each job the browser has.
 
     Raises:
-        UserError: there are no results, or ``n_samples`` is not positive.
+        UserError: there are no results, ``n_samples`` is not positive, or another page is there.
         RecordError: the page cannot be written.
     """
     if n_samples < 1:
         raise UserError(f"--samples {n_samples} must be a positive integer.")
-    found = [path for path in sorted(folder.glob("*")) if (path / "table.json").exists() or _asked(path)]
+    found = experiments_in(folder)
     if not found:
         raise UserError(f"{folder} has no results: run an experiment first, for example with 'make table1'.")
     experiments = [read_run(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
@@ -73,15 +83,33 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
     return path
 
 
+def is_experiment(folder: Path) -> bool:
+    """Whether the folder has an experiment's table, or jobs that it asked for."""
+    return (folder / "table.json").exists() or bool(_asked(folder))
+
+
+def experiments_in(folder: Path) -> list[Path]:
+    """The folders of the experiments of a scale, by name."""
+    return [path for path in sorted(folder.glob("*")) if is_experiment(path)]
+
+
 def save_page(path: Path, page: str, parts: Mapping[str, str]) -> None:
-    """Write a page and the scripts beside it, and remove those of an earlier one."""
+    """Write a page and the scripts beside it, and remove those of an earlier one.
+
+    Raises:
+        UserError: another page is there.
+        RecordError: the page cannot be written.
+    """
+    if path.is_file() and TITLE not in path.read_bytes():
+        raise UserError(f"{path} is no page of metagame, and would be lost: choose another folder.")
     folder = path.parent / PARTS
     folder.mkdir(parents=True, exist_ok=True)
     for name, script in parts.items():
         _write(folder / f"{name}.js", script)
     _write(path, page)
-    for old in (each for each in folder.glob("*.js") if each.stem not in parts):
-        old.unlink()
+    for old in folder.glob("*.js"):
+        if PART.fullmatch(old.stem) and old.stem not in parts:
+            old.unlink()
 
 
 def _write(path: Path, text: str) -> None:
@@ -135,20 +163,19 @@ def _asked(folder: Path) -> list[Path]:
     return sorted((folder / "samples").glob("*.json"))
 
 
-UNREADABLE = (OSError, TypeError, ValueError, LookupError, YAMLError, OmegaConfBaseException)
-"""What a file of results raises that is cut off, or of another form."""
-
-
-def read_run(folder: Path) -> Experiment:
-    """What an experiment's folder holds, as far as it can be read."""
+def read_run(folder: Path, *, of_table: bool = False) -> Experiment:
+    """What an experiment's folder holds, as far as it can be read; of its jobs those of the table alone if asked."""
     try:
-        results = read_experiment(folder)
+        results = read_table_jobs(folder) if of_table else read_experiment(folder)
         errors: list[str] = []
     except UNREADABLE as error:
-        results, errors = _readable_jobs(folder)
+        results, errors = _readable_jobs(folder, of_table=of_table)
         errors = errors or [error_text(error, folder.parent)]
-    run = Run(results, read_command(folder))
-    return Experiment(read_section(folder), run, [*errors, *dict.fromkeys(_missing(results))])
+    try:
+        command = read_command(folder)
+    except UNREADABLE as error:
+        command, errors = None, [*errors, f"{RUNS} cannot be read, so no command is shown: {error}"]
+    return Experiment(read_section(folder), Run(results, command), [*errors, *dict.fromkeys(_missing(results))])
 
 
 def _missing(results: Sequence[JobResult]) -> Iterator[str]:
@@ -162,11 +189,15 @@ def _missing(results: Sequence[JobResult]) -> Iterator[str]:
             )
 
 
-def _readable_jobs(folder: Path) -> tuple[list[JobResult], list[str]]:
+def _readable_jobs(folder: Path, *, of_table: bool) -> tuple[list[JobResult], list[str]]:
     """The jobs of an experiment one by one, and in a sentence each why some cannot be read."""
     results: list[JobResult] = []
     errors: list[str] = []
-    for path in _asked(folder):
+    try:
+        names = read_jobs(folder) if of_table else {}
+    except UNREADABLE as error:
+        names, errors = {}, [f"All jobs are taken, also those of no table: {error_text(error, folder.parent)}"]
+    for path in (path for path in _asked(folder) if not names or path.stem in names):
         try:
             results += read_asked(path)
         except UNREADABLE as error:

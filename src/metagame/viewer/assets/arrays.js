@@ -17,7 +17,7 @@ function drawArrays(view, limits) {
       const box = canvas.getBoundingClientRect();
       const i = Math.min(rows - 1, Math.floor(((event.clientY - box.top) / box.height) * rows));
       const j = Math.min(columns - 1, Math.floor(((event.clientX - box.left) / box.width) * columns));
-      if (i >= 0 && j >= 0) say(`${each.name}, row ${i + 1}, column ${j + 1}: ${format(values[i * columns + j])}`);
+      if (i >= 0 && j >= 0) say(`${each.name}, row ${i}, column ${j}: ${format(values[i * columns + j])}`);
     });
     return html(
       "div",

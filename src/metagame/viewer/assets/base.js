@@ -23,6 +23,26 @@ function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
+const NAMED = { map: ".map", patch: ".large canvas", token: "[data-token]", matrix: ".matrix", "": "details" };
+
+/** Name what can have the focus or be unfolded in a part of the page, so that it is found again when it is drawn anew. */
+function nameParts(part, name) {
+  for (const [kind, selector] of Object.entries(NAMED))
+    part.querySelectorAll(selector).forEach((node, k) => {
+      node.id = `${name}-${kind ? `${kind}-${k}` : node.className}`;
+      if (!kind) node.querySelector("summary").id = `${node.id}-summary`;
+    });
+}
+
+/** Draw anew, with the focus where it was and what was unfolded unfolded. */
+function keepPlace(draw) {
+  const focused = document.activeElement?.id,
+    open = [...document.querySelectorAll("#panels details[open]")].map((node) => node.id);
+  draw();
+  for (const node of open.map((id) => document.getElementById(id))) if (node) node.open = true;
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+}
+
 const loads = new Map();
 
 /** What a file of samples beside the page holds. It is a script, since browsers do not let a local page read files. */
@@ -71,6 +91,23 @@ function numbers(packed) {
   return decoded.get(packed);
 }
 
+/** The step to whose multiples a packed array is rounded; undefined where it is exact. */
+function stepOf(packed) {
+  return packed.type === "int16" ? packed.scale : undefined;
+}
+
+/** The largest such step of a view's arrays; 0 where all are exact. */
+function largestStep(node) {
+  if (node === null || typeof node !== "object") return 0;
+  return node.data === undefined ? Math.max(0, ...Object.values(node).map(largestStep)) : (stepOf(node) ?? 0);
+}
+
+/** What is said beside a view whose values are rounded. */
+function roundingNote(view) {
+  const step = largestStep(view);
+  return step ? html("p", { class: "hint" }, `Values of large arrays are rounded to steps of ${step.toPrecision(2)}.`) : null;
+}
+
 /** Row k of a packed array of two axes. */
 function row(packed, k) {
   const width = packed.shape[1];
@@ -82,6 +119,11 @@ function format(value) {
   const text =
     size === 0 ? "0" : size >= 1e5 || size < 1e-4 ? value.toExponential(2) : value.toPrecision(size >= 1000 ? 5 : 3);
   return (value > 0 ? "+" : "") + text.replace("-", "−");
+}
+
+/** Two standard errors behind a value. */
+function plusMinus(error) {
+  return error === undefined ? "" : ` ± ${format(2 * error).replace("+", "")}`;
 }
 
 /** The limit of a colour scale, as in the figures: the largest hundredth of sizes is clipped. */

@@ -50,16 +50,8 @@ function writeFragment() {
 
 function change(some) {
   Object.assign(state, some);
-  const focused = document.activeElement?.id,
-    token = document.activeElement?.dataset?.token;
-  render(Object.keys(some));
+  keepPlace(() => render(Object.keys(some)));
   writeFragment();
-  const again = focused
-    ? document.getElementById(focused)
-    : token
-      ? panels.querySelector(`[data-token="${token}"]`)
-      : null;
-  again?.focus({ preventScroll: true });
 }
 
 /** The element of a list whose name is chosen, else the first one (or the one at `otherwise`). */
@@ -155,6 +147,11 @@ function resolve(place) {
   return { ...place, questions, shown };
 }
 
+/** Whether A and B can share a scale: both have views, of one kind. */
+function areAlike(shown) {
+  return shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
+}
+
 /** Names of the maps that A and B have. */
 function drawnNames(shown) {
   return mapNames(shown.filter(({ view }) => view?.kind === "maps").map(({ view }) => view));
@@ -194,7 +191,8 @@ function drawControls(found) {
   const methods = sample.methods.map((method) => method.label),
     drawn = shown.filter(({ view }) => view);
   const items = drawnNames(shown),
-    withPairs = drawn.some(({ view }) => view.matrix || view.influence);
+    withPairs = drawn.some(({ view }) => view.matrix || view.influence),
+    scale = areAlike(shown) ? state.scale : "own";
   const radio = (value, text) =>
     html(
       "label",
@@ -204,7 +202,8 @@ function drawControls(found) {
         name: "scale",
         id: `scale-${value}`,
         value,
-        checked: state.scale === value,
+        checked: scale === value,
+        disabled: value === "shared" && !areAlike(shown),
         onchange: () => change({ scale: value }),
       }),
       text,
@@ -291,7 +290,7 @@ function drawScores(scores) {
   const first = html("p", { class: "scores" }, texts.slice(0, FEW_SCORES).join(" · "));
   if (texts.length <= FEW_SCORES) return first;
   const rest = html("summary", {}, `All ${texts.length} scores`);
-  return [first, html("details", {}, rest, html("p", { class: "scores" }, texts.join(" · ")))];
+  return [first, html("details", { class: "all-scores" }, rest, html("p", { class: "scores" }, texts.join(" · ")))];
 }
 
 /** Where a method's answer lies, and the command that made it. */
@@ -319,7 +318,7 @@ function drawPanels(group, sample, shown) {
     move: (down, right) => share.maps.forEach((map) => map.point(down, right)),
     choose: (down, right) => change({ patch: `${down.toFixed(4)},${right.toFixed(4)}` }),
   };
-  const alike = shown.every(({ view }) => view && view.kind === shown[0].view?.kind);
+  const alike = areAlike(shown);
   const all = shown.map(({ view }) => view);
   const made = shown.map(({ method, view }, place) => {
     const letter = html("span", { class: "letter" }, "AB"[place]),
@@ -345,12 +344,14 @@ function drawPanels(group, sample, shown) {
     return panel(
       scores,
       draw(view, limits(alike && state.scale === "shared" ? all : [view], state), state, change, sample, share),
+      roundingNote(view),
       takeOut(group, sample, method, view),
       source,
     );
   });
   // a method alone is not shown beside itself
   panels.replaceChildren(...made.slice(0, sample.methods.length));
+  for (const panel of panels.children) nameParts(panel, panel.dataset.panel);
 }
 
 /** Show what is chosen; `given` are the names of what was chosen just now. */

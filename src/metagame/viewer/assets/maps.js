@@ -4,10 +4,16 @@ const SMALL = 104,
   LARGE = 336;
 const TRUTH = [0.35, 0.85, 0.7]; // shares of red, green and blue where the annotation has a name
 
-/** The maps of a view, in order: { name, layer, values }. */
+/** The maps of a view, in order: { name, layer, values, errors, step }. */
 function mapsOf(view) {
   return view.layers.flatMap((layer) =>
-    layer.names.map((name, k) => ({ name, layer: layer.title, values: row(layer.values, k) })),
+    layer.names.map((name, k) => ({
+      name,
+      layer: layer.title,
+      values: row(layer.values, k),
+      errors: layer.error && row(layer.error, k),
+      step: stepOf(layer.values),
+    })),
   );
 }
 
@@ -74,15 +80,18 @@ async function paint(canvas, values, [rows, columns], limit, picture) {
   canvas.dataset.painted = "yes";
 }
 
-/** The large map; `point(row, column)` of the returned object moves its cursor, `share` tells of moves by hand. */
-function largeMap(map, wanted, grid, limit, picture, share) {
+/**
+ * The large map; `point(row, column)` of the returned object moves its cursor. `share` tells of moves by hand, and of the
+ * patch that is chosen, where there is something to see of single patches.
+ */
+function largeMap(map, wanted, grid, limit, picture, share, chooses) {
   const [rows, columns] = grid;
   const canvas = html("canvas", {
     width: LARGE,
     height: LARGE,
     tabindex: 0,
     role: "img",
-    "aria-label": `map of ${map.name}; arrow keys go from patch to patch, Enter chooses one`,
+    "aria-label": `map of ${map.name}; arrow keys go from patch to patch${chooses ? ", Enter chooses one" : ""}`,
   });
   const cursor = html("div", { class: "cursor", hidden: true });
   const { line, say } = readout("Point at a patch for its value.");
@@ -94,7 +103,8 @@ function largeMap(map, wanted, grid, limit, picture, share) {
     const share = (patches, of) => `${(100 * patches) / of}%`;
     const size = { width: share(1, columns), height: share(1, rows) };
     Object.assign(cursor.style, size, { top: share(at[0], rows), left: share(at[1], columns) });
-    say(`${map.name}, row ${at[0]}, column ${at[1]}: ${format(map.values[at[0] * columns + at[1]])}`);
+    const k = at[0] * columns + at[1];
+    say(`${map.name}, row ${at[0]}, column ${at[1]}: ${format(map.values[k])}${plusMinus(map.errors?.[k])}`);
   }
   const relative = (event) => {
     const box = canvas.getBoundingClientRect(),
@@ -102,14 +112,14 @@ function largeMap(map, wanted, grid, limit, picture, share) {
     return [inside((event.clientY - box.top) / box.height), inside((event.clientX - box.left) / box.width)];
   };
   canvas.addEventListener("mousemove", (event) => share.move(...relative(event)));
-  canvas.addEventListener("click", (event) => share.choose(...relative(event)));
+  canvas.addEventListener("click", (event) => share[chooses ? "choose" : "move"](...relative(event)));
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step && event.key !== "Enter") return;
     event.preventDefault();
     const next = at[0] < 0 || !step ? [Math.max(0, at[0]), at[1]] : [at[0] + step[0], at[1] + step[1]];
     if (next.some((each, axis) => each < 0 || each >= grid[axis])) return;
-    share[step ? "move" : "choose"]((next[0] + 0.5) / rows, (next[1] + 0.5) / columns);
+    share[step || !chooses ? "move" : "choose"]((next[0] + 0.5) / rows, (next[1] + 0.5) / columns);
   });
   const caption = map.name === wanted ? map.name : `${map.name} (there is no map of “${wanted}”)`;
   return {
@@ -133,6 +143,11 @@ function influenceAt(influence, patch) {
     if (patch !== null) return values[k * size + patch];
     return values.subarray(k * size, (k + 1) * size).reduce((a, b) => a + b, 0) / size;
   });
+}
+
+/** Standard errors of that at a patch; null where they are not known, as those of the mean. */
+function errorsAt(influence, patch) {
+  return influence.error && patch !== null ? influenceAt({ ...influence, values: influence.error }, patch) : null;
 }
 
 /** The patch that was chosen, in the grid of this view; null for none. */
@@ -182,7 +197,7 @@ function truthFigure(view, sample, wanted) {
 function drawMaps(view, limits, state, change, sample, share) {
   const { picture } = sample,
     map = chosenMap(view, state.item),
-    large = largeMap(map, state.item, view.grid, limits.map, picture, share);
+    large = largeMap(map, state.item, view.grid, limits.map, picture, share, Boolean(view.influence));
   share.maps.push(large);
   if (view.influence && state.patch) large.point(...state.patch.split(",").map(Number));
   const layers = view.layers.map((layer) =>
@@ -231,6 +246,7 @@ function drawInfluence(view, limits, state, change) {
   const focus = state.token !== null && state.token < names.length ? state.token : null;
   const { picture, pairs } = arrowRow({
     names,
+    directed: true,
     tints: null,
     matrix,
     limit: limits.arrow,
@@ -262,8 +278,8 @@ function drawInfluence(view, limits, state, change) {
     ),
     picture,
     line,
-    pairList(names, pairs),
-    matrixMap({ names, matrix, limit: limits.influence, bars: null, say }),
+    pairList(names, pairs, true),
+    matrixMap({ names, directed: true, matrix, errors: errorsAt(view.influence, patch), limit: limits.influence, bars: null, say }),
     legend(limits.influence, "influence", true),
   );
 }

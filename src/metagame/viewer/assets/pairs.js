@@ -1,10 +1,13 @@
-// Directed pairs: names in a row with arrows between them, and the matrix that they come from.
+// Pairs: names in a row with arrows between them, or lines where they have no direction, and the matrix behind them.
 
-/** The off-diagonal entries of largest size, as { player, target, value }; only those that touch `only` if it is given. */
-function strongestPairs(matrix, n, count, only) {
+/**
+ * The off-diagonal entries of largest size, as { player, target, value }; only those that touch `only` if it is given.
+ * Pairs without a direction are there once.
+ */
+function strongestPairs(matrix, n, count, only, directed) {
   const pairs = [];
   for (let target = 0; target < n; target++) {
-    for (let player = 0; player < n; player++) {
+    for (let player = 0; player < (directed ? n : target); player++) {
       const value = matrix[target * n + player];
       const wanted = only === null || only === target || only === player;
       if (target !== player && value !== 0 && wanted) pairs.push({ player, target, value });
@@ -13,8 +16,8 @@ function strongestPairs(matrix, n, count, only) {
   return pairs.sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, count);
 }
 
-function pairText(names, pair) {
-  return `${names[pair.player]} → ${names[pair.target]}: ${format(pair.value)}`;
+function pairText(names, pair, directed) {
+  return `${names[pair.player]} ${directed ? "→" : "↔"} ${names[pair.target]}: ${format(pair.value)}`;
 }
 
 /** Names that occur again with their place, counted from 1. */
@@ -36,12 +39,15 @@ function boxes(names) {
   });
 }
 
-/** Arrows player → target: above the names where the target comes later, below where it comes earlier. */
-function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, annotated = [], onFocus, say }) {
+/**
+ * Arrows player → target: above the names where the target comes later, below where it comes earlier. Pairs without a
+ * direction are lines above the names.
+ */
+function arrowRow({ names, directed, tints, tintLimit, matrix, limit, count, only, annotated = [], onFocus, say }) {
   const n = names.length,
     apart = toldApart(names),
     places = boxes(names);
-  const pairs = matrix ? strongestPairs(matrix, n, count, only) : [];
+  const pairs = matrix ? strongestPairs(matrix, n, count, only, directed) : [];
   const height = (pair) => 14 + 0.26 * Math.min(420, Math.abs(places[pair.player].center - places[pair.target].center));
   const room = (later) =>
     Math.max(12, ...pairs.filter((p) => p.target > p.player === later).map((p) => height(p) + 12));
@@ -55,7 +61,7 @@ function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, annotat
     viewBox: `0 0 ${width} ${total}`,
     class: "arrows",
     role: "group",
-    "aria-label": "arrows from players to targets",
+    "aria-label": directed ? "arrows from players to targets" : "lines between pairs",
   });
   [...pairs].reverse().forEach((pair) => {
     const later = pair.target > pair.player,
@@ -66,11 +72,11 @@ function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, annotat
       to = places[pair.target].center - side;
     const peak = edge + away * height(pair) * 1.33,
       tip = edge + away * 1,
-      neck = edge + away * 9;
+      neck = directed ? edge + away * 9 : edge;
     const size = Math.abs(pair.value) / limit,
       stroke = pair.value > 0 ? POSITIVE : NEGATIVE;
     const d = `M${from} ${edge}C${from} ${peak},${to} ${peak},${to} ${neck}`;
-    const text = pairText(apart, pair),
+    const text = pairText(apart, pair, directed),
       half = 3.5 + 2.5 * size;
     picture.append(
       svg(
@@ -92,11 +98,15 @@ function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, annotat
           "stroke-dasharray": pair.value > 0 ? null : "6 4",
           class: "line",
         }),
-        svg("polygon", {
-          points: `${to - half},${neck} ${to + half},${neck} ${to},${tip}`,
-          fill: stroke,
-          class: "head",
-        }),
+        ...(directed
+          ? [
+              svg("polygon", {
+                points: `${to - half},${neck} ${to + half},${neck} ${to},${tip}`,
+                fill: stroke,
+                class: "head",
+              }),
+            ]
+          : []),
         svg("path", { d, fill: "none", stroke: "transparent", "stroke-width": 12 }),
         svg("title", {}, text),
       ),
@@ -149,22 +159,22 @@ function arrowRow({ names, tints, tintLimit, matrix, limit, count, only, annotat
   return { picture: html("div", { class: "scroll" }, picture), pairs };
 }
 
-function pairList(names, pairs) {
+function pairList(names, pairs, directed) {
   const apart = toldApart(names);
   return html(
     "details",
     { class: "pairs" },
-    html("summary", {}, `The ${pairs.length} arrows as a list`),
+    html("summary", {}, `The ${pairs.length} ${directed ? "arrows" : "lines"} as a list`),
     html(
       "ol",
       {},
-      pairs.map((pair) => html("li", {}, pairText(apart, pair))),
+      pairs.map((pair) => html("li", {}, pairText(apart, pair, directed))),
     ),
   );
 }
 
 /** The heat map of a matrix (null: none), rows = targets, and a bar for each row beside it. */
-function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, annotated = [], say }) {
+function matrixMap({ names, directed, matrix, errors, limit, bars, barLimit, barTitle, annotated = [], say }) {
   const n = names.length,
     apart = toldApart(names),
     columns = matrix ? n : 0;
@@ -188,8 +198,8 @@ function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, ann
     picture.append(svg("text", { x, y, "font-size": Math.min(12, cell + 1), ...attributes }, text));
   const describe = (i, j) =>
     say(
-      `${apart[j]} → ${apart[i]} (row ${i + 1}, column ${j + 1}): ${format(matrix[i * n + j])}` +
-        (errors ? ` ± ${format(2 * errors[i * n + j]).slice(1)}` : ""),
+      `${apart[j]} ${directed ? "→" : "↔"} ${apart[i]} (row ${i + 1}, column ${j + 1}): ${format(matrix[i * n + j])}` +
+        plusMinus(errors?.[i * n + j]),
     );
   const cells = [];
   for (let i = 0; i < n; i++) {
@@ -228,7 +238,7 @@ function matrixMap({ names, matrix, errors, limit, bars, barLimit, barTitle, ann
     const x = labels + (j + 0.5) * cell + 3;
     label(x, top - 5, apart[j], { transform: `rotate(-55 ${x} ${top - 5})` });
   }
-  if (matrix) label(2, 12, "row: target i, column: player j", { class: "axis" });
+  if (matrix) label(2, 12, directed ? "row: target i, column: player j" : "entry: interaction of i and j", { class: "axis" });
   if (bars) drawBars(picture, { bars, barLimit, barTitle, barX, barWidth, top, cell, apart, label });
   picture.addEventListener("mouseleave", () => say(null));
   if (matrix) moveWithKeys(picture, cells, n, describe);

@@ -91,9 +91,11 @@ function drawAnswer(answer, number) {
     Object.assign(choice, some);
     const move = (down, right) => share.maps.forEach((map) => map.point(down, right)),
       share = { maps: [], move, choose: move };
-    drawn.replaceChildren();
-    fill(drawn, {}, draw(view, limits([view], choice), choice, change, sample, share));
-    if (some.token !== undefined) drawn.querySelector(`[data-token="${some.token}"]`)?.focus({ preventScroll: true });
+    keepPlace(() => {
+      drawn.replaceChildren();
+      fill(drawn, {}, draw(view, limits([view], choice), choice, change, sample, share));
+      nameParts(drawn, "drawn");
+    });
   };
   change({});
   panels.replaceChildren(
@@ -107,6 +109,7 @@ function drawAnswer(answer, number) {
       answer.note ? html("p", { class: "error" }, answer.note) : null,
       html("p", { class: "hint" }, HINTS[view.kind]),
       drawn,
+      roundingNote(view),
       html(
         "details",
         {},

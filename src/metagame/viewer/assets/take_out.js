@@ -1,8 +1,8 @@
 // What can be taken out of the page: a method's view of a sample as CSV, JSON and PNG.
 
-const COLUMNS = ["what", "map", "target", "player", "row", "column", "value", "standard_error"];
+const COLUMNS = ["what", "map", "target", "player", "row", "column", "value", "standard_error", "rounded_to"];
 
-/** Every value of a view with its names; rows and columns count from 1. */
+/** Every value of a view with its names; rows and columns count from 0. */
 function recordsOf(view) {
   return view.kind === "tokens" ? tokenRecords(view) : view.kind === "maps" ? mapRecords(view) : arrayRecords(view);
 }
@@ -12,8 +12,17 @@ function tokenRecords(view) {
     first = view.first_order ? Array.from(numbers(view.first_order)) : [];
   return [
     ...first.map((value, i) => ({ what: "first-order attribution", target: names[i], value })),
-    ...(view.matrix ? matrixRecords(names, numbers(view.matrix), view.error ? numbers(view.error) : null) : []),
+    ...(view.matrix ? pairRecords(view, names) : []),
   ];
+}
+
+/** Influences, or interactions of pairs, each pair once. */
+function pairRecords(view, names) {
+  const records = matrixRecords(names, numbers(view.matrix), view.error ? numbers(view.error) : null);
+  if (view.directed) return records;
+  const n = names.length,
+    once = records.filter((_, k) => Math.floor(k / n) <= k % n);
+  return once.map((record) => ({ ...record, what: "interaction of the pair" }));
 }
 
 function matrixRecords(names, matrix, errors, where = {}) {
@@ -31,11 +40,14 @@ function matrixRecords(names, matrix, errors, where = {}) {
 function mapRecords(view) {
   const place = (k) => ({ row: Math.floor(k / view.grid[1]), column: k % view.grid[1] });
   const maps = mapsOf(view).flatMap((map) =>
-    Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value })),
+    Array.from(map.values, (value, k) => ({ what: map.layer, map: map.name, ...place(k), value, standard_error: map.errors?.[k], rounded_to: map.step })),
   );
   const patches = view.influence ? view.grid[0] * view.grid[1] : 0;
   const influence = Array.from({ length: patches }, (_, k) =>
-    matrixRecords(view.influence.names, influenceAt(view.influence, k), null, place(k)),
+    matrixRecords(view.influence.names, influenceAt(view.influence, k), errorsAt(view.influence, k), {
+      ...place(k),
+      rounded_to: stepOf(view.influence.values),
+    }),
   );
   return [...maps, ...influence.flat()];
 }
@@ -47,6 +59,7 @@ function arrayRecords(view) {
       row: Math.floor(k / values.shape[1]),
       column: k % values.shape[1],
       value,
+      rounded_to: stepOf(values),
     })),
   );
 }
@@ -66,13 +79,12 @@ function nested(values, shape) {
   return Array.from({ length: shape[0] }, (_, k) => nested(values.slice(k * size, (k + 1) * size), shape.slice(1)));
 }
 
-/** A view with its arrays as nested lists, and the largest step that any of them was rounded to. */
-function unpacked(node, rounding) {
+/** A view with its arrays as nested lists. */
+function unpacked(node) {
   if (node === null || typeof node !== "object") return node;
-  if (Array.isArray(node)) return node.map((each) => unpacked(each, rounding));
+  if (Array.isArray(node)) return node.map(unpacked);
   if (node.data === undefined)
-    return Object.fromEntries(Object.entries(node).map(([name, each]) => [name, unpacked(each, rounding)]));
-  if (node.type === "int16") rounding.step = Math.max(rounding.step, node.scale);
+    return Object.fromEntries(Object.entries(node).map(([name, each]) => [name, unpacked(each)]));
   return nested(numbers(node), node.shape);
 }
 
@@ -81,12 +93,10 @@ function jsonOf(group, sample, method, view) {
     { id, text, answer } = sample,
     { label, job, key, scores, command } = method,
     { question, ...shown } = view;
-  const rounding = { step: 0 },
-    values = unpacked(shown, rounding);
   return JSON.stringify(
     {
       ...{ experiment, model, benchmark, command, sample: { id, text, answer }, method: label, question, scores },
-      ...{ job, key, exact_arrays: `${job}/arrays/${key}.npz`, rounded_to: rounding.step || null, view: values },
+      ...{ job, key, exact_arrays: `${job}/arrays/${key}.npz`, rounded_to: largestStep(view) || null, view: unpacked(shown) },
     },
     null,
     1,
