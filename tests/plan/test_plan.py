@@ -91,6 +91,11 @@ def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletio
         assert any("curves" in note and "upper bound" in note for note in plan.notes)
 
 
+def test_scores_are_counted_once_for_each_variant():
+    _, (plan,) = planned("experiment=figure3", "attribution=lrp_by_layer", "scale=tiny", "limit=1")
+    assert plan.count.passes["forward"] == 168  # of 8 variants, each with two curves of 10 points
+
+
 def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
     _, (plan,) = planned("experiment=evidence", "attribution=attnlrp", "scale=paper", "limit=8")
     assert plan.count.passes == {"forward": 16, "backward": 8}

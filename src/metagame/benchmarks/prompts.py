@@ -83,7 +83,9 @@ def pairs_of(pairs: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
     for first, second in pairs:
         either_way = frozenset({_plain(first), _plain(second)})
         if either_way in known:
-            raise UserError(f"benchmark.pairs has {first!r} and {second!r} twice: name each pair once, in either order.")
+            raise UserError(
+                f"benchmark.pairs has {first!r} and {second!r} twice: name each pair once, in either order."
+            )
         known.add(either_way)
     return tuple((first, second) for first, second in pairs)
 
@@ -178,8 +180,8 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
             :func:`metagame.report.recall.at_matches`.
 
     Raises:
-        UserError: an id is unknown, ``ids`` stands beside your own prompt, your own pairs are not pairs, or ``match`` is
-            neither.
+        UserError: an id is unknown, ``ids`` stands beside your own prompt, your own pairs are not pairs, or ``match``
+            is neither.
     """
 
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids", "match"})

@@ -124,11 +124,11 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
         methods = [build_method(variant, cfg) for variant in variants(cfg)]
         count = count_passes(cfg, methods, samples, facts.get("patches"))
         if isinstance(benchmark, Prompts):
-            count += count_curves(cfg, benchmark.samples()[: cfg.limit])
+            count += count_curves(cfg, benchmark.samples()[: cfg.limit]).times(len(methods))
         if isinstance(benchmark, Faithfulness):
-            count += count_bins(cfg, samples, len(benchmark.played_bins))
+            count += count_bins(cfg, samples, len(benchmark.played_bins)).times(len(methods))
         if isinstance(benchmark, Agreement):
-            count += count_margins(cfg, benchmark.samples()[: cfg.limit])
+            count += count_margins(cfg, benchmark.samples()[: cfg.limit]).times(len(methods))
         notes += count.notes
     except UserError as error:
         notes.append(str(error))

@@ -73,6 +73,13 @@ class Count:
     def __add__(self, other: Count) -> Count:
         return Count(self.passes + other.passes, self.tokens + other.tokens, self.notes | other.notes)
 
+    def times(self, number: int) -> Count:
+        """As often as this, such as once for each variant."""
+        passes, tokens = (
+            Counter({kind: number * each for kind, each in counts.items()}) for counts in (self.passes, self.tokens)
+        )
+        return Count(passes, tokens, dict(self.notes))
+
 
 def count_passes(
     cfg: DictConfig, methods: Sequence[Method], samples: Sequence[Sample], n_patches: int | None = None
@@ -256,7 +263,7 @@ def _note_shared_coalitions(methods: Sequence[Method], count: Count) -> None:
 
 
 def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
-    """What the scores of a job add: the curves of deletion and insertion."""
+    """What the scores of a variant add: the curves of deletion and insertion."""
     count = Count()
     if "explained_label" in cfg.model:
         lengths = _classified(cfg, prompts, count)
@@ -270,7 +277,7 @@ def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
 
 
 def count_margins(cfg: DictConfig, sentences: Sequence[Prompt]) -> Count:
-    """What the scores of sentences add: f of each."""
+    """What the scores of a variant add on sentences: f of each."""
     count = Count()
     for _, length in _sequences(cfg, sentences, count):
         count.passes[FORWARD] += 1
@@ -361,7 +368,7 @@ def _count_visual_concepts(
 
 
 def count_bins(cfg: DictConfig, samples: Sequence[Sample], n_bins: int) -> Count:
-    """What comprehensiveness and sufficiency add: the whole input, and two passes for each bin."""
+    """What comprehensiveness and sufficiency add for a variant: the whole input, and two passes for each bin."""
     count = Count()
     for _, length in _classified(cfg, samples, count):
         count.passes[FORWARD] += 1 + 2 * n_bins
