@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from rich.filesize import decimal
 
 from metagame.digests import file_digest
+from metagame.errors import UserError
 from metagame.fetch.transfer import Plan, persist
 
 SAFE = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
@@ -32,6 +33,12 @@ class Repository(NamedTuple):
         info = HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
         siblings = info.siblings or []
         names = wanted([each.rfilename for each in siblings], self.files)
+        if not any(self.files or SAFE.fullmatch(name) or PICKLED.fullmatch(name) for name in _bare(names)):
+            held = ", ".join(sorted(each.rfilename for each in siblings)[:12]) or "nothing"
+            raise UserError(
+                f"{self.name} has no weights {f'of the name {self.files}' if self.files else 'that can be loaded'}: it"
+                f" holds {held}; correct model.{'gguf' if self.files else 'checkpoint'}."
+            )
         needed = [each for each in siblings if each.rfilename in names]
         lacking = [each for each in needed if not try_to_load_from_cache(self.name, each.rfilename, revision=info.sha)]
         parts = Path(constants.HF_HUB_CACHE).glob(f"models--{self.name.replace('/', '--')}/blobs/*.incomplete")
@@ -51,6 +58,11 @@ class Repository(NamedTuple):
             if not path.exists() or (each.lfs and file_digest(path) != each.lfs.sha256[:16]):
                 path.resolve().unlink(missing_ok=True)
                 raise ConnectionError(f"{each.rfilename} is not what the hub says")
+
+
+def _bare(names: Iterable[str]) -> list[str]:
+    """The names of files without their folders."""
+    return [PurePosixPath(name).name for name in names]
 
 
 def repositories(configs: Iterable[DictConfig]) -> list[Repository]:
