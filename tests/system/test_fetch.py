@@ -402,6 +402,9 @@ def test_a_repository_is_told_with_size_and_licence_then_fetched_then_in_the_cac
     size, licence = "a/plain: 2 files, 1.0 MB", "of it to be fetched; licence small-print."
     assert get(Repository("a/plain")) == (f"{size}, 1.0 MB {licence}", SIZE + 2)
     assert cached("a/plain") == {name: WEIGHTS[name] for name in ("config.json", "model.safetensors")}
+    assert Repository("a/plain").is_here()
+    assert not Repository("a/plain", "v1").is_here()
+    assert not Repository("a/plain", files="*.gguf").is_here()
     hub.asked.clear()
     assert get(Repository("a/plain")) == (f"{size}, 0 bytes {licence}", 0)
     assert all(each.path.startswith("/api/") for each in hub.asked)

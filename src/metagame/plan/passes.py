@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 from metagame.attributions.alti_logit import ALTILogit
@@ -290,7 +290,7 @@ def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iter
 
     The count is told what is not exact.
     """
-    longest, tokenize = cfg.model.max_new_tokens, _prompt_tokenizer(cfg)
+    longest, tokenize = _positive(cfg, "model.max_new_tokens"), _prompt_tokenizer(cfg)
     if any(prompt.contrast() is None for prompt in prompts):
         count.notes[f"answers are counted with model.max_new_tokens={longest} tokens, an upper bound"] = None
     if tokenize is None:
@@ -299,6 +299,14 @@ def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iter
         tokens = _words(prompt.text) if tokenize is None else tokenize(prompt.text)
         answer = longest if prompt.contrast() is None else 1
         yield tokens, len(tokens.ids) - tokens.positions[0] + answer - 1
+
+
+def _positive(cfg: DictConfig, key: str) -> int:
+    """A setting that counts something; a UserError where it does not."""
+    value = OmegaConf.select(cfg, key)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{key}={value} must be a positive integer.")
+    return value
 
 
 def _passes_of(method: Method, n: int) -> Passes:
@@ -460,7 +468,8 @@ def _first_order(method: Method) -> Method:
 def _patches(cfg: DictConfig) -> int | None:
     """How many patches an image of the model has."""
     try:
-        config = AutoConfig.from_pretrained(cfg.model.checkpoint, local_files_only=True)
+        revision = cfg.model.get("revision")
+        config = AutoConfig.from_pretrained(cfg.model.checkpoint, revision=revision, local_files_only=True)
         config = config if "explained_label" in cfg.model else config.vision_config
     except (OSError, ValueError, AttributeError):
         return None
@@ -507,7 +516,7 @@ def _count_concepts(cfg: DictConfig, methods: Sequence[Method], samples: Sequenc
     count = Count()
     for sample in samples:
         if isinstance(sample, PaintedImage):
-            count.passes[PAINTING] += cfg.model.denoising.n_steps
+            count.passes[PAINTING] += _positive(cfg, "model.denoising.n_steps")
         else:
             count.passes[TRANSFORMER] += len({question.prompt for question in sample.questions().values()})
     return count
