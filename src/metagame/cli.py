@@ -74,6 +74,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     elif command == "plan":
         from metagame.plan.command import main as plan
 
+        sys.path.insert(0, str(Path.cwd()))
         plan(rest)
     elif command == "diff":
         from metagame.report.diff import main as diff

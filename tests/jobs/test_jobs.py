@@ -416,10 +416,16 @@ def test_progress_bars_are_drawn_on_a_terminal(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(0.1, None), (19, None), (60, "the other 6 will take about 3 min"), (3600, "the other 6 will take about 3.0 h")],
+    ("n_done", "seconds", "told"),
+    [
+        (2, 0.1, None),
+        (2, 19, None),
+        (2, 60, "the other 6 will take about 3 min"),
+        (2, 3600, "the other 6 will take about 3.0 h"),
+        (0, 3600, None),  # another process held them
+    ],
 )
-def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(seconds, told, caplog):
+def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(n_done, seconds, told, caplog):
     with caplog.at_level("INFO"):
-        _tell_time("model x method", 2, 6, seconds)
+        _tell_time("model x method", n_done, 6, seconds)
     assert [told in message for message in caplog.messages] == [True] * (told is not None)

@@ -1,6 +1,7 @@
 """The plan of an experiment: its passes are those that a run of it makes, and it says what is missing."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,11 @@ def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletio
         assert any("curves" in note and "upper bound" in note for note in plan.notes)
 
 
+def test_scores_are_counted_once_for_each_variant():
+    _, (plan,) = planned("experiment=figure3", "attribution=lrp_by_layer", "scale=tiny", "limit=1")
+    assert plan.count.passes["forward"] == 168  # of 8 variants, each with two curves of 10 points
+
+
 def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
     _, (plan,) = planned("experiment=evidence", "attribution=attnlrp", "scale=paper", "limit=8")
     assert plan.count.passes == {"forward": 16, "backward": 8}
@@ -176,6 +182,7 @@ def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(caps
         (["experiment=figure3", "plan.tflops=fast"], "plan.tflops=fast must be a positive number"),
         (["experiment=figure3", "plan.tflops=0"], "plan.tflops=0 must be a positive number"),
         (["experiment=figure99"], "figure99"),
+        (["experiment=faithfulness", "scale=small"], "(has no values for|at) scale=small"),
         (["model=adder", "plan.foo=3"], "the setting 'plan' is unknown"),
         (["model=adder", "+scale.thread=3"], r"the config has unknown settings \(scale.thread\)"),
     ],
@@ -183,6 +190,24 @@ def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(caps
 def test_bad_input_gets_a_sentence(overrides, said):
     with pytest.raises(SystemExit, match=said):
         main(overrides)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ("experiment=figure3 attribution=attnlrp model.max_new_tokens=null", "model.max_new_tokens=None must be"),
+        ("experiment=figure4 model.denoising.n_steps=four", "model.denoising.n_steps=four must be a positive integer"),
+    ],
+)
+def test_a_number_of_passes_that_is_none_is_told(chosen, said):
+    _, (plan, *_) = planned(*chosen.split(), "scale=tiny")
+    assert any(said in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("checkpoint", ["/nope/x/qwen", "data/nope/clip"])
+def test_a_folder_that_does_not_exist_is_missing(checkpoint):
+    _, (plan, *_) = planned("experiment=figure3", "attribution=attnlrp", f"model.checkpoint={checkpoint}", "limit=1")
+    assert any(f"the folder {checkpoint}" in each and "does not exist" in each for each in plan.missing)
 
 
 def test_flops_of_a_transformer_are_those_that_torch_counts():
@@ -201,8 +226,17 @@ def test_hours_and_shards_follow_from_the_flops():
     count = Count(Counter(forward=1000), Counter(forward=1000 * 100))
     flops = count_flops(count, facts)
     assert flops == pytest.approx(1000 * forward_flops(facts["language"], 100))
-    plan = JobPlan("a job", None, 1, count, 100e12 * 3600 * 40, (), ())  # 40 hours
+    plan = JobPlan("a job", None, 30, count, 100e12 * 3600 * 40, (), ())  # 40 hours
     first, slurm = summary([plan], 100.0)
     assert "40 hours at 100 TFLOPs" in first
     assert slurm == "On SLURM: shards=15 hydra.launcher.timeout_min=240, by the longest job."
+    *_, slurm = summary([replace(plan, n_samples=4)], 100.0)
+    assert slurm == "On SLURM: shards=4 hydra.launcher.timeout_min=900, by the longest job."
     assert count_flops(count, {}) is None
+
+
+def test_only_a_given_image_is_encoded_by_the_autoencoder():
+    facts = model_facts()["black-forest-labs/FLUX.1-schnell"]
+    for kind, extra in (("pictures", facts["autoencoder"]), ("painting steps", 0)):
+        part = facts["transformer" if kind == "pictures" else "painting"]
+        assert count_flops(Count(Counter({kind: 2})), facts) == 2 * (forward_flops(part, part["tokens"]) + extra)

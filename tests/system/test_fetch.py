@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import shutil
@@ -231,6 +232,30 @@ def test_an_archive_that_was_put_there_is_unpacked_and_pieces_that_are_there_sta
     assert served.asked == []
 
 
+@pytest.mark.parametrize(("content", "wrong"), [(CONTENT[1:], "size"), (CONTENT[::-1], "checksum")])
+def test_another_file_that_was_put_there_is_refused(served, tmp_path, content, wrong):
+    (tmp_path / "data/downloads").mkdir(parents=True)
+    (tmp_path / "data/downloads/file.bin").write_bytes(content)
+    with refused(f"^data/downloads/file.bin has a wrong {wrong}.*: delete it, and run the same command again"):
+        get(source(served))
+    assert contents(tmp_path / "data") == {"downloads/file.bin": content}
+
+
+@pytest.mark.parametrize("case", ["tar", "nested"])
+def test_pieces_are_put_on_another_disk(served, tmp_path, monkeypatch, case):
+    rename = Path.rename
+
+    def across_disks(path, target):
+        if not path.name.endswith(".copying"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", across_disks)
+    content, put, expected = UNPACKED[case]
+    get(source(served, "archive", content, put))
+    assert contents(tmp_path / "data") == expected
+
+
 @pytest.mark.parametrize("case", downloads.BAD)
 def test_an_archive_that_is_broken_or_unsafe_leaves_nothing_and_is_told(served, tmp_path, case):
     content, reason = downloads.BAD[case]
@@ -293,6 +318,7 @@ def test_what_fails_is_told_and_does_not_stop_the_others(manifest, served, tmp_p
 def test_a_disk_that_is_too_small_and_a_wrong_folder_or_word_are_told(manifest, served, monkeypatch, tmp_path, caplog):
     assert run("data", "tabel3").startswith("no experiment is called tabel3: choose some of both_ways, distant_pairs, ")
     assert re.search("Could not find 'model/nothing' Available options .* adder ", run("weights", "model=nothing"))
+    assert re.search("'nope' not found", run("weights", "figure3", "model.checkpoint=${nope}"))
     (tmp_path / "data").write_text("")
     assert run("data", "table3") == 1
     assert all("data cannot be written" in each for each in errors(caplog))
@@ -376,9 +402,19 @@ def test_a_repository_is_told_with_size_and_licence_then_fetched_then_in_the_cac
     size, licence = "a/plain: 2 files, 1.0 MB", "of it to be fetched; licence small-print."
     assert get(Repository("a/plain")) == (f"{size}, 1.0 MB {licence}", SIZE + 2)
     assert cached("a/plain") == {name: WEIGHTS[name] for name in ("config.json", "model.safetensors")}
+    assert Repository("a/plain").is_here()
+    assert not Repository("a/plain", "v1").is_here()
+    assert not Repository("a/plain", files="*.gguf").is_here()
     hub.asked.clear()
     assert get(Repository("a/plain")) == (f"{size}, 0 bytes {licence}", 0)
     assert all(each.path.startswith("/api/") for each in hub.asked)
+
+
+@pytest.mark.parametrize("files", ["typo.gguf", ""])
+def test_a_repository_without_the_weights_is_told(hub, files):
+    put_repository(hub, "a/plain", {"config.json": b"{}", "right.gguf": CONTENT})
+    with refused(r"^a/plain has no weights .*: it holds config\.json, right\.gguf"):
+        Repository("a/plain", files=files).plan()
 
 
 def test_cut_weights_are_taken_up_where_they_ended(hub, monkeypatch):

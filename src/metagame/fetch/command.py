@@ -16,6 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.filesize import decimal
 
 from metagame.errors import UserError
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         weights = repositories(configs), Path(constants.HF_HUB_CACHE), "set HF_HOME to a folder on a larger disk"
         parts = {"data": [data], "weights": [weights], "all": [data, weights]}[given.what]
         well = [fetch(*part, given.dry_run) for part in parts]
-    except (UserError, HydraException, KeyboardInterrupt) as error:
+    except (UserError, HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
         sys.exit(" ".join(str(error).split()) or "Stopped: rerun the same command to resume.")
     sys.exit(0 if all(well) else 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 import zipfile
@@ -17,7 +18,7 @@ from filelock import FileLock
 from rich.filesize import decimal
 
 from metagame.errors import UserError
-from metagame.fetch.transfer import Plan, transfer
+from metagame.fetch.transfer import Plan, has_checksum, transfer
 
 DATA = Path("data")
 Put = str | Mapping[str, "Put"]
@@ -51,10 +52,19 @@ class Source(NamedTuple):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):  # another process may do the same
             if not all(place.exists() for place in places(self.put)):
-                if not path.exists():  # it may have been put there by hand
+                if path.exists():  # it was put there by hand
+                    self._check(path)
+                else:
                     transfer(self.name, path, self.size, self.checksum)
                 put_in_place(path, self.put)
                 path.unlink(missing_ok=True)
+
+    def _check(self, path: Path) -> None:
+        """Refuse a file, with a UserError, that is not the one on the server."""
+        size = path.stat().st_size
+        if self.size not in (None, size) or not has_checksum(path, self.checksum):
+            wrong = "checksum" if self.size in (None, size) else f"size ({size} bytes instead of {self.size})"
+            raise UserError(f"{path} has a wrong {wrong}: delete it, and run the same command again.")
 
 
 def sources(benchmarks: Iterable[str]) -> list[Source]:
@@ -68,12 +78,26 @@ def places(put: Put) -> list[Path]:
     return [DATA / put] if isinstance(put, str) else [path for each in put.values() for path in places(each)]
 
 
+def _move(path: Path, target: Path) -> None:
+    """Rename a file or folder; to another disk it is copied beside the target first, so that it appears as a whole."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = target.with_name(f".{target.name}.copying")
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        copy = shutil.copytree if path.is_dir() else shutil.copy2
+        copy(path, aside)
+        aside.rename(target)
+
+
 def put_in_place(path: Path, put: Put) -> None:
     """Move a file or folder, or those in an archive, as a whole, unless it is there; a UserError for a bad archive."""
     target = places(put)[0]
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(put, str):
-        _ = target.exists() or path.rename(target)
+        _ = target.exists() or _move(path, target)
         return
     aside = target.with_name(f".{path.name}.unpacking")
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed

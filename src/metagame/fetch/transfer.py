@@ -37,13 +37,18 @@ def transfer(url: str, path: Path, size: int | None, checksum: str | None) -> No
     """Put a file at ``path``, going on with ``NAME.part``; a UserError says what is wrong with it, or the answer."""
     part, version = path.with_name(f"{path.name}.part"), path.with_name(f".{path.name}.version")
     persist(lambda: _attempt(url, part, version, size))
-    algorithm, _, digits = (checksum or "sha256:").partition(":")
-    with part.open("rb") as file:
-        if digits not in ("", hashlib.file_digest(file, algorithm).hexdigest()):
-            part.unlink()
-            raise UserError(f"{url} has a wrong checksum and was discarded: fetch it again, or get it elsewhere.")
+    if not has_checksum(part, checksum):
+        part.unlink()
+        raise UserError(f"{url} has a wrong checksum and was discarded: fetch it again, or get it elsewhere.")
     part.replace(path)
     version.unlink(missing_ok=True)
+
+
+def has_checksum(path: Path, checksum: str | None) -> bool:
+    """Whether a file has this checksum, such as ``md5:...``; so has every file where none is known."""
+    algorithm, _, digits = (checksum or "sha256:").partition(":")
+    with path.open("rb") as file:
+        return digits in ("", hashlib.file_digest(file, algorithm).hexdigest())
 
 
 def _attempt(url: str, part: Path, version: Path, size: int | None) -> None:

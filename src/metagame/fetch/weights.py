@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoSibling
 from omegaconf import DictConfig
 from rich.filesize import decimal
 
 from metagame.digests import file_digest
+from metagame.errors import UserError
 from metagame.fetch.transfer import Plan, persist
 
 SAFE = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
@@ -32,6 +35,12 @@ class Repository(NamedTuple):
         info = HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
         siblings = info.siblings or []
         names = wanted([each.rfilename for each in siblings], self.files)
+        if not any(self.files or SAFE.fullmatch(name) or PICKLED.fullmatch(name) for name in _bare(names)):
+            held = ", ".join(sorted(each.rfilename for each in siblings)[:12]) or "nothing"
+            raise UserError(
+                f"{self.name} has no weights {f'of the name {self.files}' if self.files else 'that can be loaded'}: it"
+                f" holds {held}; correct model.{'gguf' if self.files else 'checkpoint'}."
+            )
         needed = [each for each in siblings if each.rfilename in names]
         lacking = [each for each in needed if not try_to_load_from_cache(self.name, each.rfilename, revision=info.sha)]
         parts = Path(constants.HF_HUB_CACHE).glob(f"models--{self.name.replace('/', '--')}/blobs/*.incomplete")
@@ -42,6 +51,19 @@ class Repository(NamedTuple):
         told = f"{self.name}: {len(needed)} files, {size}; licence {licence}{gate}."
         return told, to_go, lambda: persist(lambda: self._attempt(needed))
 
+    def is_here(self) -> bool:
+        """Whether the cache has all weights of this revision."""
+        try:
+            folder = Path(snapshot_download(self.name, revision=self.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return False
+        if self.files:
+            return any(path.exists() for path in folder.glob(self.files))
+        parts = [folder]
+        if (folder / "model_index.json").exists():
+            parts = [path.parent for path in folder.glob("*/config.json")]
+        return bool(parts) and all(_has_weights(part) for part in parts)
+
     def _attempt(self, needed: list[RepoSibling]) -> None:
         """Fetch what is not in the cache, and compare it with the sha256 that the hub has of its large files."""
         patterns = [each.rfilename for each in needed]
@@ -51,6 +73,20 @@ class Repository(NamedTuple):
             if not path.exists() or (each.lfs and file_digest(path) != each.lfs.sha256[:16]):
                 path.resolve().unlink(missing_ok=True)
                 raise ConnectionError(f"{each.rfilename} is not what the hub says")
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder has a config and a file of all weights, or each file that an index names."""
+    names = [path.name for path in folder.iterdir() if path.exists()]  # a link of the cache may lead nowhere
+    whole = any("-of-" not in name and (SAFE.fullmatch(name) or PICKLED.fullmatch(name)) for name in names)
+    indices = [json.loads((folder / name).read_text()) for name in names if name.endswith(".index.json")]
+    whole |= any({*index.get("weight_map", {}).values()} <= {*names} for index in indices)
+    return whole and "config.json" in names
+
+
+def _bare(names: Iterable[str]) -> list[str]:
+    """The names of files without their folders."""
+    return [PurePosixPath(name).name for name in names]
 
 
 def repositories(configs: Iterable[DictConfig]) -> list[Repository]:

@@ -163,7 +163,7 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
             upcoming = waiting[place + 1][0] if place + 1 < len(waiting) else {}
             held_elsewhere |= worker.work(batch, pending, upcoming, wait=False)
             if place == 0 and len(waiting) > 1:
-                _tell_time(title, len(pending), len(missing) - len(pending), monotonic() - start)
+                _tell_time(title, worker.n_evaluated, len(missing) - len(pending), monotonic() - start)
         for key, task in held_elsewhere.items():
             worker.work({key: task}, [key], {}, wait=True)
     outcome = _outcome(plan, own)
@@ -177,7 +177,7 @@ def run_job(cfg: DictConfig, track: Track = untracked) -> Outcome:
 
 def _tell_time(title: str, n_done: int, n_left: int, seconds: float) -> None:
     """Say how long a job will take, at the speed of its first batch, where that is a minute or more."""
-    minutes = n_left * seconds / n_done / 60
+    minutes = n_left * seconds / n_done / 60 if n_done else 0.0
     if minutes >= 1:
         left = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.0f} min"
         log.info(
@@ -316,6 +316,7 @@ class Worker:
         self.environment = digest(computed_with(environment))
         self.memory_advice = memory_advice(plan.cfg, plan.job.methods.values())
         self._said: set[str] = set()
+        self.n_evaluated = 0  # samples that no other process held or had finished
 
     def work(
         self, batch: dict[str, Task], pending: list[str], upcoming: dict[str, Task], *, wait: bool
@@ -337,6 +338,7 @@ class Worker:
                     samples = [task.sample for task in batch.values()]
                     prepared = dict(zip(batch, self.plan.job.prepare(samples), strict=True))
                     self.plan.job.read_ahead([task.sample for task in upcoming.values()])
+                self.n_evaluated += bool(missing)
                 inputs = prepared.pop(key, {})
                 for variant in missing:
                     self._evaluate_and_append(batch[key], variant, inputs)

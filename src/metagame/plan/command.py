@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from metagame.errors import UserError
-from metagame.jobs.checks import check_values
+from metagame.jobs.checks import check_scale, check_values
 from metagame.jobs.grid import check_keys
 from metagame.jobs.spec import configs_folder
 
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         configs = planned_configs(overrides)
         for cfg in configs:
             check_values(cfg)
+            check_scale(cfg)
         plans = [plan_job(cfg, configs) for cfg in configs]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(" ".join(str(error).split()))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.console import Console
@@ -22,7 +23,7 @@ from metagame.benchmarks.faithfulness import Faithfulness
 from metagame.benchmarks.prompts import Prompts
 from metagame.contracts import Sample
 from metagame.errors import UserError
-from metagame.fetch.weights import GATE
+from metagame.fetch.weights import GATE, Repository
 from metagame.jobs.accelerator import has_gpu
 from metagame.jobs.build import build_method, build_part
 from metagame.jobs.grid import asked_configs
@@ -124,11 +125,11 @@ def plan_job(cfg: DictConfig, beside: Sequence[DictConfig]) -> JobPlan:
         methods = [build_method(variant, cfg) for variant in variants(cfg)]
         count = count_passes(cfg, methods, samples, facts.get("patches"))
         if isinstance(benchmark, Prompts):
-            count += count_curves(cfg, benchmark.samples()[: cfg.limit])
+            count += count_curves(cfg, benchmark.samples()[: cfg.limit]).times(len(methods))
         if isinstance(benchmark, Faithfulness):
-            count += count_bins(cfg, samples, len(benchmark.played_bins))
+            count += count_bins(cfg, samples, len(benchmark.played_bins)).times(len(methods))
         if isinstance(benchmark, Agreement):
-            count += count_margins(cfg, benchmark.samples()[: cfg.limit])
+            count += count_margins(cfg, benchmark.samples()[: cfg.limit]).times(len(methods))
         notes += count.notes
     except UserError as error:
         notes.append(str(error))
@@ -163,7 +164,8 @@ def count_flops(count: Count, facts: Mapping[str, Any]) -> float | None:
             if parts[kind] not in facts:
                 return None
             total += number * forward_flops(facts[parts[kind]], facts[parts[kind]]["tokens"])
-            total += number * facts.get("autoencoder", 0.0)
+            if kind == TRANSFORMER:  # a given image
+                total += number * facts.get("autoencoder", 0.0)
     return total
 
 
@@ -180,8 +182,12 @@ def _missing_for_model(cfg: DictConfig, facts: Mapping[str, Any]) -> Iterator[st
     checkpoint = cfg.model.get("checkpoint")
     if not checkpoint or Path(checkpoint).exists() or "/" not in checkpoint:
         return
-    names = ("config.json", "model_index.json")
-    if not any(isinstance(try_to_load_from_cache(checkpoint, name), str) for name in names):
+    try:
+        validate_repo_id(checkpoint)
+    except HFValidationError:
+        yield f"the folder {checkpoint} of model.checkpoint, which does not exist: correct it."
+        return
+    if not Repository(checkpoint, cfg.model.get("revision") or "main", cfg.model.get("gguf") or "").is_here():
         size = f" ({facts['gigabytes']} GB)" if "gigabytes" in facts else ""
         scale = "" if cfg.scale.name == "paper" else f" SCALE={cfg.scale.name}"
         gate = f", after you {GATE.format(checkpoint)}" if facts.get("gated") else ""
@@ -219,10 +225,12 @@ def summary(plans: Sequence[JobPlan], tflops: float) -> list[str]:
             " the matrix products of the models alone."
         )
     ]
-    longest = max((plan.flops or 0.0 for plan in known), default=0.0) / tflops / 3.6e15
-    if longest:
-        shards = max(1, math.ceil(longest * 60 * SPARE / TASK_MINUTES))
-        minutes = max(10, math.ceil(longest * 60 * SPARE / shards))
+    longest = max(known, key=lambda plan: plan.flops or 0.0, default=None)
+    if longest is not None and longest.flops:
+        needed = longest.flops / tflops / 6e13 * SPARE
+        n = max(1, longest.n_samples)
+        shards = min(n, max(1, math.ceil(needed / TASK_MINUTES)))
+        minutes = max(10, math.ceil(needed * math.ceil(n / shards) / n))
         lines.append(f"On SLURM: shards={shards} hydra.launcher.timeout_min={minutes}, by the longest job.")
     facts = {plan.checkpoint: model_facts()[plan.checkpoint] for plan in plans if plan.checkpoint in model_facts()}
     if facts:

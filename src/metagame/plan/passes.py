@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer
 
 from metagame.attributions.alti_logit import ALTILogit
@@ -72,6 +72,13 @@ class Count:
 
     def __add__(self, other: Count) -> Count:
         return Count(self.passes + other.passes, self.tokens + other.tokens, self.notes | other.notes)
+
+    def times(self, number: int) -> Count:
+        """As often as this, such as once for each variant."""
+        passes, tokens = (
+            Counter({kind: number * each for kind, each in counts.items()}) for counts in (self.passes, self.tokens)
+        )
+        return Count(passes, tokens, dict(self.notes))
 
 
 def count_passes(
@@ -256,7 +263,7 @@ def _note_shared_coalitions(methods: Sequence[Method], count: Count) -> None:
 
 
 def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
-    """What the scores of a job add: the curves of deletion and insertion."""
+    """What the scores of a variant add: the curves of deletion and insertion."""
     count = Count()
     if "explained_label" in cfg.model:
         lengths = _classified(cfg, prompts, count)
@@ -270,7 +277,7 @@ def count_curves(cfg: DictConfig, prompts: Sequence[Prompt]) -> Count:
 
 
 def count_margins(cfg: DictConfig, sentences: Sequence[Prompt]) -> Count:
-    """What the scores of sentences add: f of each."""
+    """What the scores of a variant add on sentences: f of each."""
     count = Count()
     for _, length in _sequences(cfg, sentences, count):
         count.passes[FORWARD] += 1
@@ -283,7 +290,7 @@ def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iter
 
     The count is told what is not exact.
     """
-    longest, tokenize = cfg.model.max_new_tokens, _prompt_tokenizer(cfg)
+    longest, tokenize = _positive(cfg, "model.max_new_tokens"), _prompt_tokenizer(cfg)
     if any(prompt.contrast() is None for prompt in prompts):
         count.notes[f"answers are counted with model.max_new_tokens={longest} tokens, an upper bound"] = None
     if tokenize is None:
@@ -292,6 +299,14 @@ def _sequences(cfg: DictConfig, prompts: Sequence[Prompt], count: Count) -> Iter
         tokens = _words(prompt.text) if tokenize is None else tokenize(prompt.text)
         answer = longest if prompt.contrast() is None else 1
         yield tokens, len(tokens.ids) - tokens.positions[0] + answer - 1
+
+
+def _positive(cfg: DictConfig, key: str) -> int:
+    """A setting that counts something; a UserError where it does not."""
+    value = OmegaConf.select(cfg, key)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{key}={value} must be a positive integer.")
+    return value
 
 
 def _passes_of(method: Method, n: int) -> Passes:
@@ -361,7 +376,7 @@ def _count_visual_concepts(
 
 
 def count_bins(cfg: DictConfig, samples: Sequence[Sample], n_bins: int) -> Count:
-    """What comprehensiveness and sufficiency add: the whole input, and two passes for each bin."""
+    """What comprehensiveness and sufficiency add for a variant: the whole input, and two passes for each bin."""
     count = Count()
     for _, length in _classified(cfg, samples, count):
         count.passes[FORWARD] += 1 + 2 * n_bins
@@ -453,7 +468,8 @@ def _first_order(method: Method) -> Method:
 def _patches(cfg: DictConfig) -> int | None:
     """How many patches an image of the model has."""
     try:
-        config = AutoConfig.from_pretrained(cfg.model.checkpoint, local_files_only=True)
+        revision = cfg.model.get("revision")
+        config = AutoConfig.from_pretrained(cfg.model.checkpoint, revision=revision, local_files_only=True)
         config = config if "explained_label" in cfg.model else config.vision_config
     except (OSError, ValueError, AttributeError):
         return None
@@ -500,7 +516,7 @@ def _count_concepts(cfg: DictConfig, methods: Sequence[Method], samples: Sequenc
     count = Count()
     for sample in samples:
         if isinstance(sample, PaintedImage):
-            count.passes[PAINTING] += cfg.model.denoising.n_steps
+            count.passes[PAINTING] += _positive(cfg, "model.denoising.n_steps")
         else:
             count.passes[TRANSFORMER] += len({question.prompt for question in sample.questions().values()})
     return count
