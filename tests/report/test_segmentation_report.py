@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from itertools import product
 
 import numpy as np
@@ -10,6 +11,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from metagame.benchmarks.segmentation import BASELINE, LEFT_OUT, Cell
+from metagame.jobs.spec import locate
 from metagame.report.experiment import write_report
 from metagame.report.published import published
 from metagame.report.reproduction import segmentation_reproduction
@@ -276,6 +278,21 @@ OTHERWISE = {
         {"benchmark__name": "coco", "benchmark__data": {"_target_": "metagame.benchmarks.coco.COCOInstances"}},
         "benchmark.data._target_=metagame.benchmarks.coco.COCOInstances", True, False,
     ),
+    "a split": (
+        {"benchmark__name": "coco", "benchmark__data": {"split": "train2017"}}, "benchmark.data.split=train2017",
+        True, False,
+    ),
+    "no crowds": (
+        {"benchmark__name": "coco", "benchmark__data": {"crowds": False}}, "benchmark.data.crowds=false", True, False,
+    ),
+    "another seed": ({"model__denoising": {"seed": 1}}, "model.denoising.seed=1", True, False),
+    "noise of the cpu": ({"model__denoising": {"noise": "cpu"}}, "model.denoising.noise=cpu", True, False),
+    "another type": ({"model__dtype": "float32"}, "model.dtype=float32", True, False),
+    "another type of the autoencoder": ({"model__vae_dtype": "bfloat16"}, "model.vae_dtype=bfloat16", True, False),
+    "quantized": ({"model__text_encoder_bits": 4}, "model.text_encoder_bits=4", True, False),
+    "another tokenizer": (
+        {"benchmark__tokenizer": {"checkpoint": "data/mine"}}, "benchmark.tokenizer.checkpoint=data/mine", True, False,
+    ),
     "all players compete": ({"benchmark__channels": "players"}, "benchmark.channels=players", False, True),
     "full classes counted": ({"benchmark__full_classes": "counted"}, "benchmark.full_classes=counted", False, True),
 }  # fmt: skip
@@ -300,9 +317,12 @@ def test_the_shipped_configs_have_the_settings_of_the_published_numbers():
         for name, of_data in FIGURE13["data_settings"].items():
             chosen = [f"model={FIGURE13['model']}", "attribution=concept_maps", f"benchmark={name}", "scale=paper"]
             cfg = compose("config", overrides=chosen)
+            defaults = {
+                f"benchmark.data.{name}": each.default
+                for name, each in signature(locate(cfg.benchmark.data._target_)).parameters.items()
+            }
             for key, value in {**FIGURE13["settings"], **FIGURE13["multi_settings"], **of_data}.items():
-                by_default = value if key in ("benchmark.data.split", "benchmark.data.crowds") else None
-                assert OmegaConf.select(cfg, key, default=by_default, throw_on_missing=True) == value, key
+                assert OmegaConf.select(cfg, key, default=defaults.get(key), throw_on_missing=True) == value, key
 
 
 @pytest.mark.parametrize(

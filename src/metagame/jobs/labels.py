@@ -49,8 +49,13 @@ def _weights_name(model: DictConfig) -> str:
 
 
 def _same_weights(model: DictConfig, node: Mapping[str, Any]) -> bool:
-    """Whether two nodes name the same weights; of paths and ids the last parts count, whatever their case."""
-    return all(_last_part(model.get(key)).casefold() == _last_part(node.get(key)).casefold() for key in WEIGHTS)
+    """Whether two nodes name the same weights."""
+    return all(same_name(model.get(key), node.get(key)) for key in WEIGHTS)
+
+
+def same_name(one: str | None, other: str | None) -> bool:
+    """Whether two paths or ids of the hub have the same last part, whatever its case."""
+    return _last_part(one).casefold() == _last_part(other).casefold()
 
 
 def _last_part(value: str | None) -> str:

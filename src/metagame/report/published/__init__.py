@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from metagame.jobs.labels import WEIGHTS, has_shipped_weights
+from metagame.jobs.labels import WEIGHTS, has_shipped_weights, same_name
 from metagame.report.scores import clustered_cell
 
 Row = tuple[str, str, bool]
@@ -30,7 +30,17 @@ def other_settings(cfg: DictConfig, settings: Mapping[str, Any]) -> list[str]:
         settings: of the published numbers, by their keys in a job's config.
     """
     own = {key: OmegaConf.select(cfg, key, default=value) for key, value in settings.items()}
-    return [f"{key}={value}" for key, value in own.items() if value != settings[key]]
+    return [f"{key}={_shown(value)}" for key, value in own.items() if not _agree(key, value, settings[key])]
+
+
+def _agree(key: str, value: Any, theirs: Any) -> bool:
+    """Whether a setting is the published one; a checkpoint also where it is a folder of that name."""
+    return same_name(value, theirs) if key.endswith(".checkpoint") else value == theirs
+
+
+def _shown(value: Any) -> Any:
+    """A value as settings of the command line have it."""
+    return value if not isinstance(value, bool) else str(value).lower()
 
 
 def other_weights(cfg: DictConfig) -> list[str]:
