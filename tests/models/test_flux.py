@@ -473,6 +473,17 @@ def test_noise_that_no_gpu_draws_is_told(folder, caplog):
     ]
 
 
+@pytest.mark.parametrize(("noise", "differ"), [("device", True), ("cpu", False)])
+def test_the_revision_says_on_what_kind_of_device_noise_is_drawn_where_it_depends_on_that(
+    noise, differ, folder, monkeypatch
+):
+    monkeypatch.setattr("metagame.models.flux.moved", lambda pipeline, *_: pipeline)
+    monkeypatch.setattr("metagame.models.flux.settle_device", lambda device: device)
+    one, same_kind, other = (load(folder, noise=noise, device=device).revision for device in ("cuda", "cuda:1", "cpu"))
+    assert one == same_kind
+    assert (one != other) == differ
+
+
 @each_kind
 def test_a_pipeline_of_a_folder_is_the_one_that_was_saved(kind, folder):
     flux = load(folder)

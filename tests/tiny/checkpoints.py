@@ -37,7 +37,7 @@ LOADERS = {
     "siglip2": lambda folder, revision=None: SigLIP2.load(folder, revision, device="cpu"),
     "gemma3": lambda folder, revision=None: LanguageModel.load(folder, revision, device="cpu", chat=True),
     "flux": lambda folder, revision=None: Flux.load(
-        folder, revision, Denoising(flux.SIDE), flux.TEXT_LENGTH, device="cpu"
+        folder, revision, Denoising(flux.SIDE, noise="cpu"), flux.TEXT_LENGTH, device="cpu"
     ),
     "open_clip": lambda folder: OpenCLIP.load(f"local-dir:{folder}", device="cpu"),
     "adder": Adder,

@@ -126,7 +126,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
 
     Args:
         pipeline: a pipeline of diffusers.
-        revision: identifies its weights.
+        revision: identifies its weights, and the kind of device that the noise is drawn on where it depends on that.
         device: where it computes.
         denoising: the point of the diffusion at which concepts are scored.
         text_length: number of tokens to which prompts and concepts are padded.
@@ -213,7 +213,10 @@ class Flux(Model[ConceptSample, ConceptLogits]):
                 "Noise is drawn on %s, but the published numbers used noise drawn on a GPU (model.denoising.noise).",
                 device,
             )
-        return cls(pipeline, _revision(Path(folder)), device, denoising, text_length)
+        found = _revision(Path(folder))
+        if denoising.noise == "device":
+            found += f" with noise of {torch.device(device).type}"
+        return cls(pipeline, found, device, denoising, text_length)
 
     def prepare(self, samples: Sequence[ConceptSample]) -> list[Mapping[str, ConceptLogits] | Failure]:
         return prepare_each(self.bind, samples)
