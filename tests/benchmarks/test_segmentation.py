@@ -211,8 +211,11 @@ def test_sizes_that_are_none_are_refused(size):
         benchmark(players=["n0", size])
 
 
-@pytest.mark.parametrize("repeated", [{"players": ["n2", "n0", "n2"]}, {"ablations": ["baseline", "baseline"]}])
-def test_repeated_sizes_and_ablations_are_refused(repeated):
+@pytest.mark.parametrize(
+    "repeated",
+    [{"players": ["n2", "n0", "n2"]}, {"ablations": ["baseline", "baseline"]}, {"tracks": ["single", "single"]}],
+)
+def test_repeated_sizes_ablations_and_tracks_are_refused(repeated):
     with refused(f"benchmark.{next(iter(repeated))} contains '.*' several times: give each once"):
         benchmark(**repeated)
 

@@ -342,6 +342,22 @@ def test_a_note_says_which_maps_compete_in_multi_and_in_which_jobs(tmp_path, cha
     assert [note[: len(start)] for note, start in zip(notes, said, strict=True)] == said
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("denoising__resample", "torch_nearest", "Images are stretched by torch's nearest neighbour, as"),
+        ("denoising__resample", "NEAREST", "Images are stretched by Pillow's nearest neighbour; the paper's code"),
+        ("denoising__posterior", "mean", "Latents are means of the autoencoder's distribution; the paper's code"),
+        ("denoising__noise", "device", "Noise is drawn on the model's device, in its type"),
+        ("denoising__noise", "cpu", "Noise is drawn on the CPU; the paper's code draws it on a GPU"),
+        ("vae_dtype", "float32", "The autoencoder computes in float32, as in the paper's code"),
+        ("vae_dtype", "bfloat16", "The autoencoder computes in bfloat16; that of the paper's code"),
+    ],
+)
+def test_a_note_says_how_images_become_the_models_input(tmp_path, setting, value, said):
+    assert noted(segmentation_table(job(tmp_path, **{f"model__{setting}": value}), "tiny"), said)
+
+
 def test_jobs_with_different_settings_are_called_by_what_is_enough_to_tell_them_apart(tmp_path):
     voc = job(tmp_path, benchmark__channels="present")
     coco = job(tmp_path, benchmark__name="coco", benchmark__channels="players")

@@ -217,6 +217,7 @@ class Segmentation(Benchmark[SegmentedImage, ConceptLogits]):
             _check_players(size, len(self.vocabulary))
         _refuse_repeated("players", players)
         _refuse_repeated("ablations", ablations)
+        _refuse_repeated("tracks", tracks)
         self.cells = [Cell(size, ablation) for size in players for ablation in ablations]
         self.n_layers = n_layers
         self.fewer_layers = fewer_layers

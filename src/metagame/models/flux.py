@@ -129,7 +129,10 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         revision: identifies its weights, and the kind of device that the noise is drawn on where it depends on that.
         device: where it computes.
         denoising: the point of the diffusion at which concepts are scored.
-        text_length: number of tokens to which prompts and concepts are padded.
+        text_length: number of tokens to which prompts and concepts are padded, from 2 to 512.
+
+    Raises:
+        UserError: ``text_length``, or the side or guidance of ``denoising``, does not suit the pipeline.
     """
 
     sample_type = ConceptSample
@@ -143,8 +146,7 @@ class Flux(Model[ConceptSample, ConceptLogits]):
             raise UserError(f"model.denoising.side={denoising.side} must be a multiple of {multiple} pixels.")
         if pipeline.transformer.config.guidance_embeds and denoising.guidance is None:
             raise UserError("this model needs a guidance scale: set model.denoising.guidance, for example to 3.5.")
-        if not 2 <= text_length <= LONGEST_TEXT:  # one token is taken by the end of the text
-            raise UserError(f"model.text_length={text_length} must be from 2 to {LONGEST_TEXT}.")
+        _check_text_length(text_length)
         self.pipeline = pipeline
         self.revision = revision
         self.device = device
@@ -186,6 +188,8 @@ class Flux(Model[ConceptSample, ConceptLogits]):
         """
         check_dtype(dtype)
         check_dtype(vae_dtype, "vae_dtype")
+        if text_length is not None:
+            _check_text_length(text_length)  # before the weights are loaded, which takes minutes
         device = settle_device(device)
         if offload and torch.device(device).type == "cpu":
             raise UserError("model.offload=true needs a GPU: leave it out on the CPU.")
@@ -471,6 +475,11 @@ def _without_progress_bars() -> Generator[None]:
     finally:
         for each in shown:
             each.enable_progress_bar()
+
+
+def _check_text_length(length: int) -> None:
+    if not 2 <= length <= LONGEST_TEXT:  # one token is taken by the end of the text
+        raise UserError(f"model.text_length={length} must be from 2 to {LONGEST_TEXT}.")
 
 
 def _revision(folder: Path) -> str:

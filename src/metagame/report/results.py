@@ -266,11 +266,12 @@ def setting_notes(results: Sequence[JobResult], key: str, texts: Mapping[Any, st
     Args:
         results: of the jobs.
         key: of the setting in a job's config, such as ``model.end_token``.
-        texts: by value; of other values, and of jobs without the setting, nothing is said.
+        texts: by value, in lower case; of other values, and of jobs without the setting, nothing is said.
     """
     jobs: dict[Any, list[JobResult]] = {}
     for result in results:
-        jobs.setdefault(OmegaConf.select(result.config, key), []).append(result)
+        value = OmegaConf.select(result.config, key)
+        jobs.setdefault(value.lower() if isinstance(value, str) else value, []).append(result)
     known = {value: own for value, own in jobs.items() if value is not None and value in texts}
     if len(jobs) == 1:
         return [texts[value] for value in known]

@@ -70,6 +70,11 @@ NOISE_NOTES = {
     "device": "Noise is drawn on the model's device, in its type; the paper's code draws it on a GPU.",
     "cpu": "Noise is drawn on the CPU; the paper's code draws it on a GPU.",
 }
+VAE_DTYPE_NOTES = {
+    "float32": "The autoencoder computes in float32, as in the paper's code.",
+    "bfloat16": "The autoencoder computes in bfloat16; that of the paper's code computes in float32.",
+    "float64": "The autoencoder computes in float64; that of the paper's code computes in float32.",
+}
 TINY_NOTE = (
     "Published values are of FLUX.1-schnell; the tiny model was trained on scenes of handwritten digits and need not"
     " agree with them."
@@ -169,6 +174,7 @@ def segmentation_table(results: list[JobResult], scale: str) -> Table:
             *setting_notes(results, "model.denoising.resample", RESAMPLE_NOTES),
             *setting_notes(results, "model.denoising.posterior", POSTERIOR_NOTES),
             *setting_notes(results, "model.denoising.noise", NOISE_NOTES),
+            *setting_notes(results, "model.vae_dtype", VAE_DTYPE_NOTES),
             *_swap_notes(scores, _full_names(results)),
             *([TINY_NOTE] if scale == "tiny" and any(score.published() for score in scores) else []),
             *_unpublished_notes(scores, _full_names(results)),
