@@ -374,7 +374,11 @@ GEMMAS = [f"google/gemma-3-{size}-{kind}" for size in ("1b", "4b", "12b", "27b")
 NEEDED = {
     ("table4", "table2"): [Repository(name) for name in (META_CLIP, FIRST, SECOND, CLIP_B)],
     ("table3",): [Repository(SCHNELL)],
-    ("model=flux_dev", "benchmark=coco"): [Repository(DEV), Repository(SCHNELL, files="tokenizer_2/*")],
+    ("model=flux_dev", "benchmark=coco"): [Repository(DEV)],
+    ("model=flux_dev", "benchmark=coco", f"benchmark.tokenizer.checkpoint={SCHNELL}"): [
+        Repository(DEV),
+        Repository(SCHNELL, files="tokenizer_2/*"),
+    ],
     ("table1", "figure1"): [],
     (): [Repository(name) for name in sorted([META_CLIP, CLIP_B, FIRST, SECOND, SCHNELL, BERT, VIT, *GEMMAS])],
     ("faithfulness",): [Repository(BERT)],
