@@ -280,7 +280,7 @@ def test_all_prompts_are_samples_unless_some_are_chosen():
 def test_ones_own_prompt_takes_the_place_of_all_others():
     (own,) = Prompts(THREE, prompt="is it bad", pairs=[["is", "bad"], ["it", "bad"]]).samples()
     assert (own.text, own.pairs) == ("is it bad", (("is", "bad"), ("it", "bad")))
-    (alone,) = Prompts(THREE, prompt="is it bad").samples()
+    (alone,) = Prompts(THREE, ids=["a"], prompt="is it bad").samples()
     assert (alone.text, alone.pairs) == ("is it bad", ())
 
 
@@ -291,7 +291,6 @@ def test_ones_own_prompt_takes_the_place_of_all_others():
         ({"ids": 3}, "benchmark.ids contains unknown names .3."),
         ({"ids": []}, "benchmark.ids is empty"),
         ({"pairs": [["text", "a"]]}, "benchmark.pairs needs a prompt"),
-        ({"ids": ["a"], "prompt": "not bad"}, "benchmark.ids and benchmark.prompt exclude each other"),
         ({"prompt": "not bad", "pairs": [["not", "bad"], ["Bad", "not"]]}, "'Bad' and 'not' twice"),
         ({"match": "best"}, "benchmark.match='best' is unknown"),
         (

@@ -180,8 +180,7 @@ class Prompts(Benchmark[AnnotatedPrompt, AnsweredPrompt | Classified]):
             :func:`metagame.report.recall.at_matches`.
 
     Raises:
-        UserError: an id is unknown, ``ids`` and ``prompt`` are both given, your own pairs are not pairs, or ``match``
-            is neither.
+        UserError: an id is unknown, your own pairs are not pairs, or ``match`` is neither.
     """
 
     runtime_arguments: ClassVar[frozenset[str]] = frozenset({"ids", "match"})
@@ -329,8 +328,6 @@ def select_prompts(
 ) -> list[AnnotatedPrompt]:
     """One's own prompt if there is one, else those with the ids, else all."""
     if prompt is not None:
-        if ids is not None:
-            raise UserError("benchmark.ids and benchmark.prompt exclude each other: leave out one of them.")
         return [_own_prompt(prompt, pairs or ())]
     if pairs is not None:
         raise UserError("benchmark.pairs needs a prompt: set benchmark.prompt, or leave out benchmark.pairs.")
