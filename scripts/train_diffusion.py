@@ -31,7 +31,7 @@ from metagame.benchmarks.digit_scenes import BACKGROUNDS, SIDE, WORDS, DigitScen
 from metagame.benchmarks.digits import Digits
 from metagame.digests import digest, file_digest
 from scripts.read_digits import read_paintings
-from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
+from scripts.training import descend, load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
 
 TEXT_WORDS = ("a", "on", ",", *WORDS, *BACKGROUNDS)
 T5_SPECIALS = {
@@ -271,10 +271,7 @@ def steps_of(
         generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 3, step]).integers(1 << 62)))
         with torch.autocast("cpu", torch.bfloat16):
             loss = flow_loss(parts, scenes.images, tokenize(tokenizers, scenes.prompts), generator)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, model, optimiser)
         if (step + 1) % CHECKPOINT_EVERY == 0:
             save_checkpoint(model, optimiser, state, step + 1)
         yield step, loss.item()

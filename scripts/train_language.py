@@ -29,6 +29,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, 
 
 from metagame.benchmarks.reviews import Review, reviews, vocabulary
 from scripts.training import (
+    descend,
     load_checkpoint,
     read_curve,
     save_checkpoint,
@@ -134,10 +135,7 @@ def steps_of(model: Gemma3ForCausalLM, n_steps: int, seed: int, state: Path) -> 
         # padding is behind everything that is predicted: causal attention needs no mask for it
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state
         loss = nn.functional.cross_entropy(model.lm_head(hidden[targets != IGNORED]), targets[targets != IGNORED])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, model, optimiser)
         if (step + 1) % CHECKPOINT_EVERY == 0:
             save_checkpoint(model, optimiser, state, step + 1)
         yield step, loss.item()

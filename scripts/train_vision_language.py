@@ -57,7 +57,7 @@ from transformers import (
 
 from metagame.benchmarks.digits import Digits
 from metagame.models.clip import CLIP
-from scripts.training import load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
+from scripts.training import descend, load_checkpoint, read_curve, save_checkpoint, save_curve, set_rate
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 START, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
@@ -276,10 +276,7 @@ def steps_of(
     for step in range(first, n_steps):
         set_rate(optimiser, LEARNING_RATE, step, n_steps, WARM_UP)
         loss = loss_at(step / n_steps, model, recipe, tokenizer, digits, np.random.default_rng([seed, 0, step]))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, model, optimiser)
         if (step + 1) % CHECKPOINT_EVERY == 0:
             save_checkpoint(model, optimiser, state, step + 1)
         yield step, loss.item()

@@ -23,6 +23,14 @@ def set_rate(optimiser: torch.optim.Optimizer, peak: float, step: int, n_steps: 
         group["lr"] = peak * min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * rest))
 
 
+def descend(loss: Tensor, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """A step of the optimiser down the loss, whose gradient has a norm of 1 at most."""
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+
+
 def fit(
     model: nn.Module, loss_of: Callable[[int], Tensor], n_steps: int, peak: float, warm_up: int, decay: float
 ) -> dict[str, float]:
@@ -32,10 +40,7 @@ def fit(
     for step in track(range(n_steps), type(model).__name__):
         set_rate(optimiser, peak, step, n_steps, warm_up)
         loss = loss_of(step)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(loss, model, optimiser)
         window.append(loss.item())
         if (step + 1) % 100 == 0:
             curve[str(step + 1)] = round(sum(window) / len(window), 4)
