@@ -23,6 +23,7 @@ from metagame.errors import UserError
 from metagame.fetch.datasets import DATA, Source, sources
 from metagame.fetch.transfer import NETWORK
 from metagame.fetch.weights import GATE, Repository, repositories
+from metagame.jobs.checks import check_scale, experiments_at
 from metagame.jobs.records import writing
 from metagame.jobs.spec import configs_folder, is_left_out, merged, register
 
@@ -95,7 +96,7 @@ def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
     """The configs of the jobs asked for, at paper scale unless another is given.
 
     Raises:
-        UserError: there is no such experiment.
+        UserError: there is no such experiment, or it has no values for the scale.
     """
     register()
     overrides = [each for each in asked if "=" in each and not each.startswith(("experiment=", "scale="))]
@@ -105,14 +106,17 @@ def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
     if not {*names} <= {*known}:
         raise UserError(f"no experiment is called {', '.join({*names} - {*known})}: choose some of {', '.join(known)}.")
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
-        for name in names or ([""] if overrides else known):
+        for name in names or ([""] if overrides else experiments_at(scale.removeprefix("scale=")) or known):
             chosen = [scale, *([f"experiment={name}"] if name else [])]
             swept = compose("config", chosen, return_hydra_config=True).hydra.sweeper.params
             # no method needs anything of its own
             grid = [f"{key}={value}" for key, value in swept.items() if key not in ("shard", "attribution")]
             lines = OverridesParser.create().parse_overrides([*chosen, *grid, *overrides])
             cells = (compose("config", cell) for cell in BasicSweeper.split_arguments(lines, None)[0])
-            yield from (cfg for cfg in cells if not is_left_out(_of_any_method(cfg)))
+            for cfg in cells:
+                if not is_left_out(_of_any_method(cfg)):
+                    check_scale(cfg)
+                    yield cfg
 
 
 def _of_any_method(cfg: DictConfig) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -189,9 +190,16 @@ def _missing_for_model(cfg: DictConfig, facts: Mapping[str, Any]) -> Iterator[st
         return
     if not Repository(checkpoint, cfg.model.get("revision") or "main", cfg.model.get("gguf") or "").is_here():
         size = f" ({facts['gigabytes']} GB)" if "gigabytes" in facts else ""
-        scale = "" if cfg.scale.name == "paper" else f" SCALE={cfg.scale.name}"
         gate = f", after you {GATE.format(checkpoint)}" if facts.get("gated") else ""
-        yield f"the weights of {checkpoint}{size}: make weights EXPERIMENT={cfg.name}{scale}{gate}."
+        yield f"the weights of {checkpoint}{size}: {_fetching(cfg)}{gate}."
+
+
+def _fetching(cfg: DictConfig) -> str:
+    """The command that fetches the weights of this model, which need not be those that the experiment names itself."""
+    scale = [] if cfg.scale.name == "paper" else [f"scale={cfg.scale.name}"]
+    given = [(key, cfg.model.get(key)) for key in ("checkpoint", "revision", "gguf")]
+    chosen = [f"model={cfg.model.name}", *(f"model.{key}={value}" for key, value in given if value)]
+    return shlex.join(["metagame", "fetch", "weights", *scale, *chosen])
 
 
 def show(plans: Sequence[JobPlan], tflops: float) -> None:
