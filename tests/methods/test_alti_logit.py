@@ -55,7 +55,7 @@ def test_attribution_of_other_shapes_is_that_of_the_equations(config):
 
 
 @each_family
-@settings(max_examples=10)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 9), present=st.lists(st.booleans(), min_size=5, max_size=5))
 def test_embedding_attention_feed_forward_and_biases_are_the_logit(family, seed, present):
     with float64_throughout():
@@ -91,9 +91,8 @@ def test_the_model_is_as_before_and_coalitions_do_not_depend_on_each_other():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.net.modules())
 
 
-@each_family
-def test_a_model_in_bfloat16_has_nearly_the_same_attribution(family):
-    rounded, exact = (ALTILogit().explain(bound_of(eager(family, dtype))) for dtype in (torch.bfloat16, torch.float32))
+def test_a_model_in_bfloat16_has_nearly_the_same_attribution():
+    rounded, exact = (ALTILogit().explain(bound_of(eager(dtype=dtype))) for dtype in (torch.bfloat16, torch.float32))
     assert near(rounded.attribution, exact.attribution, 0.05)
 
 

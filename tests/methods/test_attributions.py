@@ -39,7 +39,7 @@ from tests.tiny.methods import arrays_of, method_classes, method_name, state_of
 
 # Relevance is divided by activations, of which some are close to zero.
 LRP_TOLERANCE = 1e-8
-each_size = pytest.mark.parametrize("n", [1, 2, 3, 4])
+each_size = pytest.mark.parametrize("n", [1, 3, 4])
 
 
 def random_net(seed=0):
@@ -103,7 +103,7 @@ def test_integrated_hessians_match_their_definition(n, steps):
         assert close(IntegratedHessians(steps).explain(model).meta.values, reference.integrated_hessians(model, steps))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_relevance_walks_back_through_the_layers(seed):
     net = random_net(seed)
     model, last = embedded(net, seed)
@@ -114,26 +114,10 @@ def test_relevance_walks_back_through_the_layers(seed):
         contributions = adder_constant_relevance(net, embeddings)
         assert close(of_cp, contributions[:3])
         assert close(contributions.sum(), net.from_embeddings(embeddings[None])[0].item())
-
-
-def test_relevance_methods_differ_and_are_not_gradient_times_input():
-    model, _ = embedded(random_net())
-    attn, cp, other = (method.explain(model).attribution for method in (AttnLRP(), CPLRP(), GradientInput()))
-    assert not close(attn, cp, 1e-3)
-    assert not close(attn, other, 1e-3)
-    assert not close(cp, other, 1e-3)
-
-
-def test_every_layer_of_the_adder_that_has_a_rule_gets_it_and_the_output_stays():
-    net = random_net()
-    model, _ = embedded(net)
-    before = model.values(all_coalitions(3))
     for rules in (RULES, CP_RULES):
+        expected = model.values(all_coalitions(3))
         with relevance_rules(net, rules):
-            hooked = [layer for layer in net.modules() if layer._forward_hooks]
-            assert close(model.values(all_coalitions(3)), before)
-        assert hooked == [layer for layer in net.modules() if type(layer) in rules]
-        assert {type(layer) for layer in hooked} == set(rules)
+            assert close(model.values(all_coalitions(3)), expected)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +131,6 @@ def test_relevance_rules_keep_the_output_of_every_layer_they_know(layer):
     expected = net(x)
     with relevance_rules(net, RULES):
         assert torch.allclose(net(x), expected, rtol=0, atol=1e-12)
-
-
-def test_relevance_rules_refuse_a_layer_they_do_not_know():
-    net = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.LayerNorm(4))
-    with pytest.raises(UserError, match="no relevance rule for LayerNorm, SiLU"), relevance_rules(net, RULES):
-        pass
 
 
 def test_attention_is_the_softmax_of_the_only_layer():
@@ -169,7 +147,7 @@ def test_attention_is_the_softmax_of_the_only_layer():
     assert found.meta.directed
 
 
-@pytest.mark.parametrize("method", [GradientInput(), IntegratedGradients(4), ShapleyValue(), AttnLRP()])
+@pytest.mark.parametrize("method", [GradientInput(), AttnLRP()], ids=method_name)
 def test_meta_of_a_method_is_definition_2_on_its_attributions(method):
     model, _ = embedded(random_net())
     explanation = method.metagame().explain(model)
@@ -178,16 +156,16 @@ def test_meta_of_a_method_is_definition_2_on_its_attributions(method):
     assert np.array_equal(explanation.attribution, explanation.meta.first_order)
 
 
-@pytest.mark.parametrize("estimator", ["permutation", "regression", "trees"])
-def test_metagame_passes_estimator_budget_and_seed_on(estimator):
+def test_a_metagame_has_the_estimator_the_budget_the_seed_and_the_index_that_are_asked_for():
     model = smooth_model(5)
-    one, same, other = (
-        ShapleyValue().metagame(ConfiguredEstimator(estimator, budget=20, seed=seed)).explain(model).meta.values
-        for seed in (0, 0, 1)
-    )
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)
-    assert close(one.sum(1), ShapleyValue().explain(model).attribution)
+    game = ShapleyValue().game(model)
+    estimated = ShapleyValue().metagame(ConfiguredEstimator("permutation", budget=20, seed=1)).explain(model).meta
+    expected = meta_attributions(game, "permutation", endogenous=True, budget=20, seed=1)
+    assert np.array_equal(estimated.values, expected.values)
+    assert close(estimated.values.sum(1), ShapleyValue().explain(model).attribution)
+    banzhaf = ShapleyValue().metagame(index="banzhaf").explain(model).meta
+    assert banzhaf.index == "banzhaf"
+    assert np.array_equal(banzhaf.values, meta_attributions(game, endogenous=True, index="banzhaf").values)
 
 
 @given(game=games(st.integers(2, 6), st.just(1)))
@@ -275,13 +253,6 @@ def test_integrated_gradients_are_complete_and_integrated_hessians_decompose_the
     assert close(matrix, matrix.T)
 
 
-@pytest.mark.parametrize("method", [IntegratedGradients(5), ShapleyValue(), LeaveOneOut()])
-def test_absent_feature_gets_nothing(method):
-    present = all_coalitions(3)
-    for model in models(3):
-        assert not method.game(model)(present)[~present].any()
-
-
 @pytest.mark.parametrize(
     ("ask", "count"),
     [
@@ -320,17 +291,11 @@ METHODS = list(methods_of_masked_models())
 each_method = pytest.mark.parametrize("method", METHODS, ids=method_name)
 
 
-def test_methods_are_found():
-    names = set(map(method_name, METHODS))
-    assert {"GradientInput", "Meta-AttnLRP", "AttentionWeights", "ShapleyInteractions"} <= names
-
-
 @each_method
-@pytest.mark.parametrize(("training", "broken"), [(True, False), (False, True)], ids=["train", "eval, raises"])
-def test_method_leaves_model_as_found(method, training, broken):
-    net, faults = random_net().train(training), []
+def test_method_leaves_model_as_found_also_after_an_error(method):
+    net, faults = random_net(), []
     net.attention.requires_grad_(False)
-    net.feedforward.train(not training)
+    net.feedforward.train(False)
 
     def fail(*_):
         if faults:
@@ -339,33 +304,25 @@ def test_method_leaves_model_as_found(method, training, broken):
     net.head.register_forward_hook(fail)  # the last layer
     model, _ = embedded(net)
     before, outputs = state_of(net), model.values(all_coalitions(3))
-    if broken and not isinstance(
-        method, RandomPairs | Proximity | RandomTokens | Recency
-    ):  # which ask nothing of the model
+    method.explain(model)
+    assert state_of(net) == before
+    if not isinstance(method, RandomPairs | Proximity | RandomTokens | Recency):  # which ask nothing of the model
         faults.append(1)
         with pytest.raises((RuntimeError, GameError), match="broken layer"):
             method.explain(model)
         faults.clear()
-    else:
-        method.explain(model)
     assert state_of(net) == before
     assert torch.equal(model.values(all_coalitions(3)), outputs)
     assert not model.x.requires_grad
 
 
 @each_method
-def test_method_is_deterministic_and_float64(method):
-    model, _ = embedded(random_net())
-    once, again = (arrays_of(method.explain(model)) for _ in range(2))
-    assert once
-    assert all(array.dtype == np.float64 for array in once)
-    assert [array.tobytes() for array in once] == [array.tobytes() for array in again]
-
-
-@each_method
-def test_explanation_names_what_its_numbers_are_about(method):
+def test_explanation_is_deterministic_and_names_what_its_numbers_are_about(method):
     model = replace(embedded(random_net())[0], names=("three", "minus", "five"))
-    found = method.explain(model)
+    found, again = method.explain(model), method.explain(model)
+    assert arrays_of(found)
+    assert all(array.dtype == np.float64 for array in arrays_of(found))
+    assert [array.tobytes() for array in arrays_of(found)] == [array.tobytes() for array in arrays_of(again)]
     names = model.names + model.context if isinstance(method, AttentionWeights) else model.names
     assert found.players == found.targets == names
     assert found.grid is None
@@ -392,20 +349,19 @@ def test_explanation_says_what_its_pairs_are(method, index, directed):
     assert (found.index, found.directed, found.order) == (index, directed, 1)
 
 
-def test_a_metagame_of_order_one_has_banzhaf_values_where_they_are_asked_for():
-    model = smooth_model(3)
-    found = ShapleyValue().metagame(index="banzhaf").explain(model).meta
-    assert found.index == "banzhaf"
-    game = ShapleyValue().game(model)
-    assert np.array_equal(found.values, meta_attributions(game, "exact", True, index="banzhaf").values)
-
-
 def test_method_of_second_order_has_no_metagame():
     second = [method for method in METHODS if not isinstance(method, FirstOrder)]
     assert len(second) > 5
     for method in second:
         with pytest.raises(UserError, match=f"{type(method).__name__} has no metagame"):
             method.metagame()
+
+
+def marginal_model(n_rows=3):
+    """A smooth function of four numbers with a background set, and the function itself."""
+    smooth = smooth_model(4)
+    rows = torch.randn(n_rows, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return MaskedModel.of_function(lambda inputs: smooth.f(inputs[..., None]), smooth.x[:, 0], rows), smooth
 
 
 @pytest.mark.parametrize(
@@ -416,6 +372,8 @@ def test_method_of_second_order_has_no_metagame():
         (partial(IntegratedGradients, 0), "steps=0 must be a positive integer"),
         (partial(IntegratedHessians, -3), "steps=-3 must be a positive integer"),
         (partial(ShapleyInteractions, "sorcery"), r"method\.index='sorcery' is unknown: choose one of sii"),
+        (relevance_rules(nn.Sequential(nn.SiLU(), nn.LayerNorm(4)), RULES).__enter__, "no .* rule for LayerNorm, SiLU"),
+        (partial(marginal_model()[0].masked, all_coalitions(4)), "no single masked input: attribute within"),
     ],
 )
 def test_setting_that_a_method_does_not_have_is_refused(make, match):
@@ -450,30 +408,26 @@ def test_model_that_does_not_fit_a_method_is_refused(method, model, match):
         method.explain(model)
 
 
+def not_finite(x):
+    return x.sum(1) * torch.nan
+
+
+def two_outputs(x):
+    return torch.stack([x.sum(1), x.prod(1)], 1)
+
+
 @pytest.mark.parametrize(
-    ("f", "match"),
+    ("method", "f", "match"),
     [
-        (lambda x: x.sum(1) * torch.nan, "(?i)nan"),
-        (lambda x: torch.stack([x.sum(1), x.prod(1)], 1), "f returned shape .* select one"),
-        (lambda x: x.sum(), "f returned shape .* select one"),
+        *((method, not_finite, "(?i)nan") for method in (GradientInput(), IntegratedHessians(2), SerialShapleyValue())),
+        (GradientInput(), two_outputs, "f returned shape .* select one"),
+        (IntegratedHessians(2), two_outputs, "f returned shape .* select one"),
+        (ShapleyValue(), torch.sum, "f returned shape .* select one"),
     ],
-    ids=["not finite", "two outputs", "one for all inputs"],
-)
-@pytest.mark.parametrize(
-    "method",
-    [GradientInput(), IntegratedGradients(2), IntegratedHessians(2), ShapleyValue(), SerialShapleyValue()],
-    ids=method_name,
 )
 def test_model_without_one_finite_output_for_each_input_is_refused(method, f, match):
     with pytest.raises(UserError, match=match):
         method.explain(MaskedModel.of_function(f, torch.ones(3)))
-
-
-def marginal_model(n_rows=3):
-    """A smooth function of four numbers with a background set, and the function itself."""
-    smooth = smooth_model(4)
-    rows = torch.randn(n_rows, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    return MaskedModel.of_function(lambda inputs: smooth.f(inputs[..., None]), smooth.x[:, 0], rows), smooth
 
 
 def test_a_background_set_imputes_absent_features_by_its_mean():
@@ -488,38 +442,27 @@ def test_a_background_set_imputes_absent_features_by_its_mean():
 
 
 @pytest.mark.parametrize(
-    "explain",
+    ("method", "tolerance"),
     [
-        lambda model: IntegratedGradients(8).metagame().explain(model).meta.values,
-        lambda model: GradientInput().metagame().explain(model).meta.values,
-        lambda model: LeaveOneOut().metagame().explain(model).meta.values,
-        lambda model: ShapleyValue().metagame().explain(model).meta.values,
-        lambda model: IntegratedHessians(4).explain(model).meta.values,
+        (IntegratedGradients(8).metagame(), 1e-10),
+        (GradientInput().metagame(), 1e-10),
+        (LeaveOneOut().metagame(), 1e-10),
+        (IntegratedHessians(4), 1e-10),
+        (AttnLRP().metagame(), LRP_TOLERANCE),
     ],
+    ids=["ig", "gradient", "leave one out", "ih", "attnlrp"],
 )
-def test_methods_of_a_background_set_are_the_mean_over_its_rows_as_baselines(explain):
-    model, _ = marginal_model()
-    assert close(explain(model), np.mean([explain(replace(model, baseline=row)) for row in model.baseline], axis=0))
-    one, same = (replace(model, baseline=each) for each in (model.baseline[0], model.baseline[:1]))
-    assert close(explain(one), explain(same))
-
-
-def test_the_relevance_of_a_background_set_is_the_mean_over_its_rows_as_baselines():
+def test_methods_of_a_background_set_are_the_mean_over_its_rows_as_baselines(method, tolerance):
     model, _ = embedded(random_net())
-    background = torch.stack([model.baseline, model.baseline + 1])
-    found = AttnLRP().metagame().explain(replace(model, baseline=background)).meta.values
-    expected = [AttnLRP().metagame().explain(replace(model, baseline=row)).meta.values for row in background]
-    assert close(found, np.mean(expected, axis=0), LRP_TOLERANCE)
-
-
-def test_a_background_set_has_no_single_masked_input():
-    with pytest.raises(UserError, match=r"no single masked input: attribute within over_background\(\)"):
-        marginal_model()[0].masked(all_coalitions(4))
+    rows = torch.stack([model.baseline, model.baseline + 1, model.baseline / 2])
+    by_row = [method.explain(replace(model, baseline=row)).meta.values for row in rows]
+    assert close(method.explain(replace(model, baseline=rows)).meta.values, np.mean(by_row, axis=0), tolerance)
+    assert close(method.explain(replace(model, baseline=rows[:1])).meta.values, by_row[0], tolerance)
 
 
 @pytest.mark.parametrize(
     "baseline",
-    [torch.zeros(3, 2), torch.zeros(2, 1), torch.zeros(5, 2, 1), torch.zeros(5, 3, 2), torch.zeros(0, 3, 1)],
+    [torch.zeros(3, 2), torch.zeros(5, 2, 1), torch.zeros(0, 3, 1), torch.zeros(1, 5, 3, 1)],
 )
 def test_baseline_of_another_shape_is_refused(baseline):
     with unchecked(), pytest.raises(UserError, match=r"x \(3, 1\), baseline"):

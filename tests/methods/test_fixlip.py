@@ -193,20 +193,6 @@ def test_designs_serve_a_model_of_real_size():
 # Masks
 
 
-@pytest.mark.parametrize(
-    "design",
-    [EVERYTHING, SampledCoalitions(400, 2), SampledCoalitions(90), CrossedCoalitions(50), GeneralizedRegression(40)],
-    ids=repr,
-)
-def test_masks_of_a_design_are_distinct_between_the_empty_and_the_full_one(design):
-    solver = design.solver(6, 3, "cross")
-    for masks in (solver.image_masks, solver.text_masks):
-        assert len(np.unique(masks, axis=0)) == len(masks)
-        assert not masks[0].any()
-        assert masks[-1].all()
-    assert len(solver.image_masks) <= design.budget
-
-
 @pytest.mark.parametrize(("n_patches", "budget"), [(1, 2), (2, 4), (7, 60), (8, 100), (16, 200), (64, 130), (9, 10**6)])
 def test_paired_masks_have_equally_many_complements_of_every_size(n_patches, budget):
     masks = paired_masks(n_patches, budget, seed=0)

@@ -1,6 +1,5 @@
 """Words that are attributed while patches play: twins, efficiency, what is computed once, and what is refused."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,6 +12,7 @@ from metagame.games import all_coalitions
 from metagame.models.vision_language import VisionLanguage
 from tests.conftest import close
 from tests.reference import vision_language as reference
+from tests.reference.indices import shapley
 from tests.tiny.vision_language import FAMILIES, build, prepare_one, refused, scene
 
 WORDS = ("one", "two", "three", "four", "five")
@@ -28,57 +28,30 @@ each_method = pytest.mark.parametrize("name", METHODS)
 float64 = pytest.mark.usefixtures("float64_by_default")
 
 
-@dataclass(frozen=True)
-class Twin:
-    """The attribution of the tokens of a text, by the slow twin of a method, under masks of 2 x 2 patches."""
-
-    name: str
-    family: str
-    words: tuple[str, ...] = WORDS
-
-    @property
-    def built(self):
-        return build(self.family, patch=16)
-
-    def of(self, masks):
-        """``(k, m)``: a word is a token."""
-        built, twin = self.built, METHODS[self.name][1]
-        ids = built.ids(" ".join(self.words))
-        first = 0 if self.family == "siglip2" else 1
-        pixels = built.bound(words=self.words).image.pixels
-        images = [reference.masked_image(pixels, mask, 2) for mask in masks.tolist()]
-        return np.array([twin(built.net, image, ids, len(ids) - 1)[first:][: len(self.words)] for image in images])
-
-
 @float64
 @each_family
 @each_method
-def test_words_are_attributed_as_by_the_twin_under_every_mask_of_the_image(name, family):
-    twin, method = Twin(name, family), METHODS[name][0]()
-    expected = twin.of(all_coalitions(4))
-    game = method.game(twin.built.bound(words=WORDS))
-    assert close(game(all_coalitions(4)), expected)
+def test_words_and_their_metagame_are_those_of_the_twin_under_every_mask_of_the_image(name, family):
+    make, twin = METHODS[name]
+    built, ids = build(family, patch=16), build(family, patch=16).ids(" ".join(WORDS))
+    bound = built.bound(words=WORDS)
+    images = [reference.masked_image(bound.image.pixels, mask, 2) for mask in all_coalitions(4).tolist()]
+    words = slice(0, len(WORDS)) if family == "siglip2" else slice(1, 1 + len(WORDS))
+    expected = np.array([twin(built.net, image, ids, len(ids) - 1)[words] for image in images])
     assert np.ptp(expected, 0).max() > 1e-3
-    found = method.explain(twin.built.bound(words=WORDS))
+    assert close(make().game(bound)(all_coalitions(4)), expected)
+    found = make().explain(built.bound(words=WORDS))
     assert close(found.attribution, expected[-1])
     assert (found.players, found.targets, found.grid) == (PATCHES, WORDS, None)
-
-
-@float64
-@each_family
-@each_method
-def test_the_metagame_of_a_word_sums_over_patches_to_what_the_image_adds(name, family):
-    twin = Twin(name, family)
-    phi = METHODS[name][0]().metagame().explain(twin.built.bound(words=WORDS)).meta
-    empty, whole = twin.of(np.array([[False] * 4, [True] * 4]))
-    assert close(phi.values.sum(1), whole - empty)
-    assert close(phi.first_order, whole)
-    assert close(phi.empty, empty)
+    phi = make().metagame().explain(built.bound(words=WORDS)).meta
+    assert close(phi.values, [shapley(column, 4) for column in expected.T])
+    assert close(phi.first_order, expected[-1])
+    assert close(phi.empty, expected[0])
     assert (phi.players, phi.targets, phi.grid, phi.endogenous) == (PATCHES, WORDS, None, False)
 
 
 @float64
-@each_family
+@pytest.mark.parametrize("family", ["clip", "siglip2"])
 def test_a_word_of_several_tokens_has_their_sum(family):
     single, joint = (build(family).bound(words=words) for words in (("one", "two", "three"), ("one two", "three")))
     for method in (MaskCLIPText(), GradECLIPText(), GenericAttentionText()):
@@ -122,7 +95,9 @@ def test_images_are_masked_in_batches_of_the_model(monkeypatch):
     assert sum(images) == 16
 
 
-def test_a_text_encoder_of_which_nothing_is_known_is_refused(monkeypatch):
+def test_what_is_not_known_of_a_text_encoder_is_refused(monkeypatch):
+    with refused("heads='two' must be 'one' or 'native'"):
+        GradECLIPText("two")
     bound = build("clip", torch.float32).bound()
     monkeypatch.setattr(type(bound.model), "text_view", VisionLanguage.text_view)
     with refused("nothing is known of the last block of CLIP's text encoder.* define text_view"):
@@ -135,8 +110,3 @@ def test_a_text_that_is_read_elsewhere_is_refused(family, monkeypatch):
     monkeypatch.setattr(bound.model, "place_read", lambda text: 1)
     with refused(f"the text encoder of {type(bound.model).__name__} does not read token 1 of a text .* alone"):
         GradECLIPText().explain(bound)
-
-
-def test_heads_that_there_are_not_are_refused():
-    with refused("heads='two' must be 'one' or 'native'"):
-        GradECLIPText("two")
