@@ -34,11 +34,8 @@ class Noise(Sample):
 
 
 def noise(name: str, count: int, least: int = 0) -> list[Noise]:
-    return [Noise(f"{name}_{k}", hash_of(name) + k, least) for k in range(count)]
-
-
-def hash_of(name: str) -> int:
-    return sum(map(ord, name)) * 100
+    first = 100 * sum(map(ord, name))
+    return [Noise(f"{name}_{k}", first + k, least) for k in range(count)]
 
 
 def concepts(**counts: int):
@@ -64,10 +61,6 @@ def test_images_with_the_same_ids_in_another_data_set_are_other_images():
     assert not np.array_equal(*again)
 
 
-def pixels_of(model, images):
-    return [model.pixels(image) for image in images]
-
-
 @pytest.mark.parametrize("concept", ["bright", RANDOM])
 def test_scores_effects_and_maps_are_those_of_the_slow_twin(concept):
     model = image_classifier("vit")
@@ -78,7 +71,7 @@ def test_scores_effects_and_maps_are_those_of_the_slow_twin(concept):
     n_patches = found.grid[0] * found.grid[1]
     maps = found.attribution.reshape(2, 2, n_patches)
     for at, layer in enumerate((1, 2)):
-        states = [twin.through(model.net, each, layer)[0][0].detach().numpy() for each in pixels_of(model, images)]
+        states = [twin.through(model.net, each, layer)[0][0].detach().numpy() for each in map(model.pixels, images)]
         vectors, gaps = [], []
         for sides in method._draws(sample.id, len(sample.examples), len(sample.others)):
             positive, negative = (np.concatenate([states[k] for k in side]) for side in sides)
@@ -87,7 +80,7 @@ def test_scores_effects_and_maps_are_those_of_the_slow_twin(concept):
             vectors.append(fitted)
             gaps.append(np.mean(positive @ fitted) - np.mean(negative @ fitted))
         for c, (name, label) in enumerate({"good": 1, "bad": 0}.items()):
-            own = pixels_of(model, sample.classes[name])
+            own = list(map(model.pixels, sample.classes[name]))
             scores, sums, drawn = twin.measured(model.net, own, label, layer, vectors)
             assert found.scores[c, at] == pytest.approx(scores, abs=1e-9)
             assert found.effects[c, at] == pytest.approx(np.multiply(sums, gaps), rel=1e-6, abs=1e-9)
@@ -112,15 +105,12 @@ def test_the_page_shows_a_map_of_each_class_and_layer():
     )  # fmt: skip
 
 
-def test_behind_the_last_layer_only_cls_has_a_gradient_so_that_its_map_is_empty():
-    model = image_classifier()
-    found = TTCAV(repeats=2, layers=[2]).explain(bound(model, concepts()[0]))
+def test_behind_the_last_layer_only_what_the_head_reads_has_a_gradient():
+    concept = concepts()[0]
+    found = TTCAV(repeats=2, layers=[2]).explain(bound(image_classifier(), concept))
     assert np.abs(found.attribution).max() == 0
-    assert TTCAV(repeats=2).explain(bound(model, concepts()[0])).layers == (1,)
-
-
-def test_patches_that_the_head_reads_have_a_gradient_behind_the_last_layer():
-    found = TTCAV(repeats=2).explain(bound(image_classifier("dinov2"), concepts()[0]))
+    assert TTCAV(repeats=2).explain(bound(image_classifier(), concept)).layers == (1,)
+    found = TTCAV(repeats=2).explain(bound(image_classifier("dinov2"), concept))
     assert found.layers == (1, 2)
     assert np.abs(found.attribution.reshape(len(found.classes), 2, -1)).max(2).min() > 0
 
