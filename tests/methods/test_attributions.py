@@ -39,7 +39,6 @@ from tests.tiny.methods import arrays_of, method_classes, method_name, state_of
 
 # Relevance is divided by activations, of which some are close to zero.
 LRP_TOLERANCE = 1e-8
-each_size = pytest.mark.parametrize("n", [1, 3, 4])
 
 
 def random_net(seed=0):
@@ -63,12 +62,11 @@ def embedded(net, seed=0):
     return MaskedModel(f, x, baseline, net, context=("=",)), last
 
 
-def models(n):
-    """A function of n numbers and, where it has n features, a module over vectors."""
-    return [smooth_model(n), *([embedded(random_net())[0]] if n == 3 else [])]
+MODELS = {"one": smooth_model(1), "four": smooth_model(4), "vectors": embedded(random_net())[0]}
+each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
-@each_size
+@each_model
 @pytest.mark.parametrize(
     ("method", "twin"),
     [
@@ -79,27 +77,20 @@ def models(n):
     ],
     ids=["gradient x input", "one step", "seven steps", "leave one out"],
 )
-def test_first_order_method_matches_its_definition_on_every_coalition(n, method, twin):
-    for model in models(n):
-        expected = [twin(model, coalition) for coalition in reference.coalitions(n)]
-        assert close(method.game(model)(all_coalitions(n)), expected)
+def test_first_order_method_matches_its_definition_on_every_coalition(model, method, twin):
+    expected = [twin(model, coalition) for coalition in reference.coalitions(model.n_players)]
+    assert close(method.game(model)(all_coalitions(model.n_players)), expected)
 
 
-@each_size
-def test_shapley_methods_match_their_definitions(n):
-    for model in models(n):
-        values = reference.output_values(model)
-        assert close(ShapleyValue().game(model)(all_coalitions(n)), reference.restricted_shapley_table(values))
-        assert close(SerialShapleyValue().explain(model).meta.values, reference.serial_shapley(values))
-        for index in indices.INDICES if n > 1 else ():
-            expected = getattr(reference_indices, index)(values, n, 2)
-            assert close(ShapleyInteractions(index).explain(model).meta.values, expected)
-
-
-@each_size
-@pytest.mark.parametrize("steps", [1, 5])
-def test_integrated_hessians_match_their_definition(n, steps):
-    for model in models(n):
+@each_model
+def test_second_order_methods_match_their_definitions(model):
+    n, values = model.n_players, reference.output_values(model)
+    assert close(ShapleyValue().game(model)(all_coalitions(n)), reference.restricted_shapley_table(values))
+    assert close(SerialShapleyValue().explain(model).meta.values, reference.serial_shapley(values))
+    for index in indices.INDICES if n > 1 else ():
+        expected = getattr(reference_indices, index)(values, n, 2)
+        assert close(ShapleyInteractions(index).explain(model).meta.values, expected)
+    for steps in (1, 5):
         assert close(IntegratedHessians(steps).explain(model).meta.values, reference.integrated_hessians(model, steps))
 
 
@@ -217,8 +208,6 @@ def test_relevance_depends_on_how_a_product_is_implemented_and_its_metagame_inhe
     derived = symbolic.AttnLRP(association).metagame().explain(polynomial).meta.values
     at_x = dict(zip(polynomial.features, (2, 3, 4), strict=True))
     assert close(np.vectorize(lambda entry: float(entry.subs(at_x)))(derived), halves)
-    for method, phi in ((LeaveOneOut(), 24), (ShapleyValue(), 8)):
-        assert close(method.metagame().explain(model).attribution, phi)
 
 
 @given(game=games(st.integers(2, 6), st.just(1)))
@@ -234,17 +223,11 @@ def test_interactions_decompose_the_shapley_value(game):
         assert close(np.diag(matrix) + (matrix.sum(1) - np.diag(matrix)) / 2, shapley)
 
 
-def quadratic_model(n, seed=0):
-    """Gradients are linear along a path, so that midpoints integrate them exactly."""
-    generator = torch.Generator().manual_seed(seed)
+def test_integrated_gradients_are_complete_and_integrated_hessians_decompose_them():
+    """Theorem 1, serial: no 1/2. Gradients of a square are linear along a path, so that midpoints integrate them."""
+    generator, n = torch.Generator().manual_seed(0), 4
     square, x, baseline = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((n, n), (n,), (n,)))
-    return MaskedModel.of_function(lambda inputs: ((inputs @ square) * inputs).sum(1) + inputs.sum(1), x, baseline)
-
-
-@each_size
-def test_integrated_gradients_are_complete_and_integrated_hessians_decompose_them(n):
-    """Theorem 1, serial: no 1/2."""
-    model = quadratic_model(n)
+    model = MaskedModel.of_function(lambda inputs: ((inputs @ square) * inputs).sum(1) + inputs.sum(1), x, baseline)
     attributions = IntegratedGradients(1).game(model)(all_coalitions(n))
     values = model.values(all_coalitions(n)).numpy()
     assert close(attributions.sum(1), values - values[0])
@@ -357,13 +340,6 @@ def test_method_of_second_order_has_no_metagame():
             method.metagame()
 
 
-def marginal_model(n_rows=3):
-    """A smooth function of four numbers with a background set, and the function itself."""
-    smooth = smooth_model(4)
-    rows = torch.randn(n_rows, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    return MaskedModel.of_function(lambda inputs: smooth.f(inputs[..., None]), smooth.x[:, 0], rows), smooth
-
-
 @pytest.mark.parametrize(
     ("make", "match"),
     [
@@ -373,7 +349,6 @@ def marginal_model(n_rows=3):
         (partial(IntegratedHessians, -3), "steps=-3 must be a positive integer"),
         (partial(ShapleyInteractions, "sorcery"), r"method\.index='sorcery' is unknown: choose one of sii"),
         (relevance_rules(nn.Sequential(nn.SiLU(), nn.LayerNorm(4)), RULES).__enter__, "no .* rule for LayerNorm, SiLU"),
-        (partial(marginal_model()[0].masked, all_coalitions(4)), "no single masked input: attribute within"),
     ],
 )
 def test_setting_that_a_method_does_not_have_is_refused(make, match):
@@ -431,14 +406,21 @@ def test_model_without_one_finite_output_for_each_input_is_refused(method, f, ma
 
 
 def test_a_background_set_imputes_absent_features_by_its_mean():
-    model, smooth = marginal_model()
-    rows = model.baseline[..., 0].tolist()
-    expected = reference.marginal_values(lambda inputs: smooth.f(inputs[..., None]), smooth.x[:, 0].tolist(), rows)
+    smooth = smooth_model(4)
+
+    def f(inputs):
+        return smooth.f(inputs[..., None])
+
+    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    model = MaskedModel.of_function(f, smooth.x[:, 0], rows)
+    expected = reference.marginal_values(f, smooth.x[:, 0].tolist(), rows.tolist())
     assert close(model.values(all_coalitions(4)), expected)
+    assert close(ShapleyValue().explain(model).attribution, reference_indices.shapley(expected, 4))
     for index in indices.INDICES:
         found = ShapleyInteractions(index).explain(model).meta.values
         assert close(found, getattr(reference_indices, index)(expected, 4, 2))
-    assert close(ShapleyValue().explain(model).attribution, reference_indices.shapley(expected, 4))
+    with pytest.raises(UserError, match=r"no single masked input: attribute within over_background\(\)"):
+        model.masked(all_coalitions(4))
 
 
 @pytest.mark.parametrize(
