@@ -33,7 +33,6 @@ from tests.conftest import close, games, unchecked
 from tests.reference import attributions as reference
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference_meta
-from tests.reference.language import adder_constant_relevance, leave_one_out
 from tests.tiny.functions import smooth_model, table_model
 from tests.tiny.methods import arrays_of, method_classes, method_name, state_of
 
@@ -73,7 +72,7 @@ each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
         (GradientInput(), reference.gradient_input),
         (IntegratedGradients(1), partial(reference.integrated_gradients, steps=1)),
         (IntegratedGradients(7), partial(reference.integrated_gradients, steps=7)),
-        (LeaveOneOut(), leave_one_out),
+        (LeaveOneOut(), reference.leave_one_out),
     ],
     ids=["gradient x input", "one step", "seven steps", "leave one out"],
 )
@@ -102,7 +101,7 @@ def test_relevance_walks_back_through_the_layers(seed):
     for of_attn, of_cp, coalition in zip(attn, cp, reference.coalitions(3), strict=True):
         embeddings = torch.cat([reference.masked(model, coalition), last])
         assert close(of_attn, reference.adder_relevance(net, embeddings)[:3], LRP_TOLERANCE)
-        contributions = adder_constant_relevance(net, embeddings)
+        contributions = reference.adder_constant_relevance(net, embeddings)
         assert close(of_cp, contributions[:3])
         assert close(contributions.sum(), net.from_embeddings(embeddings[None])[0].item())
     for rules in (RULES, CP_RULES):

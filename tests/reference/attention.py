@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -59,35 +61,20 @@ def rollout(bound: AttendedModel, present: np.ndarray) -> np.ndarray:
 # The games on M, row 0 of which is that of [CLS]: v of a set of players, from the definition.
 
 
-def cls_value(m, members):
-    return sum(m[0, i] for i in members)
-
-
-def total_value(m, members):
-    return sum(m[1 + i, j] for i in members for j in members)
-
-
-def _of_pairs(pair):
-    def value(m, members):
-        if len(members) == 1:
-            return m[1 + members[0], members[0]]
-        return sum(pair(m[1 + i, j], m[1 + j, i]) for i in members for j in members if i < j)
-
-    return value
-
-
-def max_value(m, members):
-    return max((m[0, i] for i in members), default=0.0)
-
-
-def row_max_value(m, members):
-    return sum(max(m[1 + i, j] for j in members) for i in members)
+def of_pairs(pair, m, own):
+    if len(own) == 1:
+        return m[1 + own[0], own[0]]
+    return sum(pair(m[1 + i, j], m[1 + j, i]) for i in own for j in own if i < j)
 
 
 VALUES = {
-    "cls": cls_value, "total": total_value, "mutual": _of_pairs(lambda a, b: a + b), "max_mutual": _of_pairs(max),
-    "max": max_value, "row_max": row_max_value,
-}  # fmt: skip
+    "cls": lambda m, own: sum(m[0, i] for i in own),
+    "total": lambda m, own: sum(m[1 + i, j] for i in own for j in own),
+    "mutual": partial(of_pairs, lambda a, b: a + b),
+    "max_mutual": partial(of_pairs, max),
+    "max": lambda m, own: max((m[0, i] for i in own), default=0.0),
+    "row_max": lambda m, own: sum(max(m[1 + i, j] for j in own) for i in own),
+}
 
 
 def game_values(name: str, m: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor
 from metagame.models.adder import AdderNet
 from metagame.models.masked import MaskedModel
 from tests.reference.indices import row, shapley, subsets
+from tests.reference.language import through_linear, through_product
 
 
 def coalitions(n: int) -> list[list[bool]]:
@@ -69,9 +70,20 @@ def marginal_values(f, x, background) -> np.ndarray:
     return np.array(values)
 
 
+def output(model: MaskedModel, coalition: list[bool]) -> float:
+    """f_S."""
+    return model.f(masked(model, coalition)[None])[0].item()
+
+
 def output_values(model: MaskedModel) -> np.ndarray:
     """f_S, a model call for each coalition."""
-    return np.array([model.f(masked(model, coalition)[None])[0].item() for coalition in coalitions(len(model.x))])
+    return np.array([output(model, coalition) for coalition in coalitions(len(model.x))])
+
+
+def leave_one_out(model: MaskedModel, coalition: list[bool]) -> np.ndarray:
+    """What f loses without each feature, a model call for each."""
+    without = [[here and other != i for other, here in enumerate(coalition)] for i in range(len(coalition))]
+    return np.array([output(model, coalition) - output(model, rest) for rest in without])
 
 
 def restricted_shapley(values: np.ndarray, coalition: tuple[int, ...]) -> np.ndarray:
@@ -125,41 +137,51 @@ def adder_relevance(net: AdderNet, embeddings: Tensor) -> np.ndarray:
         normed_last = net.norm_output(last)
         pooled = normed_last.mean(0, keepdim=True)
 
-        relevance = _through_linear(pooled, net.head.weight, net.head(pooled))
+        relevance = through_linear(pooled, net.head.weight, net.head(pooled))
         relevance_last = normed_last / len(normed_last) / pooled * relevance
-        relevance_active = _through_linear(active, down.weight, fed / last * relevance_last)
-        relevance_middle = middle / last * relevance_last + _through_linear(normed_middle, up.weight, relevance_active)
-        relevance_mixed = _through_linear(mixed, attention.output.weight, attended / middle * relevance_middle)
-        relevance_weights, relevance_value = _through_product(weights, value, relevance_mixed)
+        relevance_active = through_linear(active, down.weight, fed / last * relevance_last)
+        relevance_middle = middle / last * relevance_last + through_linear(normed_middle, up.weight, relevance_active)
+        relevance_mixed = through_linear(mixed, attention.output.weight, attended / middle * relevance_middle)
+        relevance_weights, relevance_value = through_product(weights, value, relevance_mixed)
         relevance_scores = scores * (relevance_weights - weights * relevance_weights.sum(1, keepdim=True))
-        relevance_query, relevance_key = _through_product(query, key.T, relevance_scores)
+        relevance_query, relevance_key = through_product(query, key.T, relevance_scores)
         relevance_stream = stream / middle * relevance_middle
         for layer, from_layer in (
             (attention.query, relevance_query),
             (attention.key, relevance_key.T),
             (attention.value, relevance_value),
         ):
-            relevance_stream = relevance_stream + _through_linear(normed, layer.weight, from_layer)
+            relevance_stream = relevance_stream + through_linear(normed, layer.weight, from_layer)
         return (embeddings / stream * relevance_stream).sum(1).numpy()
 
 
-def _through_linear(inputs: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
-    """R_i = sum over outputs j of x_i w_ji / z_j R_j, position by position."""
-    total = torch.zeros_like(inputs)
-    for position in range(len(inputs)):
-        for output in range(len(weight)):
-            shares = inputs[position] * weight[output]
-            total[position] += shares / shares.sum() * relevance[position, output]
-    return total
+def adder_constant_relevance(net: AdderNet, embeddings: Tensor) -> np.ndarray:
+    """CP-LRP of everything that is added to the adder's stream: ``(8,)``, four embeddings and then four positions.
 
+    With scales, gates and attention weights as they are at this input the adder is linear: each of the eight gets what
+    it contributes alone.
+    """
+    attention, (up, gelu, down) = net.attention, net.feedforward
 
-def _through_product(left: Tensor, right: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
-    """Each factor of a term of ``left @ right`` gets half of the term's share of the relevance."""
-    to_left, to_right = torch.zeros_like(left), torch.zeros_like(right)
-    for p in range(len(left)):
-        for q in range(right.shape[1]):
-            shares = left[p] * right[:, q]
-            halves = shares / shares.sum() * relevance[p, q] / 2
-            to_left[p] += halves
-            to_right[:, q] += halves
-    return to_left, to_right
+    def scale_of(norm, x):
+        return norm.weight / torch.sqrt((x * x).mean(1, keepdim=True) + norm.eps)
+
+    with torch.no_grad():
+        stream = embeddings + net.position
+        scale_attention = scale_of(net.norm_attention, stream)
+        normed = stream * scale_attention
+        weights = (attention.query(normed) @ attention.key(normed).T * normed.shape[1] ** -0.5).softmax(1)
+        middle = stream + attention.output(weights @ attention.value(normed))
+        scale_feedforward = scale_of(net.norm_feedforward, middle)
+        hidden = up(middle * scale_feedforward)
+        gates = gelu(hidden) / hidden
+        scale_output = scale_of(net.norm_output, middle + down(gelu(hidden)))
+        contributions = []
+        for added in (embeddings, net.position):
+            for place in range(len(added)):
+                part = torch.zeros_like(stream)
+                part[place] = added[place]
+                part = part + attention.output(weights @ attention.value(part * scale_attention))
+                part = part + down(gates * up(part * scale_feedforward))
+                contributions.append(net.head((part * scale_output).mean(0)).item())
+        return np.array(contributions)

@@ -100,11 +100,7 @@ def stacked(problem, target, surrogates, penalties, weights=None) -> tuple[float
     the row leaves of the value y beyond an equal split, r_s what it leaves of surrogate s, and u = w^2 s(p-s).
     ``surrogates`` are left out values; given ``weights`` are kept.
     """
-    p = problem.members.shape[1]
-    size = problem.members.sum(1)
-    x, ridges = _penalised(problem, penalties)
-    importance = problem.weights**2 * size * (p - size)
-    y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
+    x, ridges, importance, y = _regression(problem, target, penalties)
     tried = []
     for number, ridge in enumerate(ridges):
         columns = [left_out_by_ridge(x, each, problem.weights, ridge) for each in (y, *surrogates)]
@@ -119,17 +115,13 @@ def stacked(problem, target, surrogates, penalties, weights=None) -> tuple[float
 
 def regressed(problem, target, penalties) -> np.ndarray:
     """Each value as the regression of least leave-one-out loss says without it."""
-    p = problem.members.shape[1]
-    size = problem.members.sum(1)
-    x, ridges = _penalised(problem, penalties)
-    importance = problem.weights**2 * size * (p - size)
-    y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
+    x, ridges, importance, y = _regression(problem, target, penalties)
     left = [left_out_by_ridge(x, y, problem.weights, ridge) for ridge in ridges]
     return y - min(left, key=lambda each: importance @ each**2)
 
 
-def _penalised(problem, penalties) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Columns of the regression, and the matrix of each penalty."""
+def _regression(problem, target, penalties) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
+    """Columns of the regression, the matrix of each penalty, u of each row, and y."""
     p = problem.members.shape[1]
     size = problem.members.sum(1)
     x = np.stack([*(problem.members - size[:, None] / p).T, *_powers(2 * size / p - 1, problem.odd)], axis=1)
@@ -137,7 +129,8 @@ def _penalised(problem, penalties) -> tuple[np.ndarray, list[np.ndarray]]:
     ridges = [np.zeros((x.shape[1], x.shape[1])) for _ in penalties]
     for ridge, penalty in zip(ridges, penalties, strict=True):
         ridge[:p, :p] = scale * (penalty * np.eye(p) + 1 / p)
-    return x, ridges
+    y = problem.values[:, target] - problem.start[target] - problem.total[target] * size / p
+    return x, ridges, problem.weights**2 * size * (p - size), y
 
 
 def _powers(place, odd: bool) -> list[np.ndarray]:

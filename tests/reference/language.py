@@ -1,4 +1,4 @@
-"""Slow twins of AttnLRP, CP-LRP and leave-one-out: a layer, a position or a feature at a time, without autograd."""
+"""Slow twins of AttnLRP and CP-LRP: a layer and a position at a time, without autograd."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Gemma3ForCausalLM
-
-from metagame.models.adder import AdderNet
-from metagame.models.masked import MaskedModel
 
 
 def gemma3_logits(net: Gemma3ForCausalLM, embeddings: Tensor) -> Tensor:
@@ -143,98 +140,55 @@ def _rotation(angles: Tensor) -> Tensor:
 
 def _through_feedforward(layer: SimpleNamespace, relevance: Tensor, constant_weights: bool) -> Tensor:
     mlp = layer.block.mlp
-    relevance_gated = _through_linear(layer.gated, mlp.down_proj.weight, layer.fed / layer.out * relevance)
+    relevance_gated = through_linear(layer.gated, mlp.down_proj.weight, layer.fed / layer.out * relevance)
     relevance_middle = layer.middle / layer.out * relevance
     if constant_weights:
-        return relevance_middle + _through_linear(layer.normed_middle, mlp.up_proj.weight, relevance_gated)
+        return relevance_middle + through_linear(layer.normed_middle, mlp.up_proj.weight, relevance_gated)
     return (
         relevance_middle
-        + _through_linear(layer.normed_middle, mlp.up_proj.weight, relevance_gated / 2)
-        + _through_linear(layer.normed_middle, mlp.gate_proj.weight, relevance_gated / 2)
+        + through_linear(layer.normed_middle, mlp.up_proj.weight, relevance_gated / 2)
+        + through_linear(layer.normed_middle, mlp.gate_proj.weight, relevance_gated / 2)
     )
 
 
 def _through_attention(layer: SimpleNamespace, relevance: Tensor, constant_weights: bool) -> Tensor:
     attention = layer.block.self_attn
-    relevance_mixed = _through_linear(layer.mixed, attention.o_proj.weight, layer.attended / layer.middle * relevance)
+    relevance_mixed = through_linear(layer.mixed, attention.o_proj.weight, layer.attended / layer.middle * relevance)
     width, n_groups = attention.head_dim, attention.config.num_key_value_heads
     to_query = torch.zeros(len(relevance), len(layer.heads), width, dtype=relevance.dtype)
     to_key, to_value = (torch.zeros(len(relevance), n_groups, width, dtype=relevance.dtype) for _ in range(2))
     for number, head in enumerate(layer.heads):
         from_head = relevance_mixed[:, number * width : (number + 1) * width]
         if constant_weights:
-            _, value = _through_product(head.weights, head.value, from_head, 0, 1)
+            _, value = through_product(head.weights, head.value, from_head, 0, 1)
             to_value[:, head.group] += value
             continue
-        weights, value = _through_product(head.weights, head.value, from_head, 0.5, 0.5)
+        weights, value = through_product(head.weights, head.value, from_head)
         scores = head.scores * (weights - head.weights * weights.sum(1, keepdim=True))
-        query, key = _through_product(head.rotated_query, head.rotated_key.T, scores, 0.5, 0.5)
+        query, key = through_product(head.rotated_query, head.rotated_key.T, scores)
         for place, rotation in enumerate(layer.rotations):
-            to_query[place, number] += _through_linear(head.query[[place]], rotation, query[[place]])[0]
-            to_key[place, head.group] += _through_linear(head.key[[place]], rotation, key.T[[place]])[0]
+            to_query[place, number] += through_linear(head.query[[place]], rotation, query[[place]])[0]
+            to_key[place, head.group] += through_linear(head.key[[place]], rotation, key.T[[place]])[0]
         to_value[:, head.group] += value
     relevance_stream = layer.stream / layer.middle * relevance
     projections = (attention.q_proj, to_query), (attention.k_proj, to_key), (attention.v_proj, to_value)
     for projection, from_projection in projections[2:] if constant_weights else projections:
-        relevance_stream = relevance_stream + _through_linear(
+        relevance_stream = relevance_stream + through_linear(
             layer.normed, projection.weight, from_projection.flatten(1)
         )
     return relevance_stream
 
 
-def _through_linear(inputs: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
+def through_linear(inputs: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
     """R_i = sum over outputs j of x_i w_ji / z_j R_j, position by position."""
     shares = inputs[:, None, :] * weight
     return (shares / shares.sum(2, keepdim=True) * relevance[:, :, None]).sum(1)
 
 
-def _through_product(
-    left: Tensor, right: Tensor, relevance: Tensor, left_part: float, right_part: float
+def through_product(
+    left: Tensor, right: Tensor, relevance: Tensor, left_part: float = 0.5, right_part: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Each factor of a term of ``left @ right`` gets its part of the term's share of the relevance."""
     shares = left[:, :, None] * right
     terms = shares / shares.sum(1, keepdim=True) * relevance[:, None, :]
     return left_part * terms.sum(2), right_part * terms.sum(0)
-
-
-def adder_constant_relevance(net: AdderNet, embeddings: Tensor) -> np.ndarray:
-    """CP-LRP of everything that is added to the adder's stream: ``(8,)``, four embeddings and then four positions.
-
-    With scales, gates and attention weights as they are at this input the adder is linear: each of the eight gets what
-    it contributes alone.
-    """
-    attention, (up, gelu, down) = net.attention, net.feedforward
-
-    def scale_of(norm, x):
-        return norm.weight / torch.sqrt((x * x).mean(1, keepdim=True) + norm.eps)
-
-    with torch.no_grad():
-        stream = embeddings + net.position
-        scale_attention = scale_of(net.norm_attention, stream)
-        normed = stream * scale_attention
-        weights = (attention.query(normed) @ attention.key(normed).T * normed.shape[1] ** -0.5).softmax(1)
-        middle = stream + attention.output(weights @ attention.value(normed))
-        scale_feedforward = scale_of(net.norm_feedforward, middle)
-        hidden = up(middle * scale_feedforward)
-        gates = gelu(hidden) / hidden
-        scale_output = scale_of(net.norm_output, middle + down(gelu(hidden)))
-        contributions = []
-        for added in (embeddings, net.position):
-            for place in range(len(added)):
-                part = torch.zeros_like(stream)
-                part[place] = added[place]
-                part = part + attention.output(weights @ attention.value(part * scale_attention))
-                part = part + down(gates * up(part * scale_feedforward))
-                contributions.append(net.head((part * scale_output).mean(0)).item())
-        return np.array(contributions)
-
-
-def leave_one_out(model: MaskedModel, coalition: Sequence[bool]) -> np.ndarray:
-    """What f loses without each feature, a model call for each."""
-
-    def f(present: Sequence[bool]) -> float:
-        rows = zip(present, model.x, model.baseline, strict=True)
-        return model.f(torch.stack([x if here else baseline for here, x, baseline in rows])[None])[0].item()
-
-    without = [[here and other != i for other, here in enumerate(coalition)] for i in range(len(coalition))]
-    return np.array([f(coalition) - f(rest) for rest in without])

@@ -7,8 +7,9 @@ float64; a text has one backward pass of its own, through the whole image encode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import comb
 
@@ -35,13 +36,15 @@ def has_class_token(model: nn.Module) -> bool:
     return hasattr(model, "visual_projection")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int) -> tuple[list[Tensor], Tensor]:
-    """softmax(q k^T / sqrt(d)) of each head, and the heads' mixes of v side by side."""
+def attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, causal: bool = False) -> tuple[list[Tensor], Tensor]:
+    """softmax(q k^T / sqrt(d)) of each head, and the heads' mixes of v side by side; ``causal``: of no later token."""
     width = q.shape[1] // n_heads
+    later = torch.ones(len(q), len(k)).triu(1).bool() & causal
     weights, mixed = [], []
     for head in range(n_heads):
         part = slice(head * width, (head + 1) * width)
-        weights.append(torch.softmax(q[:, part] @ k[:, part].T / width**0.5, dim=1))
+        scores = (q[:, part] @ k[:, part].T / width**0.5).masked_fill(later, float("-inf"))
+        weights.append(torch.softmax(scores, dim=1))
         mixed.append(weights[head] @ v[:, part])
     return weights, torch.cat(mixed, dim=1)
 
@@ -89,12 +92,16 @@ def pool(model: nn.Module, z: Tensor) -> tuple[list[Tensor], Tensor]:
     return weights, (u + head.mlp(head.layernorm(u)))[0]
 
 
-def image_embedding(model: nn.Module, pixels: Tensor) -> Tensor:
-    """``(E,)``, not normalised."""
-    x = encode(model, pixels).output
+def embedding(model: nn.Module, x: Tensor) -> Tensor:
+    """``(E,)``, not normalised, of what the last layer puts out."""
     if has_class_token(model):
         return project(model, x[0])
     return pool(model, model.vision_model.post_layernorm(x))[1]
+
+
+def image_embedding(model: nn.Module, pixels: Tensor) -> Tensor:
+    """``(E,)``, not normalised."""
+    return embedding(model, encode(model, pixels).output)
 
 
 @torch.no_grad()
@@ -148,14 +155,17 @@ def _relevance(run: Pass, logit: Tensor, start_layer: int | str, product: str) -
 
 def mask_clip(model: nn.Module, pixels: Tensor, ids: Sequence[int]) -> np.ndarray:
     """cos(patch p's value through W_o, residual, MLP, norm and projection, text) * cos(W_o k_p, W_o k_CLS)."""
-    x, layer, text = encode(model, pixels).inputs[-1], model.vision_model.encoder.layers[-1], text_embedding(model, ids)
+    x, layer = encode(model, pixels).inputs[-1], model.vision_model.encoder.layers[-1]
+    return _mask_clip(layer, x, 0, range(1, len(x)), partial(project, model), text_embedding(model, ids))
+
+
+def _mask_clip(
+    layer: nn.Module, x: Tensor, read: int, tokens: range, embed: Callable[[Tensor], Tensor], other: Tensor
+) -> np.ndarray:
     _, k, v = projections(layer, x)
     w_o = layer.self_attn.out_proj
-    values = []
-    for p in range(1, len(x)):
-        embedding = project(model, finish(layer, x[p], v[p]))
-        values.append((cosine(embedding, text) * cosine(w_o(k[p]), w_o(k[0]))).item())
-    return np.array(values)
+    values = [cosine(embed(finish(layer, x[t], v[t])), other) * cosine(w_o(k[t]), w_o(k[read])) for t in tokens]
+    return torch.stack(values).detach().numpy()
 
 
 def mask_siglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str = "one") -> np.ndarray:
@@ -172,15 +182,27 @@ def mask_siglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str
 
 def grad_eclip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str = "one") -> np.ndarray:
     """(sum_d g_d v_pd lambda_p)+, g = dcos/do at [CLS], lambda_p = cos(W_o q_CLS, W_o k_p) scaled to [0, 1]."""
-    x, layer = encode(model, pixels).inputs[-1], model.vision_model.encoder.layers[-1]
+    x, layer = encode(model, pixels).inputs[-1].detach(), model.vision_model.encoder.layers[-1]
+    return _grad_eclip(layer, x, 0, range(1, len(x)), heads, partial(project, model), text_embedding(model, ids))
+
+
+def _grad_eclip(
+    layer: nn.Module,
+    x: Tensor,
+    read: int,
+    tokens: range,
+    heads: str,
+    embed: Callable[[Tensor], Tensor],
+    other: Tensor,
+) -> np.ndarray:
+    """``x``: all tokens that ``read`` attends to."""
     q, k, v = projections(layer, x)
     w_o = layer.self_attn.out_proj
-    _, o = attend(q[:1], k, v, 1 if heads == "one" else layer.self_attn.num_heads)
+    _, o = attend(q[[read]], k, v, 1 if heads == "one" else layer.self_attn.num_heads)
     o = o[0].detach().requires_grad_()
-    score = cosine(project(model, finish(layer, x[0].detach(), o)), text_embedding(model, ids))
-    (g,) = torch.autograd.grad(score, o)
-    weights = _min_max([cosine(w_o(q[0]), w_o(k_p)).item() for k_p in k[1:]])
-    return _weighted_channels(g, v[1:], weights)
+    (g,) = torch.autograd.grad(cosine(embed(finish(layer, x[read], o)), other), o)
+    weights = _min_max([cosine(w_o(q[read]), w_o(k[t])).item() for t in tokens])
+    return _weighted_channels(g, v[tokens], weights)
 
 
 def grad_esiglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: str = "one") -> np.ndarray:
@@ -198,11 +220,6 @@ def grad_esiglip(model: nn.Module, pixels: Tensor, ids: Sequence[int], heads: st
 
 def patch_ig(model: nn.Module, pixels: Tensor, ids: Sequence[int], steps: int = 8, block: int = -1) -> np.ndarray:
     """Of each patch: (x_p - r_p) . mean over midpoints of d<g, t>/dx_p, over |g(x)|; a backward pass each."""
-    return patch_ig_tokens(model, pixels, ids, steps, block)[has_class_token(model) :]
-
-
-def patch_ig_tokens(model: nn.Module, pixels: Tensor, ids: Sequence[int], steps: int, block: int) -> np.ndarray:
-    """The same of every token of the image encoder."""
     text = text_embedding(model, ids)
     text = text / text.norm()
     x, r = (encode(model, image).inputs[block].detach() for image in (pixels, torch.zeros_like(pixels)))
@@ -212,16 +229,14 @@ def patch_ig_tokens(model: nn.Module, pixels: Tensor, ids: Sequence[int], steps:
         (gradient,) = torch.autograd.grad(embedding_from(model, point, block) @ text, point)
         for p in range(len(x)):
             total[p] += gradient[p] @ (x[p] - r[p]) / steps
-    return (total / embedding_from(model, x, block).norm()).detach().numpy()
+    return (total / embedding_from(model, x, block).norm()).detach().numpy()[has_class_token(model) :]
 
 
 def embedding_from(model: nn.Module, x: Tensor, block: int) -> Tensor:
     """``(E,)``, not normalised, of what layer ``block`` of the image encoder is given."""
     for layer in model.vision_model.encoder.layers[block:]:
         x = finish(layer, x, attend(*projections(layer, x), layer.self_attn.num_heads)[1])
-    if has_class_token(model):
-        return project(model, x[0])
-    return pool(model, model.vision_model.post_layernorm(x))[1]
+    return embedding(model, x)
 
 
 def text_states(model: nn.Module, ids: Sequence[int]) -> list[Tensor]:
@@ -236,23 +251,14 @@ def text_states(model: nn.Module, ids: Sequence[int]) -> list[Tensor]:
 
 def text_layer(model: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
     """A layer of the text encoder, causal in a CLIP."""
-    q, k, v = projections(layer, x)
-    n_heads, width = layer.self_attn.num_heads, x.shape[1] // layer.self_attn.num_heads
-    later = torch.ones(len(x), len(x)).triu(1).bool() & has_class_token(model)
-    mixed = []
-    for head in range(n_heads):
-        part = slice(head * width, (head + 1) * width)
-        scores = (q[:, part] @ k[:, part].T / width**0.5).masked_fill(later, float("-inf"))
-        mixed.append(torch.softmax(scores, dim=1) @ v[:, part])
-    return finish(layer, x, torch.cat(mixed, dim=1))
+    return finish(layer, x, attend(*projections(layer, x), layer.self_attn.num_heads, has_class_token(model))[1])
 
 
 def text_embedding_from(model: nn.Module, x: Tensor, block: int, position: int) -> Tensor:
     """``(E,)``, not normalised, of what layer ``block`` of the text encoder is given, pooled at ``position``."""
     for layer in model.text_model.encoder.layers[block:]:
         x = text_layer(model, layer, x)
-    pooled = model.text_model.final_layer_norm(x)[position]
-    return model.text_projection(pooled) if has_class_token(model) else model.text_model.head(pooled)
+    return text_project(model, x[position])
 
 
 def exclip(
@@ -293,43 +299,22 @@ def text_project(model: nn.Module, token: Tensor) -> Tensor:
 
 def mask_clip_text(model: nn.Module, pixels: Tensor, ids: Sequence[int], read: int) -> np.ndarray:
     """Of each token before the one at ``read``: cos(value through the last layer, image) * cos(W_o k, W_o k_read)."""
-    x, layer, image = text_states(model, ids)[-1], model.text_model.encoder.layers[-1], image_embedding(model, pixels)
-    _, k, v = projections(layer, x)
-    w_o = layer.self_attn.out_proj
-    values = []
-    for t in range(read):
-        embedding = text_project(model, finish(layer, x[t], v[t]))
-        values.append((cosine(embedding, image) * cosine(w_o(k[t]), w_o(k[read]))).item())
-    return np.array(values)
+    x, layer = text_states(model, ids)[-1], model.text_model.encoder.layers[-1]
+    return _mask_clip(layer, x, read, range(read), partial(text_project, model), image_embedding(model, pixels))
 
 
 def grad_eclip_text(model: nn.Module, pixels: Tensor, ids: Sequence[int], read: int, heads: str = "one") -> np.ndarray:
     """(sum_d g_d v_td lambda_t)+, g = dcos/do at ``read``, lambda_t = cos(W_o q_read, W_o k_t) scaled to [0, 1]."""
-    x, layer = text_states(model, ids)[-1], model.text_model.encoder.layers[-1]
-    q, k, v = projections(layer, x)
-    w_o = layer.self_attn.out_proj
-    seen = slice(0, read + 1)
-    _, o = attend(q[read : read + 1], k[seen], v[seen], 1 if heads == "one" else layer.self_attn.num_heads)
-    o = o[0].detach().requires_grad_()
-    score = cosine(text_project(model, finish(layer, x[read], o)), image_embedding(model, pixels).detach())
-    (g,) = torch.autograd.grad(score, o)
-    weights = _min_max([cosine(w_o(q[read]), w_o(k_t)).item() for k_t in k[:read]])
-    return _weighted_channels(g, v[:read], weights)
+    x, layer = text_states(model, ids)[-1][: read + 1], model.text_model.encoder.layers[-1]
+    image = image_embedding(model, pixels).detach()
+    return _grad_eclip(layer, x, read, range(read), heads, partial(text_project, model), image)
 
 
 def attention_text(model: nn.Module, pixels: Tensor, ids: Sequence[int], read: int) -> np.ndarray:
     """Row ``read`` of (mean_h(dz/dA) * mean_h(A))+ in the last layer, all rows of which are in the graph."""
     x, layer = text_states(model, ids)[-1].requires_grad_(), model.text_model.encoder.layers[-1]
-    q, k, v = projections(layer, x)
-    width, causal = x.shape[1] // layer.self_attn.num_heads, has_class_token(model)
-    weights = []
-    for head in range(layer.self_attn.num_heads):
-        part = slice(head * width, (head + 1) * width)
-        scores = q[:, part] @ k[:, part].T / width**0.5
-        later = torch.ones(len(x), len(x)).triu(1).bool() & causal
-        weights.append(torch.softmax(scores.masked_fill(later, float("-inf")), dim=1))
-    mixed = [a @ v[:, head * width : (head + 1) * width] for head, a in enumerate(weights)]
-    output = text_project(model, finish(layer, x, torch.cat(mixed, dim=1)))[read]
+    weights, o = attend(*projections(layer, x), layer.self_attn.num_heads, has_class_token(model))
+    output = text_project(model, finish(layer, x, o))[read]
     logit = model.logit_scale.exp().squeeze() * cosine(output, image_embedding(model, pixels).detach())
     gradients = torch.autograd.grad(logit, weights)
     return (mean(list(gradients)) * mean(weights)).relu()[read, :read].detach().numpy()
@@ -372,13 +357,17 @@ def fixlip(
         image = image_embedding(model, masked_image(pixels, present[:n_patches], side))
         score = cosine(image, text_embedding(model, ids, attended))
         values[number] = (model.logit_scale.exp() * score).item()
-    pairs = [
-        pair
-        for pair in combinations(range(n), 2)
-        if interactions == "all" or (pair[0] < n_patches and pair[1] >= n_patches)
-    ]
-    found = weighted_least_squares(values, n, pairs)
-    return np.array([[found[patch, word] for word in range(n_patches, n)] for patch in range(n_patches)])
+    return _crossing(weighted_least_squares(values, n, _fitted_pairs(n_patches, n, interactions)), n_patches, n)
+
+
+def _fitted_pairs(n_patches: int, n: int, interactions: str) -> list[tuple[int, int]]:
+    pairs = combinations(range(n), 2)
+    return [(i, j) for i, j in pairs if interactions == "all" or (i < n_patches and j >= n_patches)]
+
+
+def _crossing(found: dict[tuple, float], n_patches: int, n: int) -> np.ndarray:
+    """``(P, m)``: of all terms those of a patch and a piece."""
+    return np.array([[found[patch, piece] for piece in range(n_patches, n)] for patch in range(n_patches)])
 
 
 def banzhaf_least_squares(
@@ -396,7 +385,7 @@ def banzhaf_least_squares(
         rows.append([weight * all(number >> player & 1 for player in term) for term in terms])
         targets.append(weight * values[number])
     found = dict(zip(terms, np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0], strict=True))
-    return np.array([[found[patch, piece] for piece in range(n_patches, n)] for patch in range(n_patches)])
+    return _crossing(found, n_patches, n)
 
 
 def weighted_least_squares(values: np.ndarray, n: int, pairs: Sequence[tuple[int, int]]) -> dict[tuple, float]:
@@ -459,9 +448,7 @@ def regression_estimate(
                 size = number.bit_count()
                 residual = values[number + (text << n_patches)] - predicted
                 estimate[number + (text << n_patches)] += residual * comb(n_patches, size) / per_size[size]
-    cross = [(patch, piece) for patch in range(n_patches) for piece in range(n_patches, n)]
-    found = weighted_least_squares(estimate, n, list(combinations(range(n), 2)) if interactions == "all" else cross)
-    return np.array([[found[patch, piece] for piece in range(n_patches, n)] for patch in range(n_patches)])
+    return _crossing(weighted_least_squares(estimate, n, _fitted_pairs(n_patches, n, interactions)), n_patches, n)
 
 
 def _patch_features(number: int, n_patches: int) -> np.ndarray:
