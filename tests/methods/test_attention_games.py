@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from metagame.games import AttributionGame, all_coalitions
 from metagame.meta import meta_attributions
 from tests.conftest import close
 from tests.reference import attention as twins
+from tests.reference.indices import row, subsets, without
 from tests.tiny.classifiers import bound_image, bound_text
 from tests.tiny.functions import smooth_model
 from tests.tiny.language import adapter, bound_of, build_net
@@ -58,9 +61,9 @@ def test_the_model_is_masked_and_the_game_played_on_what_is_present(build, gradi
     rows = np.random.default_rng(0).random((3, bound.n_players)) < 0.5
     for name in ("cls", "mutual", "row_max"):
         found = AttentionGame(name, gradient=gradient).game(bound)(rows)
-        for phi, row in zip(found, rows, strict=True):
-            values = twins.game_values(name, twins.influence(bound, row, gradient=gradient))
-            assert close(phi, restricted_shapley(values)[int(row @ (1 << np.arange(bound.n_players)))], 1e-9)
+        for phi, present in zip(found, rows, strict=True):
+            values = twins.game_values(name, twins.influence(bound, present, gradient=gradient))
+            assert close(phi, restricted_shapley(values)[row(np.flatnonzero(present))], 1e-9)
 
 
 @each_game
@@ -93,7 +96,7 @@ def test_rollout_is_the_sum_over_paths_and_its_metagame_has_such_rows(build):
     bound, method = build(), AttentionRollout()
     rows = np.random.default_rng(0).random((3, bound.n_players)) < 0.5
     found = method.game(bound)(rows)
-    assert close(found, [twins.rollout(bound, row) for row in rows], 1e-9)
+    assert close(found, [twins.rollout(bound, each) for each in rows], 1e-9)
     assert (found >= 0).all()
     assert (found.sum(1) <= 1).all()
     assert close(method.metagame().explain(bound).meta.values.sum(1), twins.rollout(bound, rows[0] | True), 1e-9)
@@ -115,29 +118,24 @@ def test_what_has_no_attention_weights_or_no_closed_form_is_refused():
 # The published sampler
 
 
+def expectation(values, n, counted):
+    """The sum over all marginal contributions, each times its Shapley weight and how often it is counted."""
+    found = np.zeros(n)
+    for player in range(n):
+        for coalition in subsets(without(n, player)):
+            gain = values[row((*coalition, player))] - values[row(coalition)]
+            found[player] += counted[len(coalition)] * gain / (n * comb(n - 1, len(coalition)))
+    return found
+
+
 @pytest.mark.parametrize(("sizes", "ratio"), [("kernel", 1.9), ("uniform", 0.19)])
 def test_the_published_sampler_is_biased_as_its_docstring_says(sizes, ratio):
     n, rng = 10, np.random.default_rng(0)
-    m = rng.random((n + 1, n))
-    values = twins.game_values("max_mutual", m)
-    exact = restricted_shapley(values)[-1]
-    bits = 1 << np.arange(n)
+    values = twins.game_values("max_mutual", rng.random((n + 1, n)))
+    exact, bits = restricted_shapley(values)[-1], 1 << np.arange(n)
     found = np.mean([published_sampler(lambda rows: values[rows @ bits], n, rng, 100, sizes) for _ in range(400)], 0)
-    expected = expectation(values, n, times_counted(n, 100, sizes))
-    assert np.allclose(found, expected, rtol=0.05)
+    assert np.allclose(found, expectation(values, n, times_counted(n, 100, sizes)), rtol=0.05)
     assert (found @ exact) / (exact @ exact) == pytest.approx(ratio, rel=0.15)
-
-
-def expectation(values, n, counted):
-    """The sum over all marginal contributions, each times its Shapley weight and how often it is counted."""
-    found, weights = np.zeros(n), np.array([1 / (n * np.prod([(n - 1 - k) / (k + 1) for k in range(s)]))
-                                            for s in range(n)])  # fmt: skip
-    for row in range(1 << n):
-        size = row.bit_count()
-        for i in range(n):
-            if not row >> i & 1:
-                found[i] += weights[size] * counted[size] * (values[row | 1 << i] - values[row])
-    return found
 
 
 def test_an_estimate_without_bias_would_count_each_marginal_contribution_once():

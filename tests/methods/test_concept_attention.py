@@ -144,6 +144,7 @@ def test_explanation_has_the_maps_of_all_concepts_in_single_precision(variant, n
 def test_influences_between_players_are_those_on_every_patch_of_a_players_map(variant):
     bound = logits()
     method = ConceptAttention(METAGAMES[variant].mean_first, directional=True).metagame()
+    assert type(method) is MetaConceptAttention
     found, expected = method.explain(bound), explain(variant, bound, directional=True).directional
     assert np.array_equal(found.attribution, METAGAMES[variant].explain(bound).attribution)
     assert found.meta.players == found.meta.targets == bound.players
@@ -153,13 +154,6 @@ def test_influences_between_players_are_those_on_every_patch_of_a_players_map(va
     assert np.array_equal(by_map, expected.transpose(0, 2, 1).astype(np.float32))
     assert close(found.meta.residual, 0.0, 1e-6)
     assert not found.meta.standard_error.any()
-
-
-@pytest.mark.parametrize(("mean_first", "directional"), [(False, True), (True, False)])
-def test_a_metagame_has_the_settings_of_its_method(mean_first, directional):
-    found = ConceptAttention(mean_first, directional).metagame()
-    assert type(found) is MetaConceptAttention
-    assert (found.mean_first, found.directional) == (mean_first, directional)
 
 
 @each_variant
