@@ -333,71 +333,6 @@ def test_method_of_second_order_has_no_metagame():
             method.metagame()
 
 
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (partial(ShapleyValue().metagame, order=0), "order=0 must be a positive integer"),
-        (partial(ShapleyValue().metagame, index="ksv"), "index=ksv needs order=2"),
-        (partial(IntegratedGradients, 0), "steps=0 must be a positive integer"),
-        (partial(IntegratedHessians, -3), "steps=-3 must be a positive integer"),
-        (partial(ShapleyInteractions, "sorcery"), r"method\.index='sorcery' is unknown: choose one of sii"),
-        (relevance_rules(nn.Sequential(nn.SiLU(), nn.LayerNorm(4)), RULES).__enter__, "no .* rule for LayerNorm, SiLU"),
-    ],
-)
-def test_setting_that_a_method_does_not_have_is_refused(make, match):
-    with pytest.raises(UserError, match=match):
-        make()
-
-
-def two_softmax_layers():
-    net = random_net()
-    net.second = nn.Softmax(dim=-1)
-    return embedded(net)[0]
-
-
-@pytest.mark.parametrize(
-    ("method", "model", "match"),
-    [
-        (AttentionWeights(), smooth_model(3), "attribution=attention needs"),
-        (AttnLRP(), smooth_model(3), "AttnLRP needs a torch module, .* use attribution=gradient_input"),
-        (CPLRP(), smooth_model(3), "CPLRP needs a torch module, .* use attribution=gradient_input"),
-        (AttentionWeights(), two_softmax_layers(), "attribution=attention needs .* this one has 2"),
-        (
-            AttentionWeights(),
-            replace(embedded(random_net())[0], context=()),
-            r"shape \(4, 4\) for the tokens x1, x2, x3: name .* in MaskedModel\.context",
-        ),
-        *((method, smooth_model(13), "the input has 13 features") for method in (ShapleyValue(), SerialShapleyValue())),
-        (ShapleyInteractions(), smooth_model(13), "the input has 13 features"),
-    ],
-)
-def test_model_that_does_not_fit_a_method_is_refused(method, model, match):
-    with pytest.raises(UserError, match=match):
-        method.explain(model)
-
-
-def not_finite(x):
-    return x.sum(1) * torch.nan
-
-
-def two_outputs(x):
-    return torch.stack([x.sum(1), x.prod(1)], 1)
-
-
-@pytest.mark.parametrize(
-    ("method", "f", "match"),
-    [
-        *((method, not_finite, "(?i)nan") for method in (GradientInput(), IntegratedHessians(2), SerialShapleyValue())),
-        (GradientInput(), two_outputs, "f returned shape .* select one"),
-        (IntegratedHessians(2), two_outputs, "f returned shape .* select one"),
-        (ShapleyValue(), torch.sum, "f returned shape .* select one"),
-    ],
-)
-def test_model_without_one_finite_output_for_each_input_is_refused(method, f, match):
-    with pytest.raises(UserError, match=match):
-        method.explain(MaskedModel.of_function(f, torch.ones(3)))
-
-
 def test_a_background_set_imputes_absent_features_by_its_mean():
     smooth = smooth_model(4)
 
@@ -435,10 +370,60 @@ def test_methods_of_a_background_set_are_the_mean_over_its_rows_as_baselines(met
     assert close(method.explain(replace(model, baseline=rows[:1])).meta.values, by_row[0], tolerance)
 
 
+def two_softmax_layers():
+    net = random_net()
+    net.second = nn.Softmax(dim=-1)
+    return embedded(net)[0]
+
+
+def with_baseline(*shape):
+    return partial(MaskedModel, torch.sum, torch.zeros(3, 1), torch.zeros(shape))
+
+
+def at_ones(method, f):
+    return partial(method.explain, MaskedModel.of_function(f, torch.ones(3)))
+
+
+def not_finite(x):
+    return x.sum(1) * torch.nan
+
+
+def two_outputs(x):
+    return torch.stack([x.sum(1), x.prod(1)], 1)
+
+
 @pytest.mark.parametrize(
-    "baseline",
-    [torch.zeros(3, 2), torch.zeros(5, 2, 1), torch.zeros(0, 3, 1), torch.zeros(1, 5, 3, 1)],
+    ("call", "match"),
+    [
+        (partial(ShapleyValue().metagame, order=0), "order=0 must be a positive integer"),
+        (partial(ShapleyValue().metagame, index="ksv"), "index=ksv needs order=2"),
+        (partial(IntegratedGradients, 0), "steps=0 must be a positive integer"),
+        (partial(IntegratedHessians, -3), "steps=-3 must be a positive integer"),
+        (partial(ShapleyInteractions, "sorcery"), r"method\.index='sorcery' is unknown: choose one of sii"),
+        (relevance_rules(nn.Sequential(nn.SiLU(), nn.LayerNorm(4)), RULES).__enter__, "no .* rule for LayerNorm, SiLU"),
+        (partial(AttnLRP().explain, smooth_model(3)), "AttnLRP needs a torch module, .* attribution=gradient_input"),
+        (partial(CPLRP().explain, smooth_model(3)), "CPLRP needs a torch module, .* attribution=gradient_input"),
+        (partial(AttentionWeights().explain, smooth_model(3)), "attribution=attention needs"),
+        (partial(AttentionWeights().explain, two_softmax_layers()), "attribution=attention needs .* this one has 2"),
+        (
+            partial(AttentionWeights().explain, replace(MODELS["vectors"], context=())),
+            r"shape \(4, 4\) for the tokens x1, x2, x3: name .* in MaskedModel\.context",
+        ),
+        (partial(ShapleyValue().explain, smooth_model(13)), "the input has 13 features"),
+        (partial(SerialShapleyValue().explain, smooth_model(13)), "the input has 13 features"),
+        (partial(ShapleyInteractions().explain, smooth_model(13)), "the input has 13 features"),
+        (at_ones(GradientInput(), not_finite), "(?i)nan"),
+        (at_ones(IntegratedHessians(2), not_finite), "(?i)nan"),
+        (at_ones(SerialShapleyValue(), not_finite), "(?i)nan"),
+        (at_ones(GradientInput(), two_outputs), "f returned shape .* select one"),
+        (at_ones(IntegratedHessians(2), two_outputs), "f returned shape .* select one"),
+        (at_ones(ShapleyValue(), torch.sum), "f returned shape .* select one"),
+        (with_baseline(3, 2), r"x \(3, 1\), baseline \(3, 2\)"),
+        (with_baseline(5, 2, 1), r"x \(3, 1\), baseline \(5, 2, 1\)"),
+        (with_baseline(0, 3, 1), r"x \(3, 1\), baseline \(0, 3, 1\)"),
+        (with_baseline(1, 5, 3, 1), r"x \(3, 1\), baseline \(1, 5, 3, 1\)"),
+    ],
 )
-def test_baseline_of_another_shape_is_refused(baseline):
-    with unchecked(), pytest.raises(UserError, match=r"x \(3, 1\), baseline"):
-        MaskedModel(lambda inputs: inputs.sum((1, 2)), torch.zeros(3, 1), baseline)
+def test_what_does_not_fit_is_refused(call, match):
+    with unchecked(), pytest.raises(UserError, match=match):
+        call()

@@ -15,7 +15,6 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from metagame.attributions.attnlrp import CPLRP, AttnLRP
 from metagame.attributions.gradients import GradientInput
-from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.attributions.lrp_by_layer import LRPByLayer
 from metagame.attributions.lxt_rules import lxt_rules
 from metagame.models.decoder_views import decoder_view
@@ -293,12 +292,3 @@ def test_lxt_and_transformers_are_imported_where_they_are_needed():
         "assert not {'lxt', 'transformers'} & set(sys.modules)",
     )
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
-
-
-def test_leave_one_out_evaluates_the_model_in_its_batches():
-    model, passes = build(), []
-    model.batches.budget = 2 * len(masked_ids(model, TEXT, ANSWER, [True] * 5)[model.tokenize(TEXT).positions[0] :])
-    bound = bound_of(model)
-    model.net.get_decoder().register_forward_hook(lambda *_: passes.append(1))
-    LeaveOneOut().explain(bound)
-    assert len(passes) == 3

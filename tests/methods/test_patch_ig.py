@@ -9,7 +9,6 @@ from metagame.attributions.exclip import ExCLIP
 from metagame.attributions.method import Metagame
 from metagame.attributions.patch_ig import MetaPatchIG, PatchIG, token_parts
 from metagame.estimators.configured import ConfiguredEstimator
-from metagame.games import all_coalitions
 from metagame.models.vision_language import VisionLanguage
 from tests.conftest import close
 from tests.reference import vision_language as reference
@@ -23,12 +22,12 @@ float64 = pytest.mark.usefixtures("float64_by_default")
 WORDS = ("one", "two", "three")
 
 
-def ids_and_reference(built, words=WORDS):
+def ids_and_reference(built):
     """Ids of a text and of its reference, padded as the model has them, the players' places, and where it is pooled."""
-    ids, first = built.ids(" ".join(words)), 0 if built.family == "siglip2" else 1
-    players = range(first, first + len(words))
+    ids, first = built.ids(" ".join(WORDS)), 0 if built.family == "siglip2" else 1
+    players = range(first, first + len(WORDS))
     pad = built.tokenizer.pad_token_id
-    end = len(ids) - 1 if built.family == "siglip2" else first + len(words)
+    end = len(ids) - 1 if built.family == "siglip2" else first + len(WORDS)
     return ids, [pad if place in players else token for place, token in enumerate(ids)], players, end
 
 
@@ -73,15 +72,6 @@ def test_the_metagame_is_the_map_of_the_shapley_value_of_the_embedding_and_effic
     assert close(found.attribution, method.explain(bound).attribution)
     assert (found.meta.players, found.meta.targets, found.meta.grid) == (WORDS, ("image",), (2, 2))
     assert not found.meta.endogenous
-
-
-@float64
-def test_a_map_is_linear_in_the_embedding_of_the_text():
-    bound, method = build("clip", patch=16).bound(), PatchIG(4)
-    texts = bound.dropped_texts(all_coalitions(3))
-    maps = method.maps(bound, all_coalitions(3))
-    weights = torch.randn(8, generator=torch.Generator().manual_seed(0))
-    assert close(method.linear(bound, (weights @ texts)[None])[0], weights @ maps)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +148,3 @@ def test_a_text_encoder_of_which_nothing_is_known_is_refused(monkeypatch):
     with refused("blocks of the text encoder, which CLIP does not define: define text_blocks"):
         ExCLIP().explain(bound)
     assert PatchIG().explain(bound).attribution.shape == (4,)
-
-
-@pytest.mark.parametrize("make", [PatchIG, ExCLIP, PatchIG().metagame])
-def test_a_blank_image_has_a_map_of_zeros(make):
-    bound = build("clip", torch.float32, patch=16).bound()
-    bound.image.pixels.zero_()
-    found = make().explain(bound)
-    assert not np.any(found.attribution if found.meta is None else found.meta.values)

@@ -4,18 +4,16 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import sympy
-import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame.attributions import gradients, leave_one_out, shapley, symbolic
+from metagame.attributions import symbolic
 from metagame.benchmarks.separation import Separation
 from metagame.contracts import WHOLE
 from metagame.errors import UserError
 from metagame.estimators import exact, permutation
 from metagame.estimators.configured import ConfiguredEstimator
-from metagame.models.masked import MaskedModel
 from metagame.models.polynomial import Polynomial, PolynomialModel
 from tests.reference import indices as reference
 from tests.reference import meta as reference_meta
@@ -187,26 +185,6 @@ def test_rows_decompose_the_first_order(polynomial):
     found = symbolic.ShapleyTaylor().explain(polynomial)
     halves = HALF * (found.meta.values.sum(1) + found.meta.values.diagonal())
     assert all(map(same, halves, found.attribution))
-
-
-@pytest.mark.parametrize(
-    ("row", "numeric"),
-    [
-        ("meta_gi", gradients.GradientInput().metagame()),
-        ("meta_leave_one_out", leave_one_out.LeaveOneOut().metagame()),
-        ("serial_sv", shapley.SerialShapleyValue()),
-    ],
-)
-@some_polynomials
-@given(polynomial=polynomials(), point=st.lists(st.floats(-1, 1), min_size=3, max_size=3))
-def test_symbolic_method_agrees_with_the_numeric_one(row, numeric, polynomial, point):
-    features, derived = polynomial.features, METHODS[row].explain(polynomial)
-    f = sympy.lambdify(features, polynomial.expression, "math")
-    x = torch.tensor(point[: len(features)], dtype=torch.float64)
-    found = numeric.explain(MaskedModel.of_function(lambda inputs: f(*inputs.unbind(1)), x))
-    expected = [float(each.subs(zip(features, point, strict=False))) for each in derived.meta.values.flat]
-    assert found.meta.values.ravel() == pytest.approx(expected, abs=1e-10)
-    assert symbolic.kind(found) == symbolic.kind(derived)
 
 
 def test_features_outside_a_term_are_dummies_in_it():

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from metagame.attributions.text_side import GenericAttentionText, GradECLIPText, MaskCLIPText
-from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import all_coalitions
 from metagame.models.vision_language import VisionLanguage
 from tests.conftest import close
@@ -57,15 +56,6 @@ def test_a_word_of_several_tokens_has_their_sum(family):
     for method in (MaskCLIPText(), GradECLIPText(), GenericAttentionText()):
         one, two, three = method.explain(single).attribution
         assert close(method.explain(joint).attribution, [one + two, three])
-
-
-@float64
-def test_a_sample_of_coalitions_is_efficient():
-    bound = build("clip").bound()
-    phi = MaskCLIPText().metagame(ConfiguredEstimator("regression", budget_per_player=8)).explain(bound).meta
-    assert phi.values.shape == (3, 16)
-    assert close(phi.values.sum(1), phi.first_order - phi.empty)
-    assert phi.n_evaluations == 128
 
 
 def test_a_text_is_read_once_and_a_coalition_takes_one_pass_of_the_image_for_all_methods_and_texts(monkeypatch):
