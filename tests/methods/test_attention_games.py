@@ -35,6 +35,10 @@ from tests.tiny.vision_language import refused
 each_game = pytest.mark.parametrize("name", GAMES)
 
 
+def bound_prompt():
+    return bound_of(adapter(build_net("gemma3", torch.float64, attn_implementation="eager")))
+
+
 @st.composite
 def matrices(draw):
     """M of up to five players, of any sign and with ties, ``(n + 1, n)``."""
@@ -55,7 +59,7 @@ def test_closed_forms_are_the_shapley_values_of_every_restriction_and_their_meta
     assert close(GAMES[name].meta(torch.from_numpy(m)), meta)
 
 
-@pytest.mark.parametrize(("build", "gradient"), [(bound_text, True), (bound_image, True), (bound_image, False)])
+@pytest.mark.parametrize(("build", "gradient"), [(bound_text, True), (bound_image, False), (bound_prompt, True)])
 def test_the_model_is_masked_and_the_game_played_on_what_is_present(build, gradient):
     bound = build()
     rows = np.random.default_rng(0).random((3, bound.n_players)) < 0.5
@@ -85,10 +89,6 @@ def test_the_metagame_of_the_proxy_in_closed_form_is_that_which_is_played(name):
 def test_patches_keep_their_grid():
     explanation = ProxyAttentionGame("max_mutual").metagame().explain(bound_image())
     assert (explanation.grid, explanation.meta.values.shape) == ((3, 3), (9, 9))
-
-
-def bound_prompt():
-    return bound_of(adapter(build_net("gemma3", torch.float64, attn_implementation="eager")))
 
 
 @pytest.mark.parametrize("build", [bound_text, bound_image, bound_prompt])

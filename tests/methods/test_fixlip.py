@@ -232,6 +232,7 @@ def test_weights_are_those_of_the_shapley_kernel_on_average(design):
     assert found[0] == found[-1] == 0
     ratio = found[1:-1] / np.exp(log_kernel(6, all_coalitions(6).sum(1)[1:-1]))
     assert np.abs(ratio / ratio.mean() - 1).max() < 0.2
+    assert close(np.exp(log_kernel(4, np.array([1, 2, 3]))), [1 / 4, 1 / 8, 1 / 4])
 
 
 def test_with_a_mass_of_one_drawn_coalitions_weigh_as_if_no_size_were_enumerated():
