@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from PIL import Image
 from transformers import T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from metagame import UserError
 from metagame.models.auto import load_model
 from metagame.models.concepts import PaintedImage, concept_pieces, concept_token, load_t5_tokenizer
 from metagame.models.flux import ConceptPlan, Denoising, Flux
@@ -30,7 +30,6 @@ from tests.tiny.flux import (
     Photo,
     ask,
     build,
-    build_pipeline,
     count_hooks,
     counted,
     recorded,
@@ -52,7 +51,6 @@ WEIGHTS = {
     "text_encoder_2": ("model.safetensors", "encoder.final_layer_norm.weight"),
 }
 each_guidance = pytest.mark.parametrize("guidance", [None, 3.5], ids=["no guidance", "guidance"])
-each_attention = pytest.mark.parametrize("cross_attention", [True, False], ids=["joint", "decoupled"])
 
 
 def painted(asked=BOTH, seed=31, prompt=PROMPT):
@@ -62,7 +60,7 @@ def painted(asked=BOTH, seed=31, prompt=PROMPT):
 each_kind = pytest.mark.parametrize("kind", [Photo, painted])
 
 
-def figure_13(sizes=tuple(SIZES)):
+def figure_13():
     """A baseline, decoupled, of fewer layers and with a prompt, for each number of players."""
     settings = {
         "baseline": {},
@@ -72,7 +70,7 @@ def figure_13(sizes=tuple(SIZES)):
     }
     return {
         f"{size}/{name}": ask(NAMES[: SIZES[size]], CONCEPTS[20:], **{"n_layers": 2} | setting)
-        for size in sizes
+        for size in SIZES
         for name, setting in settings.items()
     }
 
@@ -147,20 +145,27 @@ def load(folder, revision=None, noise="device", **settings):
     return Flux.load(str(folder), revision, Denoising(SIDE, noise=noise), TEXT_LENGTH, **{"device": "cpu"} | settings)
 
 
-@each_attention
+def near_the_equations(found, expected):
+    """Whether players and background have the logits of the slow twin, ``(L, n, P)``."""
+    n_players = len(PLAYERS)
+    return near(found.player_logits, expected[:, :n_players], FLOAT32_TOLERANCE) and near(
+        found.background_logits, expected[:, n_players:], FLOAT32_TOLERANCE
+    )
+
+
 @pytest.mark.parametrize(("prompt", "guidance"), [("", None), ("a car on a street", None), ("a car on a street", 3.5)])
-def test_logits_of_a_photo_are_those_of_the_equations(prompt, guidance, cross_attention):
-    flux, photo = build(guidance=guidance), Photo({"q": ask(prompt=prompt, cross_attention=cross_attention)})
-    found = flux.bind(photo)["q"]
-    inputs = arguments(flux, latents_of(flux, photo.image()), prompt)
-    encodings = encoded(flux, PLAYERS + BACKGROUND)
-    expected = reference.concept_logits(flux.pipeline.transformer, inputs, encodings, cross_attention)[-2:]
-    assert near(found.player_logits, expected[:, : len(PLAYERS)], FLOAT32_TOLERANCE)
-    assert near(found.background_logits, expected[:, len(PLAYERS) :], FLOAT32_TOLERANCE)
+def test_logits_of_a_photo_are_those_of_the_equations(prompt, guidance):
+    flux = build(guidance=guidance)
+    photo = Photo({name: replace(question, prompt=prompt) for name, question in BOTH.items()})
+    found = flux.bind(photo)
+    inputs, encodings = arguments(flux, latents_of(flux, photo.image()), prompt), encoded(flux, PLAYERS + BACKGROUND)
+    for name, question in BOTH.items():
+        expected = reference.concept_logits(flux.pipeline.transformer, inputs, encodings, question.cross_attention)
+        assert near_the_equations(found[name], expected[-2:])
 
 
 @each_kind
-def test_every_question_is_answered_in_its_order_about_all_its_concepts_on_a_grid_of_patches(kind):
+def test_every_question_is_answered_in_its_order_about_all_its_concepts_as_if_it_were_the_only_one(kind):
     asked = {
         "one": ask(("car",), ()),
         "prompt": ask(prompt="a car"),
@@ -174,6 +179,7 @@ def test_every_question_is_answered_in_its_order_about_all_its_concepts_on_a_gri
     assert list(answers) == list(asked)
     for name, question in asked.items():
         answer = answers[name]
+        assert same(flux.bind(kind({name: question})), {name: answer})
         assert (answer.players, answer.background) == (question.players, question.background)
         assert answer.targets == question.players + question.background
         assert answer.grid == (4, 4)
@@ -184,14 +190,6 @@ def test_every_question_is_answered_in_its_order_about_all_its_concepts_on_a_gri
         assert not answer.player_logits.requires_grad
         assert (answer.picture is None) == (kind is Photo)
     assert flux.bind(kind({})) == {}
-
-
-@each_kind
-def test_a_question_is_answered_as_if_it_were_the_only_one(kind):
-    flux, asked = build(), figure_13(("n0", "n24"))
-    together = flux.bind(kind(asked))
-    for name, question in asked.items():
-        assert same(flux.bind(kind({name: question})), {name: together[name]})
 
 
 def test_a_forward_pass_for_each_prompt_serves_all_cells_of_figure_13():
@@ -211,7 +209,6 @@ def test_cells_of_figure_13_share_their_sets():
     asked, joint = figure_13(), [size + 5 for size in SIZES.values()]
     for prompted, sizes in ((False, [*joint, 24 + 5]), (True, joint)):
         plan = ConceptPlan.of({name: each for name, each in asked.items() if bool(each.prompt) == prompted})
-        assert len(plan.joint) == 4
         assert set(plan.decoupled) == (set() if prompted else {*NAMES, *CONCEPTS[20:]})
         assert plan.n_layers == 2
         sets = plan.sets(lambda name: torch.zeros(1, 2))
@@ -219,36 +216,29 @@ def test_cells_of_figure_13_share_their_sets():
         assert [each.cross_attention for each in sets] == [True] * 4 + [False] * (not prompted)
 
 
-def test_samples_do_not_depend_on_those_before():
+def test_samples_do_not_depend_on_those_before_or_on_those_that_cannot_be_prepared():
     flux, photos = build(), [Photo(BOTH, picture(seed, 40)) for seed in range(3)]
     in_order = [flux.bind(photo)["joint"].player_logits for photo in photos]
-    for photo, found in zip(photos[::-1], in_order[::-1], strict=True):
-        assert torch.equal(flux.bind(photo)["joint"].player_logits, found)
     assert not near(in_order[0], in_order[1], 0.01)
+    bad = [Photo({"bad": ask(("cars",))}), Photo(BOTH, None)]
+    *found, many, absent, painting = flux.prepare([*photos[::-1], *bad, painted()])
+    assert all(torch.equal(a["joint"].player_logits, b) for a, b in zip(found, in_order[::-1], strict=True))
+    assert same(painting, build().bind(painted()))
+    for failure, reason in ((many, "2 T5 tokens"), (absent, "sample photo has no image")):
+        with refused(reason):
+            raise failure.error
 
 
-def test_samples_that_cannot_be_prepared_do_not_spoil_the_others():
-    flux = build()
-    photo, bad, absent, painting = flux.prepare(
-        [Photo(BOTH), Photo({"bad": ask(("cars",))}), Photo(BOTH, None), painted()]
-    )
-    with refused("2 T5 tokens"):
-        raise bad.error
-    with refused("sample photo has no image"):
-        raise absent.error
-    assert same(photo, flux.bind(Photo(BOTH)))
-    assert same(painting, flux.bind(painted()))
-
-
-@pytest.mark.parametrize(("posterior", "noise"), [("sample", "device"), ("mean", "cpu"), ("sample", "cpu")])
-@pytest.mark.parametrize(("step", "seed"), [(0, 5), (1, 0), (3, 5)])
+@pytest.mark.parametrize(
+    ("step", "seed", "posterior", "noise"),
+    [(0, 5, "sample", "device"), (1, 0, "mean", "cpu"), (3, 5, "sample", "cpu")],
+)
 def test_noise_is_mixed_in_as_the_schedule_says(step, seed, posterior, noise):
     flux, image = build(step=step, seed=seed, posterior=posterior, noise=noise), picture(0, 40)
     assert flux.denoising.noise_share == 1 - step / 4
     with torch.no_grad():
         found = flux.noisy_latents(image)
     assert found.dtype == torch.float32
-    assert found.shape == (1, LATENT_CHANNELS, SIDE // 2, SIDE // 2)
     assert near(found, latents_of(flux, image), 1e-6)
 
 
@@ -259,10 +249,9 @@ def test_images_are_stretched_to_a_square_of_values_from_minus_one_to_one(resamp
     for size in ((40, 24), (9, 30)):
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
         when = Denoising(SIDE, resample=resample)
-        found, expected = when.pixels(image), stretched(image, when)
-        assert found.shape == (1, 3, SIDE, SIDE)
-        assert found.dtype == torch.float32
-        assert near(found[0].permute(1, 2, 0), expected / 255 * 2 - 1, 1e-6)
+        found = when.pixels(image)
+        assert (found.shape, found.dtype) == ((1, 3, SIDE, SIDE), torch.float32)
+        assert near(found[0].permute(1, 2, 0), stretched(image, when) / 255 * 2 - 1, 1e-6)
 
 
 @each_guidance
@@ -279,10 +268,11 @@ def test_inputs_at_the_first_step_are_those_of_a_pipeline_that_begins_to_paint(g
     assert given["pooled_projections"].any()
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize(("step", "all_steps", "steps"), [(0, False, [0]), (2, False, [2]), (2, True, range(4))])
-@each_guidance
-def test_a_painting_is_watched_at_its_step_or_at_all(guidance, step, all_steps, steps, pooled):
+@pytest.mark.parametrize(
+    ("guidance", "step", "all_steps", "pooled", "steps"),
+    [(None, 0, False, True, [0]), (3.5, 2, False, False, [2]), (None, 2, True, False, range(4))],
+)
+def test_a_painting_is_watched_at_its_step_or_at_all(guidance, step, all_steps, pooled, steps):
     flux = build(guidance=guidance, step=step, all_steps=all_steps, pooled_concepts=pooled)
     with recorded(flux.pipeline.transformer) as passes:
         found = flux.bind(painted())
@@ -295,9 +285,7 @@ def test_a_painting_is_watched_at_its_step_or_at_all(guidance, step, all_steps, 
             reference.concept_logits(transformer, passes[each], encodings, question.cross_attention, pooled)[-2:]
             for each in steps
         ]
-        expected = torch.cat(layers)
-        assert near(found[name].player_logits, expected[:, : len(PLAYERS)], FLOAT32_TOLERANCE)
-        assert near(found[name].background_logits, expected[:, len(PLAYERS) :], FLOAT32_TOLERANCE)
+        assert near_the_equations(found[name], torch.cat(layers))
 
 
 @pytest.mark.parametrize(("n_steps", "guidance"), [(3, None), (1, 3.5)])
@@ -310,7 +298,6 @@ def test_a_painting_is_the_pipelines_own(n_steps, guidance):
     ).images[0]  # fmt: skip
     for answer in found.values():
         assert answer.picture.dtype == np.uint8
-        assert answer.picture.shape == (SIDE, SIDE, 3)
         assert np.array_equal(answer.picture, np.asarray(expected))
 
 
@@ -321,67 +308,36 @@ def test_a_painting_depends_on_its_seed_its_prompt_and_the_guidance_alone():
 
     first, prompted = paint(), paint(asked={"joint": ask(prompt="a car")})
     assert torch.equal(first.player_logits, prompted.player_logits)
-    for other in (prompted, paint(), paint(asked={"joint": ask(("bus",), ())})):
+    for other in (prompted, paint(asked={"joint": ask(("bus",), ())})):
         assert np.array_equal(other.picture, first.picture)
     for settings in ({"seed": 32}, {"prompt": "a cat"}, {"guidance": 1.0}):
         assert not np.array_equal(paint(**settings).picture, first.picture)
 
 
+LONG = "a car on a street a cat"
+
+
 @pytest.mark.parametrize(
-    ("question", "reason"),
+    ("sample", "reason"),
     [
         (ask(("car", "boats")), r"concept 'boats' is 2 T5 tokens \(▁boat, s\): use a word that is one token"),
-        (ask(("car",), ("a car",)), r"concept 'a car' is 2 T5 tokens \(▁a, ▁car\): use a word that is one token"),
+        (ask(("car",), ("a car",)), r"concept 'a car' is 2 T5 tokens"),
         (ask(("car", "xylophone")), "concept 'xylophone' is unknown to the T5 tokenizer"),
         (ask(("",)), "concept '' is unknown to the T5 tokenizer"),
         (ask(("car", "bus", "car")), "concept 'car' is given twice"),
-        (ask(("car", "bus"), ("sky", "bus")), "concept 'bus' is given twice"),
-        (ask(("car", " car")), r"concepts 'car' and ' car' are the same T5 token \(▁car\)"),
-        (ask(("car",), (" car",)), r"concepts 'car' and ' car' are the same T5 token"),
+        (ask(("car", "bus"), ("sky", "bus"), cross_attention=False), "concept 'bus' is given twice"),
+        (ask(("car",), (" car",)), r"concepts 'car' and ' car' are the same T5 token \(▁car\)"),
         (ask(()), "a question has no players: give at least one concept"),
         (ask(n_layers=4), "n_layers=4 must be from 1 to 3"),
         (ask(n_layers=0), "n_layers=0 must be from 1 to 3"),
-        (ask(n_layers=-1), "n_layers=-1 must be from 1 to 3"),
-    ],
-    ids=[
-        "two tokens",
-        "two words",
-        "unknown",
-        "empty",
-        "twice",
-        "both",
-        "one token",
-        "one token of both",
-        "no players",
-        "layers",
-        "none",
-        "negative",
+        (ask(prompt=LONG), r"the prompt has 8 tokens, but model\.text_length=6, so '.*cat' would be cut off"),
+        (painted({"bad": ask(("cars",))}), "concept 'cars' is 2 T5 tokens"),
+        (painted(prompt=LONG), r"the prompt has 8 tokens, but model\.text_length=6, so '.*cat' would be cut off"),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused_and_spoils_none_after_it(question, reason):
-    flux = build()
-    for kind, cross_attention in ((Photo, True), (painted, False)):
-        with refused(reason):
-            flux.bind(kind({"good": ask(), "bad": replace(question, cross_attention=cross_attention)}))
-    assert count_hooks(flux.pipeline) == 0
-    assert same(flux.bind(Photo()), build().bind(Photo()))
-
-
-@pytest.mark.parametrize(
-    "sample", [Photo({"q": ask(prompt="a car on a street a cat")}), painted(prompt="a car on a street a cat")]
-)
-def test_a_prompt_of_which_a_part_would_be_cut_is_refused(sample):
-    with refused(
-        r"the prompt has 8 tokens, but model\.text_length=6, so '.*cat' would be cut off: shorten it, or raise"
-    ):
-        build().bind(sample)
-
-
-@pytest.mark.parametrize("length", [1, 513])
-def test_texts_longer_than_the_pipeline_takes_or_of_an_end_alone_are_refused(length):
-    flux = build()
-    with refused(f"model.text_length={length} must be from 2 to 512"):
-        Flux(flux.pipeline, "random", "cpu", flux.denoising, length)
+def test_a_question_or_prompt_that_cannot_be_asked_is_refused(sample, reason):
+    with refused(reason):
+        build().bind(sample if isinstance(sample, PaintedImage) else Photo({"good": ask(), "bad": sample}))
 
 
 def test_what_clip_does_not_read_of_a_prompt_is_told(caplog):
@@ -390,7 +346,7 @@ def test_what_clip_does_not_read_of_a_prompt_is_told(caplog):
     assert "CLIP's pooled text leaves out" in caplog.text
     assert f"takes only {flux.pipeline.tokenizer.model_max_length - 2} tokens" in caplog.text
     caplog.clear()
-    build().bind(painted(prompt="a car"))
+    flux.bind(painted(prompt="a car"))
     assert caplog.messages == []
 
 
@@ -401,11 +357,7 @@ def test_what_clip_does_not_read_of_a_prompt_is_told(caplog):
         ({"side": SIDE + 1}, "side=17 must be a multiple of 4 pixels"),
         ({"step": 4}, "step=4 must be from 0 to 3"),
         ({"step": -1}, "step=-1 must be from 0 to 3"),
-        ({"n_steps": 28, "step": 28}, "step=28 must be from 0 to 27"),
-        (
-            {"resample": "nonsense"},
-            "resample='nonsense' is unknown: choose one of torch_nearest, nearest, box, bilinear",
-        ),
+        ({"resample": "nonsense"}, "resample='nonsense' is unknown: choose one of torch_nearest, nearest, box"),
         ({"posterior": "Mean"}, "posterior='Mean' is unknown"),
         ({"noise": "gpu"}, "noise='gpu' is unknown"),
     ],
@@ -418,44 +370,36 @@ def test_settings_of_the_denoising_are_checked(settings, reason):
 
 def test_a_guidance_is_asked_for_where_the_model_takes_one():
     with refused(r"this model needs a guidance scale: set model\.denoising\.guidance"):
-        Flux(build_pipeline(guidance=True), "random", "cpu", Denoising(SIDE), TEXT_LENGTH)
+        Flux(build(guidance=1.0).pipeline, "random", "cpu", Denoising(SIDE), TEXT_LENGTH)
+
+
+@pytest.mark.parametrize("length", [1, 513])
+def test_texts_longer_than_the_pipeline_takes_or_of_an_end_alone_are_refused(length):
+    with refused(f"model.text_length={length} must be from 2 to 512"):
+        Flux(build().pipeline, "random", "cpu", Denoising(SIDE), length)
 
 
 @pytest.mark.parametrize(
     ("kind", "part", "place"),
     [
         (Photo, "transformer", "transformer_blocks.1.ff"),
-        (Photo, "text_encoder_2", "encoder"),
         (Photo, "vae", "encoder"),
         (painted, "text_encoder_2", "encoder"),
         (painted, "transformer", "single_transformer_blocks.0"),
-        (painted, "vae", "decoder"),
     ],
 )
-def test_memory_that_does_not_suffice_is_told_with_advice(kind, part, place):
-    def run_out(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
-
+def test_memory_that_does_not_suffice_is_told_with_advice_and_other_errors_are_not_hidden(kind, part, place):
     flux, sample = build(), kind(BOTH)
-    handle = getattr(flux.pipeline, part).get_submodule(place).register_forward_pre_hook(run_out)
-    with refused("the model does not fit the memory of cpu: set model.offload=true, or model.text_encoder_bits=8"):
-        flux.bind(sample)
-    handle.remove()
-    assert count_hooks(flux.pipeline) == 0
+    module = getattr(flux.pipeline, part).get_submodule(place)
+    out_of_memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
+    told = refused("the model does not fit the memory of cpu: set model.offload=true, or model.text_encoder_bits=8")
+    for error, raised in ((out_of_memory, told), (ZeroDivisionError(), pytest.raises(ZeroDivisionError))):
+        handle = module.register_forward_pre_hook(mock.Mock(side_effect=error))
+        with raised:
+            flux.bind(sample)
+        handle.remove()
+        assert count_hooks(flux.pipeline) == 0
     assert same(flux.bind(sample), build().bind(sample))
-
-
-@each_kind
-def test_other_errors_are_not_hidden(kind):
-    def fail(*_):
-        raise ZeroDivisionError
-
-    flux = build()
-    handle = flux.pipeline.transformer.transformer_blocks[2].register_forward_pre_hook(fail)
-    with pytest.raises(ZeroDivisionError):
-        flux.bind(kind(BOTH))
-    handle.remove()
-    assert count_hooks(flux.pipeline) == 0
 
 
 def test_without_settings_pictures_have_the_side_of_the_checkpoint_and_noise_is_the_same_everywhere(caplog):
@@ -468,9 +412,7 @@ def test_noise_that_no_gpu_draws_is_told(folder, caplog):
     load(folder, noise="cpu")
     assert caplog.messages == []
     load(folder)
-    assert caplog.messages == [
-        "Noise is drawn on cpu, but the published numbers used noise drawn on a GPU (model.denoising.noise)."
-    ]
+    assert "Noise is drawn on cpu, but the published numbers used noise drawn on a GPU" in caplog.text
 
 
 @pytest.mark.parametrize(("noise", "differ"), [("device", True), ("cpu", False)])
@@ -484,12 +426,12 @@ def test_the_revision_says_on_what_kind_of_device_noise_is_drawn_where_it_depend
     assert (one != other) == differ
 
 
-@each_kind
-def test_a_pipeline_of_a_folder_is_the_one_that_was_saved(kind, folder):
+def test_a_pipeline_of_a_folder_is_the_one_that_was_saved(folder):
     flux = load(folder)
     assert (flux.device, flux.text_length, flux.denoising) == ("cpu", TEXT_LENGTH, Denoising(SIDE))
     assert not any(getattr(flux.pipeline, part).training for part in WEIGHTS)
-    assert same(flux.bind(kind(BOTH)), build().bind(kind(BOTH)))
+    for sample in (Photo(BOTH), painted()):
+        assert same(flux.bind(sample), build().bind(sample))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float64", FLOAT32_TOLERANCE)])
@@ -507,14 +449,14 @@ def test_logits_are_in_single_precision_and_close_whatever_the_type_of_the_weigh
         assert answer.player_logits.isfinite().all()
 
 
-def test_a_guidance_reaches_the_model_in_every_type(tmp_path):
-    build_pipeline(guidance=True).save_pretrained(tmp_path)
-    for dtype in ("bfloat16", "float64"):
-        when = Denoising(SIDE, n_steps=28, step=14, guidance=3)
-        flux = Flux.load(str(tmp_path), None, when, TEXT_LENGTH, device="cpu", dtype=dtype)
-        with recorded(flux.pipeline.transformer) as passes:
-            flux.bind(Photo())
-        assert passes[0]["guidance"].item() == 3
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_guidance_reaches_the_model_in_every_type(dtype, tmp_path):
+    build(guidance=3.0).pipeline.save_pretrained(tmp_path)
+    when = Denoising(SIDE, n_steps=28, step=14, guidance=3)
+    flux = Flux.load(str(tmp_path), None, when, TEXT_LENGTH, device="cpu", dtype=dtype)
+    with recorded(flux.pipeline.transformer) as passes:
+        flux.bind(Photo())
+    assert passes[0]["guidance"].item() == 3
 
 
 @pytest.mark.parametrize(
@@ -526,7 +468,6 @@ def test_a_guidance_reaches_the_model_in_every_type(tmp_path):
         ({"offload": True, "device": "cpu:0"}, "offload=true needs a GPU"),
         ({"text_encoder_bits": 3}, "text_encoder_bits=3 must be 8, 4 or null"),
         ({"text_encoder_bits": 0}, "text_encoder_bits=0 must be 8, 4 or null"),
-        ({"text_encoder_bits": 8}, "text_encoder_bits=8 needs bitsandbytes: install it with 'pip install bitsandbyte"),
         ({"text_encoder_bits": 4}, "text_encoder_bits=4 needs bitsandbytes: install it with 'pip install bitsandbyte"),
     ],
     ids=str,
@@ -552,10 +493,7 @@ def test_of_a_pipeline_the_text_encoder_alone_is_quantized(folder, monkeypatch):
 
 
 def test_weights_that_do_not_fit_the_device_are_told_with_advice(folder, monkeypatch):
-    def move(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(FluxPipeline, "to", move)
+    monkeypatch.setattr(FluxPipeline, "to", mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
     with refused("does not fit the memory of cpu: set model.offload=true, or model.text_encoder_bits=8"):
         load(folder)
 
@@ -625,43 +563,37 @@ def test_a_t5_tokenizer_that_is_missing_is_told(copied, monkeypatch):
     with refused(rf"checkpoint.{{1,2}}{copied}.* has no folder tokenizer_2"):
         load_t5_tokenizer(str(copied), None)
     without_network(monkeypatch)
-    for name in ("nobody/nothing", "/nowhere/to/be/found"):
-        with refused(rf"model\.checkpoint='{name}' is (not|neither) a local folder"):
-            load_t5_tokenizer(name, None)
+    with refused(r"model\.checkpoint='nobody/nothing' is not a local folder"):
+        load_t5_tokenizer("nobody/nothing", None)
 
 
-@pytest.fixture
-def progress_bars():
-    """diffusers and transformers as if they had never been told to be quiet."""
+@pytest.fixture(params=[True, False], ids=["shown", "hidden"])
+def progress_bars(request):
+    """Whether diffusers and transformers show any, for a test that is to leave that as it is."""
     libraries = [(each, each.is_progress_bar_enabled()) for each in (diffusers_logging, transformers_logging)]
     for library, _ in libraries:
-        library.enable_progress_bar()
+        (library.enable_progress_bar if request.param else library.disable_progress_bar)()
     yield
+    found = [library.is_progress_bar_enabled() for library, _ in libraries]
     for library, shown in libraries:
         (library.enable_progress_bar if shown else library.disable_progress_bar)()
-
-
-@pytest.mark.parametrize("shown", [True, False])
-@pytest.mark.parametrize("change", [lambda folder: None, truncate], ids=["whole", "broken"])
-def test_progress_bars_of_diffusers_are_as_before(change, shown, copied, progress_bars):
-    change(copied)
-    if not shown:
-        diffusers_logging.disable_progress_bar()
-    try:
-        load(copied)
-    except UserError:
-        assert change is truncate
-    assert diffusers_logging.is_progress_bar_enabled() == shown
+    assert found == [request.param] * 2
 
 
 def test_loading_a_pipeline_in_shards_and_painting_show_no_progress_bars(copied, capsys, progress_bars):
     """As on the hub, where the transformer is in three shards and T5 in two."""
     for part in ("transformer", "text_encoder_2"):
         (copied / part / WEIGHTS[part][0]).unlink()
-        getattr(build_pipeline(), part).save_pretrained(copied / part, max_shard_size="5KB")
+        getattr(build().pipeline, part).save_pretrained(copied / part, max_shard_size="5KB")
         assert len(list((copied / part).glob("*.safetensors"))) > 1
     capsys.readouterr()
     flux = load(copied)
     found = flux.bind(painted())
     assert capsys.readouterr() == ("", "")
     assert same(found, build().bind(painted()))
+
+
+def test_progress_bars_are_as_before_where_a_pipeline_is_broken(copied, progress_bars):
+    truncate(copied)
+    with refused("cannot be loaded from that folder"):
+        load(copied)

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    GenerationConfig,
+)
 
+from metagame.attributions.attnlrp import CPLRP, AttnLRP
 from metagame.attributions.gradients import GradientInput, IntegratedHessians
 from metagame.attributions.leave_one_out import LeaveOneOut
 from metagame.contracts import WHOLE
@@ -17,14 +24,16 @@ from metagame.estimators.configured import ConfiguredEstimator
 from metagame.games import all_coalitions
 from metagame.models.language_model import LanguageModel
 from scripts.train_language import END, TURN_END, UNKNOWN, VOCABULARY, build_tokenizer
+from tests.tiny.checkpoints import edit_weights
 from tests.tiny.language import (
     ANSWER,
     CONTEXT,
     EVERYTHING,
     FAMILIES,
-    FAMILIES_AND_METHODS,
     FLOAT32_TOLERANCE,
     METHODS,
+    SHAPE,
+    SLIDING,
     TEXT,
     WINDOW,
     Asked,
@@ -37,6 +46,7 @@ from tests.tiny.language import (
     masked_ids,
     near,
     own_mean_logit,
+    randomise,
     save,
 )
 from tests.tiny.methods import state_of
@@ -44,28 +54,33 @@ from tests.tiny.vision_language import prepare_one, refused
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-each_family_with_its_methods = pytest.mark.parametrize(
-    ("family", "method"), FAMILIES_AND_METHODS, ids=lambda part: part if isinstance(part, str) else type(part).__name__
-)
 PRESENT = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]], bool)
 
 
+def load(folder, **settings):
+    return LanguageModel.load(str(folder), device="cpu", chat=True, **{"max_new_tokens": 4} | settings)
+
+
+def generated(model):
+    return model.generate(model.tokenize(TEXT))
+
+
 @pytest.mark.parametrize(
-    ("family", "dtype"), [*((family, torch.float32) for family in FAMILIES), ("gemma3", torch.float64)], ids=str
+    ("family", "dtype", "length"),
+    [
+        *((family, torch.float32, length) for family, length in zip(FAMILIES, (3, 1, 2, 7, 3, 3), strict=True)),
+        ("gemma3", torch.float64, 7),
+    ],
+    ids=str,
 )
-def test_output_is_the_mean_logit_of_the_answer_with_the_absent_token_in_the_place_of_absent_ones(family, dtype):
-    model = build(family, dtype)
-    bound = bound_of(model)
-    expected = [own_mean_logit(model.net, model, present=row) for row in PRESENT]
+def test_output_is_the_mean_logit_of_the_answer_with_the_absent_token_in_the_place_of_absent_ones(
+    family, dtype, length
+):
+    model, answer = build(family, dtype), tuple(range(20, 20 + length))
+    bound = bound_of(model, answer=answer)
+    expected = [own_mean_logit(model.net, model, answer, row) for row in PRESENT]
     assert near(bound.values(PRESENT), expected, FLOAT32_TOLERANCE)
     assert bound.f(bound.x[None]).item() == pytest.approx(expected[0], abs=FLOAT32_TOLERANCE)
-
-
-@pytest.mark.parametrize("length", [1, 2, 7])
-def test_answers_of_any_length_are_averaged(length):
-    model, answer = build(), tuple(range(20, 20 + length))
-    found = bound_of(model, answer=answer).values(EVERYTHING)
-    assert near(found, [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
 
 
 def test_prompt_and_answer_are_longer_than_the_window_of_the_sliding_layer():
@@ -73,13 +88,6 @@ def test_prompt_and_answer_are_longer_than_the_window_of_the_sliding_layer():
     assert len(masked_ids(model, TEXT, ANSWER, [True] * 5)) > 2 * WINDOW
     wider = adapter(build_net(sliding_window=CONTEXT))
     assert not near(bound_of(wider).values(EVERYTHING), bound_of(model).values(EVERYTHING), 1e-3)
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_implementations_agree(attention):
-    model, other = build(attn_implementation=attention), build()
-    assert model.net.config._attn_implementation == attention
-    assert near(bound_of(model).values(EVERYTHING), bound_of(other).values(EVERYTHING), FLOAT32_TOLERANCE)
 
 
 def test_bias_of_the_head_is_counted():
@@ -113,10 +121,9 @@ def test_input_is_of_the_players_embeddings():
 @each_family
 def test_prepared_prompt_has_the_greedy_answer_of_the_model(family):
     model = build(family, seed=1 if family == "gpt2" else 0)  # GPT-2's first answer is one word, four times
-    prompt = model.tokenize(TEXT)
-    answer = greedy(model.net, prompt.ids, 4)
+    answer = greedy(model.net, model.tokenize(TEXT).ids, 4)
     assert len(set(answer)) > 1
-    assert model.generate(prompt) == answer
+    assert generated(model) == answer
     bound = prepare_one(model, Asked())[WHOLE]
     assert bound.answer == model.tokenizer.decode(answer)
     assert near(bound.values(EVERYTHING), [own_mean_logit(model.net, model, answer)], FLOAT32_TOLERANCE)
@@ -166,21 +173,25 @@ def stepwise(method, model, answer, present):
     return total / len(answer)
 
 
-@each_family_with_its_methods
-def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step(method, family):
-    model = build(family)
-    for row, present in zip(method.game(bound_of(model))(PRESENT), PRESENT, strict=True):
-        assert near(row, stepwise(method, model, ANSWER, present), FLOAT32_TOLERANCE)
-
-
-@each_method
-@pytest.mark.parametrize("length", [1, 6])
-def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step_in_float64(method, length):
+@pytest.mark.parametrize(
+    ("family", "method", "length"),
+    [
+        ("gemma3", CPLRP(), 1),
+        ("llama", AttnLRP(), 3),
+        ("qwen2", CPLRP(), 3),
+        ("qwen3", AttnLRP(), 6),
+        ("gpt2", CPLRP(), 6),
+        ("gemma3", GradientInput(), 6),
+        ("mistral", GradientInput(), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, GradientInput | CPLRP | AttnLRP) else str(value),
+)
+def test_one_pass_attributes_as_the_mean_of_a_pass_for_each_step(family, method, length):
     answer = tuple(range(30, 30 + length))
     with float64_throughout():
-        model = build(dtype=torch.float64)
-        found = method.explain(bound_of(model, answer=answer)).attribution
-        assert near(found, stepwise(method, model, answer, [True] * 5), 1e-12)
+        model = build(family, torch.float64)
+        for row, present in zip(method.game(bound_of(model, answer=answer))(PRESENT), PRESENT, strict=True):
+            assert near(row, stepwise(method, model, answer, present), 1e-12)
 
 
 @each_method
@@ -207,8 +218,7 @@ def test_answer_of_a_model_that_declares_no_end_has_the_most_tokens():
     net, tokenizer = build_net(), build_tokenizer()
     tokenizer.eos_token = None
     model = adapter(net, tokenizer, chat=False)
-    prompt = model.tokenize(TEXT)
-    assert model.generate(prompt) == greedy(net, prompt.ids, 4)
+    assert generated(model) == greedy(net, model.tokenize(TEXT).ids, 4)
 
 
 def test_sampling_that_the_checkpoint_recommends_changes_nothing(tmp_path, monkeypatch, caplog):
@@ -223,9 +233,7 @@ def test_sampling_that_the_checkpoint_recommends_changes_nothing(tmp_path, monke
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with warnings.catch_warnings(), caplog.at_level("WARNING"):
         warnings.simplefilter("error")
-        model = LanguageModel.load(str(tmp_path), device="cpu", chat=True, max_new_tokens=12)
-        answers = {model.generate(model.tokenize(TEXT)) for _ in range(2)}
-    assert answers == {expected}
+        assert generated(load(tmp_path, max_new_tokens=12)) == expected
     assert caplog.records == []
 
 
@@ -268,22 +276,20 @@ def test_answer_stops_at_a_token_that_ends_it_which_is_a_step_only_if_it_is_aske
     place = next(place for place, token in enumerate(whole) if token != whole[0])
     declare(net, tokenizer, whole[place])
     for most in (8, place + 1):  # place + 1: its end is the last token that it may have
-        without = adapter(net, tokenizer, max_new_tokens=most, end_token=False)
-        assert without.generate(without.tokenize(TEXT)) == whole[:place]
-        model = adapter(net, tokenizer, max_new_tokens=most)
-        answer = model.generate(model.tokenize(TEXT))
-        assert answer[:-1] == whole[:place]
-        bound = model.bind(Asked())[WHOLE]
-        assert near(bound.values(EVERYTHING), [own_mean_logit(net, model, answer)], FLOAT32_TOLERANCE)
+        assert generated(adapter(net, tokenizer, max_new_tokens=most, end_token=False)) == whole[:place]
+        answer = generated(adapter(net, tokenizer, max_new_tokens=most))
+        assert (answer[:-1], len(answer)) == (whole[:place], place + 1)
+    found = adapter(net, tokenizer, max_new_tokens=8).bind(Asked())[WHOLE].values(EVERYTHING)
+    assert near(found, [own_mean_logit(net, adapter(net), answer)], FLOAT32_TOLERANCE)
+
+
+def test_answer_that_ends_at_once_is_a_step_or_refused():
     net, tokenizer = build_net(), build_tokenizer()
-    declare(net, tokenizer, whole[0])
+    (first,) = greedy(net, adapter(net).tokenize(TEXT).ids, 1)
+    declared_by_the_tokenizer(net, tokenizer, first)
     with refused(f"the model's answer to '{TEXT}' is empty, so there is nothing to explain.*set model.end_token=true"):
         adapter(net, tokenizer, end_token=False).bind(Asked())
-    model = adapter(net, tokenizer)
-    answer = model.generate(model.tokenize(TEXT))
-    assert len(answer) == 1
-    found = model.bind(Asked())[WHOLE].values(EVERYTHING)
-    assert near(found, [own_mean_logit(net, model, answer)], FLOAT32_TOLERANCE)
+    assert generated(adapter(net, tokenizer)) == (first,)
 
 
 def test_raw_answer_does_not_stop_where_a_turn_would_end():
@@ -298,20 +304,21 @@ def test_raw_answer_does_not_stop_where_a_turn_would_end():
 def test_prompt_that_leaves_no_room_for_the_answer_is_refused():
     length = len(build().tokenize(TEXT).ids)
     fitting, longer = (adapter(build_net(), max_new_tokens=CONTEXT - length + more) for more in (0, 1))
-    assert len(fitting.generate(fitting.tokenize(TEXT))) == CONTEXT - length
+    assert len(generated(fitting)) == CONTEXT - length
     with refused(f"{length} tokens and an answer of {CONTEXT - length + 1} .* context of {CONTEXT}: shorten the promp"):
-        longer.generate(longer.tokenize(TEXT))
+        generated(longer)
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.5, "4", None])
-def test_answer_without_tokens_is_refused(count):
-    with refused(f"model\\.max_new_tokens={count!r} must be a positive integer"):
-        adapter(build_net(), max_new_tokens=count)
-
-
-def test_a_model_that_caps_its_logits_is_refused():
-    with refused("final_logit_softcapping"):
-        adapter(build_net(final_logit_softcapping=30.0))
+@pytest.mark.parametrize(
+    ("settings", "config", "reason"),
+    [
+        ({"max_new_tokens": 2.5}, {}, r"model\.max_new_tokens=2\.5 must be a positive integer"),
+        ({}, {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ],
+)
+def test_settings_and_models_that_are_not_possible_are_refused(settings, config, reason):
+    with refused(reason):
+        adapter(build_net(**config), **settings)
 
 
 def test_a_tokenizer_without_a_token_for_absent_ones_is_refused():
@@ -332,11 +339,7 @@ def test_a_prompt_that_cannot_be_asked_does_not_spoil_the_others():
 def test_an_answer_that_does_not_fit_the_device_is_refused(monkeypatch):
     model = build()
     recommended = model.net.generation_config
-
-    def generate(*arguments, **settings):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(model.net, "generate", generate)
+    monkeypatch.setattr(model.net, "generate", mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
     with refused(r"an answer of 4 tokens does not fit the device's memory: lower model\.max_new_tokens"):
         model.bind(Asked())
     assert model.net.generation_config is recommended
@@ -372,3 +375,98 @@ def test_an_answer_is_generated_once_for_all_jobs_with_the_same_settings(tmp_pat
     assert answer() == answer(tokens_per_batch=99) == (first[0], 0)
     assert [answer(**other)[1] for other in ({"max_new_tokens": 3}, {"end_token": False}, {"chat": False})] == [1, 1, 1]
     assert {path.suffix for path in (tmp_path / "answers").iterdir()} == {".json"}
+
+
+@each_family
+def test_checkpoint_is_the_model_that_was_saved_and_in_half_precision_its_weights_alone_are(family, tmp_path):
+    coalitions = all_coalitions(5)[::7]
+    expected = bound_of(build(family)).values(coalitions)
+    model = load(save(build_net(family), tmp_path), attention="eager")
+    assert type(model.net) is type(build_net(family))
+    assert (model.device, model.net.dtype, model.net.config._attn_implementation) == ("cpu", torch.float32, "eager")
+    assert near(bound_of(model).values(coalitions), expected, FLOAT32_TOLERANCE)
+    half = load(tmp_path, dtype="bfloat16")
+    assert half.net.dtype == torch.bfloat16
+    bound = bound_of(half)
+    for found in (bound.x, bound.baseline, bound.values(coalitions), bound.gradients(bound.x[None])):
+        assert found.dtype == torch.float32
+    assert near(bound.values(coalitions), expected, 0.1)
+
+
+@each_method
+def test_attributions_of_weights_in_half_precision_are_close(method):
+    half, full = (bound_of(build(dtype=dtype)) for dtype in (torch.bfloat16, torch.float32))
+    assert near(method.explain(half).attribution, method.explain(full).attribution, 0.2)
+
+
+def test_logits_are_computed_in_float32_from_the_hidden_states_of_a_model_in_half_precision():
+    model = build(dtype=torch.bfloat16)
+    bound, hidden = bound_of(model), []
+    model.net.model.register_forward_hook(lambda net, given, output: hidden.append(output.last_hidden_state))
+    found = bound.values(EVERYTHING)
+    last = hidden[-1][0, -len(ANSWER) :].double()
+    expected = (last * model.net.lm_head.weight[list(ANSWER)].double()).sum(1).mean()
+    assert near(found, [expected], FLOAT32_TOLERANCE)
+
+
+def conditional_net(tied=False):
+    """A small Gemma 3 with a vision tower."""
+    text = Gemma3TextConfig(**SHAPE | SLIDING | {"query_pre_attn_scalar": 8, "tie_word_embeddings": tied})
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, tie_word_embeddings=tied)
+    return randomise(Gemma3ForConditionalGeneration(config), seed=2).eval()
+
+
+MODULE_NAMES = {
+    "language_model.model.": "model.language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+}
+"""What weights' names start with on the hub, and in the module."""
+
+
+def rename(weights):
+    """The weights as in the module."""
+    for key in list(weights):
+        start = next(start for start in MODULE_NAMES if key.startswith(start))
+        weights[MODULE_NAMES[start] + key.removeprefix(start)] = weights.pop(key)
+
+
+@pytest.mark.parametrize(("tied", "as_module"), [(True, False), (False, False), (True, True)])
+def test_of_a_gemma_with_a_vision_tower_the_text_part_is_explained(as_module, tied, tmp_path):
+    net = conditional_net(tied)
+    save(net, tmp_path)
+    if as_module:
+        edit_weights(tmp_path / "model.safetensors", rename)
+    model = load(tmp_path)
+    assert type(model.net) is Gemma3ForCausalLM
+    assert not [name for name, _ in model.net.named_modules() if "vision" in name or "multi_modal" in name]
+    assert {tensor.device.type for tensor in (*model.net.parameters(), *model.net.buffers())} == {"cpu"}
+    coalitions = all_coalitions(5)[::7]
+    expected = [own_mean_logit(net, model, present=coalition) for coalition in coalitions]
+    assert near(bound_of(model).values(coalitions), expected, FLOAT32_TOLERANCE)
+    ends = {VOCABULARY[END], VOCABULARY[TURN_END]}
+    assert generated(model) == greedy(net, model.tokenize(TEXT).ids, 4, ends)
+
+
+def test_gemma_with_a_vision_tower_keeps_the_ends_of_its_answers(tmp_path):
+    net = conditional_net()
+    whole = greedy(net, build().tokenize(TEXT).ids, 8)
+    end = next(token for token in whole if token != whole[0])
+    net.generation_config = GenerationConfig(eos_token_id=[VOCABULARY[END], end])
+    save(net, tmp_path)
+    assert generated(load(tmp_path, max_new_tokens=8)) == whole[: whole.index(end) + 1]
+
+
+def test_relevance_of_a_gemma_with_a_vision_tower_is_that_of_its_text_part(tmp_path):
+    net, method = conditional_net(), AttnLRP()
+    text = Gemma3ForCausalLM(net.config.text_config)
+    text.model.load_state_dict(net.model.language_model.state_dict())
+    text.lm_head.load_state_dict(net.lm_head.state_dict())
+    expected = method.explain(bound_of(adapter(text))).attribution
+    save(net, tmp_path)
+    assert near(method.explain(bound_of(load(tmp_path))).attribution, expected, FLOAT32_TOLERANCE)
