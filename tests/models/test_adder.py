@@ -13,9 +13,7 @@ from scripts.train_adder import HELD_OUT_PER_A, NUMBERS, build_splits, train
 from tests.tiny.jobs import ROOT
 
 CHECKPOINT = ROOT / "data/tiny/adder"
-EXAMPLES = ["3 - (-5)", "4 + (-4)", "-6 + 8"]
 LARGEST_TEST_MSE, LARGEST_EMPTY_OUTPUT = 0.05, 0.1
-each_example = pytest.mark.parametrize("example", EXAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -76,39 +74,33 @@ def test_two_b_are_held_out_for_each_a_under_both_operators_and_all_other_sums_a
     assert len(validation.targets) == round(0.1 * (len(training.targets) + len(validation.targets)))
 
 
-def test_targets_are_the_sums_or_their_means_over_what_is_masked():
-    for split in build_splits(0):
+def test_targets_are_the_sums_or_their_means_over_what_is_masked_everywhere_in_a_twentieth_of_the_set():
+    splits = build_splits(0)
+    for split in splits:
         for row, target in zip(split.tokens.tolist(), split.targets.tolist(), strict=True):
             a, op, b, equals = (VOCABULARY[token] for token in row)
             known_a, known_b = (0 if number == UNKNOWN else int(number) for number in (a, b))
             assert equals == "="
             assert target == known_a + {"+": 1, "-": -1, UNKNOWN: 0}[op] * known_b
-
-
-def test_masked_everywhere_is_a_twentieth_of_the_set():
-    training, validation, _ = build_splits(0)
-    tokens = torch.cat([training.tokens, validation.tokens])
+    tokens = torch.cat([split.tokens for split in splits[:2]])
     share = (tokens == encode([UNKNOWN] * 3)).all(1).double().mean()
     assert float(share) == pytest.approx(0.05, abs=0.001)
 
 
-@each_example
-def test_example_is_added(adder, example):
+@pytest.mark.parametrize("example", ["3 - (-5)", "4 + (-4)", "-6 + 8"])
+def test_example_is_added_and_its_integrated_hessians_are_symmetric_up_to_the_quadrature(adder, example):
     bound = adder.bind(Sum.parse(example))[WHOLE]
     assert float(bound.values(torch.ones(1, 3, dtype=torch.bool))) == pytest.approx(Sum.parse(example).value, abs=1)
+    matrix = IntegratedHessians(12).explain(bound).meta.values
+    assert np.abs(matrix - matrix.T).max() < 0.02 * np.abs(matrix).max()
 
 
-def test_masked_player_is_the_unknown_token(adder):
-    bound = adder.bind(Sum.parse("3 - (-5)"))[WHOLE]
-    absent_b = float(bound.values(torch.tensor([[True, True, False]])))
-    assert absent_b == pytest.approx(float(adder.net(encode(["3", "-", UNKNOWN])[None])), abs=1e-12)
-
-
-def test_players_are_the_tokens_before_the_equals_sign(adder):
+def test_players_are_the_tokens_before_the_equals_sign_which_are_unknown_where_they_are_absent(adder):
     bound = adder.bind(Sum.parse("3 - (-5)"))[WHOLE]
     assert bound.players == bound.targets == ("3", "-", "-5")
     assert bound.context == ("=",)
-    assert (bound.grid, bound.picture) == (None, None)
+    absent_b = float(bound.values(torch.tensor([[True, True, False]])))
+    assert absent_b == pytest.approx(float(adder.net(encode(["3", "-", UNKNOWN])[None])), abs=1e-12)
 
 
 def test_sums_are_prepared_together_and_what_keeps_one_from_it_is_its_own(adder):
@@ -116,12 +108,6 @@ def test_sums_are_prepared_together_and_what_keeps_one_from_it_is_its_own(adder)
     assert isinstance(bad, Failure)
     assert isinstance(bad.error, KeyError)
     assert (good[WHOLE].players, other[WHOLE].players) == (("1", "+", "2"), ("3", "-", "-5"))
-
-
-@each_example
-def test_integrated_hessians_are_symmetric_up_to_the_quadrature(adder, example):
-    matrix = IntegratedHessians(12).explain(adder.bind(Sum.parse(example))[WHOLE]).meta.values
-    assert np.abs(matrix - matrix.T).max() < 0.02 * np.abs(matrix).max()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +124,7 @@ def test_sum_is_read(text, tokens, value):
     assert Sum.parse(text).value == value
 
 
-@pytest.mark.parametrize("text", ["", "3", "3 * 4", "10 + 1", "1 - 12", "a + b", "1 + 2 + 3", "1.5 + 2"])
+@pytest.mark.parametrize("text", ["", "3", "3 * 4", "10 + 1", "1 - 12", "1 + 2 + 3", "1.5 + 2"])
 def test_text_that_is_no_sum_is_refused(text):
     with pytest.raises(UserError, match=r"example .* is not a sum that the adder knows"):
         Sum.parse(text)
@@ -153,7 +139,6 @@ def test_checkpoint_that_is_no_adder_is_refused(tmp_path):
         save_file(weights, tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=r"model\.checkpoint=.* is not an adder"):
             Adder(tmp_path)
-    for content in (b"", b"not a checkpoint"):
-        (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(UserError, match=r"model\.checkpoint="):
-            Adder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"model\.checkpoint=.* is not an adder"):
+        Adder(tmp_path)

@@ -47,9 +47,7 @@ def test_an_adapter_takes_its_own_samples_alone_which_have_all_parts_of_the_cont
 @pytest.mark.parametrize(
     ("adapter", "expected"),
     [
-        (CLIP, {"device", "batch_size"}),
-        (OpenCLIP, {"device", "batch_size"}),
-        (SigLIP2, {"device", "batch_size"}),
+        *((encoder, {"device", "batch_size"}) for encoder in (CLIP, OpenCLIP, SigLIP2)),
         (LanguageModel, {"device", "tokens_per_batch"}),
         (Flux, {"device", "offload"}),
     ],

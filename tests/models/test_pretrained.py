@@ -11,7 +11,7 @@ import pytest
 import requests
 import torch
 from huggingface_hub.errors import GatedRepoError
-from transformers import BertConfig, Gemma3ForCausalLM, Siglip2Config
+from transformers import BertConfig, CLIPConfig, Gemma3ForCausalLM, Siglip2Config, SiglipConfig
 
 from metagame.models.clip import CLIP
 from metagame.models.language_model import LanguageModel
@@ -22,7 +22,7 @@ from scripts.train_language import build_tokenizer
 from tests.tiny import language
 from tests.tiny.checkpoints import LOADERS, MAKERS, edit_weights, without_network
 from tests.tiny.jobs import ROOT
-from tests.tiny.vision_language import refused, save
+from tests.tiny.vision_language import refused
 
 load_language_model = partial(LanguageModel.load, device="cpu")
 of_transformers = pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3"])
@@ -30,22 +30,22 @@ of_the_hub = pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3", "flux
 
 
 @of_the_hub
-@pytest.mark.parametrize("name", ["nobody/nothing", "/nowhere/to/be/found", "./no_such_folder"])
-def test_checkpoint_that_is_nowhere_is_told_with_how_to_get_it(kind, name, monkeypatch):
+def test_checkpoint_that_is_nowhere_is_told_with_how_to_get_it_in_one_sentence_alone(kind, monkeypatch, caplog):
     without_network(monkeypatch)
-    advice = "HF_HUB_OFFLINE is set.*'hf download nobody/nothing --revision v1'" if name == "nobody/nothing" else ""
-    with refused(rf"model\.checkpoint='{name}' is (not|neither) a local folder.*{advice}"):
-        LOADERS[kind](name, "v1")
-
-
-def gated(*args, **settings):
-    raise OSError("You are trying to access a gated repo.\nMake sure to request access.") from GatedRepoError(
-        "401 Client Error", response=requests.Response()
-    )
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    with refused("'nobody/nothing' is not a local.* HF_HUB_OFFLINE is set.*'hf download nobody/nothing --revision v1'"):
+        LOADERS[kind]("nobody/nothing", "v1")
+    with refused(r"model\.checkpoint='\./no_such_folder' is neither a local folder"):
+        LOADERS[kind]("./no_such_folder")
+    assert caplog.messages == []
 
 
 @of_the_hub
 def test_gated_checkpoint_names_its_page(kind, monkeypatch):
+    def gated(*args, **settings):
+        error = GatedRepoError("401 Client Error", response=requests.Response())
+        raise OSError("You are trying to access a gated repo.\nMake sure to request access.") from error
+
     monkeypatch.setattr("metagame.models.pretrained.AutoConfig.from_pretrained", gated)
     monkeypatch.setattr("diffusers.pipelines.pipeline_utils.model_info", gated)
     with refused(r"model\.checkpoint='org/gated' is gated: .*https://huggingface\.co/org/gated, then log in"):
@@ -64,8 +64,12 @@ def test_folder_whose_files_are_missing_or_broken_is_named(kind, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     load()
     (tmp_path / "model.safetensors").write_bytes(weights)
+    lost = {"gemma3": "model.norm.weight"}.get(kind, "vision_model.encoder.layers.0.layer_norm1.weight")
+    edit_weights(tmp_path / "model.safetensors", lambda weights: weights.pop(lost))
+    load(f"lacks 1 of its weights, such as {re.escape(lost)}: fetch or save it again")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink()
+    (tmp_path / "model.safetensors").write_bytes(weights)
     load("is a folder without a tokenizer: .* tokenizer.json")
 
 
@@ -95,9 +99,7 @@ def test_a_cpu_that_emulates_bfloat16_takes_float32_and_says_so(tmp_path, monkey
     half = load_language_model(str(tmp_path), dtype="bfloat16", chat=True)
     assert half.net.dtype == torch.float32
     assert half.revision == f"{full.revision} in float32"
-    assert caplog.messages == [
-        "this CPU does not support bfloat16: the model is loaded in float32, and records say so."
-    ]
+    assert "this CPU does not support bfloat16: the model is loaded in float32" in caplog.text
 
 
 @pytest.mark.parametrize(("architecture", "said"), [("gemma3_text", False), (None, False), ("mistral", True)])
@@ -114,54 +116,37 @@ def test_a_warning_about_mistrals_tokenizers_is_given_for_mistral_alone(architec
     assert ("incorrect regex pattern" in caplog.text) == said
 
 
-@of_transformers
-def test_checkpoint_that_lacks_a_weight_is_refused(kind, tmp_path):
-    lost = {"gemma3": "model.norm.weight"}.get(kind, "vision_model.encoder.layers.0.layer_norm1.weight")
-    MAKERS[kind](tmp_path)
-    edit_weights(tmp_path / "model.safetensors", lambda weights: weights.pop(lost))
-    with refused(rf"lacks 1 of its weights, such as {re.escape(lost)}: fetch or save it again"):
-        LOADERS[kind](str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("load", "make", "name"),
     [
-        (CLIP.load, partial(save, "siglip2"), "siglip"),
-        (SigLIP2.load, partial(save, "clip"), "clip"),
-        (CLIP.load, BertConfig().save_pretrained, "bert"),
+        (CLIP.load, SiglipConfig().save_pretrained, "siglip"),
         (SigLIP2.load, Siglip2Config().save_pretrained, "siglip2"),
-        (partial(LanguageModel.load, chat=False), partial(save, "clip"), "clip"),
+        (partial(LanguageModel.load, chat=False), CLIPConfig().save_pretrained, "clip"),
     ],
-    ids=["siglip as clip", "clip as siglip", "bert", "naflex", "clip as a language model"],
+    ids=["siglip as clip", "naflex", "clip as a language model"],
 )
 def test_checkpoint_of_another_architecture_is_refused(load, make, name, tmp_path):
     make(tmp_path)
-    with refused(
-        rf"model\.checkpoint='.*' has the architecture '{name}', but this adapter supports .*: choose the model"
-    ):
+    with refused(rf"model\.checkpoint='.*' has the architecture '{name}', but this adapter supports .*: choose"):
         load(str(tmp_path), device="cpu")
 
 
 def test_a_loader_that_breaks_otherwise_is_reported_with_its_reason():
-    def load(*args, **settings):
-        raise KeyError("weights\nmore")
-
     with refused(r"model\.checkpoint='org/name' cannot be loaded \(KeyError: .*\)"):
-        load_pretrained(load, "org/name", None)
+        load_pretrained(mock.Mock(side_effect=KeyError("weights\nmore")), "org/name", None)
 
 
 def test_revision_is_passed_on_to_the_hub_and_not_to_a_folder(tmp_path):
-    seen = []
+    load = mock.Mock()
+    for checkpoint in ("org/name", str(tmp_path)):
+        load_pretrained(load, checkpoint, "main", dtype=1)
+    assert load.call_args_list == [
+        mock.call("org/name", revision="main", dtype=1),
+        mock.call(str(tmp_path), local_files_only=True, dtype=1),
+    ]
 
-    def load(checkpoint, **settings):
-        seen.append(settings)
 
-    load_pretrained(load, "org/name", "main", dtype=1)
-    load_pretrained(load, str(tmp_path), "main", dtype=1)
-    assert seen == [{"revision": "main", "dtype": 1}, {"local_files_only": True, "dtype": 1}]
-
-
-@pytest.mark.parametrize("dtype", ["nonsense", "nn", "float16", None])
+@pytest.mark.parametrize("dtype", ["nn", "float16", None])
 def test_type_of_weights_that_is_none_is_refused(dtype):
     with refused(rf"model\.dtype={dtype!r} is unknown: choose one of float32, bfloat16, float64"):
         load_language_model(str(ROOT / "data/tiny/gemma3"), dtype=dtype, chat=False)
@@ -173,30 +158,26 @@ def gemma3(tmp_path_factory):
 
 
 def test_weights_that_do_not_fit_the_device_are_refused(gemma3, monkeypatch):
-    def move(net, device):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(Gemma3ForCausalLM, "to", move)
+    monkeypatch.setattr(Gemma3ForCausalLM, "to", mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
     with refused("does not fit the memory of cpu: choose a smaller model"):
         load_language_model(gemma3, chat=True)
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("name", "value"),
     [
-        ({"chat": True, "max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"chat": True, "tokens_per_batch": -1}, "tokens_per_batch=-1"),
-        ({"chat": True, "absent_token": "nothing"}, "absent_token='nothing'"),
-        ({"chat": "maybe"}, "chat='maybe'"),
-        ({"chat": True, "end_token": 1}, "end_token=1"),
-        ({"chat": True, "template_settings": [1]}, r"template_settings=\[1\]"),
+        ("max_new_tokens", 0),
+        ("tokens_per_batch", -1),
+        ("absent_token", "nothing"),
+        ("chat", "maybe"),
+        ("end_token", 1),
+        ("template_settings", (1,)),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_settings_of_a_language_model_are_checked_before_its_weights_are_read(settings, reason, gemma3, monkeypatch):
+def test_settings_of_a_language_model_are_checked_before_its_weights_are_read(name, value, gemma3, monkeypatch):
     monkeypatch.setattr(Gemma3ForCausalLM, "from_pretrained", None)
-    with refused(rf"model\.{reason}"):
-        load_language_model(gemma3, **settings)
+    with refused(re.escape(f"model.{name}={value!r}")):
+        load_language_model(gemma3, **{"chat": True, name: value})
 
 
 def test_a_template_is_asked_for_before_the_weights_are_read(tmp_path, monkeypatch):
@@ -209,13 +190,7 @@ def test_a_template_is_asked_for_before_the_weights_are_read(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "pretrained"),
-    [
-        ("ViT-of-nobody", None),
-        ("ViT-B-16", "nobody"),
-        ("local-dir:/nowhere", None),
-        ("hf-hub:nobody/nothing", None),
-    ],
+    ("architecture", "pretrained"), [("ViT-B-16", "nobody"), ("local-dir:/nowhere", None), ("hf-hub:nobody/none", None)]
 )
 def test_open_clip_names_that_are_unknown_are_refused(architecture, pretrained, monkeypatch):
     without_network(monkeypatch)

@@ -1,15 +1,26 @@
+"""Prompts as tokens: which of them play, and what plays where several are one character."""
+
 import json
 from functools import cache
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from metagame.attributions.attnlrp import AttnLRP
+from metagame.attributions.gradients import GradientInput
+from metagame.games import all_coalitions
+from metagame.models.characters import token_players
 from metagame.models.prompt_tokens import absent_token_id, special_ids, tokenize_prompt
+from metagame.models.vision_language import Text, TokenPlayers
 from scripts.train_language import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
+from tests.tiny.language import ANSWER, adapter, build_net, float64_throughout
 from tests.tiny.vision_language import refused
 
 NAMES = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -22,6 +33,7 @@ UNTRIMMED = (
 TOKENIZERS = ("words", "byte-level", "metaspace", "gemma")
 each_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 chat_or_not = pytest.mark.parametrize("chat", [True, False], ids=["chat", "raw"])
+of_bytes = pytest.mark.parametrize("kind", ["byte-level", "gemma"])
 
 
 @cache
@@ -82,21 +94,18 @@ def pieces(tokenizer, ids):
     return tokenizer.convert_ids_to_tokens(list(ids))
 
 
-def test_players_are_the_words_of_the_prompt_in_the_template():
-    prompt = tokenize_prompt(build_tokenizer(), "The food was good", chat=True)
-    assert pieces(build_tokenizer(), prompt.ids) == [
-        *("<bos>", "<start_of_turn>", "user", "\n", "the", "food", "was", "good", "<end_of_turn>", "\n"),
+def test_players_are_the_words_of_the_prompt_in_the_template_or_behind_a_start_token():
+    chat, raw = (tokenize_prompt(build_tokenizer(), "The food was good", chat=chat) for chat in (True, False))
+    words = ("the", "food", "was", "good")
+    assert chat.labels == raw.labels == words
+    assert pieces(build_tokenizer(), chat.ids) == [
+        *("<bos>", "<start_of_turn>", "user", "\n", *words, "<end_of_turn>", "\n"),
         *("<start_of_turn>", "model", "\n"),
     ]
-    assert prompt.positions == (4, 5, 6, 7)
-    assert prompt.labels == ("the", "food", "was", "good")
-
-
-def test_raw_prompt_has_a_start_token_and_no_template():
-    prompt = tokenize_prompt(build_tokenizer(), "the food was good", chat=False)
-    assert pieces(build_tokenizer(), prompt.ids) == ["<bos>", "the", "food", "was", "good"]
-    assert prompt.positions == (1, 2, 3, 4)
-    assert prompt.turn_end is None
+    assert chat.positions == (4, 5, 6, 7)
+    assert pieces(build_tokenizer(), raw.ids) == ["<bos>", *words]
+    assert raw.positions == (1, 2, 3, 4)
+    assert raw.turn_end is None
 
 
 @each_tokenizer
@@ -121,9 +130,17 @@ def test_words_of_the_template_play_where_they_stand_in_the_prompt(kind, chat):
     assert (behind.count("user"), behind.count("model")) == (0, int(chat))
 
 
-@each_tokenizer
-@chat_or_not
-@pytest.mark.parametrize("between", ["\n\n", " <end_of_turn> ", " <bos> ", " <pad> ", " <unk> "])
+@pytest.mark.parametrize(
+    ("kind", "chat", "between"),
+    [
+        ("words", True, "\n\n"),
+        ("byte-level", False, "\n\n"),
+        ("metaspace", True, " <end_of_turn> "),
+        ("gemma", False, " <bos> "),
+        ("gemma", True, " <pad> "),
+        ("words", False, " <unk> "),
+    ],
+)
 def test_line_breaks_and_special_tokens_that_are_typed_are_no_players(kind, chat, between):
     tokenizer = tokenizer_of(kind)
     prompt = tokenize_prompt(tokenizer, f"the food{between}was good", chat)
@@ -135,21 +152,16 @@ def test_line_breaks_and_special_tokens_that_are_typed_are_no_players(kind, chat
     assert between.isspace() or tokenizer.convert_tokens_to_ids(between.strip()) in within
 
 
-def test_unknown_words_are_no_players():
-    prompt = tokenize_prompt(build_tokenizer(), "the quokka was good", True)
-    assert prompt.labels == ("the", "was", "good")
-    assert VOCABULARY["<unk>"] in prompt.ids
-
-
-@each_tokenizer
-@pytest.mark.parametrize("text", ["  the food was good", "\n\nthe food was good \n"])
+@pytest.mark.parametrize(
+    ("kind", "text"), zip(TOKENIZERS, ["  the food was good", "\n\nthe food was good \n"] * 2, strict=True)
+)
 def test_white_space_around_the_prompt_does_not_play_whether_the_template_trims_it_or_not(kind, text):
     trimming, keeping = (tokenizer_of(kind, template) for template in (CHAT_TEMPLATE, UNTRIMMED))
     assert tokenize_prompt(trimming, text, True) == tokenize_prompt(trimming, "the food was good", True)
     assert "".join(tokenize_prompt(keeping, text, True).labels) == "thefoodwasgood"
 
 
-@pytest.mark.parametrize("text", ["0 1", "1 0 1", "0 0"])
+@pytest.mark.parametrize("text", ["1 0 1", "0 0"])
 def test_prompts_of_digits_are_found_in_a_template_of_digits(text):
     tokenizer = tokenizer_of("byte-level", "1 0 {{ messages[0]['content'] }} 1 0")
     prompt = tokenize_prompt(tokenizer, text, chat=True)
@@ -173,7 +185,6 @@ def test_template_settings_reach_the_template():
     [
         (CHAT_TEMPLATE, "<end_of_turn>"),
         (UNTRIMMED, "<end_of_turn>"),
-        ("{{ messages[0]['content'] }}", None),
         ("{{ messages[0]['content'] }} was good", None),
         ("<start_of_turn>{{ messages[0]['content'] }} : <end_of_turn>", None),
         ("{{ messages[0]['content'] }} <start_of_turn>", "<start_of_turn>"),
@@ -184,66 +195,133 @@ def test_turn_end_is_the_special_token_right_behind_the_prompt(template, expecte
     assert turn_end == (VOCABULARY[expected] if expected else None)
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS[1:])
-def test_a_word_in_pieces_is_as_many_players(kind):
-    tokenizer = tokenizer_of(kind)
-    prompt = tokenize_prompt(tokenizer, "the foodiest food", chat=False)
-    assert len(prompt.labels) > 3
-    assert "".join(prompt.labels) == "thefoodiestfood"
-    assert any(piece[0] in "Ġ▁" for piece in pieces(tokenizer, prompt.ids))
-    assert all(label == label.strip() for label in prompt.labels)
+REFUSING = "{{ raise_exception('System role not supported.') }}" + CHAT_TEMPLATE
 
 
-def test_what_a_template_refuses_is_told_with_its_reason():
-    template = "{{ raise_exception('System role not supported.') }}" + CHAT_TEMPLATE
-    with refused(r"chat template refuses the prompt \(System role not supported\): change model\.template_set"):
-        tokenize_prompt(tokenizer_of(chat_template=template), "the food was good", chat=True)
-
-
-def test_a_chat_without_template_is_refused():
-    with refused(r"model\.chat=true needs a tokenizer with a chat template.*set model\.chat=false"):
-        tokenize_prompt(tokenizer_of(chat_template=None), "the food was good", chat=True)
-
-
-@chat_or_not
-def test_a_tokenizer_that_does_not_know_places_is_refused(chat):
-    with refused("use a fast tokenizer"):
-        tokenize_prompt(ByT5Tokenizer(), "the food was good", chat)
-
-
-@chat_or_not
-@pytest.mark.parametrize(("text", "count"), [("", 0), (" \n", 0), ("food", 1), ("quokka <bos> food", 1)])
-def test_fewer_than_two_players_are_refused(text, count, chat):
-    with refused(rf"fewer than two tokens that can be players \({count}\)"):
-        tokenize_prompt(build_tokenizer(), text, chat)
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "reason"),
+    [
+        (
+            tokenizer_of(chat_template=REFUSING),
+            "the food",
+            r"the prompt \(System role not supported\): change",
+        ),
+        (
+            tokenizer_of(chat_template=None),
+            "the food",
+            r"model\.chat=true needs .*template.*: set model\.chat=false",
+        ),
+        (ByT5Tokenizer(), "the food", "use a fast tokenizer"),
+        (build_tokenizer(), " \n", r"fewer than two tokens that can be players \(0\)"),
+        (build_tokenizer(), "quokka <bos> food", r"fewer than two tokens that can be players \(1\)"),
+    ],
+)
+def test_a_prompt_or_tokenizer_that_does_not_do_is_refused(tokenizer, text, reason):
+    with refused(reason):
+        tokenize_prompt(tokenizer, text, chat=True)
 
 
 def test_special_tokens_are_those_with_and_without_a_name():
     assert special_ids(build_tokenizer()) == {VOCABULARY[name] for name in NAMES}
 
 
-@pytest.mark.parametrize(
-    ("named", "expected"),
-    [
-        ({"mask_token": "<mask>", "unk_token": "<unk>", "pad_token": "<pad>"}, "<mask>"),
-        ({"unk_token": "<unk>", "pad_token": "<pad>"}, "<unk>"),
-        ({"pad_token": "<pad>"}, "<pad>"),
-    ],
-    ids=["mask", "unk", "pad"],
-)
-def test_absent_token_is_mask_before_unk_before_pad(named, expected):
-    tokenizer = bare(**named)
-    assert absent_token_id(tokenizer) == tokenizer.get_vocab()[expected]
-    assert absent_token_id(tokenizer, "two") == 1
-
-
-def test_absent_token_with_id_0_is_one():
+def test_absent_token_is_mask_before_unk_before_pad_or_one_that_is_named():
+    assert absent_token_id(bare(pad_token="<pad>", unk_token="<unk>", mask_token="<mask>")) == 2
+    assert absent_token_id(bare(pad_token="<pad>", unk_token="<unk>")) == 3
+    assert absent_token_id(bare(pad_token="<pad>")) == 4
+    assert absent_token_id(bare(mask_token="<mask>"), "two") == 1
     assert absent_token_id(bare(unk_token="one", pad_token="<pad>")) == 0
     assert absent_token_id(bare(), "one") == 0
-
-
-def test_absent_token_that_the_tokenizer_lacks_is_refused():
     with refused(r"model\.absent_token='quokka' is not a token"):
         absent_token_id(bare(unk_token="<unk>"), "quokka")
     with refused(r"choose one with model\.absent_token"):
         absent_token_id(bare())
+
+
+class Pieces:
+    """A tokenizer whose tokens are these bytes, between a start and an end token."""
+
+    pad_id = 0
+
+    def encode(self, text):
+        return tuple(range(len(self.pieces)))
+
+    def __init__(self, pieces):
+        self.pieces = [b"<", *pieces, b">"]
+        self.context = 100
+
+    def split(self, text):
+        last = len(self.pieces) - 1
+        return [(place, place in (0, last)) for place in range(last + 1)]
+
+    def decode(self, ids):
+        return b"".join(self.pieces[place] for place in ids).decode("utf-8", errors="replace")
+
+
+WORDS = st.lists(st.sampled_from(["a", "dog", "é", "e\u0301", "漢字", "😀", "👩\u200d🔬", "عربي", "\u00a0", "\u2028"]))
+
+
+@given(WORDS, st.data())
+def test_players_spell_the_text_wherever_its_bytes_are_cut(words, data):
+    text = " ".join(words)
+    content = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(content) - 1)))))
+    pieces = Pieces([content[a:b] for a, b in zip([0, *cuts], [*cuts, len(content)], strict=True)])
+    ids, may_play = range(len(pieces.pieces)), [not special for _, special in pieces.split("")]
+    owners, labels = token_players(ids, may_play, pieces.decode, whole_characters=True)
+    shown = "".join(chr(int(label[2:], 16)) if label.startswith("U+") else label for label in labels)
+    assert "".join(shown.split()) == "".join(text.split())
+    assert not any(label != label.strip() or not label or "\ufffd" in label for label in labels)
+    played = [owner for owner in owners if owner is not None]
+    assert sorted(set(played)) == list(range(len(labels)))
+    assert played == sorted(played)
+    alone, repeated = token_players(ids, may_play, pieces.decode, whole_characters=False)
+    assert [owner is None for owner in alone] == [owner is None for owner in owners]
+    assert repeated == tuple(labels[owner] for owner in played)
+
+
+@of_bytes
+@pytest.mark.parametrize(
+    ("text", "labels", "counts"),
+    [
+        ("the 😀 é", ("the", "😀", "é"), (1, 4, 2)),
+        ("a 漢字 b", ("a", "漢", "字", "b"), (1, 3, 3, 1)),
+        ("a 😀😀 b", ("a", "😀", "😀", "b"), (1, 4, 4, 1)),
+        ("👩\u200d🔬 a", ("👩", "U+200D", "🔬", "a"), (4, 3, 4, 1)),
+        ("a\u00a0b\u2028a", ("a", "b", "a"), (1, 1, 1)),
+        ("a \ufffd b", ("a", "\ufffd", "b"), (1, 3, 1)),
+    ],
+)
+def test_bytes_of_a_character_are_one_player_or_each_is_one_by_its_name(kind, text, labels, counts):
+    whole = tokenize_prompt(tokenizer_of(kind), text, chat=False)
+    assert whole.labels == labels
+    assert tuple(map(whole.players.count, range(len(labels)))) == counts
+    each = tokenize_prompt(tokenizer_of(kind), text, chat=False, whole_characters=False)
+    assert each.labels == tuple(label for label, count in zip(labels, counts, strict=True) for _ in range(count))
+    assert each.positions == whole.positions
+
+
+def test_white_space_and_special_tokens_stay_and_a_characters_bytes_go_together():
+    players = TokenPlayers(Pieces([b"a", b" ", b"\xe6\xbc", b"\xa2", b" b"]), "a 漢 b")
+    assert players.labels == ("a", "漢", "b")
+    assert players.dropped([True, False, True]).ids == (0, 1, 2, 5, 6)
+    assert players.masked([False, True, False]) == Text(tuple(range(7)), (True, False, True, True, True, False, True))
+
+
+@pytest.mark.parametrize("method", [GradientInput(), AttnLRP()], ids=lambda method: type(method).__name__)
+def test_a_player_of_several_tokens_is_absent_and_attributed_as_a_whole(method):
+    """f_S is that of the prompt with all of its tokens replaced, its attribution the sum of theirs."""
+    tokenizer = tokenizer_of("byte-level")
+    net = build_net(dtype=torch.float64, vocab_size=len(tokenizer))
+    whole, each = (adapter(net, tokenizer, chat=False, whole_characters=flag) for flag in (True, False))
+    prompt = whole.tokenize("a é dog 漢")
+    assert len(set(prompt.players)) < len(prompt.players)
+    with float64_throughout():
+        joint, apart = (model.bind_answer(model.tokenize("a é dog 漢"), ANSWER) for model in (whole, each))
+        coalitions = all_coalitions(joint.n_players)
+        spread = coalitions[:, list(prompt.players)]
+        torch.testing.assert_close(joint.values(coalitions), apart.values(spread))
+        found = torch.as_tensor(method.game(joint)(coalitions))
+        tokens = torch.as_tensor(method.game(apart)(spread))
+    summed = torch.zeros_like(found).index_add(1, torch.tensor(prompt.players), tokens)
+    torch.testing.assert_close(found, summed)

@@ -1,4 +1,4 @@
-"""FLUX.1's T5 tokenizer and Gemma 3's as their makers distribute them, where you have them."""
+"""The tokenizers of FLUX.1's T5, Gemma 3 and SigLIP-2 as their makers distribute them, where you have them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from transformers import AutoTokenizer
 from metagame.benchmarks.prompts import annotated_prompts, pair_ranks
 from metagame.benchmarks.segmentation import one_token_names
 from metagame.models.concepts import load_t5_tokenizer
+from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.prompt_tokens import absent_token_id, special_ids, tokenize_prompt
+from metagame.models.siglip2 import SigLIP2
+from metagame.models.vision_language import RetokenizedPlayers, TokenPlayers
 from tests.tiny.real_checkpoints import BACKGROUND, COCO, COCO_OF_ONE_TOKEN, VOC
+from tests.tiny.real_encoders import CLASSES
 
 FOLDER = os.environ.get("METAGAME_REAL_TOKENIZERS")
 pytestmark = pytest.mark.skipif(
-    FOLDER is None, reason="METAGAME_REAL_TOKENIZERS names no folder with flux/tokenizer_2 and gemma3"
+    FOLDER is None, reason="METAGAME_REAL_TOKENIZERS names no folder with flux/tokenizer_2, gemma3 and siglip2"
 )
 
 
@@ -61,3 +65,16 @@ def test_tokens_of_the_papers_prompts_match_their_pairs_but_for_one_within_a_tok
         unmatched |= {prompt.id: lost} if lost else {}
         assert tokens.turn_end == (gemma.convert_tokens_to_ids("<end_of_turn>") if chat else None)
     assert unmatched == {"broken_promise": [("water", "proof")]}
+
+
+def test_siglip_2s_vocabulary_has_a_token_for_each_class_of_the_pointing_game():
+    """Its tokenizer is Gemma's with settings of its own, of which the texts' case is the adapter's."""
+    tokenizer = PretrainedTokenizer.load(str(Path(FOLDER, "siglip2")), None, 64, SigLIP2.clean)
+    assert [TokenPlayers(tokenizer, word).labels for word in CLASSES] == [(word,) for word in CLASSES]
+    caption = TokenPlayers(tokenizer, "Yorkshire next to a hydrant")
+    assert caption.labels == ("y", "orkshire", "next", "to", "a", "hyd", "rant")
+    assert tokenizer.encode("Fish koala") == tokenizer.encode("fish koala")
+    assert (tokenizer.encode("")[-1], tokenizer.pad_id) == (1, 0)
+    players = RetokenizedPlayers(tokenizer, "a red hydrant")
+    assert players.dropped([True] * 4).ids == tokenizer.encode("a red hydrant")
+    assert players.dropped([True, True, False, True]).ids == tokenizer.encode("a redrant")

@@ -22,10 +22,10 @@ def test_revision_of_a_folder_is_the_hash_of_all_its_files(kind, tmp_path):
     assert LOADERS[kind](str(tmp_path)).revision == folder_digest(tmp_path)
 
 
-@pytest.mark.parametrize("name", [COMMIT, COMMIT[:-1], COMMIT.upper(), f"{COMMIT}0"])
-def test_revision_of_a_flux_in_a_folder_named_by_a_commit_is_the_commit(name, tmp_path):
+@pytest.mark.parametrize("name", [COMMIT[:-1], f"{COMMIT}0"])
+def test_revision_of_a_flux_in_a_folder_whose_name_is_no_commit_is_the_hash_of_its_files(name, tmp_path):
     folder = MAKERS["flux"](tmp_path / name)
-    assert LOADERS["flux"](str(folder)).revision == (COMMIT if name == COMMIT else folder_digest(folder))
+    assert LOADERS["flux"](str(folder)).revision == folder_digest(folder)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip2", "gemma3", "flux"])
+@pytest.mark.parametrize("kind", ["clip", "gemma3", "flux"])
 def test_revision_of_a_model_of_the_hub_is_its_commit(kind, hub):
     cached(hub, MAKERS[kind], COMMIT)
     assert LOADERS[kind]("org/model").revision == COMMIT

@@ -53,12 +53,6 @@ ANSWER = tuple(VOCABULARY[word] for word in ("bad", "soup", "good"))
 FLOAT32_TOLERANCE = 1e-5
 EVERYTHING = np.ones((1, 5), bool)
 METHODS = [GradientInput(), AttnLRP(), CPLRP()]
-FAMILIES_AND_METHODS = [
-    (family, method)
-    for family in FAMILIES
-    for method in METHODS
-    if family != "mistral" or isinstance(method, GradientInput)
-]
 
 
 def build_net(family: str = "gemma3", dtype: torch.dtype = torch.float32, seed: int = 0, **config) -> PreTrainedModel:

@@ -72,41 +72,33 @@ class Method:
     twin: Callable[[nn.Module, Tensor, Sequence[int]], np.ndarray]
 
 
-MEAN_OF = {"start_layer": 0, "product": "mean_of"}
-PATCH_IG = (
-    Method("patch_ig", PatchIG, reference.patch_ig),
-    Method("patch_ig-2", partial(PatchIG, 3, -2), partial(reference.patch_ig, steps=3, block=-2)),
-)
-CLASS_TOKEN_METHODS = (
-    Method("attention", GenericAttention, reference.attention),
-    Method("attention-0", partial(GenericAttention, 0), partial(reference.attention, start_layer=0)),
-    Method("attention-1", partial(GenericAttention, 1), partial(reference.attention, start_layer=1)),
-    Method("attention-0-mean_of", partial(GenericAttention, 0, "mean_of"), partial(reference.attention, **MEAN_OF)),
-    Method("mask_clip", MaskCLIP, reference.mask_clip),
-    Method("grad_eclip-one", GradECLIP, reference.grad_eclip),
-    Method("grad_eclip-native", partial(GradECLIP, "native"), partial(reference.grad_eclip, heads="native")),
+def variants(name: str, method: type, twin: Callable, *settings: Mapping) -> list[Method]:
+    """A method by itself, and with each of these settings, which its twin has by the same names."""
+    return [
+        Method("-".join(map(str, (name, *given.values()))), partial(method, **given), partial(twin, **given))
+        for given in ({}, *settings)
+    ]
+
+
+ATTENTION = ({"start_layer": 0}, {"start_layer": 1}, {"start_layer": 0, "product": "mean_of"})
+NATIVE = {"heads": "native"}
+PATCH_IG = variants("patch_ig", PatchIG, reference.patch_ig, {"steps": 3, "block": -2})
+METHODS_OF_CLASS_TOKENS = (
+    *variants("attention", GenericAttention, reference.attention, *ATTENTION),
+    *variants("mask_clip", MaskCLIP, reference.mask_clip),
+    *variants("grad_eclip", GradECLIP, reference.grad_eclip, NATIVE),
     *PATCH_IG,
 )
-PROBE_METHODS = (
-    Method("attention", GenericAttention, reference.attention_siglip),
-    Method("attention-0", partial(GenericAttention, 0), partial(reference.attention_siglip, start_layer=0)),
-    Method("attention-1", partial(GenericAttention, 1), partial(reference.attention_siglip, start_layer=1)),
-    Method(
-        "attention-0-mean_of", partial(GenericAttention, 0, "mean_of"), partial(reference.attention_siglip, **MEAN_OF)
-    ),
+METHODS_OF_PROBES = (
+    *variants("attention", GenericAttention, reference.attention_siglip, *ATTENTION),
     *PATCH_IG,
-    Method("mask_siglip-native", partial(MaskSigLIP, "native"), partial(reference.mask_siglip, heads="native")),
-    Method("grad_esiglip-native", partial(GradESigLIP, "native"), partial(reference.grad_esiglip, heads="native")),
-    Method("mask_siglip-one", MaskSigLIP, reference.mask_siglip),
-    Method("grad_esiglip-one", GradESigLIP, reference.grad_esiglip),
+    *variants("mask_siglip", MaskSigLIP, reference.mask_siglip, NATIVE),
+    *variants("grad_esiglip", GradESigLIP, reference.grad_esiglip, NATIVE),
 )
 
 
 def methods_of(family: str) -> tuple[Method, ...]:
-    return PROBE_METHODS if family == "siglip2" else CLASS_TOKEN_METHODS
-
-
-FAMILIES_AND_METHODS = [(family, method) for family in FAMILIES for method in methods_of(family)]
+    return METHODS_OF_PROBES if family == "siglip2" else METHODS_OF_CLASS_TOKENS
 
 
 @dataclass(frozen=True)
