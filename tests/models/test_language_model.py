@@ -249,12 +249,7 @@ def said_as_the_turn_ends(net, tokenizer, end):
 
 @pytest.mark.parametrize(
     "declare",
-    [
-        declared_in_generation_config,
-        declared_with_others,
-        declared_by_the_tokenizer,
-        said_as_the_turn_ends,
-    ],
+    [declared_in_generation_config, declared_with_others, declared_by_the_tokenizer, said_as_the_turn_ends],
 )
 def test_answer_stops_at_a_token_that_ends_it_which_is_a_step_only_if_it_is_asked_for(declare):
     net, tokenizer = build_net(), build_tokenizer()

@@ -35,8 +35,8 @@ def test_checkpoint_that_is_nowhere_is_told_with_how_to_get_it_in_one_sentence_a
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     with refused("'nobody/nothing' is not a local.* HF_HUB_OFFLINE is set.*'hf download nobody/nothing --revision v1'"):
         LOADERS[kind]("nobody/nothing", "v1")
-    with refused(r"model\.checkpoint='\./no_such_folder' is neither a local folder"):
-        LOADERS[kind]("./no_such_folder")
+    with refused(r"model\.checkpoint='/nowhere/to/be/found' is neither a local folder"):
+        LOADERS[kind]("/nowhere/to/be/found")
     assert caplog.messages == []
 
 

@@ -201,16 +201,8 @@ REFUSING = "{{ raise_exception('System role not supported.') }}" + CHAT_TEMPLATE
 @pytest.mark.parametrize(
     ("tokenizer", "text", "reason"),
     [
-        (
-            tokenizer_of(chat_template=REFUSING),
-            "the food",
-            r"the prompt \(System role not supported\): change",
-        ),
-        (
-            tokenizer_of(chat_template=None),
-            "the food",
-            r"model\.chat=true needs .*template.*: set model\.chat=false",
-        ),
+        (tokenizer_of(chat_template=REFUSING), "the food", r"the prompt \(System role not supported\): change"),
+        (tokenizer_of(chat_template=None), "the food", r"model\.chat=true needs .*template.*set model\.chat=false"),
         (ByT5Tokenizer(), "the food", "use a fast tokenizer"),
         (build_tokenizer(), " \n", r"fewer than two tokens that can be players \(0\)"),
         (build_tokenizer(), "quokka <bos> food", r"fewer than two tokens that can be players \(1\)"),

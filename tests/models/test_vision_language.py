@@ -61,7 +61,7 @@ SOME = [
     *zip(cycle(CLASS_TOKEN_FAMILIES), methods_of("clip")),
     *(("siglip2", method) for method in methods_of("siglip2")),
 ]
-# Those with their own settings: where a property is not of what a method is set to.
+# Each method as it is by default: where a property does not depend on its settings.
 KINDS = [(family, method) for family, method in SOME if "-" not in method.name]
 
 
@@ -128,7 +128,8 @@ def test_a_model_is_evaluated_without_gradients_of_its_weights():
 @float64
 @pairs(SOME)
 def test_maps_of_all_coalitions_and_their_metagames_are_those_of_the_slow_twin(family, method):
-    bound = (built := build(family)).bound()
+    built = build(family)
+    bound = built.bound()
     table = built.twin_table(method, bound)
     maps = method.make().game(bound)(all_coalitions(3))
     assert close(maps, table)

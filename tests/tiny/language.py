@@ -130,7 +130,8 @@ def float64_throughout() -> Iterator[None]:
 def near(found, expected, tolerance: float) -> bool:
     """Equal shapes, and equal values up to ``tolerance`` times the largest."""
     found, expected = np.asarray(found, float), np.asarray(expected, float)
-    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+    most = tolerance * np.abs(expected).max(initial=0)
+    return found.shape == expected.shape and np.allclose(found, expected, rtol=0, atol=most)
 
 
 def own_mean_logit(net, model, answer=ANSWER, present=(True,) * 5):
