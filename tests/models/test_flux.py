@@ -354,6 +354,7 @@ def test_settings_that_do_not_suit_the_pipeline_are_refused(settings, reason):
     [
         (Photo, "transformer", "transformer_blocks.1.ff"),
         (Photo, "vae", "encoder"),
+        (Photo, "text_encoder_2", "encoder"),
         (painted, "text_encoder_2", "encoder"),
         (painted, "transformer", "single_transformer_blocks.0"),
     ],
