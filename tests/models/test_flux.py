@@ -277,9 +277,10 @@ def test_a_painting_is_watched_at_its_step_or_at_all(guidance, step, all_steps, 
 
 
 @pytest.mark.parametrize(("n_steps", "guidance"), [(3, None), (1, 3.5)])
-def test_a_painting_is_the_pipelines_own(n_steps, guidance):
+def test_a_painting_is_the_pipelines_own_whatever_the_prompt_of_a_question(n_steps, guidance):
     flux = build(guidance=guidance, n_steps=n_steps, step=0)
-    found = flux.bind(painted())
+    found = flux.bind(painted(BOTH | {"prompted": ask(prompt="a car")}))
+    assert torch.equal(found["prompted"].player_logits, found["joint"].player_logits)
     expected = flux.pipeline(
         PROMPT, height=SIDE, width=SIDE, num_inference_steps=n_steps, guidance_scale=3.5, output_type="pil",
         max_sequence_length=TEXT_LENGTH, generator=torch.Generator().manual_seed(31),
