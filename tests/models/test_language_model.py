@@ -358,6 +358,12 @@ def test_checkpoint_is_the_model_that_was_saved_and_in_half_precision_its_weight
     assert near(bound.values(coalitions), expected, 0.1)
 
 
+@each_method
+def test_attributions_of_weights_in_half_precision_are_close(method):
+    half, full = (bound_of(build(dtype=dtype)) for dtype in (torch.bfloat16, torch.float32))
+    assert near(method.explain(half).attribution, method.explain(full).attribution, 0.2)
+
+
 def test_logits_are_computed_in_float32_from_the_hidden_states_of_a_model_in_half_precision():
     model = build(dtype=torch.bfloat16)
     bound, hidden = bound_of(model), []
@@ -419,3 +425,14 @@ def test_gemma_with_a_vision_tower_keeps_the_ends_of_its_answers(tmp_path):
     net.generation_config = GenerationConfig(eos_token_id=[VOCABULARY[END], end])
     save(net, tmp_path)
     assert generated(load(tmp_path, max_new_tokens=8)) == whole[: whole.index(end) + 1]
+
+
+@pytest.mark.parametrize("method", METHODS[1:], ids=lambda method: type(method).__name__)
+def test_relevance_of_a_gemma_with_a_vision_tower_is_that_of_its_text_part(method, tmp_path):
+    net = conditional_net()
+    text = Gemma3ForCausalLM(net.config.text_config)
+    text.model.load_state_dict(net.model.language_model.state_dict())
+    text.lm_head.load_state_dict(net.lm_head.state_dict())
+    expected = method.explain(bound_of(adapter(text))).attribution
+    save(net, tmp_path)
+    assert near(method.explain(bound_of(load(tmp_path))).attribution, expected, FLOAT32_TOLERANCE)
