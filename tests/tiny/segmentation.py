@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import h5py
@@ -89,7 +89,7 @@ class Labelled(LabelledImage):
     names: Sequence[str] = (*NAMES, *STRANGE)
     broken: bool = False
 
-    @property
+    @cached_property
     def classes(self):
         if self.broken:
             raise UserError(f"mask {self.id} cannot be decoded: get the file again.")
@@ -144,18 +144,6 @@ def save_jpeg(path: Path, size: tuple[int, int]) -> None:
     Image.fromarray(pixels(*size)).save(path, quality=95, subsampling=0)
 
 
-def voc_palette() -> list[int]:
-    """The development kit's colours: bits of the label, spread over the channels from the highest bit down."""
-    colours = []
-    for label in range(256):
-        channels = [0, 0, 0]
-        for place in range(8):
-            for channel in range(3):
-                channels[channel] |= (label >> (3 * place + channel) & 1) << (7 - place)
-        colours += channels
-    return colours
-
-
 def voc_id(number: int) -> str:
     return f"2007_{number:06d}"
 
@@ -163,7 +151,7 @@ def voc_id(number: int) -> str:
 def write_voc_mask(path: Path, stored: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(stored.astype(np.uint8)).convert("P")
-    image.putpalette(voc_palette())
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 3 * 256, dtype=np.uint8).tobytes())
     image.save(path)
 
 
@@ -400,26 +388,26 @@ class Knowing(Model[ConceptSample, ConceptLogits]):
         return ConceptLogits(question.players, question.background, player_logits, background_logits)
 
 
-def segmentation_config(output_dir, data, **changes):
-    """The config of a job of the knowing model on ``data``, ``_target_`` and ``root``."""
+VARIANTS = {
+    "concept_attention": (False, False),
+    "mean_first": (False, True),
+    "meta_concept_attention": (True, True),
+    "meta_per_layer": (True, False),
+}
+"""Of ConceptAttention: whether it is a metagame, and whether layers are averaged first."""
+
+
+def segmentation_config(output_dir, data, variants=VARIANTS, **changes):
+    """The config of a job of the knowing model on ``data``, ``_target_`` and ``root``, by some variants."""
+    method = {"_target_": "metagame.attributions.concept_attention.ConceptAttention"}
     parts = {
         "model": {"name": "knowing", "_target_": f"{__name__}.Knowing", "side": 8},
         "attribution": {
             "name": "concept_maps", "label": "ConceptAttention and its metagame", "family": "attention", "meta": False,
             "variants": {
-                name: {
-                    "name": name, "label": label, "meta": meta,
-                    "method": {
-                        "_target_": "metagame.attributions.concept_attention.ConceptAttention",
-                        "mean_first": mean_first,
-                    },
-                }
-                for name, label, meta, mean_first in (
-                    ("concept_attention", "ConceptAttention", False, False),
-                    ("mean_first", "ConceptAttention, mean first", False, True),
-                    ("meta_concept_attention", "ConceptAttention", True, True),
-                    ("meta_per_layer", "ConceptAttention, each layer", True, False),
-                )
+                name: {"name": name, "label": name, "meta": meta, "method": method | {"mean_first": mean_first}}
+                for name, (meta, mean_first) in VARIANTS.items()
+                if name in variants
             },
         },
         "benchmark": {
