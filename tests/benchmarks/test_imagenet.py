@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from itertools import product
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from metagame.benchmarks import imagenet
-from metagame.benchmarks.imagenet import TRUTH, ImageNet
+from metagame.benchmarks.imagenet import SOLUTION, TRUTH, ImageNet
 from metagame.benchmarks.pointing_game import PreparedScenes
 from metagame.errors import UserError
 from scripts import prepare_pointing_game
@@ -25,22 +26,27 @@ KIT = ("n02782093", "n01440764", "n03028079", "n01882714", "n02691156")
 LABELS = (3, 0, 3, 1, 4, 2, 0, 3, 1, 2, 4, 0)
 """Labels of the images 293, 294, ... in file order."""
 NUMBERS = range(293, 293 + len(LABELS))
+KIT_NUMBERS = [KIT.index(WORDNET[label]) + 1 for label in LABELS]
 K_OF_EACH = [(label, k) for label in range(5) for k in range(LABELS.count(label))]
+PARTS = (range(7), range(7, len(LABELS)))
+"""Rows of the files of a table."""
+KAGGLES = "ILSVRC/Data/CLS-LOC/val"
 
 
-def picture(number):
-    """A picture of one colour, which tells its number, of an odd size."""
-    return Image.new("RGB", (12, 9), (number % 256, 40, 200))
+@pytest.fixture(autouse=True)
+def five_classes(monkeypatch):
+    monkeypatch.setattr(imagenet, "N_CLASSES", len(WORDNET))
 
 
-def jpeg(number):
-    buffer = io.BytesIO()
-    picture(number).save(buffer, "JPEG", quality=100, subsampling=0)
-    return buffer.getvalue()
+def encoded(number):
+    """A picture of one colour, whose red tells its number."""
+    file = io.BytesIO()
+    Image.new("RGB", (12, 9), (number % 256, 40, 200)).save(file, "PNG")
+    return file.getvalue()
 
 
-def name(number):
-    return f"ILSVRC2012_val_{number:08d}.JPEG"
+def stem(number):
+    return f"ILSVRC2012_val_{number:08d}"
 
 
 def number_of(label, k):
@@ -48,16 +54,20 @@ def number_of(label, k):
     return [number for number, each in zip(NUMBERS, LABELS, strict=True) if each == label][k]
 
 
-def same_image(image, number):
-    return image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - np.asarray(picture(number))).max() <= 2
+def red_of(root, label=0, k=0):
+    return ImageNet(str(root)).image(label, k).getpixel((0, 0))[0]
+
+
+def write_images(root, place="{stem}.JPEG"):
+    for number, label in reversed(list(zip(NUMBERS, LABELS, strict=True))):
+        path = root / place.format(stem=stem(number), wordnet=WORDNET[label])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(number))
+    return root
 
 
 def class_folders(root):
-    for label, wordnet in enumerate(WORDNET):
-        (root / wordnet).mkdir(parents=True)
-        for number in reversed([n for n, each in zip(NUMBERS, LABELS, strict=True) if each == label]):
-            (root / wordnet / name(number)).write_bytes(jpeg(number))
-    return root
+    return write_images(root, "{wordnet}/{stem}.JPEG")
 
 
 def write_truth(folder, numbers):
@@ -81,49 +91,40 @@ def write_ids(folder):
     (folder / "ILSVRC2012_ids.txt").write_text("\n".join(KIT) + "\n", encoding="utf-8")
 
 
-KIT_NUMBERS = [KIT.index(WORDNET[label]) + 1 for label in LABELS]
-
-
 def flat(root, numbers=KIT_NUMBERS, explain=write_meta, kit=None):
     """All images in one folder; their ground truth and what explains it in a folder of the kit, or there too."""
-    for folder in {root, kit or root}:
-        folder.mkdir(parents=True)
-    for number in reversed(NUMBERS):
-        (root / name(number)).write_bytes(jpeg(number))
+    write_images(root)
+    (kit or root).mkdir(parents=True, exist_ok=True)
     write_truth(kit or root, numbers)
     explain(kit or root)
     return root
 
 
-def columns(part):
-    """Images and labels of the files and rows ``part``, as the hub stores them."""
-    return pa.table(
-        {
-            "image": [{"bytes": jpeg(NUMBERS[row]), "path": name(NUMBERS[row])} for row in part],
-            "label": pa.array([LABELS[row] for row in part], pa.int64()),
-        }
-    )
-
-
-PARTS = (range(7), range(7, len(LABELS)))
-
-
-def parquet(root):
-    (root / "data").mkdir(parents=True)
-    for number, part in enumerate(PARTS):
-        path = root / "data" / f"validation-{number:05d}-of-{len(PARTS):05d}.parquet"
-        pq.write_table(columns(part), path, row_group_size=3)
+def kaggle(root):
+    write_images(root, KAGGLES + "/{stem}.JPEG")
+    lines = [f"{stem(n)},{WORDNET[label]} 1 2 {WORDNET[0]} 1\n" for n, label in zip(NUMBERS, LABELS, strict=True)]
+    (root / SOLUTION).write_text("".join(["ImageId,PredictionString\n", *lines]), encoding="utf-8")
     return root
 
 
-def arrow(root, streamed):
-    root.mkdir(parents=True)
-    for number, part in enumerate(PARTS):
-        path = root / f"imagenet-1k-validation-{number:05d}-of-{len(PARTS):05d}.arrow"
-        table = columns(part)
-        writer = (pa.ipc.new_stream if streamed else pa.ipc.new_file)(path, table.schema)
-        with writer:
+def columns(part):
+    """Images and labels of the files and rows ``part``, as the hub stores them."""
+    images = [{"bytes": encoded(NUMBERS[row]), "path": f"{stem(NUMBERS[row])}.JPEG"} for row in part]
+    return pa.table({"image": images, "label": pa.array([LABELS[row] for row in part], pa.int64())})
+
+
+def write_table(path, table, streamed=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=3)
+    else:
+        with (pa.ipc.new_stream if streamed else pa.ipc.new_file)(path, table.schema) as writer:
             writer.write_table(table, max_chunksize=2)
+
+
+def tables(root, suffix="parquet", streamed=True):
+    for number, part in enumerate(PARTS):
+        write_table(root / "data" / f"validation-{number:05d}-of-00002.{suffix}", columns(part), streamed)
     return root
 
 
@@ -133,15 +134,13 @@ LAYOUTS = {
     "flat, kit beside": lambda root: flat(root / "val", kit=root / "ILSVRC2012_devkit_t12" / "data"),
     "flat, ids": lambda root: flat(root, explain=write_ids),
     "flat, labels from 0": lambda root: flat(root, LABELS, explain=lambda _: None),
-    "parquet": parquet,
-    "streamed arrow": lambda root: arrow(root, streamed=True),
-    "random-access arrow": lambda root: arrow(root, streamed=False),
+    "Kaggle": kaggle,
+    "Kaggle, inside": lambda root: kaggle(root) / KAGGLES,
+    "ids in names": lambda root: write_images(root, "{stem}_{wordnet}.JPEG"),
+    "parquet": tables,
+    "streamed arrow": lambda root: tables(root, "arrow"),
+    "random-access arrow": lambda root: tables(root, "arrow", streamed=False),
 }
-
-
-@pytest.fixture(autouse=True)
-def five_classes(monkeypatch):
-    monkeypatch.setattr(imagenet, "N_CLASSES", len(WORDNET))
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -149,18 +148,13 @@ def stored(request, tmp_path_factory):
     return ImageNet(str(LAYOUTS[request.param](tmp_path_factory.mktemp("data") / "imagenet")))
 
 
-def test_every_layout_gives_the_same_image_for_the_same_label_and_place_in_any_order(stored):
+def test_every_layout_gives_the_same_image_for_the_same_label_and_place_in_any_order_and_names_its_file(stored):
     for label, k in [*K_OF_EACH, *reversed(K_OF_EACH)]:
-        assert same_image(stored.image(label, k), number_of(label, k))
-
-
-def test_every_layout_names_the_file_of_an_image(stored):
-    for label, k in K_OF_EACH:
-        (path,) = stored.files(label, k)
-        assert path.is_file()
-        number = number_of(label, k)
+        image, (path,), number = stored.image(label, k), stored.files(label, k), number_of(label, k)
+        assert (image.mode, image.size, image.getpixel((0, 0))[0]) == ("RGB", (12, 9), number % 256)
         (part,) = [place for place, rows in enumerate(PARTS) if number - NUMBERS[0] in rows]
-        assert path.name == name(number) if path.suffix == ".JPEG" else f"-{part:05d}-of-" in path.name
+        assert path.is_file()
+        assert stem(number) in path.name if path.suffix == ".JPEG" else f"-{part:05d}-of-" in path.name
 
 
 @pytest.mark.parametrize(
@@ -178,110 +172,153 @@ def test_every_layout_refuses_an_image_that_is_not_there_and_names_no_file_of_it
         stored.image(label, k)
 
 
-def refused(root, label=0, k=0):
-    """Why an image is refused, in one line."""
-    with pytest.raises(UserError) as error:
-        ImageNet(str(root)).image(label, k)
-    message = str(error.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
-
-
 def test_other_folders_and_files_beside_the_class_folders_and_in_them_do_not_count(tmp_path):
     class_folders(tmp_path)
     (tmp_path / "n1").mkdir()
     for place in (tmp_path, tmp_path / WORDNET[4]):
         (place / "a.txt").write_text("", encoding="utf-8")
-    assert same_image(ImageNet(str(tmp_path)).image(4, 0), number_of(4, 0))
+    assert red_of(tmp_path, 4) == number_of(4, 0) % 256
 
 
-def test_only_the_validation_files_of_a_folder_with_training_files_count(tmp_path):
-    parquet(tmp_path)
-    other = pa.table({"image": [{"bytes": jpeg(1), "path": "n_1.JPEG"}], "label": [3]})
-    pq.write_table(other, tmp_path / "data" / "train-00000-of-00294.parquet")
-    assert same_image(ImageNet(str(tmp_path)).image(3, 0), number_of(3, 0))
+def one(number):
+    return pa.table({"image": [{"bytes": encoded(number), "path": "x.JPEG"}], "label": [0]})
 
 
-@pytest.mark.parametrize("place", [".", "absent"])
-def test_a_folder_without_images_is_refused_with_what_to_put_there(tmp_path, place):
-    with pytest.raises(UserError, match="contains no ImageNet-1k validation set: put its 5 class folders"):
-        ImageNet(str(tmp_path / place))
+@pytest.mark.parametrize(
+    ("others", "validation"),
+    [
+        (["default/train/0000.parquet", "default/test/0000.parquet"], "default/validation/0000.parquet"),
+        (["data/train-00000-of-00001.parquet"], "data/val-00000-of-00001.parquet"),
+        (["train/data-00000-of-00001.arrow"], "validation/data-00000-of-00001.arrow"),
+        (["imagenet-1k-train.arrow"], "imagenet-1k-validation.arrow"),
+    ],
+)
+def test_images_of_the_validation_split_alone_are_taken(tmp_path, others, validation):
+    for other in others:
+        write_table(tmp_path / other, one(1))
+    with pytest.raises(UserError, match=r"has images of .*only: fetch those of the validation split"):
+        red_of(tmp_path)
+    write_table(tmp_path / validation, one(200))
+    assert red_of(tmp_path) == 200
 
 
-def test_too_few_class_folders_are_refused_and_have_no_files(tmp_path):
-    (class_folders(tmp_path) / WORDNET[2]).rename(tmp_path / "elsewhere")
-    assert "has 4 class folders, but all 5 are needed" in refused(tmp_path)
-    assert list(ImageNet(str(tmp_path)).files(0, 0)) == []
+def test_a_split_that_the_library_noted_counts_and_files_that_name_none_are_told(tmp_path, caplog):
+    for folder, split, number in (("a", "train", 1), ("b", "validation", 200)):
+        write_table(tmp_path / folder / "data-00000-of-00001.arrow", one(number))
+        (tmp_path / folder / "state.json").write_text(json.dumps({"_split": split}))
+    assert red_of(tmp_path) == 200
+    assert caplog.text == ""
+    write_table(tmp_path / "c/images.parquet", one(3))
+    assert red_of(tmp_path / "c") == 3
+    assert "do not say which split they belong to" in caplog.text
 
 
-BROKEN_FLAT = {
-    "no ground truth": (lambda val: (val / TRUTH).unlink(), f"has no {TRUTH} in it or above it"),
-    "too few lines": (lambda val: write_truth(val, [1] * 11), f"{TRUTH} has 11 lines for 12 images"),
-    "too many lines": (lambda val: write_truth(val, [1] * 13), f"{TRUTH} has 13 lines for 12 images"),
-    "no lines": (lambda val: write_truth(val, []), TRUTH),
-    "no numbers": (lambda val: write_truth(val, WORDNET), "does not have a number per line"),
-    "a number that the kit has not": (lambda val: write_truth(val, [*KIT_NUMBERS[:-1], 6]), TRUTH),
-    "no kit": (lambda val: (val / "meta.mat").unlink(), "put the kit's meta.mat beside it"),
-    "a broken kit": (lambda val: (val / "meta.mat").write_bytes(b"no MATLAB file" * 20), "meta.mat"),
+def without(layout, file):
+    """The layout without a file."""
+
+    def damaged(root):
+        (layout(root) / file).unlink()
+        return root
+
+    return damaged
+
+
+def with_content(layout, file, content):
+    def damaged(root):
+        (layout(root) / file).write_bytes(content)
+        return root
+
+    return damaged
+
+
+def four_class_folders(root):
+    (class_folders(root) / WORDNET[2]).rename(root.parent / "elsewhere")
+    return root
+
+
+def training_set(root):
+    class_folders(root)
+    for number in range(50):
+        (root / WORDNET[0] / f"{number}.png").touch()
+    return root
+
+
+def table(**content):
+    def written(root):
+        write_table(root / "validation-00000-of-00001.parquet", pa.table(content))
+        return root
+
+    return written
+
+
+def truth(*numbers):
+    return lambda root: flat(root, numbers)
+
+
+BROKEN_TABLE, PART = "has no readable column 'label': fetch the file again", "data/validation-00001-of-00002"
+IMAGES = "validation-00000-of-00001.parquet"
+REFUSED = {
+    "nothing": (lambda root: root, "contains no ImageNet-1k validation set: put its 5 class folders"),
+    "an empty folder": (lambda root: root.parent, "contains no ImageNet-1k validation set: put its 5 class folders"),
+    "too few class folders": (four_class_folders, "has 4 class folders, but all 5 are needed"),
+    "the training set": (training_set, "has 53 images, but the validation set has 50 of each class"),
+    "no ground truth": (without(flat, TRUTH), f"has no {TRUTH} in it or above it"),
+    "too few lines": (truth(*[1] * 11), f"{TRUTH} has 11 lines for 12 images"),
+    "too many lines": (truth(*[1] * 13), f"{TRUTH} has 13 lines for 12 images"),
+    "no lines": (truth(), TRUTH),
+    "no numbers": (truth(*WORDNET), "does not have a number per line"),
+    "a number that the kit has not": (truth(*KIT_NUMBERS[:-1], 6), TRUTH),
+    "no kit": (without(flat, "meta.mat"), "put the kit's meta.mat beside it"),
+    "a broken kit": (with_content(flat, "meta.mat", b"no MATLAB file" * 20), "meta.mat"),
+    "Kaggle, one column": (with_content(kaggle, SOLUTION, b"ImageId\nx"), "does not have ImageId and PredictionString"),
+    "Kaggle, no label": (
+        with_content(kaggle, SOLUTION, f"ImageId,PredictionString\n{stem(293)},".encode()),
+        f"{SOLUTION} does not have ImageId and PredictionString",
+    ),
+    "Kaggle, one image": (
+        with_content(kaggle, SOLUTION, f"ImageId,PredictionString\n{stem(293)},{WORDNET[0]} 1".encode()),
+        "of 12 images .* 1 have a WordNet id, of 1 classes",
+    ),
+    "a table without content": (with_content(tables, f"{PART}.parquet", b""), BROKEN_TABLE),
+    "a broken table": (with_content(tables, f"{PART}.parquet", b"PAR1 but nothing else PAR1"), BROKEN_TABLE),
+    "a broken arrow table": (with_content(tables, f"{PART}.arrow", b"x" * 500), BROKEN_TABLE),
+    "no labels": (table(image=[{"bytes": encoded(1)}]), IMAGES),
+    "no images": (table(picture=[1], label=[0]), IMAGES),
+    "no image": (table(image=[None], label=[0]), IMAGES),
+    "numbers for images": (table(image=[7], label=[0]), IMAGES),
+    "an image without bytes": (table(image=[{"bytes": None, "path": "x.JPEG"}], label=[0]), IMAGES),
+    "a path for an image": (table(image=[{"path": "x.JPEG"}], label=[0]), IMAGES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_folder_that_is_no_validation_set_is_refused_in_a_sentence_that_says_what_is_off(tmp_path, case):
+    write, reason = REFUSED[case]
+    with pytest.raises(UserError, match=reason) as caught:
+        red_of(write(tmp_path / "imagenet"))
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def broken_table(root):
+    images = columns(range(len(LABELS))).to_pydict()
+    images["image"][1]["bytes"] = encoded(1)[:50]
+    return table(**images)(root)
+
+
+BROKEN_IMAGES = {
+    "class folders": with_content(class_folders, f"{WORDNET[0]}/{stem(number_of(0, 0))}.JPEG", encoded(1)[:50]),
+    "flat": with_content(flat, f"{stem(number_of(0, 0))}.JPEG", encoded(1)[:50]),
+    "parquet": broken_table,
 }
 
 
-@pytest.mark.parametrize("case", BROKEN_FLAT)
-def test_a_flat_folder_whose_ground_truth_cannot_be_read_is_refused(tmp_path, case):
-    damage, reason = BROKEN_FLAT[case]
-    damage(flat(tmp_path / "val"))
-    assert reason in refused(tmp_path / "val")
-
-
-def broken_class_folders(root):
-    (class_folders(root) / WORDNET[0] / name(number_of(0, 0))).write_bytes(jpeg(1)[:80])
-    return root
-
-
-def broken_flat_folder(root):
-    (flat(root) / name(number_of(0, 0))).write_bytes(jpeg(1)[:80])
-    return root
-
-
-def broken_parquet(root):
-    root.mkdir()
-    table = columns(range(len(LABELS))).to_pydict()
-    table["image"][1]["bytes"] = jpeg(1)[:80]
-    pq.write_table(pa.table(table), root / "validation-00000-of-00001.parquet")
-    return root
-
-
-@pytest.mark.parametrize("layout", [broken_class_folders, broken_flat_folder, broken_parquet])
+@pytest.mark.parametrize("layout", BROKEN_IMAGES)
 def test_a_broken_image_is_refused_and_the_others_are_not(tmp_path, layout):
-    root = layout(tmp_path / "imagenet")
-    assert "cannot be decoded: replace the file" in refused(root, 0, 0)
-    assert same_image(ImageNet(str(root)).image(0, 1), number_of(0, 1))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "content"), [("parquet", b""), ("parquet", b"PAR1 but nothing else PAR1"), ("arrow", b"x" * 500)]
-)
-def test_a_broken_table_is_refused_by_name(tmp_path, suffix, content):
-    path = parquet(tmp_path) / "data" / f"validation-00001-of-00002.{suffix}"
-    path.write_bytes(content)
-    assert f"{path} has no readable column 'label': fetch the file again" in refused(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        {"image": [{"bytes": jpeg(1)}]},
-        {"picture": [1], "label": [0]},
-        {"image": [None], "label": [0]},
-        {"image": [7], "label": [0]},
-        {"image": [{"bytes": None, "path": "x.JPEG"}], "label": [0]},
-        {"image": [{"path": "x.JPEG"}], "label": [0]},
-    ],
-)
-def test_a_table_without_labels_or_images_in_it_is_refused(tmp_path, table):
-    pq.write_table(pa.table(table), tmp_path / "validation-00000-of-00001.parquet")
-    assert "validation-00000-of-00001.parquet" in refused(tmp_path)
+    root = BROKEN_IMAGES[layout](tmp_path / "imagenet")
+    with pytest.raises(UserError, match="cannot be decoded: replace the file"):
+        red_of(root, 0, 0)
+    assert red_of(root, 0, 1) == number_of(0, 1) % 256
 
 
 GAMES = ("a-b-c-d", "b-c-d-e")
@@ -296,36 +333,21 @@ def protocol(monkeypatch, tmp_path):
     monkeypatch.setattr(prepare_pointing_game, "CONFIGS", tmp_path)
 
 
-def corners(grid):
-    """The red of the middle of each quadrant, which tells the number of its image."""
-    return [grid.getpixel((x, y))[0] for y in (112, 336) for x in (112, 336)]
-
-
 def grids(out):
-    return sorted(str(path.relative_to(out)) for path in out.glob("**/*") if path.is_file())
+    return sorted(path.relative_to(out).with_suffix("").as_posix() for path in out.glob("*/*/*"))
 
 
 def test_the_script_writes_the_grids_of_all_games_in_reading_order_as_scenes_of_the_game(tmp_path, protocol):
     out = tmp_path / "out"
     assert prepare(str(class_folders(tmp_path / "imagenet")), out, 2) == []
-    assert grids(out) == [f"jpeg/{game}/0{k}.png" for game in GAMES for k in range(2)]
+    assert grids(out) == [f"jpeg/{game}/0{k}" for game in GAMES for k in range(2)]
     for (game, labels), k in product(zip(GAMES, ((3, 0, 1, 2), (0, 1, 2, 4)), strict=True), range(2)):
         with Image.open(out / "jpeg" / game / f"{k:02d}.png") as grid:
             assert (grid.format, grid.mode, grid.size) == ("PNG", "RGB", (448, 448))
-            assert corners(grid) == pytest.approx([number_of(label, k) % 256 for label in labels], abs=4)
+            reds = [grid.getpixel((x, y))[0] for y in (112, 336) for x in (112, 336)]
+            assert reds == pytest.approx([number_of(label, k) % 256 for label in labels], abs=4)
             scene = PreparedScenes(str(out), "jpeg").image(game, labels, k)
             assert np.array_equal(np.asarray(scene), np.asarray(grid))
-
-
-def test_the_script_keeps_the_grids_that_there_are(tmp_path, protocol):
-    out, root = tmp_path / "out", str(class_folders(tmp_path / "imagenet"))
-    prepare(root, out, 1)
-    kept = out / "jpeg" / GAMES[0] / "00.png"
-    kept.write_bytes(b"mine")
-    (out / "jpeg" / GAMES[1] / "00.png").unlink()
-    assert prepare(root, out, 1) == []
-    assert kept.read_bytes() == b"mine"
-    assert grids(out) == [f"jpeg/{game}/00.png" for game in GAMES]
 
 
 def command(monkeypatch, *arguments):
@@ -333,27 +355,31 @@ def command(monkeypatch, *arguments):
     prepare_pointing_game.main()
 
 
-def test_the_script_ends_with_what_it_could_not_make_and_makes_the_others(tmp_path, protocol, monkeypatch):
+def test_the_script_ends_with_what_it_could_not_make_makes_the_others_and_keeps_what_there_is(
+    tmp_path, protocol, monkeypatch
+):
     root, out = class_folders(tmp_path / "imagenet"), tmp_path / "out"
-    broken = root / WORDNET[3] / name(number_of(3, 0))
+    broken = root / WORDNET[3] / f"{stem(number_of(3, 0))}.JPEG"
     broken.write_bytes(b"no image")
     with pytest.raises(SystemExit, match=f"^a-b-c-d/0: image {broken} cannot be decoded.*[.]$"):
         command(monkeypatch, "--imagenet", root, "--out", out, "--images", 2)
-    assert grids(out) == [f"jpeg/{grid}.png" for grid in ("a-b-c-d/01", "b-c-d-e/00", "b-c-d-e/01")]
-    broken.write_bytes(jpeg(number_of(3, 0)))
+    assert grids(out) == ["jpeg/a-b-c-d/01", "jpeg/b-c-d-e/00", "jpeg/b-c-d-e/01"]
+    kept = out / "jpeg/a-b-c-d/01.png"
+    kept.write_bytes(b"mine")
+    broken.write_bytes(encoded(1))
     command(monkeypatch, "--imagenet", root, "--out", out, "--images", 2)
     command(monkeypatch, "--imagenet", root, "--out", out, "--images", 1, "--encoding", "lossless")
     assert len(grids(out)) == 4 + 2
+    assert kept.read_bytes() == b"mine"
 
 
-def test_the_script_names_each_grid_for_which_a_class_has_too_few_images(tmp_path, protocol):
-    errors = prepare(str(parquet(tmp_path / "imagenet")), tmp_path / "out", 3)
+def test_the_script_names_each_grid_for_which_a_class_has_too_few_images_and_a_folder_that_is_not_imagenet(
+    tmp_path, protocol, monkeypatch
+):
+    errors = prepare(str(tables(tmp_path / "imagenet")), tmp_path / "out", 3)
     assert [error.split(":")[0] for error in errors] == ["a-b-c-d/2", "b-c-d-e/2"]
-
-
-def test_the_script_says_in_a_sentence_that_the_folder_is_not_imagenet(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="contains no ImageNet-1k validation set"):
-        command(monkeypatch, "--imagenet", tmp_path, "--out", tmp_path / "out")
+        command(monkeypatch, "--imagenet", tmp_path / "classes", "--out", tmp_path / "out")
 
 
 def test_a_scene_or_folder_of_scenes_that_was_not_made_is_refused_with_the_command_that_makes_it(tmp_path):

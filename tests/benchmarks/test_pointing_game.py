@@ -39,20 +39,9 @@ from tests.reference import pointing_game as twin
 from tests.tiny.benchmarks import explained
 from tests.tiny.jobs import ROOT, Plain, job_config, shipped_configs
 
-PAPER_CLASSES = {
-    "fish": 0, "koala": 105, "plane": 404, "balloon": 417, "church": 497, "jeep": 609, "laptop": 620, "lemon": 951,
-    "pizza": 963, "acorn": 988,
-}  # fmt: skip
 CLASSES = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
 GAMES = ["zero-one-two-three", "four-three-two-one"]
-BENCHMARK = ROOT / "configs/benchmark"
-CLASSES_OF = {scale: OmegaConf.load(BENCHMARK / f"classes/{scale}.yaml") for scale in ("tiny", "small", "paper")}
-GAMES_OF = {
-    "tiny": OmegaConf.load(BENCHMARK / "by_scale/tiny/pointing_game.yaml").games,
-    "small": OmegaConf.load(BENCHMARK / "by_scale/small/pointing_game.yaml").games,
-    "paper": OmegaConf.load(BENCHMARK / "pointing_game.yaml").games,
-}
-CLIP, METACLIP, LARGE, SMALL = "clip_vitb16", "metaclip2_vith14", "siglip2_vitl16", "siglip2_vitb32"
+CLIP, METACLIP = "clip_vitb16", "metaclip2_vith14"
 NUMBERS = st.one_of(st.just(0.0), st.floats(-10, 10))
 NONZERO = st.floats(-10, 10).filter(lambda value: abs(value) > 0.01)
 
@@ -81,110 +70,98 @@ def test_negated_maps_have_the_rest_the_unit_does_not_count_and_one_positive_map
     assert close(recognition(np.repeat(np.abs(maps[:, :1]), 4, axis=1)), 0.25)
 
 
-def test_maps_that_point_to_their_objects_have_one_those_that_point_elsewhere_zero_and_zeros_no_score():
+def test_recognition_by_hand():
     perfect = np.where(quadrants(16)[:, :3], 2.0, -0.5)
     assert (recognition(perfect), recognition(-perfect)) == (1, 0)
-    assert recognition(np.roll(quadrants(16).astype(float), 1, axis=1)) == 0
     assert recognition(np.zeros((16, 2))) is None
     maps = np.array([[3.0, -1.0], [1.0, 2.0], [-0.5, 0.0], [0.0, 0.25]])
     assert recognition(maps) == (3 + 0.5 + 1 + 2) / (3 + 1 + 0.5 + 1 + 2 + 0.25)
-
-
-@pytest.mark.parametrize(
-    ("n_patches", "reason"), [(1, "a single patch has no quadrants"), (8, "8 patches do not form a square grid")]
-)
-def test_patches_without_quadrants_are_refused(n_patches, reason):
-    with pytest.raises(UserError, match=reason):
-        recognition(np.ones((n_patches, 2)))
-
-
-@dataclass(frozen=True)
-class Solid(Images):
-    """A white picture of class 0, black ones of the others."""
-
-    white: int
-
-    def image(self, label, k):
-        return Image.new("RGB", (8, 8), "white" if label == self.white else "black")
+    for n_patches, reason in ((1, "a single patch has no quadrants"), (8, "8 patches do not form a square grid")):
+        with pytest.raises(UserError, match=reason):
+            recognition(np.ones((n_patches, 2)))
 
 
 def test_patches_in_the_middle_of_an_odd_grid_count_for_no_quadrant():
     assert quadrants(49).sum(0).tolist() == [9] * 4
     maps = np.where(quadrants(49), 1.0, 0.0)
-    assert recognition(maps) == 1
     maps[3 * 7 + 3] = 1e6
     assert recognition(maps) == 1
 
 
-def test_quadrants_are_those_of_the_picture_in_reading_order():
-    for place in range(4):
-        grid = np.asarray(ComposedScenes(Solid(place), 8).image("a-b-c-d", range(4), 0))[..., 0]
-        assert np.array_equal(grid.reshape(4, 4, 4, 4).mean((1, 3)).ravel() > 128, quadrants(16)[:, place])
-    annotation = game().samples()[0].annotation()
-    assert np.array(annotation.present)[annotation.mask].tolist() == [["zero", "one"], ["two", "three"]]
+@dataclass(frozen=True)
+class Noise(Images):
+    """Pictures of noise, of another size for each class; or a white one, and black ones of the other classes."""
 
+    white: int | None = None
 
-class Filed(Digits):
-    """Digits that are read from a file each."""
+    def image(self, label, k):
+        height, width = ((40, 90), (91, 41), (63, 64), (32, 32))[label]
+        noise = np.random.default_rng([label, k]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(noise if self.white is None else np.full_like(noise, 255 * (label == self.white)))
 
     def files(self, label, k):
         return [Path(f"{label}-{k}.png")]
 
 
-def game(games=GAMES, n_images=2, n_games=None, images=None, played=None):
-    return PointingGame(ComposedScenes(images or Digits(), 32), CLASSES, games, n_images, n_games, played)
+def game(games=GAMES, n_images=2, images=None, **chosen):
+    return PointingGame(ComposedScenes(images or Digits(), 32), CLASSES, games, n_images, **chosen)
 
 
-def test_the_classes_are_those_of_the_paper_and_digits():
-    assert OmegaConf.to_container(CLASSES_OF["paper"]) == PAPER_CLASSES
-    digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    assert list(CLASSES_OF["tiny"].items()) == [(word, value) for value, word in enumerate(digits)]
+@pytest.mark.parametrize("encoding", ["jpeg", "lossless"])
+@pytest.mark.parametrize("place", range(4))
+def test_quadrants_are_those_of_the_picture_in_reading_order(place, encoding):
+    grid = np.asarray(ComposedScenes(Noise(place), 8, encoding).image("a-b-c-d", range(4), 0)).mean(-1)
+    assert np.array_equal(grid.reshape(4, 4, 4, 4).mean((1, 3)).ravel() > 128, quadrants(16)[:, place])
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
-def test_in_ten_games_each_class_stands_once_in_each_place(scale):
-    assert len(set(GAMES_OF[scale])) == 10
-    for words in zip(*(each.split("-") for each in GAMES_OF[scale]), strict=True):
-        assert sorted(words) == sorted(CLASSES_OF[scale])
-
-
-def test_samples_are_games_by_images():
+def test_a_sample_is_image_k_of_each_word_of_a_game_in_reading_order():
     samples = game().samples()
     assert [sample.id for sample in samples] == [f"{name}/{k}" for name in GAMES for k in range(2)]
-    assert [sample.labels for sample in samples[1:3]] == [(0, 1, 2, 3), (4, 3, 2, 1)]
-    assert samples[2].words == ["four", "three", "two", "one"]
     assert all(isinstance(sample, Sample) for sample in samples)
+    scene = samples[3]
+    assert (scene.labels, scene.words) == ((4, 3, 2, 1), ["four", "three", "two", "one"])
+    annotation = scene.annotation()
+    assert np.array(annotation.present)[annotation.mask].tolist() == [["four", "three"], ["two", "one"]]
+    grid = scene.image()
+    assert grid.size == (64, 64)
+    for label, (x, y) in zip(scene.labels, ((0, 0), (32, 0), (0, 32), (32, 32)), strict=True):
+        expected = Digits().image(label, 1).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(grid.crop((x, y, x + 32, y + 32))), np.asarray(expected))
+    with unchecked():
+        texts = scene.texts(tokenizer=None)
+    assert {m: each.labels for m, each in texts.items()} == {str(m): tuple(scene.words[:m]) for m in range(1, 5)}
+
+
+def test_the_first_games_are_played_or_those_that_are_named():
     assert [sample.id for sample in game(n_games=1).samples()] == [f"{GAMES[0]}/0", f"{GAMES[0]}/1"]
     assert len(game(n_games=7).samples()) == 4
     assert [sample.id for sample in game(played=GAMES[1:]).samples()] == [f"{GAMES[1]}/0", f"{GAMES[1]}/1"]
-    with pytest.raises(UserError, match=r"benchmark\.played has 'a-b-c-d', which is not in benchmark\.games"):
-        game(played=["a-b-c-d"])
 
 
-def test_the_image_of_a_sample_is_image_k_of_each_class_in_reading_order():
-    grid = game().samples()[3].image()
-    assert grid.size == (64, 64)
-    for label, corner in zip((4, 3, 2, 1), ((0, 0), (32, 0), (0, 32), (32, 32)), strict=True):
-        expected = Digits().image(label, 1).resize((32, 32), Image.Resampling.BICUBIC)
-        cell = grid.crop((*corner, corner[0] + 32, corner[1] + 32))
-        assert np.array_equal(np.asarray(cell), np.asarray(expected))
-
-
-@dataclass(frozen=True)
-class Noise(Images):
-    """Pictures of noise, of other sides for each class."""
-
-    def image(self, label, k):
-        height, width = ((40, 90), (91, 41), (63, 64), (32, 32))[label]
-        return Image.fromarray(np.random.default_rng([label, k]).integers(0, 256, (height, width, 3), dtype=np.uint8))
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"played": ["a-b-c-d"]}, "benchmark.played has 'a-b-c-d', which is not in benchmark.games"),
+        ({"n_images": 0}, "n_images=0 and benchmark.n_games=None must be positive"),
+        ({"n_games": -3}, "n_images=2 and benchmark.n_games=-3 must be positive"),
+        *(
+            ({"games": [GAMES[0], name]}, f"game '{name}' must be four different words of benchmark.classes")
+            for name in ("one-two", "one-two-three-four-zero", "one-two-ten-four", "one-two-one-three")
+        ),
+    ],
+)
+def test_games_that_cannot_be_played_are_refused(arguments, reason):
+    with pytest.raises(UserError, match=reason):
+        game(**arguments)
 
 
 def test_grids_of_jpegs_are_those_that_torchvision_and_files_make(tmp_path):
-    found = ComposedScenes(Noise(), 24, "jpeg").image("a-b-c-d", range(4), 1)
-    expected = twin.grid_of_jpegs([Noise().image(label, 1) for label in range(4)], 24, tmp_path)
-    assert np.array_equal(np.asarray(found), np.asarray(expected))
-    lossless = ComposedScenes(Noise(), 24, "lossless").image("a-b-c-d", range(4), 1)
-    assert np.abs(np.asarray(lossless).astype(int) - np.asarray(found)).mean() > 10
+    found, lossless = (
+        np.asarray(ComposedScenes(Noise(), 24, encoding).image("a-b-c-d", range(4), 1), int)
+        for encoding in ("jpeg", "lossless")
+    )
+    assert np.array_equal(found, twin.grid_of_jpegs([Noise().image(label, 1) for label in range(4)], 24, tmp_path))
+    assert np.abs(lossless - found).mean() > 10
     with pytest.raises(UserError, match="encoding='png' must be 'jpeg' or 'lossless'"):
         ComposedScenes(Noise(), 24, "png")
 
@@ -196,61 +173,54 @@ def test_a_bilinear_square_is_torchvisions(width, height, side):
     assert np.array_equal(np.asarray(bilinear_square(image, side)), np.asarray(expected))
 
 
-def prepared_samples(folder):
-    (folder / "jpeg").mkdir()
-    return PointingGame(PreparedScenes(str(folder), "jpeg"), CLASSES, GAMES, 2).samples()
-
-
 def test_the_files_of_a_sample_are_those_of_its_four_images_or_its_prepared_grid(tmp_path):
-    composed = game(images=Filed()).samples()[3]
+    composed = game(images=Noise()).samples()[3]
     assert list(composed.files()) == [Path(f"{label}-1.png") for label in (4, 3, 2, 1)]
     assert list(game().samples()[3].files()) == list(game().files()) == []
-    found = [list(sample.files()) for sample in prepared_samples(tmp_path)]
+    (tmp_path / "jpeg").mkdir()
+    prepared = PointingGame(PreparedScenes(str(tmp_path), "jpeg"), CLASSES, GAMES, 2).samples()
+    found = [list(sample.files()) for sample in prepared]
     assert found == [[tmp_path / "jpeg" / name / f"{k:02d}.png"] for name in GAMES for k in range(2)]
 
 
-@unchecked()
-def test_scenario_m_asks_about_the_first_m_words():
-    players = game().samples()[0].texts(tokenizer=None)
-    words = ("zero", "one", "two", "three")
-    assert {m: each.labels for m, each in players.items()} == {str(m): words[:m] for m in range(1, 5)}
+def read(name):
+    return OmegaConf.load(ROOT / "configs/benchmark" / name)
 
 
-@pytest.mark.parametrize(("n_images", "n_games"), [(0, None), (2, -3)])
-def test_numbers_of_games_and_images_that_are_not_positive_are_refused(n_images, n_games):
-    with pytest.raises(UserError, match=f"n_images={n_images} and benchmark.n_games={n_games} must be positive"):
-        game(n_images=n_images, n_games=n_games)
-
-
-@pytest.mark.parametrize("name", ["", "one-two", "one-two-three-four-zero", "one-two-ten-four", "one-two-one-three"])
-def test_a_game_that_is_not_four_different_known_words_is_refused(name):
-    with pytest.raises(UserError, match=f"game {name!r} must be four different words of benchmark.classes"):
-        game([GAMES[0], name])
-
-
-OF_METACLIP = ["plane-balloon-jeep-pizza", "church-jeep-lemon-fish", "lemon-pizza-fish-balloon"]
+def test_the_classes_are_those_of_the_paper_and_digits_each_once_in_each_place_of_ten_games():
+    classes = {
+        "fish": 0, "koala": 105, "plane": 404, "balloon": 417, "church": 497, "jeep": 609, "laptop": 620, "lemon": 951,
+        "pizza": 963, "acorn": 988,
+    }  # fmt: skip
+    assert read("classes/paper.yaml") == classes
+    digits = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    assert list(read("classes/tiny.yaml").items()) == [(word, value) for value, word in enumerate(digits)]
+    for file, words in (("pointing_game.yaml", list(classes)), ("by_scale/tiny/pointing_game.yaml", digits)):
+        games = read(file).games
+        assert len(set(games)) == 10
+        for of_a_place in zip(*(each.split("-") for each in games), strict=True):
+            assert sorted(of_a_place) == sorted(words)
 
 
 @pytest.mark.parametrize(
-    ("scale", "model", "method", "n_games", "played", "n_images"),
+    ("scale", "model", "method", "expected"),
     [
-        ("tiny", CLIP, "grad_eclip", None, None, 50),
-        ("tiny", CLIP, "fixlip", 3, None, 10),
-        ("tiny", METACLIP, "fixlip", 3, None, 10),
-        ("paper", METACLIP, "grad_eclip", None, None, 50),
-        ("paper", METACLIP, "fixlip", None, OF_METACLIP, 50),
-        *(("paper", model, "fixlip", None, None, 50) for model in (CLIP, LARGE, SMALL)),
+        ("tiny", CLIP, "grad_eclip", (None, None, 50, "lossless")),
+        ("tiny", METACLIP, "fixlip", (3, None, 10, "lossless")),
+        ("paper", METACLIP, "grad_eclip", (None, None, 50, "jpeg")),
+        (
+            *("paper", METACLIP, "fixlip"),
+            (None, ["plane-balloon-jeep-pizza", "church-jeep-lemon-fish", "lemon-pizza-fish-balloon"], 50, "jpeg"),
+        ),
+        ("paper", "siglip2_vitl16", "fixlip", (None, None, 50, "jpeg")),
     ],
 )
-def test_the_shipped_game_has_50_images_of_ten_games_and_fewer_for_fixlip(
-    scale, model, method, n_games, played, n_images
-):
+def test_the_shipped_game_has_50_images_of_ten_games_and_fewer_for_fixlip(scale, model, method, expected):
     with shipped_configs():
         parts = [f"model={model}", "benchmark=pointing_game", f"scale={scale}", f"attribution={method}"]
         game = compose("config", overrides=parts).benchmark
-    assert (game.n_games, game.played, game.n_images) == (n_games, played, n_images)
-    assert set(played or ()) <= set(GAMES_OF["paper"])
-    assert game.scenes.encoding == {"tiny": "lossless", "paper": "jpeg"}[scale]
+    assert (game.n_games, game.played, game.n_images, game.scenes.encoding) == expected
+    assert set(game.played or ()) <= set(game.games)
 
 
 def test_the_maps_of_words_are_the_meta_attributions_or_one_first_order_map_for_all():
@@ -269,8 +239,7 @@ def test_the_scores_are_the_recognition_of_each_scenario():
     scores = game().score(game().samples()[0], dict.fromkeys(explanations), explanations)
     assert list(scores) == list(OBJECTS)
     assert scores["objects_4"] is None
-    for m in (1, 2, 3):
-        assert close(scores[f"objects_{m}"], twin.recognition(maps[str(m)], 4))
+    assert all(close(scores[f"objects_{m}"], twin.recognition(maps[str(m)], 4)) for m in (1, 2, 3))
 
 
 def test_a_combination_is_left_out_where_an_entry_names_all_its_parts_and_that_is_said(tmp_path, caplog):
@@ -296,9 +265,12 @@ def test_table_2_leaves_mask_clip_on_metaclip_out():
     assert len(jobs) == 22
 
 
+SAMPLES = [f"zero-one-three-six/{k}" for k in range(3)]
+
+
 def play(output_dir, *overrides):
     """Run a job of the shipped game on the embedded CLIP and write its table; its config and outcome."""
-    parts = ["model=clip_vitb16", "attribution=meta_grad_eclip", "benchmark=pointing_game", f"output_dir={output_dir}"]
+    parts = [f"model={CLIP}", "attribution=meta_grad_eclip", "benchmark=pointing_game", f"output_dir={output_dir}"]
     with shipped_configs():
         cfg = compose("config", overrides=[*parts, "limit=3", *overrides])
         outcome = run_job(cfg)
@@ -310,24 +282,14 @@ def records(cfg):
     return {record.sample: record for record in RecordStore(job_folder(cfg)).read().values()}
 
 
-def explanations(cfg, record):
-    return unpack(record, RecordStore(job_folder(cfg)).load_arrays(record))
-
-
 def contents(cfg):
     """Everything that the job found, as bytes by sample: scores and arrays; and its table."""
     store = RecordStore(job_folder(cfg))
     samples = {
-        record.sample: (
-            json.dumps(record.scores),
-            {name: array.tobytes() for name, array in store.load_arrays(record).items()},
-        )
+        record.sample: (json.dumps(record.scores), {k: v.tobytes() for k, v in store.load_arrays(record).items()})
         for record in store.read().values()
     }
     return samples, (Path(cfg.output_dir) / "table.json").read_bytes()
-
-
-SAMPLES = [f"zero-one-three-six/{k}" for k in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -343,12 +305,11 @@ def test_a_job_of_the_game_asks_about_each_number_of_words_of_every_image_and_sc
     assert list(records(cfg)) == SAMPLES
     for record in records(cfg).values():
         assert list(record.scores) == list(OBJECTS)
-        found = explanations(cfg, record)
+        found = unpack(record, RecordStore(job_folder(cfg)).load_arrays(record))
         assert list(found) == ["4", "3", "2", "1"]
         for m in range(1, 5):
-            words = record.sample.split("/")[0].split("-")[:m]
             first, meta = found[str(m)].attribution, found[str(m)].meta
-            assert (found[str(m)].players, found[str(m)].grid) == (tuple(words), (4, 4))
+            assert (found[str(m)].players, found[str(m)].grid) == (("zero", "one", "three", "six")[:m], (4, 4))
             assert (meta.values.shape, first.shape, meta.empty.shape) == ((16, m), (16,), (16,))
             assert np.abs(meta.values.sum(1) - (first - meta.empty)).max() < 1e-5 * np.abs(first).max()
             assert close(meta.empty, found["1"].meta.empty, 1e-5 * np.abs(meta.empty).max())
@@ -365,10 +326,10 @@ def test_a_job_that_was_stopped_and_goes_on_ends_as_if_it_had_not_been(played, t
             raise KeyboardInterrupt
         return score(*arguments)
 
-    monkeypatch.setattr(PointingGame, "score", stop)
-    with pytest.raises(KeyboardInterrupt):
-        play(tmp_path)
-    monkeypatch.setattr(PointingGame, "score", score)
+    with monkeypatch.context() as patched:
+        patched.setattr(PointingGame, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            play(tmp_path)
     cfg, outcome = play(tmp_path)
     assert (outcome.n_done, outcome.n_failed) == (3, 0)
     assert contents(cfg) == contents(played[0])
@@ -378,20 +339,18 @@ def test_a_job_that_was_stopped_and_goes_on_ends_as_if_it_had_not_been(played, t
 
 @pytest.mark.slow
 def test_a_grid_that_cannot_be_decoded_fails_alone_and_the_table_names_it(played, tmp_path):
-    game_name = SAMPLES[0].split("/")[0]
-    folder = tmp_path / "grids" / "lossless" / game_name
+    folder = tmp_path / "grids" / "lossless" / "zero-one-three-six"
     folder.mkdir(parents=True)
     for k in (0, 2):
-        ComposedScenes(Digits(), 32).image(game_name, (0, 1, 3, 6), k).save(folder / f"{k:02d}.png")
+        ComposedScenes(Digits(), 32).image("", (0, 1, 3, 6), k).save(folder / f"{k:02d}.png")
     (folder / "01.png").write_bytes((folder / "00.png").read_bytes()[:200])
     scenes = [f"benchmark.scenes.root={tmp_path / 'grids'}", "benchmark.scenes.encoding=lossless"]
     cfg, outcome = play(tmp_path, "benchmark/scenes=paper", *scenes)
     error = f"image {folder / '01.png'} cannot be decoded: replace the file."
     assert (outcome.n_done, outcome.errors) == (2, (error,))
-    assert statuses(cfg) == dict(zip(SAMPLES, ("done", "failed", "done"), strict=True))
-    whole = records(played[0])
+    assert [record.status for record in records(cfg).values()] == ["done", "failed", "done"]
     for sample in (SAMPLES[0], SAMPLES[2]):
-        ours, theirs = records(cfg)[sample].scores, whole[sample].scores
+        ours, theirs = records(cfg)[sample].scores, records(played[0])[sample].scores
         assert all(close(ours[key], theirs[key], 1e-5) for key in OBJECTS)
     table = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
     assert f"Meta-Grad-ECLIP: sample {SAMPLES[1]} failed: {error}" in table["notes"]
@@ -400,17 +359,16 @@ def test_a_grid_that_cannot_be_decoded_fails_alone_and_the_table_names_it(played
 
 
 class Together(Plain):
-    """A model that prepares samples in batches and writes down each batch.
+    """A model that prepares samples in batches of two and writes down each batch.
 
     Ids in ``broken`` cannot be prepared, batches with one in ``stop`` not at all.
     """
 
-    runtime_arguments = frozenset({"batch_size"})
+    batch_size = 2
 
-    def __init__(self, log, batch_size=2, broken=(), stop=()):
+    def __init__(self, log, broken=(), stop=()):
         super().__init__()
         self.batches = Path(log)
-        self.batch_size = batch_size
         self.broken = set(broken)
         self.stop = set(stop)
 
@@ -422,17 +380,13 @@ class Together(Plain):
         return [Failure(UserError(f"no {each.id}.")) if each.id in self.broken else {WHOLE: each} for each in samples]
 
 
-def stub_config(tmp_path, values=5, fail_fast=False, **model):
+def stub_config(tmp_path, fail_fast=False, **model):
     model = {"name": "together", "_target_": f"{__name__}.Together", "log": str(tmp_path / "log")} | model
-    return job_config(tmp_path, model=model, benchmark__values=list(range(1, values + 1)), fail_fast=fail_fast)
+    return job_config(tmp_path, model=model, benchmark__values=list(range(1, 6)), fail_fast=fail_fast)
 
 
 def batches(tmp_path):
     return (tmp_path / "log").read_text(encoding="utf-8").splitlines()
-
-
-def statuses(cfg):
-    return {sample: record.status for sample, record in records(cfg).items()}
 
 
 @pytest.mark.parametrize(
@@ -463,20 +417,19 @@ def test_a_failed_preparation_stops_a_job_that_fails_fast(tmp_path):
     cfg = stub_config(tmp_path, broken=["2"], fail_fast=True)
     with pytest.raises(UserError, match="no 2"):
         run_job(cfg)
-    assert statuses(cfg) == {"1": "done", "2": "failed"}
+    assert {sample: record.status for sample, record in records(cfg).items()} == {"1": "done", "2": "failed"}
 
 
 def test_only_batches_with_unfinished_samples_are_prepared_again_and_whole(tmp_path, monkeypatch):
-    cfg = stub_config(tmp_path, values=6)
-    prepare = Together.prepare
+    cfg, prepare = stub_config(tmp_path), Together.prepare
 
     def without_3(self, samples):
         prepared = zip(samples, prepare(self, samples), strict=True)
         return [Failure(UserError("no 3.")) if sample.id == "3" else each for sample, each in prepared]
 
-    monkeypatch.setattr(Together, "prepare", without_3)
-    assert run_job(cfg).n_failed == 1
-    monkeypatch.setattr(Together, "prepare", prepare)
+    with monkeypatch.context() as patched:
+        patched.setattr(Together, "prepare", without_3)
+        assert run_job(cfg).n_failed == 1
     (tmp_path / "log").unlink()
-    assert run_job(cfg).n_done == 6
+    assert run_job(cfg).n_done == 5
     assert batches(tmp_path) == ["3 4"]

@@ -21,7 +21,6 @@ from metagame.benchmarks.reviews import (
     Review,
     clause_moebius,
     compose,
-    draw_clause,
     draw_review,
     is_held_out,
     reviews,
@@ -66,11 +65,6 @@ def review_of(*clauses):
     return compose(clauses, instructed=False, rng=np.random.default_rng(0))
 
 
-def coalitions(n):
-    """All of them, by bits of their number."""
-    return [[bool(number >> place & 1) for place in range(n)] for number in range(1 << n)]
-
-
 def test_a_negation_turns_an_intensifier_doubles_and_the_negation_counts_more():
     for adjective, value in ADJECTIVES.items():
         assert said(opinion(adjective)) == value
@@ -81,24 +75,16 @@ def test_a_negation_turns_an_intensifier_doubles_and_the_negation_counts_more():
 
 
 @pytest.mark.parametrize(
-    ("text", "absent", "value"),
-    [
-        ("not very good", "the food was", -1),
-        ("not very good", "not", 2),
-        ("not very good", "very", -1),
-        ("not very good", "not very", 1),
-        ("not very good", "good", 0),
-    ],
+    ("absent", "value"), [("the food was", -1), ("not", 2), ("very", -1), ("not very", 1), ("good", 0)]
 )
-def test_an_absent_word_of_an_opinion_is_as_if_it_were_not_there(text, absent, value):
-    assert said(opinion(text), absent) == value
+def test_an_absent_word_of_an_opinion_is_as_if_it_were_not_there(absent, value):
+    assert said(opinion("not very good"), absent) == value
 
 
 @pytest.mark.parametrize("words", ["not good", "very good", "not very good"])
-@pytest.mark.parametrize("seed", range(4))
-def test_an_aside_says_nothing_not_even_by_an_adjective_of_its_own(words, seed):
-    clause, rng = opinion(words), np.random.default_rng(seed)
-    for _ in range(10):
+def test_an_aside_says_nothing_not_even_by_an_adjective_of_its_own(words):
+    clause, rng = opinion(words), np.random.default_rng(0)
+    for _ in range(40):
         longer = with_aside(clause, rng)
         start = next(place for place, word in enumerate(longer.words) if clause.words[place] != word)
         aside = range(start, start + len(longer.words) - len(clause.words))
@@ -118,12 +104,6 @@ def test_a_third_of_the_opinions_with_a_negation_or_an_intensifier_have_an_aside
     assert all(clause.parts[:-1] != (None, None) for clause in clauses if len(clause.words) > 6)
 
 
-def test_words_that_interact_stand_up_to_nine_words_apart():
-    distances = Counter(second - first for review in drawn(500) for first, second in review.pairs())
-    assert set(distances) == set(range(1, 10))
-    assert min(distances[distance] for distance in range(3, 9)) > 5
-
-
 def test_an_idiom_says_something_else_than_its_parts_do_alone():
     assert len(IDIOMS) == 9
     for (one, other), together in IDIOMS.items():
@@ -139,30 +119,27 @@ def test_a_thing_says_its_own_and_a_distractor_nothing():
     assert {text: said(thing(text)) for text in THINGS} == THINGS
     assert {said(thing(text), absent=text) for text in THINGS} == {0}
     for clause in map(distractor, DISTRACTORS):
-        assert {clause.value(present) for present in coalitions(len(clause.words))} == {0}
+        assert {clause.value(present) for present in product((False, True), repeat=len(clause.words))} == {0}
 
 
 @pytest.mark.parametrize(
-    ("clauses", "score", "label"),
+    ("clauses", "absent", "score", "label"),
     [
-        ((opinion("not good"),), -1, "negative"),
-        ((opinion("very good"), opinion("really nice")), 4, "very positive"),
-        ((opinion("utterly rude"), thing("death")), -3, "very negative"),
-        ((idiom("slow burn"), opinion("bad")), 0, "neutral"),
-        ((idiom("slow burn"), distractor("it rained that day")), 1, "positive"),
+        ((opinion("not good"),), "", -1, "negative"),
+        ((opinion("very good"), opinion("really nice")), "", 4, "very positive"),
+        ((opinion("utterly rude"), thing("death")), "", -3, "very negative"),
+        ((idiom("slow burn"), opinion("bad")), "", 0, "neutral"),
+        ((idiom("slow burn"), distractor("it rained that day")), "", 1, "positive"),
+        ((opinion("not very good"), thing("pleasure")), "not", 3, "very positive"),
+        ((opinion("not very good"), thing("pleasure")), "pleasure", -1, "negative"),
+        ((opinion("not very good"), thing("pleasure")), "not very", 2, "very positive"),
     ],
 )
-def test_a_review_says_the_sum_of_its_clauses_and_is_labelled_so(clauses, score, label):
+def test_a_review_says_the_sum_of_its_clauses_and_is_labelled_so(clauses, absent, score, label):
     review = review_of(*clauses)
-    assert review.score([True] * len(review.words)) == score
-    assert " ".join(review.label()) == label
-
-
-def test_a_label_is_that_of_the_words_that_are_present():
-    review = review_of(opinion("not very good"), thing("pleasure"))
-    without = {"": "neutral", "not": "very positive", "pleasure": "negative", "not very": "very positive"}
-    for absent, label in without.items():
-        assert " ".join(review.label([word not in absent.split() for word in review.words])) == label
+    present = [word not in absent.split() for word in review.words]
+    assert review.score(present) == score
+    assert " ".join(review.label(present)) == label
 
 
 def test_a_whole_review_has_the_label_of_all_words_and_without_words_everything_is_neutral():
@@ -180,32 +157,32 @@ def coefficient(review, a, b):
     return score(a, b) - score(a) - score(b) + score()
 
 
-def test_pairs_are_those_with_a_coefficient_of_order_two():
+def test_pairs_are_those_with_a_coefficient_of_order_two_and_stand_up_to_nine_words_apart():
     assert {len(review.clauses) for review in drawn(40)} == {1, 2, 3}
     for review in drawn(40):
         places = combinations(range(len(review.words)), 2)
         assert len(review.pairs()) == len(set(review.pairs()))
         assert set(review.pairs()) == {(a, b) for a, b in places if coefficient(review, a, b) != 0}
+    distances = Counter(second - first for review in drawn(500) for first, second in review.pairs())
+    assert set(distances) == set(range(1, 10))
+    assert min(distances[distance] for distance in range(3, 9)) > 5
 
 
 def test_words_of_different_clauses_do_not_interact():
     """At no order: the score of two clauses is the sum of what each says without the other."""
+    rng = np.random.default_rng(0)
     for review in [each for each in drawn(300) if len(each.clauses) > 1][:50]:
-        rng = np.random.default_rng(0)
         n = len(review.words)
         spans = [range(start, start + len(c.words)) for start, c in zip(review.starts, review.clauses, strict=True)]
         for present in (rng.random((8, n)) < 0.5).tolist():
             alone = [review.score([present[place] and place in span for place in range(n)]) for span in spans]
             assert review.score(present) == sum(alone)
-        for a, b in review.pairs():
-            assert any(a in span and b in span for span in spans)
 
 
 @pytest.mark.parametrize(
     ("clause", "pairs"),
     [
         (opinion("good"), set()),
-        (opinion("not very good"), {("not", "good"), ("very", "good")}),
         (opinion("not , says one rude critic , good"), {("not", "good")}),
         (opinion("never , unlike the film , very good"), {("never", "good"), ("very", "good")}),
         (idiom("cold comfort"), {("cold", "comfort")}),
@@ -230,52 +207,37 @@ def test_a_review_is_its_clauses_with_joints_between_them_and_a_full_stop():
         assert review.text == " ".join(review.words)
 
 
-def test_the_places_of_a_clause_hold_what_its_kind_says():
-    rng = np.random.default_rng(0)
-    clauses = [draw_clause(rng) for _ in range(500)]
-    for clause in clauses:
-        words = [None if part is None else clause.words[part] for part in clause.parts]
-        if clause.kind == "opinion":
-            assert words[0] in (None, *NEGATIONS)
-            assert words[1] in (None, *INTENSIFIERS)
-            assert words[2] in ADJECTIVES
-        elif clause.kind == "idiom":
-            assert tuple(words) in IDIOMS
-        else:
-            assert clause.kind == "thing"
-            assert words[0] in THINGS
-    assert set(Counter(clause.kind for clause in clauses)) == {"opinion", "idiom", "thing"}
+def holds_what_its_kind_says(clause):
+    words = [None if part is None else clause.words[part] for part in clause.parts]
+    match clause.kind:
+        case "opinion":
+            negation, intensifier, adjective = words
+            return negation in (None, *NEGATIONS) and intensifier in (None, *INTENSIFIERS) and adjective in ADJECTIVES
+        case "idiom":
+            return tuple(words) in IDIOMS
+        case "thing":
+            return len(words) == 1 and words[0] in THINGS
+    return words == []
 
 
-def test_reviews_are_of_every_kind_and_label():
+def test_reviews_are_of_every_kind_and_label_and_the_places_of_a_clause_hold_what_its_kind_says():
     made = drawn(2000)
+    clauses = [clause for review in made for clause in review.clauses]
+    assert {clause.kind for clause in clauses} == {"opinion", "idiom", "thing", "distractor"}
+    assert all(map(holds_what_its_kind_says, clauses))
     assert {review.label() for review in made} == set(LABELS.values())
-    n_opinions = {sum(clause.kind != "distractor" for clause in review.clauses) for review in made}
-    n_distractors = {sum(clause.kind == "distractor" for clause in review.clauses) for review in made}
-    assert (n_opinions, n_distractors) == ({1, 2}, {0, 1})
-    instructed = np.mean([review.words[: len(INSTRUCTION)] == INSTRUCTION for review in made])
-    assert 0.45 < instructed < 0.55
+    n_distractors = [sum(clause.kind == "distractor" for clause in review.clauses) for review in made]
+    assert set(n_distractors) == {0, 1}
+    assert {len(review.clauses) - n for review, n in zip(made, n_distractors, strict=True)} == {1, 2}
+    assert 0.45 < np.mean([review.words[: len(INSTRUCTION)] == INSTRUCTION for review in made]) < 0.55
 
 
-def test_about_a_tenth_of_the_reviews_is_held_out():
+def test_about_a_tenth_is_held_out_and_the_two_sides_are_all_reviews_that_are_drawn():
     assert 0.08 < np.mean([is_held_out(review) for review in drawn(2000)]) < 0.12
-
-
-def test_held_out_reviews_are_never_among_those_of_training():
-    train, test = (
-        {review.text for seed in range(2) for review in islice(reviews([seed, 7], held_out=held_out), 100)}
-        for held_out in (False, True)
-    )
-    assert not train & test
-    for texts, held_out in ((train, False), (test, True)):
-        assert {is_held_out(Review(tuple(text.split()), (), ())) for text in texts} == {held_out}
-
-
-def test_the_two_sides_are_all_reviews_that_are_drawn():
-    made = iter(drawn(200))
     sides = {held_out: reviews(0, held_out=held_out) for held_out in (True, False)}
-    for review in made:
+    for review in drawn(200):
         assert next(sides[is_held_out(review)]) == review
+        assert is_held_out(Review(tuple(review.text.split()), (), ())) == is_held_out(review)
 
 
 @pytest.mark.parametrize("seed", [5, [0, 0, 3]])
@@ -289,18 +251,14 @@ def test_reviews_are_drawn_from_the_seed_and_leave_the_global_generator_alone(se
 
 
 def test_the_vocabulary_is_every_word_that_reviews_and_labels_have_and_no_other():
-    words = vocabulary()
-    assert words == sorted(set(words))
-    used = {word for review in drawn(2000) for word in review.words} | {
-        word for label in LABELS.values() for word in label
-    }
-    assert used == set(words)
+    said = [review.words for review in drawn(2000)]
+    assert vocabulary() == sorted({word for words in (*said, *LABELS.values()) for word in words})
 
 
 def test_the_tokenizer_gives_the_words_of_a_review_back_which_is_short_enough_for_the_model():
     tokenizer = build_tokenizer()
-    encoded = tokenizer([review.text for review in drawn(1000)], add_special_tokens=False)["input_ids"]
-    for review, ids in zip(drawn(1000), encoded, strict=True):
+    encoded = tokenizer([review.text for review in drawn(500)], add_special_tokens=False)["input_ids"]
+    for review, ids in zip(drawn(500), encoded, strict=True):
         tokens = tokenizer.convert_ids_to_tokens(ids)
         assert UNKNOWN not in tokens
         assert tuple(tokens) == review.words
