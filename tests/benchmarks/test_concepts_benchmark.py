@@ -69,19 +69,14 @@ def test_the_model_paints_the_prompt_from_the_seed_which_is_that_of_the_paper_by
     [
         ([["car"], ["train", "dog"]], "has 'train', which is not in benchmark.players: add it there"),
         ([["Car"]], "has 'Car', which is not in benchmark.players: add it there"),
-        ([["sky"]], "has 'sky', which is not in benchmark.players: add it there"),
         ([], r"is empty, or contains an empty set: give the concepts to show, such as \[\[car, bike\]\]"),
         ([["car"], []], "is empty, or contains an empty set"),
+        ([["car"], ["dog"], ["car"]], "repeats a set: give each once"),
     ],
 )
-def test_sets_without_concepts_or_with_one_that_is_no_player_are_refused(sets, reason):
+def test_sets_without_concepts_with_one_that_is_no_player_or_repeated_are_refused(sets, reason):
     with refused(f"benchmark.sets {reason}"):
         concepts(sets=sets)
-
-
-def test_repeated_sets_are_refused():
-    with refused("repeats a set: give each once"):
-        concepts(sets=[["car"], ["dog"], ["car"]])
 
 
 def test_there_is_nothing_to_score():
@@ -90,19 +85,15 @@ def test_there_is_nothing_to_score():
     assert benchmark.score(only(benchmark), inputs, {}) == {}
 
 
-def test_an_own_image_is_seen_with_the_prompt(tmp_path):
-    sample = only(concepts(image=saved(tmp_path / "street.png"), prompt="a street"))
-    assert isinstance(sample, OwnImage)
-    assert isinstance(sample, ConceptSample)
-    assert np.array_equal(np.asarray(sample.image()), pixels(8, 14))
-    assert {question.prompt for question in sample.questions().values()} == {"a street"}
-    assert only(concepts(image=saved(tmp_path / "street.png"), prompt="")).questions()[ALL].prompt == ""
-    assert sample.questions()[ALL] == ConceptQuestion(PLAYERS, ("sky", "grass"), 3, "a street")
-
-
-def test_the_id_of_an_own_image_is_its_name_and_tells_its_content_as_its_files_do(tmp_path):
+def test_an_own_image_is_seen_with_the_prompt_and_its_id_tells_its_content_as_its_files_do(tmp_path):
     path = tmp_path / "street.png"
-    first = only(concepts(image=saved(path)))
+    first = only(concepts(image=saved(path), prompt="a street"))
+    assert isinstance(first, OwnImage)
+    assert isinstance(first, ConceptSample)
+    assert np.array_equal(np.asarray(first.image()), pixels(8, 14))
+    assert {question.prompt for question in first.questions().values()} == {"a street"}
+    assert first.questions()[ALL] == ConceptQuestion(PLAYERS, ("sky", "grass"), 3, "a street")
+    assert only(concepts(image=str(path), prompt="")).questions()[ALL].prompt == ""
     digest = files_digest(first.files())
     assert list(first.files()) == [path]
     assert first.id.startswith("street.png (")
@@ -125,35 +116,17 @@ def test_an_own_image_of_any_kind_is_turned_as_its_camera_says(tmp_path, file, m
     assert np.abs(np.asarray(found).astype(int) - upright).max() <= 6
 
 
-@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
-def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation):
-    upright = Image.fromarray(pixels(8, 14))
-    back = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }  # fmt: skip
-    stored = upright.transpose(back[orientation]) if orientation in back else upright
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    sample = only(concepts(image=saved(tmp_path / "x.png", stored, exif=exif)))
-    assert np.array_equal(np.asarray(sample.image()), np.asarray(upright))
-
-
-def test_a_missing_image_is_told_when_it_is_needed(tmp_path):
-    path = tmp_path / "absent.jpg"
-    sample = only(concepts(image=str(path)))
+def test_an_image_that_is_missing_or_cannot_be_decoded_is_told_when_it_is_needed(tmp_path):
+    absent = tmp_path / "absent.jpg"
+    sample = only(concepts(image=str(absent)))
     assert sample.id == "absent.jpg (missing)"
     assert list(sample.questions())[-1] == ALL
-    with refused(f"image {path} does not exist: give the path of an image file"):
+    with refused(f"image {absent} does not exist: give the path of an image file"):
         sample.image()
-
-
-def test_an_image_that_cannot_be_decoded_is_told(tmp_path):
-    path = tmp_path / "street.jpg"
-    saved(path, Image.fromarray(pixels(80, 140)))
-    path.write_bytes(path.read_bytes()[:-300])
-    for image in (path, tmp_path):
+    broken = tmp_path / "street.jpg"
+    saved(broken, Image.fromarray(pixels(80, 140)))
+    broken.write_bytes(broken.read_bytes()[:-300])
+    for image in (broken, tmp_path):
         with refused(f"image {image} cannot be decoded: replace the file"):
             only(concepts(image=str(image))).image()
 
@@ -174,12 +147,11 @@ class Looking(Model):
 
 
 def test_a_job_keeps_the_maps_of_every_question(tmp_path):
-    cfg = segmentation_config(tmp_path / "out", {})
+    shown = ("meta_concept_attention", "concept_attention")
+    cfg = segmentation_config(tmp_path / "out", {}, shown)
     image = saved(tmp_path / "street.png")
     cfg.benchmark = {"name": "concepts", "_target_": "metagame.benchmarks.concepts.Concepts", **arguments(image=image)}
     cfg.model = {"name": "looking", "_target_": f"{__name__}.Looking"}
-    shown = ("meta_concept_attention", "concept_attention")
-    cfg.attribution.variants = {name: cfg.attribution.variants[name] for name in shown}
     assert run_job(cfg).n_done == 1
     store = RecordStore(job_folder(cfg))
     records = {record.variant: record for record in store.read().values()}

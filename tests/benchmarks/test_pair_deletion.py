@@ -13,8 +13,6 @@ from tests.conftest import close
 from tests.reference import prompts as twin
 from tests.tiny.functions import table_model
 
-SIZES = st.integers(2, 6)
-
 
 def numbers(shape, elements):
     return arrays(np.float64, shape, elements=elements, fill=st.nothing())
@@ -25,9 +23,8 @@ def matrices(n):
     return numbers((n, n), st.integers(-3, 3).map(float))
 
 
-GAMES = SIZES.flatmap(lambda n: st.tuples(numbers(1 << n, st.floats(-10, 10)), matrices(n)))
+GAMES = st.integers(2, 6).flatmap(lambda n: st.tuples(numbers(1 << n, st.floats(-10, 10)), matrices(n)))
 """All values of a game, and a matrix."""
-WEIGHTS = SIZES.flatmap(lambda n: st.tuples(numbers(n, st.floats(-5, 5)), matrices(n)))
 
 
 def additive(weights):
@@ -40,10 +37,6 @@ def of_pairs(n, strengths):
     """f_S is the sum of the strengths of the pairs in S."""
     rows = [(a, b, value) for (a, b), value in strengths.items()]
     return MaskedModel.of_function(lambda x: sum(value * x[:, a] * x[:, b] for a, b, value in rows), torch.ones(n))
-
-
-def areas_of(scores):
-    return {name: scores[name] for name in ("deletion", "insertion", "area")}
 
 
 def matrix_of(n, strengths):
@@ -69,22 +62,12 @@ def test_the_curves_of_a_game_are_what_their_definition_says(case):
     assert close(scores["area"], insertion - deletion)
 
 
-@given(WEIGHTS)
-def test_the_curves_of_an_additive_game_add_up_to_all_weights(case):
-    """Whatever the ranking, what is deleted is what is inserted."""
-    weights, matrix = case
-    scores = deletion_and_insertion(additive(weights), matrix)
-    assert close(scores["deletion"] + scores["insertion"], weights.sum(), 1e-9)
-
-
 def test_the_areas_of_an_additive_game_by_hand():
     """Deletion: 10 -> 7 -> 0, insertion: 0 -> 3 -> 10, at none, half and all tokens."""
     scores = deletion_and_insertion(additive([1.0, 2, 3, 4]), matrix_of(4, {(0, 1): 2, (2, 3): 1}))
     areas = {"deletion": 6.0, "insertion": 4.0, "area": -2.0}
     curves = {"deletion_curve": [10.0, 7.0, 0.0], "insertion_curve": [0.0, 3.0, 10.0]}
     assert scores == areas | curves | {"curve_shares": [0.0, 0.5, 1.0]}
-    two_tokens = deletion_and_insertion(table_model(np.array([1.0, 20, 300, 5])), np.zeros((2, 2)))
-    assert areas_of(two_tokens) == {"deletion": 3.0, "insertion": 3.0, "area": 0.0}
 
 
 def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one_and_its_reverse_has_the_opposite():
@@ -111,15 +94,6 @@ def test_the_larger_direction_ranks_a_pair_whatever_its_sign_and_the_diagonal_do
     assert deletion_and_insertion(model, matrix + 100 * np.eye(len(matrix))) == expected
 
 
-@given(GAMES, st.floats(-10, 10))
-def test_a_constant_moves_both_curves_and_not_the_area(case, constant):
-    values, matrix = case
-    before, after = (deletion_and_insertion(table_model(each), matrix) for each in (values, values + constant))
-    assert close(after["deletion"] - before["deletion"], constant, 1e-9)
-    assert close(after["insertion"] - before["insertion"], constant, 1e-9)
-    assert close(after["area"], before["area"], 1e-9)
-
-
 def members(path):
     return [np.flatnonzero(row).tolist() for row in path]
 
@@ -129,16 +103,6 @@ def test_equally_strong_pairs_are_taken_in_reading_order_behind_stronger_ones():
     matrix = np.ones((5, 5))
     matrix[4, 2] = -3
     assert members(pair_path(matrix)) == [[], [2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
-
-
-@given(SIZES.flatmap(matrices))
-def test_the_path_grows_from_none_to_all_by_one_or_two_tokens_a_step(matrix):
-    path = pair_path(matrix)
-    assert not path[0].any()
-    assert path[-1].all()
-    steps = path[1:].astype(int) - path[:-1]
-    assert (steps >= 0).all()
-    assert set(steps.sum(1)) <= {1, 2}
 
 
 def test_the_value_of_each_coalition_is_asked_once_for_both_curves():
@@ -161,5 +125,7 @@ def test_values_of_low_precision_are_averaged_in_high_precision(dtype):
             return torch.as_tensor(coalitions).sum(1).to(dtype).requires_grad_(False)
 
     scores = deletion_and_insertion(Low(torch.sum, *torch.zeros(2, 3, 1)), np.ones((3, 3)))
-    assert areas_of(scores) == pytest.approx({"deletion": 1.5, "insertion": 1.5, "area": 0.0}, abs=1e-12)
-    assert all(type(value) is float for value in areas_of(scores).values())
+    assert {name: scores[name] for name in ("deletion", "insertion", "area")} == pytest.approx(
+        {"deletion": 1.5, "insertion": 1.5, "area": 0.0}, abs=1e-12
+    )
+    assert all(type(scores[name]) is float for name in ("deletion", "insertion", "area"))

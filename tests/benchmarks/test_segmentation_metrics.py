@@ -34,12 +34,13 @@ def counts(correct, pixels, intersection, union, ap):
 
 
 def same_counts(left, right):
-    """Equal counts, and average precisions up to rounding."""
-    same = all(left[name] == right[name] for name in ("correct", "pixels", "intersection", "union"))
-    if isinstance(left["ap"], dict):
-        same_names = list(left["ap"]) == list(right["ap"])
-        return same and same_names and close(list(left["ap"].values()), list(right["ap"].values()))
-    return same and close(left["ap"], right["ap"])
+    """Equal counts, and average precisions up to rounding; the left ones can be written as JSON."""
+    assert json.loads(json.dumps(left)) == left
+    ours, theirs = left.pop("ap"), right.pop("ap")
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        ours, theirs = list(ours.values()), list(theirs.values())
+    return left == right and close(ours, theirs)
 
 
 ALL = everywhere(True)
@@ -62,12 +63,7 @@ SINGLE = {
 @pytest.mark.parametrize("case", SINGLE)
 def test_single_counts_by_hand(case):
     *image, expected = SINGLE[case]
-    assert same_counts(single_scores(*image), expected)
-
-
-def test_pixels_at_the_mean_are_background():
-    found = single_scores(table([0, 1], [1, 2]), bits([0, 1], [1, 1]), ALL)
-    assert (found["correct"], found["intersection"], found["union"]) == (2, [1, 1], [3, 3])
+    assert same_counts(single_scores(*image), dict(expected))
 
 
 EIGHTHS = st.integers(0, 8)
@@ -90,12 +86,6 @@ def test_single_counts_match_the_pixel_by_pixel_twin_with_equal_values_and_witho
     rng = np.random.default_rng(seed)
     image = rng.random((6, 6)), rng.random((6, 6)) < 0.4, rng.random((6, 6)) < 0.8
     assert same_counts(single_scores(*image), twin.single(*image))
-
-
-@given(image=single_images(), factor=st.sampled_from([0.25, 2.0, 64.0]), shift=st.sampled_from([-16.0, 0.0, 3.0]))
-def test_single_counts_do_not_depend_on_the_scale_of_the_map(image, factor, shift):
-    heat, own, labelled = image
-    assert single_scores(heat * factor + shift, own, labelled) == single_scores(heat, own, labelled)
 
 
 MULTI = {
@@ -127,7 +117,7 @@ MULTI = {
 @pytest.mark.parametrize("case", MULTI)
 def test_multi_counts_by_hand(case):
     maps, background, truth, expected = MULTI[case]
-    assert same_counts(multi_scores(maps, background, np.array(truth)), expected)
+    assert same_counts(multi_scores(maps, background, np.array(truth)), dict(expected))
 
 
 @pytest.mark.parametrize(
@@ -156,19 +146,6 @@ def test_multi_counts_match_the_pixel_by_pixel_twin(image, full):
     assert same_counts(multi_scores(*image, full), twin.multi(*image, full))
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_a_class_that_fills_all_labelled_pixels_has_a_precision_only_if_it_is_asked_for(full):
-    truth = np.array([[0, 0], [X, 0]])
-    found = multi_scores({0: table([0.1, 0.9], [0.2, 0.3]), 1: everywhere(0.0)}, [], truth, full)
-    assert found["ap"] == ({"0": 1.0} if full else {})
-
-
-@given(image=multi_images(), single=single_images())
-def test_counts_can_be_written_as_json(image, single):
-    for found in (multi_scores(*image), single_scores(*single)):
-        assert json.loads(json.dumps(found)) == found
-
-
 @given(
     both=st.lists(st.tuples(st.booleans(), EIGHTHS), min_size=1).filter(lambda each: any(truth for truth, _ in each))
 )
@@ -183,23 +160,18 @@ LENGTHS = (*range(1, 130), 192, 256, 281, 320, 333, 375, 427, 480, 500, 512, 576
 @pytest.mark.parametrize("side", [1, 2, 7, 12, 48, 64, 224])
 def test_resizing_takes_the_pixels_that_pillow_takes(side):
     """Also where a pixel's centre falls between two: Pillow adds up a step that is rounded."""
-    wrong = {}
     for length in LENGTHS:
         rows = np.repeat(np.arange(length)[:, None], 2, axis=1)
-        found, expected = resize_nearest(rows, side)[:, 0], twin.resized(rows, side)[:, 0]
-        if not np.array_equal(found, expected):
-            wrong[length] = int((found != expected).sum())
-    assert wrong == {}
+        assert np.array_equal(resize_nearest(rows, side), twin.resized(rows, side)), length
 
 
-@pytest.mark.parametrize("shape", [(1, 9), (6, 1), (7, 13), (13, 7), (40, 31), (8, 8)])
-def test_resizing_pictures_that_are_no_squares_is_pillows(shape):
+@pytest.mark.parametrize("shape", [(1, 9), (6, 1), (7, 13), (40, 31), (8, 8)])
+def test_resizing_pictures_that_are_no_squares_is_pillows_and_keeps_the_type(shape):
     labels = np.random.default_rng(0).integers(-2, 90, shape, dtype=np.int16)
     for side in (1, 5, 8, 32):
         found = resize_nearest(labels, side)
         assert found.dtype == labels.dtype
         assert np.array_equal(found, twin.resized(labels, side))
-    assert shape != (8, 8) or np.array_equal(resize_nearest(labels, 8), labels)
 
 
 def test_a_stack_of_maps_is_resized_map_by_map():
