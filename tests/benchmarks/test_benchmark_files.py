@@ -17,6 +17,10 @@ WITHOUT_FILES = {
     "token_relevances",
 }  # fmt: skip
 """Benchmarks whose samples are texts, are painted by the model, or are made of scikit-learn's digits."""
+OF_ALL = {
+    "voc": {"tokenizer.json"}, "coco": {"tokenizer.json", "panoptic_val2017.json"},
+    "imagenet_seg": {"tokenizer.json", "names.json"},
+}  # fmt: skip
 RUNTIME = {
     "prompts": {"ids", "match"}, "voc": {"expected", "all_players"},
     "coco": {"expected", "all_players"}, "imagenet_seg": {"expected", "all_players"},
@@ -45,20 +49,12 @@ def test_samples_are_told_apart_and_fulfil_the_contract(shipped):
     assert all(isinstance(sample.description(), str | None) for sample in samples)
 
 
-def test_the_files_that_decide_a_sample_are_there(shipped):
+def test_the_files_that_decide_a_sample_or_all_are_there(shipped):
     benchmark, name = shipped
-    files = [path for sample in benchmark.samples() for path in sample.files()]
-    assert all(path.is_file() for path in files)
-    assert (not files) == (name in WITHOUT_FILES)
-
-
-def test_the_files_that_decide_all_samples_are_there(shipped):
-    benchmark, name = shipped
-    assert all(path.is_file() for path in benchmark.files())
-    assert {path.name for path in benchmark.files()} >= {
-        "voc": {"tokenizer.json"}, "coco": {"tokenizer.json", "panoptic_val2017.json"},
-        "imagenet_seg": {"tokenizer.json", "names.json"},
-    }.get(name, set())  # fmt: skip
+    of_samples = [path for sample in benchmark.samples() for path in sample.files()]
+    assert all(path.is_file() for path in (*of_samples, *benchmark.files()))
+    assert (not of_samples) == (name in WITHOUT_FILES)
+    assert {path.name for path in benchmark.files()} >= OF_ALL.get(name, set())
 
 
 def test_declared_arguments_are_arguments(shipped):

@@ -35,10 +35,10 @@ FEW = ConfiguredEstimator("regression", budget_per_player=4)
         (OWN * [1, -1, 0, 0], (1 + 0 + 0.25 + 0.25) / 4, (0 + 1 / 3 + 0.5 + 0.75) / 4, 1),
     ],
 )
-def test_pointing_is_of_the_largest_sum_and_mass_of_what_is_positive(maps, pointing, earlier, mass, scored):
-    scores = scored(maps)
-    assert close(scores["pointing"], pointing)
-    assert close(scores["earlier"], earlier)
+def test_pointing_is_of_the_largest_sum_and_mass_of_what_is_positive(maps, pointing, earlier, mass, asked, monkeypatch):
+    monkeypatch.setattr(both_ways, "maps_of_words", lambda *_: maps)
+    scores = BothWays(*ARGUMENTS).score(*asked, {})
+    assert close([scores["pointing"], scores["earlier"]], [pointing, earlier])
     assert scores["mass"] is None if mass is None else close(scores["mass"], mass)
 
 
@@ -47,17 +47,6 @@ def asked():
     """A scene, and its questions before a small random model."""
     (scene,) = BothWays(*ARGUMENTS).samples()
     return scene, prepare_one(build("clip", torch.float32).model, scene)
-
-
-@pytest.fixture
-def scored(asked, monkeypatch):
-    """The scores of these maps."""
-
-    def score(maps):
-        monkeypatch.setattr(both_ways, "maps_of_words", lambda *_: maps)
-        return BothWays(*ARGUMENTS).score(*asked, {})
-
-    return score
 
 
 def explained(asked, method):

@@ -11,7 +11,8 @@ from metagame.jobs.records import RecordStore, unpack
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder
 from metagame.models.concepts import ConceptQuestion, ConceptSample, PaintedImage
-from tests.tiny.segmentation import blank, pixels, refused, segmentation_config
+from tests.tiny.segmentation import blank, pixels, segmentation_config
+from tests.tiny.vision_language import refused
 
 ORIENTATION = 0x0112
 PLAYERS = ("car", "bike", "dog", "cat")

@@ -19,8 +19,6 @@ PROMPTS = distant_prompts()
 ENTRIES = yaml.safe_load(DISTANT.read_text(encoding="utf-8"))
 HEADER = "".join(line for line in DISTANT.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
 
-of_each_prompt = pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.id)
-
 
 def words_of(prompt):
     return [word.strip('.,;:?!"').casefold() for word in prompt.text.split()]
@@ -47,29 +45,17 @@ def test_no_prompt_or_id_is_there_twice_and_none_is_the_papers():
     assert all(re.fullmatch("[a-z]+(_[a-z]+)+", prompt.id) for prompt in PROMPTS)
 
 
-@of_each_prompt
-def test_a_prompt_is_short_and_has_up_to_four_different_pairs_of_known_kinds(prompt):
-    assert 8 <= len(words_of(prompt)) <= 24
+@pytest.mark.parametrize(("prompt", "entry"), zip(PROMPTS, ENTRIES, strict=True), ids=[each.id for each in PROMPTS])
+def test_a_prompt_is_short_with_pairs_of_known_kinds_2_to_10_words_apart_in_one_place_each_for_a_reason(prompt, entry):
+    words, tokens = words_of(prompt), re.findall(r"\w+|[^\w\s]", prompt.text)
+    assert 8 <= len(words) <= 24
     assert 1 <= len(prompt.pairs) == len(prompt.kinds) == len(set(map(frozenset, prompt.pairs))) <= 4
     assert set(prompt.kinds) <= set(KINDS)
-
-
-@of_each_prompt
-def test_a_pair_stands_2_to_10_words_apart_in_the_order_of_the_prompt(prompt):
     assert all(2 <= distance <= 10 for distance in distances(prompt))
-
-
-@of_each_prompt
-def test_a_word_of_a_pair_is_in_one_place_and_no_other_word_begins_with_it(prompt):
-    tokens = re.findall(r"\w+|[^\w\s]", prompt.text)
     for word in {word for pair in prompt.pairs for word in pair}:
         assert word in tokens
-        assert [each for each in words_of(prompt) if each.startswith(word.casefold())] == [word.casefold()]
+        assert [each for each in words if each.startswith(word.casefold())] == [word.casefold()]
         assert string_places(word, tokens) == [tokens.index(word)]
-
-
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["id"])
-def test_each_pair_has_a_reason_of_one_short_sentence(entry):
     assert set(entry) == {"id", "text", "pairs"}
     for pair in entry["pairs"]:
         assert set(pair) == {"words", "kind", "reason"}
@@ -103,9 +89,6 @@ def test_at_tiny_scale_distant_pairs_are_those_of_reviews_which_the_small_model_
     prompts = configured("tiny")
     assert len({prompt.text for prompt in prompts}) == 40
     assert {word for prompt in prompts for word in words_of(prompt) if word} <= set(vocabulary())
-    assert {distance for prompt in prompts for distance in distances(prompt)} >= set(range(3, 9))
-    assert min(distance for prompt in prompts for distance in distances(prompt)) == 3
-
-
-def test_lines_have_at_most_120_characters():
-    assert max(map(len, DISTANT.read_text(encoding="utf-8").splitlines())) <= 120
+    apart = {distance for prompt in prompts for distance in distances(prompt)}
+    assert apart >= set(range(3, 9))
+    assert min(apart) == 3

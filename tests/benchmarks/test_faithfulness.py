@@ -1,5 +1,3 @@
-"""Comprehensiveness and sufficiency against a slow twin, the datasets' formats, and what is refused."""
-
 from __future__ import annotations
 
 import numpy as np
@@ -90,43 +88,42 @@ def test_digits_have_their_label_and_an_image():
         labelled_digits(0)
 
 
+def written(path, content):
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
 def test_sst2_is_read_as_glue_writes_it(tmp_path):
     path = tmp_path / "dev.tsv"
-    path.write_text('sentence\tlabel\nit \'s a "charming" film . \t1\nunflinchingly bleak \t0\n', encoding="utf-8")
-    first, second = sst2(str(path))
+    rows = 'it \'s a "charming" film . \t1\nunflinchingly bleak \t0\n'
+    first, second = sst2(written(path, f"sentence\tlabel\n{rows}"))
     assert (first.text, first.label, second.label) == ('it \'s a "charming" film .', 1, 0)
     assert list(first.files()) == [path]
-    path.write_text("index\tsentence\n0\tgood\n", encoding="utf-8")
     with refused("does not begin with the columns sentence and label"):
-        sst2(str(path))
-    path.write_text("sentence\tlabel\ngood\t7\n", encoding="utf-8")
+        sst2(written(path, "index\tsentence\n0\tgood\n"))
     with refused("has label '7' in row 0"):
-        sst2(str(path))
+        sst2(written(path, "sentence\tlabel\ngood\t7\n"))
 
 
 def test_imdb_is_read_from_its_folders_in_turn(tmp_path):
-    for name, texts in {"neg": ["bad", "worse"], "pos": ["good<br /><br />really", "better"]}.items():
-        (tmp_path / name).mkdir()
-        for number, text in enumerate(texts):
-            (tmp_path / name / f"{number}_{number + 1}.txt").write_text(text, encoding="utf-8")
-    found = imdb(str(tmp_path))
-    assert [text.id for text in found] == ["neg_0_1", "pos_0_1", "neg_1_2", "pos_1_2"]
-    assert [text.label for text in found] == [0, 1, 0, 1]
-    assert found[1].text == "good  really"
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "neg").mkdir()
+    (tmp_path / "pos").mkdir()
     with refused("has 0 texts in neg and 0 in pos"):
-        imdb(str(tmp_path / "empty"))
+        imdb(str(tmp_path))
+    texts = {"neg/0_1": "bad", "neg/1_2": "worse", "pos/0_1": "good<br /><br />really", "pos/1_2": "better"}
+    for name, text in texts.items():
+        written(tmp_path / f"{name}.txt", text)
+    found = imdb(str(tmp_path))
+    assert [(text.id, text.label) for text in found] == [("neg_0_1", 0), ("pos_0_1", 1), ("neg_1_2", 0), ("pos_1_2", 1)]
+    assert found[1].text == "good  really"
     (tmp_path / "pos" / "1_2.txt").unlink()
     with refused("has 2 texts in neg and 1 in pos"):
         imdb(str(tmp_path))
 
 
 def test_ag_news_joins_title_and_description(tmp_path):
-    path = tmp_path / "test.csv"
-    path.write_text(
-        '"3","Fears for T N pension","Unions say they are ""disappointed""\\after talks"\n', encoding="utf-8"
-    )
-    (news,) = ag_news(str(path))
+    row = '"3","Fears for T N pension","Unions say they are ""disappointed""\\after talks"\n'
+    (news,) = ag_news(written(tmp_path / "test.csv", row))
     assert news.text == 'Fears for T N pension Unions say they are "disappointed" after talks'
     assert news.label == 2
 

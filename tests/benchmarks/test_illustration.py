@@ -36,28 +36,15 @@ def id_of(image, caption):
 
 
 class Words:
-    """A tokenizer of words between two special tokens; ``ing`` is a token of its own."""
+    """A tokenizer of words, which are their own numbers; ``ing`` is a token of its own."""
 
     context = 20
-    pad_id = 0
-
-    def __init__(self):
-        self.names = ["<s>", "</s>"]
 
     def split(self, text):
-        pieces = [piece for word in text.lower().split() for piece in self._pieces(word)]
-        self.names += [piece for piece in pieces if piece not in self.names]
-        return [(0, True), *((self.names.index(piece), False) for piece in pieces), (1, True)]
-
-    def encode(self, text):
-        return tuple(number for number, _ in self.split(text))
+        return [(piece, False) for piece in text.lower().replace("ing", " ing").split()]
 
     def decode(self, ids):
-        return " ".join(self.names[number] for number in ids)
-
-    @staticmethod
-    def _pieces(word):
-        return [word[:-3], "ing"] if word.endswith("ing") else [word]
+        return " ".join(ids)
 
 
 @pytest.fixture
@@ -167,12 +154,6 @@ def test_players_are_the_tokens_of_the_caption_and_of_its_parts_which_are_absent
     assert {type(each) for each in sample.texts(Words()).values()} == {kind}
 
 
-def test_an_absent_token_is_dropped_and_special_tokens_stay(picture):
-    players = only(illustration(picture, "black cat")).texts(Words())[CAPTION]
-    assert players.dropped([False, True]).ids == (0, 3, 1)
-    assert players.dropped([False, False]).ids == (0, 1)
-
-
 def test_an_image_that_is_not_cut_first_goes_to_the_processor_whole_and_is_kept_as_the_model_sees_it(
     wide_picture, picture
 ):
@@ -216,21 +197,22 @@ def test_further_examples_are_further_samples_that_differ_in_the_picture_or_the_
 
 
 def illustrate(output_dir, image, *overrides, caption="three seven"):
-    """Run the job on the embedded CLIP; its config, outcome, only record, and explanations by question."""
+    """Run the job on the embedded CLIP; its config, only record, and explanations by question."""
     parts = ["model=clip_vitb16", "attribution=meta_grad_eclip", "benchmark=illustration", "benchmark.side=64"]
     chosen = [f"benchmark.image={image}", f"benchmark.caption={caption}", f"output_dir={output_dir}"]
     with shipped_configs():
         cfg = compose("config", overrides=[*parts, *chosen, *overrides])
         outcome = run_job(cfg)
+    assert (outcome.n_done, outcome.errors) == (1, ())
     store = RecordStore(job_folder(cfg))
     (record,) = store.read().values()
-    return cfg, outcome, record, unpack(record, store.load_arrays(record)) if record.status == "done" else {}
+    return cfg, record, unpack(record, store.load_arrays(record))
 
 
 @pytest.mark.slow
 def test_a_caption_is_explained_token_by_token(picture, tmp_path):
-    cfg, outcome, record, explanations = illustrate(tmp_path, picture, "benchmark.parts=[seven]")
-    assert (outcome.n_done, outcome.errors, record.scores) == (1, (), {})
+    cfg, record, explanations = illustrate(tmp_path, picture, "benchmark.parts=[seven]")
+    assert record.scores == {}
     players = {name: each.players for name, each in explanations.items()}
     assert players == {"caption": ("three", "seven"), "part: seven": ("seven",)}
     for each in explanations.values():
@@ -254,15 +236,3 @@ def test_pairs_of_tokens_and_tokens_together_are_the_map_of_the_caption(picture,
     single, joint = np.einsum("pii->p", pairs), sum(pairs[:, i, j] for i, j in combinations(range(3), 2))
     gain = caption.attribution - caption.meta.empty
     assert close(single + joint, gain, 1e-5 * np.abs(gain).max())
-
-
-@pytest.mark.slow
-def test_an_image_that_cannot_be_decoded_and_a_caption_that_is_too_long_are_recorded_as_failed(picture, tmp_path):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(Path(picture).read_bytes()[:100])
-    _, outcome, record, _ = illustrate(tmp_path / "broken", broken, "attribution=grad_eclip")
-    assert outcome.errors == (f"image {broken} cannot be decoded: replace the file.",)
-    assert record.status == "failed"
-    _, outcome, *_ = illustrate(tmp_path / "long", picture, "attribution=grad_eclip", caption="one two " * 4)
-    assert outcome.n_failed == 1
-    assert outcome.errors[0].endswith("shorten it.")

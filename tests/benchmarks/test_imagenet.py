@@ -76,14 +76,13 @@ def write_truth(folder, numbers):
 
 def write_meta(folder):
     """The kit's ``meta.mat``: a struct array of all synsets, those with images first in the kit's order."""
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O"), ("children", "O")]
-    leaves = [(number + 1, wordnet, 0) for number, wordnet in enumerate(KIT)]
-    internal = [(1001, "n00001740", 2), (1002, "n04524313", 3), (1003, "n09999999", 1)]
-    synsets = np.zeros((len(leaves) + len(internal), 1), dtype=kinds)
+    leaves = [(number + 1, wordnet) for number, wordnet in enumerate(KIT)]
+    internal = [(1001, "n00001740"), (1002, "n04524313"), (1003, "n09999999")]
     # inner nodes stand among the others, so that a row's place is not its id
-    for row, (number, wordnet, n_children) in enumerate([internal[0], *leaves[::-1], *internal[1:]]):
-        children = np.arange(n_children, dtype=np.uint16)
-        synsets[row, 0] = np.array([[float(number)]]), wordnet, f"words, of {wordnet}", float(n_children), children
+    rows = [internal[0], *leaves[::-1], *internal[1:]]
+    synsets = np.zeros((len(rows), 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])
+    for row, (number, wordnet) in enumerate(rows):
+        synsets[row, 0] = np.array([[float(number)]]), wordnet, f"words, of {wordnet}"
     savemat(folder / "meta.mat", {"synsets": synsets})
 
 

@@ -168,17 +168,6 @@ def test_pairs_are_those_with_a_coefficient_of_order_two_and_stand_up_to_nine_wo
     assert min(distances[distance] for distance in range(3, 9)) > 5
 
 
-def test_words_of_different_clauses_do_not_interact():
-    """At no order: the score of two clauses is the sum of what each says without the other."""
-    rng = np.random.default_rng(0)
-    for review in [each for each in drawn(300) if len(each.clauses) > 1][:50]:
-        n = len(review.words)
-        spans = [range(start, start + len(c.words)) for start, c in zip(review.starts, review.clauses, strict=True)]
-        for present in (rng.random((8, n)) < 0.5).tolist():
-            alone = [review.score([present[place] and place in span for place in range(n)]) for span in spans]
-            assert review.score(present) == sum(alone)
-
-
 @pytest.mark.parametrize(
     ("clause", "pairs"),
     [

@@ -21,7 +21,8 @@ from metagame.jobs.spec import job_folder
 from tests.conftest import close
 from tests.reference import segmentation as twin
 from tests.tiny import segmentation as tiny
-from tests.tiny.segmentation import BACKGROUND, CAR, CAT, COW, DOG, NAMES, STRANGE, Labelled, Memory, refused, scene
+from tests.tiny.segmentation import BACKGROUND, CAR, CAT, COW, DOG, NAMES, STRANGE, Labelled, Memory, scene
+from tests.tiny.vision_language import refused
 
 ONE, TWO, THREE = Labelled("a", scene(CAR)), Labelled("b", scene(DOG, COW)), Labelled("c", scene(CAT, CAR, DOG))
 LIGHT, ZEBRA = (len(NAMES) + place for place in range(len(STRANGE)))
@@ -179,24 +180,17 @@ def test_other_numbers_than_expected_are_told(caplog):
     ]
 
 
-def test_files_are_those_of_the_image_and_for_all_images_those_of_dataset_and_tokenizer(tmp_path):
-    class Stored(Labelled):
-        def files(self):
-            return [tmp_path / "x.jpg", tmp_path / "x.png"]
-
+def test_files_of_all_images_are_those_of_the_dataset_and_of_a_tokenizer_in_a_folder(tmp_path):
     class Named(Memory):
         def files(self):
             return [tmp_path / "names.json"]
 
     tiny.words_tokenizer().save_pretrained(tmp_path / "tokenizer")
     tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "tokenizer")
-    found = Segmentation(Named([Stored("x", scene(CAR))]), tokenizer, BACKGROUND, ["n0"])
-    (sample,) = found.samples()
-    assert list(sample.files()) == [tmp_path / "x.jpg", tmp_path / "x.png"]
+    found = Segmentation(Named([ONE]), tokenizer, BACKGROUND, ["n0"])
     assert set(found.files()) == {tmp_path / "names.json", *(tmp_path / "tokenizer").iterdir()}
     assert len(list(found.files())) > 2
-    in_memory = benchmark(ONE)
-    assert list(in_memory.files()) == list(in_memory.samples()[0].files()) == []
+    assert list(benchmark(ONE).files()) == list(benchmark(ONE).samples()[0].files()) == []
 
 
 def random_maps(players, side, seed=0):
@@ -291,37 +285,24 @@ def test_maps_are_kept_of_the_first_images_only():
     assert [sample.id for sample in samples if sample.keeps_arrays()] == ["a", "c"]
 
 
-def evaluated(found, change=lambda inputs: inputs):
-    """What a job makes of the only image by ConceptAttention."""
-    job = Job(tiny.Knowing(), {"": ConceptAttention()}, found)
-    (sample,) = found.samples()
-    (inputs,) = job.prepare([sample])
-    return job.evaluate("", sample, change(inputs), lambda *_: None)
-
-
 def test_an_image_that_all_cells_leave_out_has_a_record_that_says_so():
-    evaluation = evaluated(benchmark(THREE, players=["n1", "n2"]))
+    found = benchmark(THREE, players=["n1", "n2"])
+    job = Job(tiny.Knowing(), {"": ConceptAttention()}, found)
+    (inputs,) = job.prepare(found.samples())
+    evaluation = job.evaluate("", found.samples()[0], inputs, lambda *_: None)
     assert evaluation.explanations == {}
     assert evaluation.scores == {LEFT_OUT: ["n1", "n2"]}
 
 
-def test_maps_of_the_wrong_class_have_no_score():
-    def swap(inputs):
-        return {"n0": replace(inputs["n0"], player_logits=inputs["n0"].player_logits.flip(1))}
-
-    pooled = twin.pooled_multi([evaluated(benchmark(TWO, players=["n0"]), swap).scores["n0"]["multi"]])
-    assert (pooled["acc"], pooled["miou"]) == (0, 0)
+def run(output_dir, data, variants, **changes):
+    """The job's outcome, its records, and a function that reads their explanations."""
+    cfg = tiny.segmentation_config(output_dir, data, variants, **changes)
+    outcome, store = run_job(cfg), RecordStore(job_folder(cfg))
+    return outcome, store.read().values(), lambda record: unpack(record, store.load_arrays(record))
 
 
 def some_images():
     return Memory([ONE, TWO, replace(THREE, broken=True), replace(ONE, id="d")])
-
-
-def run(output_dir, data, variants, **changes):
-    """The job's outcome, and by variant and sample its records and a function that reads their explanations."""
-    cfg = tiny.segmentation_config(output_dir, data, variants, **changes)
-    outcome, store = run_job(cfg), RecordStore(job_folder(cfg))
-    return outcome, store.read().values(), lambda record: unpack(record, store.load_arrays(record))
 
 
 def test_a_job_keeps_the_maps_of_the_first_images_and_the_scores_of_all_that_do_not_fail(tmp_path):
@@ -337,25 +318,14 @@ def test_a_job_keeps_the_maps_of_the_first_images_and_the_scores_of_all_that_do_
     assert done == {name: ["n0", "n4", LEFT_OUT] for name in "abd"}
 
 
-SOURCE = "metagame.benchmarks"
-DATASETS = {
-    "voc": (tiny.write_voc, {"_target_": f"{SOURCE}.voc.VOC", "names": list(NAMES)}, list(tiny.VARIANTS)),
-    "coco": (tiny.write_panoptic, {"_target_": f"{SOURCE}.coco.COCOPanoptic"}, ["concept_attention"]),
-    "instances": (tiny.write_instances, {"_target_": f"{SOURCE}.coco.COCOInstances"}, ["mean_first"]),
-    "imagenet_seg": (
-        tiny.write_imagenet_seg, {"_target_": f"{SOURCE}.imagenet_seg.ImageNetSeg"}, ["meta_concept_attention"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_perfect_maps_have_perfect_scores_in_both_tracks_of_every_dataset_by_every_variant(tmp_path, name):
-    write, data, variants = DATASETS[name]
-    outcome, records, _ = run(tmp_path / "out", data | {"root": str(write(tmp_path / "data"))}, variants)
+def test_perfect_maps_have_perfect_scores_in_both_tracks_by_every_variant(tmp_path):
+    root = str(tiny.write_voc(tmp_path / "data"))
+    data = {"_target_": "metagame.benchmarks.voc.VOC", "names": list(NAMES), "root": root}
+    outcome, records, _ = run(tmp_path / "out", data, tiny.VARIANTS)
     assert outcome.errors == ()
-    for variant, cell in product(variants, ("n0", "n5")):
+    for variant, cell in product(tiny.VARIANTS, ("n0", "n5")):
         counts = [record.scores[cell] for record in records if record.variant == variant]
         single = [each["single"] for each in counts if "single" in each]
-        assert (len(single), len(counts)) == (3, 3 if name == "imagenet_seg" else len(tiny.SCENES))
+        assert (len(single), len(counts)) == (3, len(tiny.SCENES))
         for pooled in (twin.pooled_single(single), twin.pooled_multi([each["multi"] for each in counts])):
             assert close([pooled["acc"], pooled["miou"], pooled["map"]], 1.0)

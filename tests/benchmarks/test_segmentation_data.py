@@ -11,43 +11,18 @@ import pytest
 from PIL import Image
 
 from metagame.benchmarks.coco import COCOInstances, COCOPanoptic, concept_name
-from metagame.benchmarks.imagenet_seg import ImageNetSeg, wordnet_id
+from metagame.benchmarks.imagenet_seg import ImageNetSeg
 from metagame.benchmarks.masks import OTHER, UNLABELLED, read_labels
 from metagame.benchmarks.segmentation import Segmentation
 from metagame.benchmarks.voc import VOC
 from metagame.errors import UserError
 from tests.tiny import segmentation as tiny
-from tests.tiny.segmentation import (
-    BACKGROUND,
-    CAR,
-    CAT,
-    COW,
-    DOG,
-    NAMES,
-    SCENES,
-    SINGLE_SCENES,
-    STRANGE,
-    STUFF,
-    THINGS,
-    WORDNET,
-    coco_id,
-    instance,
-    pixels,
-    refused,
-    voc_id,
-    write_imagenet_seg,
-    write_instances,
-    write_json,
-    write_matlab,
-    write_panoptic,
-    write_segments,
-    write_voc,
-    write_voc_mask,
-)
+from tests.tiny.segmentation import BACKGROUND, CAR, CAT, COW, DOG, NAMES, SCENES, SINGLE_SCENES, STRANGE, STUFF, THINGS
+from tests.tiny.vision_language import refused
 
-VOC_MASK, VOC_IMAGE = f"SegmentationClass/{voc_id(1)}.png", f"JPEGImages/{voc_id(1)}.jpg"
+VOC_MASK, VOC_IMAGE = f"SegmentationClass/{tiny.voc_id(1)}.png", f"JPEGImages/{tiny.voc_id(1)}.jpg"
 VOC_LIST = "ImageSets/Segmentation/val.txt"
-PANOPTIC_MASK, COCO_IMAGE = f"annotations/panoptic_val2017/{coco_id(1)}.png", f"val2017/{coco_id(1)}.jpg"
+PANOPTIC_MASK, COCO_IMAGE = f"annotations/panoptic_val2017/{tiny.coco_id(1)}.png", f"val2017/{tiny.coco_id(1)}.jpg"
 PANOPTIC, INSTANCES = "annotations/panoptic_val2017.json", "annotations/instances_val2017.json"
 MATLAB, WORDNET_NAMES = "gtsegs_ijcv.mat", "names.json"
 
@@ -79,21 +54,21 @@ class Kind:
 
 PLACES = range(len(SCENES))
 SINGLE_IDS = tuple(tiny.imagenet_seg_id(number, NAMES[labels.max()]) for number, labels in enumerate(SINGLE_SCENES))
-COCO_IDS = {"ids": tuple(map(coco_id, PLACES)), "original_ids": tuple(str(139 + place) for place in PLACES)}
+COCO_IDS = {"ids": tuple(map(tiny.coco_id, PLACES)), "original_ids": tuple(str(139 + place) for place in PLACES)}
 KINDS = {
     "voc": Kind(
-        write=write_voc, read=lambda root: VOC(root, NAMES), ids=tuple(map(voc_id, PLACES)), names=NAMES,
+        write=tiny.write_voc, read=lambda root: VOC(root, NAMES), ids=tuple(map(tiny.voc_id, PLACES)), names=NAMES,
         files={VOC_IMAGE, VOC_MASK}, shared=set(), has_unlabelled=True,
     ),
     "panoptic": Kind(
-        write=write_panoptic, read=COCOPanoptic, **COCO_IDS, files={COCO_IMAGE, PANOPTIC_MASK, PANOPTIC},
+        write=tiny.write_panoptic, read=COCOPanoptic, **COCO_IDS, files={COCO_IMAGE, PANOPTIC_MASK, PANOPTIC},
         shared={PANOPTIC}, has_unlabelled=True,
     ),
     "instances": Kind(
-        write=write_instances, read=COCOInstances, **COCO_IDS, files={COCO_IMAGE, INSTANCES}, shared={INSTANCES},
+        write=tiny.write_instances, read=COCOInstances, **COCO_IDS, files={COCO_IMAGE, INSTANCES}, shared={INSTANCES},
     ),
     "imagenet_seg": Kind(
-        write=write_imagenet_seg, read=ImageNetSeg, ids=SINGLE_IDS, scenes=SINGLE_SCENES, files={MATLAB},
+        write=tiny.write_imagenet_seg, read=ImageNetSeg, ids=SINGLE_IDS, scenes=SINGLE_SCENES, files={MATLAB},
         shared={WORDNET_NAMES},
     ),
 }  # fmt: skip
@@ -114,7 +89,7 @@ def test_every_dataset_gives_its_names_and_its_images_in_order_and_the_right_way
     assert tuple(labelled.id for labelled in images) == kind.ids
     assert tuple(labelled.original_id for labelled in images) == (kind.original_ids or kind.ids)
     for labelled, labels in zip(images, kind.scenes, strict=True):
-        found, expected = labelled.image(), pixels(*labels.shape)
+        found, expected = labelled.image(), tiny.pixels(*labels.shape)
         assert (found.mode, found.size) == ("RGB", labels.shape[::-1])
         assert np.abs(np.asarray(found).astype(int) - expected).max() <= (0 if data.__class__ is ImageNetSeg else 4)
     assert capsys.readouterr() == ("", "")
@@ -143,10 +118,10 @@ def test_files_are_those_that_an_image_and_its_mask_are_read_from(written):
 
 
 def test_only_the_images_of_the_split_are_read(tmp_path):
-    write_voc(tmp_path)
-    (tmp_path / VOC_LIST).with_name("trainval.txt").write_text(f"{voc_id(3)}\n{voc_id(1)}", encoding="utf-8")
-    assert [each.id for each in VOC(str(tmp_path), NAMES, "trainval").images()] == [voc_id(3), voc_id(1)]
-    for write, read in ((write_panoptic, COCOPanoptic), (write_instances, COCOInstances)):
+    tiny.write_voc(tmp_path)
+    (tmp_path / VOC_LIST).with_name("trainval.txt").write_text(f"{tiny.voc_id(3)}\n{tiny.voc_id(1)}", encoding="utf-8")
+    assert [each.id for each in VOC(str(tmp_path), NAMES, "trainval").images()] == [tiny.voc_id(3), tiny.voc_id(1)]
+    for write, read in ((tiny.write_panoptic, COCOPanoptic), (tiny.write_instances, COCOInstances)):
         write(tmp_path, SCENES[:2], split="train2017")
         images = read(str(tmp_path), split="train2017").images()
         assert [labelled.image().size for labelled in images] == [labels.shape[::-1] for labels in SCENES[:2]]
@@ -154,7 +129,7 @@ def test_only_the_images_of_the_split_are_read(tmp_path):
 
 def test_a_mask_in_grey_or_with_a_palette_of_few_bits_has_the_same_labels(tmp_path):
     stored = np.array([[0, 1, 2], [3, 2, 0]], np.uint8)
-    write_voc_mask(tmp_path / "palette.png", stored)
+    tiny.write_voc_mask(tmp_path / "palette.png", stored)
     with Image.open(tmp_path / "palette.png") as image:
         image.save(tmp_path / "few.png", bits=2)
     Image.fromarray(stored).save(tmp_path / "grey.png")
@@ -178,11 +153,11 @@ def panoptic(root, segments, kinds, crowds=True, **changes):
     info = [{"id": key, "category_id": kind, "iscrowd": crowd, "area": 1} for key, kind, crowd in kinds]
     content = {
         "images": tiny.coco_images([segments]),
-        "annotations": [{"segments_info": info, "file_name": f"{coco_id(0)}.png", "image_id": 139}],
+        "annotations": [{"segments_info": info, "file_name": f"{tiny.coco_id(0)}.png", "image_id": 139}],
         "categories": tiny.coco_categories(stuff=True),
     }
-    write_json(root / PANOPTIC, content | changes)
-    write_segments(root / "annotations" / "panoptic_val2017" / f"{coco_id(0)}.png", segments)
+    tiny.write_json(root / PANOPTIC, content | changes)
+    tiny.write_segments(root / "annotations" / "panoptic_val2017" / f"{tiny.coco_id(0)}.png", segments)
     data = COCOPanoptic(str(root), crowds=crowds)
     (labelled,) = data.images()
     return data, labelled
@@ -207,7 +182,9 @@ def test_stuff_is_no_class_even_with_the_name_of_one_and_the_suffix_of_a_thing_i
     assert np.array_equal(labelled.mask(("cat", "dog")), np.where(segments == 5, 0, OTHER))
 
 
-@pytest.mark.parametrize(("write", "data"), [(write_panoptic, COCOPanoptic), (write_instances, COCOInstances)])
+@pytest.mark.parametrize(
+    ("write", "data"), [(tiny.write_panoptic, COCOPanoptic), (tiny.write_instances, COCOInstances)]
+)
 def test_distractors_of_coco_are_drawn_by_the_integer_id_in_the_order_of_categories(tmp_path, write, data):
     benchmark = Segmentation(data(str(write(tmp_path))), tiny.words_tokenizer(), BACKGROUND, players=["d4"], side=8)
     assert benchmark.samples()[0].questions()["d4"].players == ("car", "table", "bus", "cow", "dog")
@@ -229,7 +206,7 @@ def block(top, left, bottom, right):
 
 def instances(root, *annotations, crowds=True):
     """The only image, 19 x 30 pixels."""
-    write_instances(root, [np.zeros(SHAPE)], annotations)
+    tiny.write_instances(root, [np.zeros(SHAPE)], annotations)
     (labelled,) = COCOInstances(str(root), crowds=crowds).images()
     return labelled
 
@@ -247,7 +224,7 @@ RING = block(4, 5, 15, 25) & ~block(6, 9, 11, 20)
     ids=["polygons", "runs", "compressed runs"],
 )
 def test_instances_come_as_polygons_or_as_runs(tmp_path, segmentation, part):
-    labelled = instances(tmp_path, instance(0, "cow", segmentation, part.sum()))
+    labelled = instances(tmp_path, tiny.instance(0, "cow", segmentation, part.sum()))
     assert np.array_equal(labelled.mask(NAMES), np.where(part, COW, OTHER))
     assert labelled.classes == {"cow"}
 
@@ -257,7 +234,7 @@ def test_the_smaller_of_overlapping_instances_is_in_front(tmp_path, order):
     parts = block(1, 1, 18, 29), block(4, 8, 12, 20), block(6, 15, 9, 25)
     names = ("car", "dog", "zebra")
     annotations = [
-        instance(0, names[each], tiny.uncompressed(parts[each]), parts[each].sum(), key=each) for each in order
+        tiny.instance(0, names[each], tiny.uncompressed(parts[each]), parts[each].sum(), key=each) for each in order
     ]
     labelled = instances(tmp_path, *annotations)
     assert np.array_equal(labelled.mask(NAMES), np.select(parts[::-1], (OTHER, DOG, CAR), OTHER))
@@ -272,7 +249,7 @@ def test_pixels_of_a_crowd_are_of_its_class_or_not_counted(tmp_path, crowds, of_
     kinds = [(key, THINGS[name], int(name == "cat")) for key, name in names.items()]
     _, of_segments = panoptic(tmp_path, segments, [*kinds, (5, STUFF["grass-merged"], 0)], crowds)
     parts = [
-        instance(0, name, tiny.compressed(segments == key), 1, iscrowd=int(name == "cat"), key=key)
+        tiny.instance(0, name, tiny.compressed(segments == key), 1, iscrowd=int(name == "cat"), key=key)
         for key, name in names.items()
     ]
     of_instances = instances(tmp_path, *parts, crowds=crowds)
@@ -291,30 +268,25 @@ def test_an_image_without_instances_is_there_but_no_sample(tmp_path):
 
 @pytest.mark.parametrize("kind_of_number", [bool, np.float64, np.uint16])
 def test_a_picture_of_the_matlab_file_may_be_grey_and_its_mask_of_any_kind_of_number(tmp_path, kind_of_number):
-    root, labels = write_imagenet_seg(tmp_path), SINGLE_SCENES[0]
-    grey, gt = pixels(*labels.shape)[..., 0], (labels >= 0).astype(kind_of_number)
-    write_matlab(root / MATLAB, {"img": [grey], "gt": [[gt]], "id": [SINGLE_IDS[0]]})
+    root, labels = tiny.write_imagenet_seg(tmp_path), SINGLE_SCENES[0]
+    grey, gt = tiny.pixels(*labels.shape)[..., 0], (labels >= 0).astype(kind_of_number)
+    tiny.write_matlab(root / MATLAB, {"img": [grey], "gt": [[gt]], "id": [SINGLE_IDS[0]]})
     (labelled,) = ImageNetSeg(str(root)).images()
     assert np.array_equal(np.asarray(labelled.image()), np.repeat(grey[..., None], 3, axis=-1))
     assert np.array_equal(labelled.mask(NAMES), KINDS["imagenet_seg"].truth(labels))
 
 
 def test_images_whose_wordnet_id_has_no_name_are_left_out_and_several_may_share_one(tmp_path):
-    root = write_imagenet_seg(tmp_path)
-    write_json(root / WORDNET_NAMES, {SINGLE_IDS[1][:9]: "cat"})
+    root = tiny.write_imagenet_seg(tmp_path)
+    tiny.write_json(root / WORDNET_NAMES, {SINGLE_IDS[1][:9]: "cat"})
     (labelled,) = ImageNetSeg(str(root)).images()
     assert (labelled.id, labelled.classes) == (SINGLE_IDS[1], {"cat"})
     assert labelled.image().size == SINGLE_SCENES[1].shape[::-1]
     assert np.array_equal(labelled.mask(["cat"]) == 0, SINGLE_SCENES[1] >= 0)
-    write_json(root / WORDNET_NAMES, dict.fromkeys(WORDNET, "cat"))
+    tiny.write_json(root / WORDNET_NAMES, dict.fromkeys(tiny.WORDNET, "cat"))
     data = ImageNetSeg(str(root))
     assert data.names == ("cat",)
     assert [labelled.classes for labelled in data.images()] == [{"cat"}] * 3
-
-
-def test_the_wordnet_id_of_an_image_is_in_its_id():
-    ids = {"n02084071_1005": "n02084071", "images/n02084071.JPEG": "n02084071", "02084071_1005": ""}
-    assert {image_id: wordnet_id(image_id) for image_id in ids} == ids
 
 
 def fill(content):
@@ -336,11 +308,11 @@ turned = redrawn(lambda image: image.transpose(Image.Transpose.ROTATE_90))
 
 
 def with_label(path):
-    write_voc_mask(path, np.full(SCENES[1].shape, 13))
+    tiny.write_voc_mask(path, np.full(SCENES[1].shape, 13))
 
 
 def with_segment(path):
-    write_segments(path, np.full(SCENES[1].shape, 1234))
+    tiny.write_segments(path, np.full(SCENES[1].shape, 1234))
 
 
 def edited(change):
@@ -349,7 +321,7 @@ def edited(change):
     def damage(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
-        write_json(path, content)
+        tiny.write_json(path, content)
 
     return damage
 
@@ -381,19 +353,19 @@ def replaced(**fields):
 
     def damage(path):
         columns = {
-            "img": [pixels(*labels.shape) for labels in SINGLE_SCENES],
+            "img": [tiny.pixels(*labels.shape) for labels in SINGLE_SCENES],
             "gt": [[labels >= 0] for labels in SINGLE_SCENES],
             "id": list(SINGLE_IDS),
         }
         for name, content in fields.items():
             columns[name][1] = content
-        write_matlab(path, columns)
+        tiny.write_matlab(path, columns)
 
     return damage
 
 
 OWN = SINGLE_SCENES[1] >= 0
-TALL, WIDE = ("has 26 x 33 pixels, but its image has 33 x 26", "has 33 x 26 pixels, but its image has 26 x 33")
+WIDE = "has 33 x 26 pixels, but its image has 26 x 33"
 DAMAGED_IMAGES = {
     "VOC, no picture": ("voc", VOC_IMAGE, Path.unlink, f"{VOC_IMAGE} does not exist"),
     "VOC, no mask": ("voc", VOC_MASK, Path.unlink, f"{VOC_MASK} does not exist"),
@@ -404,19 +376,19 @@ DAMAGED_IMAGES = {
     "panoptic, unknown segment": ("panoptic", PANOPTIC_MASK, with_segment, f"{PANOPTIC_MASK} has label 1234"),
     "panoptic, unknown category": ("panoptic", PANOPTIC, unknown_category, f"{PANOPTIC_MASK} has label"),
     "instances, unknown category": (
-        "instances", INSTANCES, with_instances(category_id=4321), f"{coco_id(1)} has category 4321",
+        "instances", INSTANCES, with_instances(category_id=4321), f"{tiny.coco_id(1)} has category 4321",
     ),
     "instances, another size": (
         "instances", INSTANCES, with_instances(height=20, segmentation=[rectangle(0, 0, 9, 9)]), "has 26 x 20 pixels",
     ),
-    "instances, no segmentation": ("instances", INSTANCES, with_instances(segmentation="a polygon"), coco_id(1)),
+    "instances, no segmentation": ("instances", INSTANCES, with_instances(segmentation="a polygon"), tiny.coco_id(1)),
     "ImageNet-Seg, another size": (
         "imagenet_seg", MATLAB, replaced(gt=[OWN.T]), "has 17 x 48 pixels, but its image has 48 x 17",
     ),
     "ImageNet-Seg, label 2": ("imagenet_seg", MATLAB, replaced(gt=[2 * OWN]), f"has label 2.*get .*{MATLAB} again"),
     "ImageNet-Seg, empty mask": ("imagenet_seg", MATLAB, replaced(gt=[np.zeros((0, 0))]), MATLAB),
     "ImageNet-Seg, mask in no cell": ("imagenet_seg", MATLAB, replaced(gt=OWN), MATLAB),
-    "ImageNet-Seg, picture in a cell": ("imagenet_seg", MATLAB, replaced(img=[pixels(17, 48)]), MATLAB),
+    "ImageNet-Seg, picture in a cell": ("imagenet_seg", MATLAB, replaced(img=[tiny.pixels(17, 48)]), MATLAB),
     "ImageNet-Seg, five bands": ("imagenet_seg", MATLAB, replaced(img=np.zeros((17, 48, 5))), MATLAB),
 }  # fmt: skip
 
@@ -445,7 +417,7 @@ def numbers_for_cells(path):
 
 
 def too_few_cells(path):
-    write_matlab(path, {"img": [], "gt": [], "id": [SINGLE_IDS[0]]})
+    tiny.write_matlab(path, {"img": [], "gt": [], "id": [SINGLE_IDS[0]]})
 
 
 EMPTY_ENTRIES = fill(b'{"images": [{}], "annotations": [{}], "categories": [{}]}')
@@ -468,7 +440,7 @@ BROKEN = {
     "ImageNet-Seg, a list of names": ("imagenet_seg", WORDNET_NAMES, fill(b'["dog"]'), WORDNET_NAMES),
     "ImageNet-Seg, numbers for names": ("imagenet_seg", WORDNET_NAMES, fill(b'{"n02084071": 3}'), WORDNET_NAMES),
     "ImageNet-Seg, no ids": (
-        "imagenet_seg", MATLAB, lambda path: write_matlab(path, {"img": [], "gt": []}), "has no field value/id",
+        "imagenet_seg", MATLAB, lambda path: tiny.write_matlab(path, {"img": [], "gt": []}), "has no field value/id",
     ),
     "ImageNet-Seg, numbers for cells": ("imagenet_seg", MATLAB, numbers_for_cells, MATLAB),
     "ImageNet-Seg, too few cells": ("imagenet_seg", MATLAB, too_few_cells, MATLAB),

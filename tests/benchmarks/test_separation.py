@@ -11,11 +11,6 @@ from metagame.benchmarks.separation import Separation
 from metagame.contracts import WHOLE, Explanation
 from metagame.meta import MetaAttributions
 
-METAGAME, SERIAL, PAIRS, FIRST_ORDER = (
-    symbolic.ShapleyValue().metagame(), symbolic.Serial(symbolic.GradientInput()), symbolic.MoebiusTransform(),
-    symbolic.GradientInput(),
-)  # fmt: skip
-
 
 def scored(function, explain):
     benchmark = Separation(function)
@@ -24,34 +19,35 @@ def scored(function, explain):
 
 
 @pytest.mark.parametrize(
-    ("method", "kind"),
-    [(METAGAME, "Directional"), (SERIAL, "Serial"), (PAIRS, "Set-Based"), (FIRST_ORDER, "First-Order")],
+    ("method", "kind", "entries"),
+    [
+        (
+            *(symbolic.ShapleyValue().metagame(), "Directional"),
+            {
+                "phi_11": "3*x1",
+                "phi_22": "0",
+                "phi_21": "x1*x2/2",
+                "phi_12": "x1*x2/2",
+                "phi_1": "x1*x2/2 + 3*x1",
+                "phi_2": "x1*x2/2",
+                "sum": "x1*x2 + 3*x1",
+            },
+        ),
+        (
+            *(symbolic.MoebiusTransform(), "Set-Based"),
+            {"phi_11": "3*x1", "phi_22": "0", "pair_12": "x1*x2", "phi_1": "3*x1", "phi_2": "0", "sum": "3*x1"},
+        ),
+        (
+            *(symbolic.GradientInput(), "First-Order"),
+            {"phi_1": "x1*x2 + 3*x1", "phi_2": "x1*x2", "sum": "2*x1*x2 + 3*x1"},
+        ),
+    ],
 )
-def test_the_kind_is_that_of_the_method(method, kind):
-    assert scored("x1 + x1*x2", method.explain)["kind"] == kind
-
-
-ENTRIES = {
-    "metagame": (
-        METAGAME,
-        {
-            "phi_11": "3*x1", "phi_22": "0", "phi_21": "x1*x2/2", "phi_12": "x1*x2/2", "phi_1": "x1*x2/2 + 3*x1",
-            "phi_2": "x1*x2/2", "sum": "x1*x2 + 3*x1",
-        },
-    ),
-    "pairs": (
-        PAIRS, {"phi_11": "3*x1", "phi_22": "0", "pair_12": "x1*x2", "phi_1": "3*x1", "phi_2": "0", "sum": "3*x1"},
-    ),
-    "first order": (FIRST_ORDER, {"phi_1": "x1*x2 + 3*x1", "phi_2": "x1*x2", "sum": "2*x1*x2 + 3*x1"}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", ENTRIES)
-def test_the_entries_of_a_method_by_hand(kind):
-    method, entries = ENTRIES[kind]
+def test_the_kind_and_the_entries_of_a_method_by_hand(method, kind, entries):
     scores = scored("3*x1 + x1*x2", method.explain)
-    assert scores["entries"] == entries
+    assert (scores["kind"], scores["entries"]) == (kind, entries)
     assert json.loads(json.dumps(scores)) == scores
+    assert scored("x1 + x1*x2", symbolic.Serial(symbolic.GradientInput()).explain)["kind"] == "Serial"
 
 
 def named(n, directed):
@@ -68,17 +64,11 @@ def named(n, directed):
 def test_the_influence_of_feature_j_stands_in_column_j():
     found = named(3, directed=True)
     assert (found["phi_21"], found["phi_13"], found["phi_22"]) == ("r1c2", "r3c1", "r2c2")
-    assert list(found) == [
-        "phi_11", "phi_22", "phi_33", "phi_21", "phi_31", "phi_12", "phi_32", "phi_13", "phi_23", "phi_1", "phi_2",
-        "phi_3", "sum",
-    ]  # fmt: skip
+    pairs = ["phi_21", "phi_31", "phi_12", "phi_32", "phi_13", "phi_23"]
+    assert list(found) == ["phi_11", "phi_22", "phi_33", *pairs, "phi_1", "phi_2", "phi_3", "sum"]
 
 
-def test_a_pair_stands_once():
-    found = named(3, directed=False)
-    assert [name for name in found if name.startswith("pair")] == ["pair_12", "pair_13", "pair_23"]
-
-
-def test_more_than_nine_features_have_names_with_an_underscore():
-    found = named(10, directed=True)
-    assert {"phi_1_10", "phi_10_1", "phi_1_1", "phi_10"} <= set(found)
+def test_a_pair_stands_once_and_more_than_nine_features_have_names_with_an_underscore():
+    pairs = [name for name in named(3, directed=False) if name.startswith("pair")]
+    assert pairs == ["pair_12", "pair_13", "pair_23"]
+    assert {"phi_1_10", "phi_10_1", "phi_1_1", "phi_10"} <= set(named(10, directed=True))
