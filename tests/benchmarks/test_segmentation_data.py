@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from metagame.benchmarks.coco import COCOInstances, COCOPanoptic, concept_name
-from metagame.benchmarks.imagenet_seg import ImageNetSeg
+from metagame.benchmarks.imagenet_seg import ImageNetSeg, wordnet_id
 from metagame.benchmarks.masks import OTHER, UNLABELLED, read_labels
 from metagame.benchmarks.segmentation import Segmentation
 from metagame.benchmarks.voc import VOC
@@ -137,15 +138,10 @@ def test_a_mask_in_grey_or_with_a_palette_of_few_bits_has_the_same_labels(tmp_pa
         assert np.array_equal(read_labels(tmp_path / f"{name}.png", "P"), stored)
 
 
-@pytest.mark.parametrize(
-    ("category", "name"),
-    [
-        *(("sky-other-merged", "sky"), ("water-other", "water"), ("furniture-stuff", "furniture")),
-        *((same, same) for same in ("car", "floor-wood", "mother-others")),
-    ],
-)
-def test_suffixes_of_panoptic_categories_are_cut_off(category, name):
-    assert concept_name(category) == name
+def test_suffixes_of_panoptic_categories_are_cut_off():
+    names = {"sky-other-merged": "sky", "water-other": "water", "furniture-stuff": "furniture"}
+    names |= {same: same for same in ("car", "floor-wood", "mother-others")}
+    assert {category: concept_name(category) for category in names} == names
 
 
 def panoptic(root, segments, kinds, crowds=True, **changes):
@@ -182,11 +178,9 @@ def test_stuff_is_no_class_even_with_the_name_of_one_and_the_suffix_of_a_thing_i
     assert np.array_equal(labelled.mask(("cat", "dog")), np.where(segments == 5, 0, OTHER))
 
 
-@pytest.mark.parametrize(
-    ("write", "data"), [(tiny.write_panoptic, COCOPanoptic), (tiny.write_instances, COCOInstances)]
-)
-def test_distractors_of_coco_are_drawn_by_the_integer_id_in_the_order_of_categories(tmp_path, write, data):
-    benchmark = Segmentation(data(str(write(tmp_path))), tiny.words_tokenizer(), BACKGROUND, players=["d4"], side=8)
+def test_distractors_of_coco_are_drawn_by_the_integer_id_in_the_order_of_categories(tmp_path):
+    data = COCOPanoptic(str(tiny.write_panoptic(tmp_path)))
+    benchmark = Segmentation(data, tiny.words_tokenizer(), BACKGROUND, players=["d4"], side=8)
     assert benchmark.samples()[0].questions()["d4"].players == ("car", "table", "bus", "cow", "dog")
 
 
@@ -287,6 +281,11 @@ def test_images_whose_wordnet_id_has_no_name_are_left_out_and_several_may_share_
     data = ImageNetSeg(str(root))
     assert data.names == ("cat",)
     assert [labelled.classes for labelled in data.images()] == [{"cat"}] * 3
+
+
+def test_the_wordnet_id_of_an_image_is_in_its_id():
+    ids = {"n02084071_1005": "n02084071", "images/n02084071.JPEG": "n02084071", "02084071_1005": ""}
+    assert {image_id: wordnet_id(image_id) for image_id in ids} == ids
 
 
 def fill(content):
@@ -464,7 +463,7 @@ def complaints(kind, root):
     except UserError as error:
         return [str(error)]
     found = []
-    for read in (read for sample in samples for read in (sample.questions, sample.image, sample.truth)):
+    for read in chain.from_iterable((sample.questions, sample.image, sample.truth) for sample in samples):
         try:
             read()
         except UserError as error:
