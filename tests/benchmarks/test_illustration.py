@@ -36,15 +36,24 @@ def id_of(image, caption):
 
 
 class Words:
-    """A tokenizer of words, which are their own numbers; ``ing`` is a token of its own."""
+    """A tokenizer of words; ``ing`` is a token of its own."""
 
     context = 20
+    pad_id = 0
+
+    def __init__(self):
+        self.names = []
 
     def split(self, text):
-        return [(piece, False) for piece in text.lower().replace("ing", " ing").split()]
+        pieces = text.lower().replace("ing", " ing").split()
+        self.names += [piece for piece in pieces if piece not in self.names]
+        return [(self.names.index(piece), False) for piece in pieces]
+
+    def encode(self, text):
+        return tuple(number for number, _ in self.split(text))
 
     def decode(self, ids):
-        return " ".join(ids)
+        return " ".join(self.names[number] for number in ids)
 
 
 @pytest.fixture
