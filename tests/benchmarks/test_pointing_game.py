@@ -321,6 +321,25 @@ def test_a_job_that_was_stopped_and_goes_on_ends_as_if_it_had_not_been(played, t
     assert [json.loads(line)["sample"] for line in lines] == SAMPLES
 
 
+@pytest.mark.slow
+def test_prepared_grids_score_as_composed_ones_and_one_that_cannot_be_decoded_fails_alone(played, tmp_path):
+    game_name = SAMPLES[0].split("/")[0]
+    folder = tmp_path / "grids" / "lossless" / game_name
+    folder.mkdir(parents=True)
+    for k in (0, 2):
+        ComposedScenes(Digits(), 32).image(game_name, (0, 1, 3, 6), k).save(folder / f"{k:02d}.png")
+    (folder / "01.png").write_bytes((folder / "00.png").read_bytes()[:200])
+    scenes = [f"benchmark.scenes.root={tmp_path / 'grids'}", "benchmark.scenes.encoding=lossless"]
+    cfg, outcome = play(tmp_path, "benchmark/scenes=paper", *scenes)
+    error = f"image {folder / '01.png'} cannot be decoded: replace the file."
+    assert (outcome.n_done, outcome.errors) == (2, (error,))
+    found, whole = records(cfg), records(played[0])
+    for sample in (SAMPLES[0], SAMPLES[2]):
+        assert all(close(found[sample].scores[key], whole[sample].scores[key], 1e-5) for key in OBJECTS)
+    notes = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["notes"]
+    assert f"Meta-Grad-ECLIP: sample {SAMPLES[1]} failed: {error}" in notes
+
+
 class Together(Plain):
     """A model that prepares samples in batches of two, of which ids in ``broken`` cannot be, and writes down each."""
 
