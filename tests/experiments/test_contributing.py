@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import shlex
 
@@ -13,9 +12,10 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from metagame import AttributionGame, GameError, meta_attributions
+from metagame.report.results import read_experiment
 from tests.conftest import close
 from tests.tiny.jobs import ROOT
-from tests.tiny.runs import run
+from tests.tiny.runs import run, table
 
 BLOCK = re.compile(r"```(\w+)\n# (mine/\S+)\n(.*?)```", re.DOTALL)
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -47,28 +47,21 @@ def test_the_examples_add_files_and_touch_none():
     assert not any((ROOT / name).exists() for name in names)
 
 
-def test_the_example_runs_with_its_metagame(example):
-    table = json.loads((example / "outputs/tiny/vit/table.json").read_text())
-    assert [row["method"] for row in table["rows"]] == ["Rollout", "Meta-Rollout"]
-    assert all(0 < row["ink"]["mean"] < 1 and row["ink"]["n"] == 3 for row in table["rows"])
-
-
-def test_rows_of_the_examples_metagame_sum_to_its_attribution(example):
-    from metagame.report.results import read_experiment
-
-    _, meta = read_experiment(example / "outputs/tiny/vit")
+def test_the_examples_metagame_runs_and_its_rows_sum_to_its_attribution(example):
+    folder = example / "outputs/tiny/vit"
+    assert [row["method"] for row in table(folder)["rows"]] == ["Rollout", "Meta-Rollout"]
+    assert all(0 < row["ink"]["mean"] < 1 and row["ink"]["n"] == 3 for row in table(folder)["rows"])
+    _, meta = read_experiment(folder)
     for record in meta.done:
         (explanation,) = meta.explanations(record).values()
-        assert explanation.meta.values.shape == (9, 9)
-        assert explanation.grid == (3, 3)
+        assert (explanation.meta.values.shape, explanation.grid) == ((9, 9), (3, 3))
         assert abs(explanation.meta.residual).max() < 1e-6
         assert (explanation.attribution >= 0).all()
 
 
 def test_the_example_of_a_figure_and_an_estimator_runs(example):
     folder = example / "outputs/tiny/ends"
-    table = json.loads((folder / "table.json").read_text())
-    assert [row["ink"]["n"] for row in table["rows"]] == [3, 3]
+    assert [row["ink"]["n"] for row in table(folder)["rows"]] == [3, 3]
     assert (folder / "figure.png").exists()
 
 

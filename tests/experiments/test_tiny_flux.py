@@ -72,7 +72,7 @@ PROMPTS = ("", "a three, a seven on sea", "One  TWO,three", "a bike on\nnight.",
 
 
 def test_the_t5_tokenizer_is_made_of_its_pieces_as_that_of_flux():
-    """Its config has what makes transformers read spiece.model, and tokenizer.json no more."""
+    """Its config has what makes transformers read spiece.model, and tokenizer.json no more; ids are as trained with."""
     assert json.loads((TOKENIZER / "tokenizer_config.json").read_text())["add_prefix_space"] is True
     found, slow = load_t5_tokenizer(str(FOLDER), None), T5Tokenizer.from_pretrained(TOKENIZER)
     alone = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
@@ -80,6 +80,9 @@ def test_the_t5_tokenizer_is_made_of_its_pieces_as_that_of_flux():
         ids = found(prompt)["input_ids"]
         assert ids == alone.encode(prompt).ids
         assert ids == slow(prompt)["input_ids"]
+    assert [found(word)["input_ids"] for word in TEXT_WORDS] == [[place + 3, 1] for place in range(len(TEXT_WORDS))]
+    assert found("a three, a seven on sea")["input_ids"] == [3, 9, 5, 3, 13, 4, 17, 1]
+    assert (found.get_vocab(), found.pad_token_id, found.unk_token_id) == (T5_VOCABULARY, 0, 2)
 
 
 def test_nothing_is_said_of_how_the_tokenizer_is_made(caplog):
@@ -91,13 +94,6 @@ def test_nothing_is_said_of_how_the_tokenizer_is_made(caplog):
     type(logger).warning_once.cache_clear()
     T5TokenizerFast.from_pretrained(TOKENIZER)
     assert "add_prefix_space" in caplog.text
-
-
-def test_ids_of_words_are_those_that_the_text_encoder_was_trained_with():
-    tokenizer = load_t5_tokenizer(str(FOLDER), None)
-    assert [tokenizer(word)["input_ids"] for word in TEXT_WORDS] == [[place + 3, 1] for place in range(len(TEXT_WORDS))]
-    assert tokenizer("a three, a seven on sea")["input_ids"] == [3, 9, 5, 3, 13, 4, 17, 1]
-    assert (tokenizer.get_vocab(), tokenizer.pad_token_id, tokenizer.unk_token_id) == (T5_VOCABULARY, 0, 2)
 
 
 def test_a_model_that_is_trained_again_has_the_same_files_of_the_t5_tokenizer(tmp_path):

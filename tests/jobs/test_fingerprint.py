@@ -39,16 +39,15 @@ class Own(Share):
 '''
 
 
-class OwnModule:
-    """A module of one's own that defines ``Own``, and one that it imports."""
+class OwnJob:
+    """A job with a method of one's own, in a module that imports another one."""
 
-    def __init__(self, folder, content=METHOD):
-        number = next(NUMBERS)
+    def __init__(self, folder, caplog):
+        self.output_dir, self.caplog, number = folder / "results", caplog, next(NUMBERS)
         self.name, helper = f"own_{number}", f"helper_{number}"
-        self.target = f"{self.name}.Own"
         self.paths = [folder / f"{name}.py" for name in (self.name, helper)]
-        for path, text in zip(self.paths, (content.format(helper=helper), "FACTOR = 2.0\n"), strict=True):
-            path.write_text(text)
+        self.paths[0].write_text(METHOD.format(helper=helper))
+        self.paths[1].write_text("FACTOR = 2.0\n")
 
     def edit(self, old, new):
         """Change a text in the module that has it, whose name is returned."""
@@ -64,15 +63,8 @@ class OwnModule:
         for path in self.paths:
             sys.modules.pop(path.stem, None)
 
-
-class OwnJob:
-    """A job with a method of one's own."""
-
-    def __init__(self, target, output_dir, caplog):
-        self.target, self.output_dir, self.caplog = target, output_dir, caplog
-
     def config(self, **changes):
-        return job_config(self.output_dir, attribution__method={"_target_": self.target}, **changes)
+        return job_config(self.output_dir, attribution__method={"_target_": f"{self.name}.Own"}, **changes)
 
     def run(self, **changes):
         """Run it to its end; what it says to have changed."""
@@ -93,26 +85,19 @@ class OwnJob:
         record = [record for record in store.read().values() if record.sample == "1"][-1]
         return store.load_arrays(record)["attribution"][0]
 
-    def notes(self, **changes):
-        """Those of its table."""
-        assert finish([self.config(**changes)])
+    def notes(self, *configs, **changes):
+        """Those of the table of this job, or of several."""
+        assert finish(configs or [self.config(**changes)])
         return table(self.output_dir)["notes"]
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
+def job(tmp_path, monkeypatch, caplog):
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # its time has too few digits to see an edit
-    module = OwnModule(folder)
-    yield module
-    module.forget()
-
-
-@pytest.fixture
-def job(own, tmp_path, caplog):
-    return OwnJob(own.target, tmp_path / "results", caplog)
+    job = OwnJob(tmp_path, caplog)
+    yield job
+    job.forget()
 
 
 # Code
@@ -133,104 +118,80 @@ LAYOUT = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_method_of_ones_own_that_changes_is_computed_again_and_named(own, job, edit):
+def test_a_method_of_ones_own_that_changes_is_computed_again_and_named(job, edit):
     old, new, number = EDITS[edit]
     assert (job.run(), job.number()) == ([], 2.0)
-    module = own.edit(old, new)
+    module = job.edit(old, new)
     assert job.run() == [f"the code ({module}) has changed: 3 samples are computed again."]
     assert (job.samples(), job.number()) == (["1", "2", "3"] * 2, number)
 
 
 @pytest.mark.parametrize("edit", LAYOUT)
-def test_comments_docstrings_and_layout_are_no_change(own, job, edit):
+def test_comments_docstrings_and_layout_are_no_change(job, edit):
     job.run()
-    own.edit(*LAYOUT[edit])
+    job.edit(*LAYOUT[edit])
     assert (job.run(), len(job.samples())) == ([], 3)
 
 
-def test_a_change_that_is_taken_back_needs_no_work(own, job):
+def test_a_change_that_is_taken_back_needs_no_work(job):
     job.run()
     job.notes()
     first = (job.output_dir / "table.json").read_bytes()
     for _ in range(2):
-        own.edit("* 1.0", "* 100.0")
+        job.edit("* 1.0", "* 100.0")
         job.run()
-        own.edit("* 100.0", "* 1.0")
+        job.edit("* 100.0", "* 1.0")
         assert (job.run(), len(job.samples())) == ([], 6)
     job.notes()
     assert (job.output_dir / "table.json").read_bytes() == first
 
 
-def test_the_module_that_is_named_differs_from_that_of_the_records_not_of_the_last_run(own, job):
+def test_the_module_that_is_named_differs_from_that_of_the_records_not_of_the_last_run(job):
     """A helper changes and changes back, with another sample asked for in between; then the method changes."""
     job.run()
-    own.edit("2.0", "7.0")
+    job.edit("2.0", "7.0")
     job.run(limit=1)
-    own.edit("7.0", "2.0")
-    own.edit("* 1.0", "* 100.0")
+    job.edit("7.0", "2.0")
+    job.edit("* 1.0", "* 100.0")
     (said,) = job.run(benchmark__values=[1, 2, 3])
-    assert own.name in said
+    assert job.name in said
 
 
-def test_stale_records_are_kept_where_asked_for_and_the_table_says_so(own, job):
+def test_stale_records_are_kept_where_asked_for_while_they_have_their_arrays_and_the_table_says_so(job):
     job.run()
-    own.edit("* 1.0", "* 100.0")
+    job.edit("* 1.0", "* 100.0")
     kept = "3 samples are kept (reuse=stale), and the table says so."
-    assert job.run(reuse="stale") == [f"the code ({own.name}) has changed: {kept}"]
+    assert job.run(reuse="stale") == [f"the code ({job.name}) has changed: {kept}"]
     assert (len(job.samples()), job.number()) == (3, 2.0)
     assert job.notes(reuse="stale") == [f"Share: 3 of 3 samples were {OTHER_CODE}"]
-    job.run()
-    assert (job.number(), job.notes()) == (200.0, [])
-
-
-def test_a_stale_record_whose_arrays_are_gone_is_computed_by_todays_code(own, job):
-    job.run()
-    own.edit("* 1.0", "* 100.0")
     for path in (job.folder / "arrays").glob("*.npz"):
         path.unlink()
     job.run(reuse="stale")
     assert (job.number(), job.notes(reuse="stale")) == (200.0, [])
 
 
-def test_a_table_names_the_rows_of_other_code_than_the_current_one_when_it_is_written(own, job):
+def test_a_table_names_the_rows_of_other_code_than_the_current_one_when_it_is_written(job):
     """Two jobs with a method of one's own beside one without it."""
     configs = [job.config(), job.config(attribution__label="Other", seed=1), job_config(job.output_dir, seed=2)]
     configs[2].attribution.label = "Shipped"
-
-    def notes():
-        assert finish(configs)
-        return table(job.output_dir)["notes"]
-
     for cfg in configs:
         run_job(cfg)
-    assert notes() == []
-    own.edit("* 1.0", "* 100.0")
-    assert notes() == [f"Share, Other: 3 of 3 samples each were {OTHER_CODE}"]
+    assert job.notes(*configs) == []
+    job.edit("* 1.0", "* 100.0")
+    assert job.notes(*configs) == [f"Share, Other: 3 of 3 samples each were {OTHER_CODE}"]
     run_job(configs[0])
-    assert notes() == [f"Other: 3 of 3 samples were {OTHER_CODE}"]
-    run_job(configs[1])
-    assert notes() == []
+    assert job.notes(*configs) == [f"Other: 3 of 3 samples were {OTHER_CODE}"]
 
 
 @pytest.mark.parametrize("content", [None, "def"])
-def test_a_table_says_nothing_of_code_that_is_not_found_or_cannot_be_read(own, job, content):
+def test_a_table_says_nothing_of_code_that_is_not_found_or_cannot_be_read(job, content):
     job.run()
-    own.paths[0].unlink()
+    job.paths[0].unlink()
     if content is not None:
-        own.paths[0].write_text(content)
-    own.forget()
+        job.paths[0].write_text(content)
+    job.forget()
     assert finish([job.config()], [job.folder.name])
     assert table(job.output_dir)["notes"] == []
-
-
-def test_what_only_reports_read_is_no_change(own, job):
-    reporting = OwnModule(own.paths[0].parent, "from metagame.report.table import Table\n\n\ndef own_table():\n    1\n")
-    own.edit("import Share\n", "import Share\nimport metagame.report.table\nimport metagame.viewer.write\n")
-    job.run()
-    reporting.edit("    1", "    2")
-    job.run(report__figure={"_target_": f"{reporting.name}.own_table"})
-    assert len(job.samples()) == 3
-    assert not [name for name in code_manifest([own.target]) if name.startswith(("metagame.report", "metagame.viewer"))]
 
 
 ROOMS = ("jobs", "report", "viewer", "tracking", "cli")
@@ -247,17 +208,13 @@ def test_of_what_is_shipped_the_code_counts_that_computes(group):
             assert names >= {"metagame.contracts", "metagame.meta", "metagame.games"}
 
 
-FILES = {
-    "mine/__init__.py": "",
-    "mine/constants.py": "UNUSED = 1\n",
-    "mine/methods/__init__.py": "from .shares import Own\n",
-    "mine/methods/shares.py": """
-import json
-import metagame as mg
+OWN = """
 import numpy
+import metagame as mg
 from helpers.weights import FACTOR
 from installed import ONE
 from metagame import explain
+from metagame.report.table import Table
 from .. import constants
 from ..deep.er import X
 
@@ -267,18 +224,15 @@ class Own:
         from .late import LATE
 
         return mg.concept_metagame
-""",
-    "mine/methods/late.py": "LATE = 1\n",
-    "mine/deep/er.py": "X = 1\n",
-    "mine/other.py": "Y = 1\n",
+"""
+FILES = {
+    "mine/methods/__init__.py": "from .shares import Own\n",
+    "mine/methods/shares.py": OWN,
     "helpers/weights.py": "from . import deeper\nFACTOR = 1\n",
-    "helpers/deeper.py": "X = 1\n",
-    "site-packages/installed.py": "ONE = 1\n",
+    **dict.fromkeys(["mine/__init__.py", "mine/constants.py", "mine/deep/er.py", "mine/methods/late.py"], ""),
+    **dict.fromkeys(["mine/other.py", "helpers/deeper.py", "site-packages/installed.py"], "X = 1\n"),
 }
-IMPORTED = {
-    "mine.methods", "mine.methods.shares", "mine.methods.late", "mine.constants", "mine.deep.er", "helpers.weights",
-    "helpers.deeper",
-}  # fmt: skip
+IMPORTED = "methods methods.shares methods.late constants deep.er"
 
 
 def test_of_ones_own_code_what_is_imported_in_any_way_counts_but_nothing_installed(tmp_path, monkeypatch):
@@ -289,8 +243,10 @@ def test_of_ones_own_code_what_is_imported_in_any_way_counts_but_nothing_install
     monkeypatch.syspath_prepend(tmp_path)
     fingerprint._found.cache_clear()
     before = code_manifest(["mine.methods.Own"])
-    assert {name for name in before if not name.startswith("metagame.")} - {"mine"} == IMPORTED
+    own = {name for name in before if not name.startswith("metagame.")} - {"mine"}
+    assert own == {*(f"mine.{name}" for name in IMPORTED.split()), "helpers.weights", "helpers.deeper"}
     assert {"metagame.explainer", "metagame.concept", "metagame.attributions.method"} <= set(before)
+    assert "metagame.report.table" not in before
     (tmp_path / "helpers/deeper.py").write_text("X = 10\n")
     after = code_manifest(["mine.methods.Own"])
     assert [name for name in before if after[name] != before[name]] == ["helpers.deeper"]
@@ -320,23 +276,23 @@ def test_the_hash_of_code_is_the_same_in_every_python():
 
 
 def test_the_digest_of_files_depends_on_their_names_and_content_and_on_those_in_a_folder(tmp_path, monkeypatch):
-    a, b, c = tmp_path / "a", tmp_path / "b", tmp_path / "folder/c"
-    c.parent.mkdir()
-    for path, content in ((a, "1"), (b, "2"), (c, "3")):
-        path.write_text(content)
-    digests = [files_digest(each) for each in ([], [a], [b], [a, b], [a, b, c.parent], [a, tmp_path / "absent"])]
-    assert files_digest([b, a]) == files_digest([a, b, a]) == digests[3]
-    a.write_text("one")
-    digests += [files_digest([a]), files_digest([a, b])]
-    c.write_text("three")
-    digests.append(files_digest([a, b, c.parent]))
+    a, b, folder = tmp_path / "a", tmp_path / "b", tmp_path / "folder"
+    folder.mkdir()
+    for path in (a, b, folder / "c"):
+        path.write_text("1")
+    asked = [[], [a], [b], [a, b], [folder], [a, tmp_path / "absent"]]
+    digests = [files_digest(each) for each in asked]
+    assert files_digest([b, a, b]) == digests[3]
+    for path in (a, folder / "c"):
+        path.write_text("2")
+    digests += [files_digest(each) for each in ([a], [a, b], [folder])]
+    assert len(set(digests)) == len(digests)
 
     def fail(path):
         raise PermissionError
 
     monkeypatch.setattr(fingerprint, "file_digest", fail)
-    digests += [files_digest([a])]
-    assert len(set(digests)) == len(digests)
+    assert files_digest([a]) not in digests
 
 
 class Filed(Number):
@@ -377,12 +333,12 @@ def test_a_sample_whose_file_changes_is_computed_again_alone_and_all_where_a_com
         assert said == (changed if number and expected else [])
 
 
-def test_new_weights_are_new_samples_and_causes_that_come_together_are_told_in_one_line(own, job, monkeypatch):
+def test_new_weights_are_new_samples_and_causes_that_come_together_are_told_in_one_line(job, monkeypatch):
     job.run()
     monkeypatch.setattr(Plain, "revision", "second")
     assert job.run() == ["the model's files have changed: 3 samples are computed again."]
     assert job.samples() == ["1", "2", "3"] * 2
     monkeypatch.setattr(Plain, "revision", "third")
-    own.edit("* 1.0", "* 100.0")
-    causes = f"the code ({own.name}) and the model's files have changed"
+    job.edit("* 1.0", "* 100.0")
+    causes = f"the code ({job.name}) and the model's files have changed"
     assert job.run() == [f"{causes}: 3 samples are computed again."]

@@ -11,20 +11,18 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from metagame.estimators import exact
-from metagame.jobs.build import Job, build_estimator
+from metagame.jobs.build import Job
 from metagame.jobs.spec import IDENTITY, AttributionKeys, JobKeys, declared, job_folder, job_name
 from tests.tiny.jobs import ROOT, Numbers, Plain, Share, job_config, shipped_configs
 
 CONFIGS = ROOT / "configs"
-NAMES = ("scales", "ids", "label", "expected", "device", "n_threads", "batch_size")
-"""Arguments that one might take for settings which do not change results."""
 
 
 class Told:
-    """Keeps what it is told."""
+    """Keeps what it is told, in arguments that one might take for settings which do not change results."""
 
-    def __init__(self, scales=1, ids=1, label=1, expected=1, device=1, n_threads=1, batch_size=1, inner=None):
-        self.told = dict(zip(NAMES, (scales, ids, label, expected, device, n_threads, batch_size), strict=True))
+    def __init__(self, label=1, device=1, n_threads=1, batch_size=1, inner=None, values=()):
+        self.told = {"label": label, "device": device, "n_threads": n_threads, "batch_size": batch_size}
         self.inner = inner
 
 
@@ -40,50 +38,31 @@ class ToldMethod(Told, Share):
     pass
 
 
-def told_estimator(
-    game, *, scales=1, ids=1, label=1, expected=1, device=1, n_threads=1, batch_size=1, **call
-):  # called as those in metagame.estimators
+def told_estimator(game, *, label=1, device=1, n_threads=1, batch_size=1, **call):  # called as metagame.estimators are
     return exact(game, **call)
 
 
-def target(function, **arguments):
-    return {"_target_": f"{__name__}.{function}", **arguments}
-
-
-# Of a job one of whose parts takes arguments: the changes of its config, and what the built part was told
+# Of a part that takes arguments: its place in the config, its target, and what it was told once the job is built
 TOLD = {
-    "model": (
-        lambda told: {"model": {"name": "plain", **target("ToldModel", **told)}}, lambda cfg: Job.build(cfg).model.told,
-    ),
-    "benchmark": (
-        lambda told: {"benchmark": {"name": "numbers", **target("ToldBenchmark", **told)}},
-        lambda cfg: Job.build(cfg).benchmark.told,
-    ),
-    "method": (
-        lambda told: {"attribution__method": target("ToldMethod", **told)},
-        lambda cfg: Job.build(cfg).methods[""].told,
-    ),
-    "a method within": (
-        lambda told: {"attribution__method": target("ToldMethod", inner=target("ToldMethod", **told))},
-        lambda cfg: Job.build(cfg).methods[""].inner.told,
-    ),
-    "estimator": (
-        lambda told: {
-            "attribution__meta": True,
-            "estimator": {"name": "told", "_partial_": True, **target("told_estimator", **told)},
-        },
-        lambda cfg: build_estimator(cfg).estimator.keywords,
-    ),
-}  # fmt: skip
+    "model": ("model", "ToldModel", lambda job: job.model.told),
+    "benchmark": ("benchmark", "ToldBenchmark", lambda job: job.benchmark.told),
+    "method": ("attribution__method", "ToldMethod", lambda job: job.methods[""].method.told),
+    "a method within": ("attribution__method__inner", "ToldMethod", lambda job: job.methods[""].method.inner.told),
+    "estimator": ("estimator", "told_estimator", lambda job: job.methods[""].estimator.estimator.keywords),
+}
 
 
 @pytest.mark.parametrize("part", TOLD)
-def test_an_argument_of_ones_own_reaches_its_class_and_makes_another_job_whatever_it_is_called(tmp_path, part):
-    changes, told = TOLD[part]
-    for name in NAMES:
-        first, second = (job_config(tmp_path, **changes({name: value})) for value in (1, 2))
-        assert job_folder(first) != job_folder(second), name
-        assert [told(cfg)[name] for cfg in (first, second)] == [1, 2]
+@pytest.mark.parametrize("name", Told().told)
+def test_an_argument_of_ones_own_reaches_its_class_and_makes_another_job_whatever_it_is_called(tmp_path, part, name):
+    place, target, told = TOLD[part]
+    meta = {"attribution__meta": True, "attribution__method": {"_target_": f"{__name__}.ToldMethod"}}
+    first, second = (
+        job_config(tmp_path, **meta, **{f"{place}___target_": f"{__name__}.{target}", f"{place}__{name}": value})
+        for value in (1, 2)
+    )
+    assert job_folder(first) != job_folder(second)
+    assert [told(Job.build(cfg))[name] for cfg in (first, second)] == [1, 2]
 
 
 class OnADevice(ToldModel):
@@ -107,7 +86,8 @@ class OnOneDeviceOnly(OnADevice):
     [("ToldModel", 2), ("OnADevice", 1), ("OnADeviceToo", 1), ("OnOneDeviceOnly", 2), ("OnOneDeviceOnly.load", 2)],
 )
 def test_what_a_class_declares_not_to_change_results_keeps_the_folder(tmp_path, name, n_folders):
-    configs = [job_config(tmp_path, model=target(name, name="plain", device=device)) for device in ("cpu", "cuda")]
+    target = f"{__name__}.{name}"
+    configs = [job_config(tmp_path, model___target_=target, model__device=device) for device in ("cpu", "cuda")]
     assert len(set(map(job_folder, configs))) == n_folders
     assert [Job.build(cfg).model.told["device"] for cfg in configs] == ["cpu", "cuda"]
 
@@ -162,8 +142,8 @@ OTHER_ATTRIBUTION = {
 )
 def test_the_keys_that_the_schema_marks_are_those_that_the_folder_depends_on(tmp_path, schema, changes):
     plain = {"output_dir": tmp_path, "attribution__meta": True}
-    changed = {key: job_name(job_config(**plain | {name: value})) != job_name(job_config(**plain))
-               for key, (name, value) in changes.items()}  # fmt: skip
+    name = job_name(job_config(**plain))
+    changed = {key: job_name(job_config(**plain | {place: value})) != name for key, (place, value) in changes.items()}
     marked = {each.name: each.metadata == IDENTITY for each in fields(schema)}
     assert changed == {key: value for key, value in marked.items() if key != "variants"}  # they have these keys each
 
@@ -178,37 +158,35 @@ def test_the_estimator_counts_for_meta_attributions_only(tmp_path, meta, n_folde
 
 
 def test_the_device_of_every_shipped_model_that_has_one_is_of_the_run():
-    with shipped_configs():
-        nodes = {path.stem: compose("config", overrides=[f"model={path.stem}"]).model
-                 for path in (CONFIGS / "model").glob("[!_]*.yaml")}  # fmt: skip
+    names = {path.stem for path in (CONFIGS / "model").glob("[!_]*.yaml")}
+    nodes = {name: composed(f"model={name}").model for name in names}
     assert {name for name, node in nodes.items() if "device" not in node} == {"adder", "polynomial"}
     targets = {node["_target_"] for node in nodes.values() if "device" in node}
     assert all("device" in declared(each, "runtime_arguments") for each in targets)
 
 
-PICTURES = ("model=clip_vitb16", "attribution=fixlip", "benchmark=pointing_game")
-SUMS = ("model=adder", "benchmark=addition", "attribution=meta_ig", "estimator=trees")
-PROMPTS = ("model=gemma3_1b_it", "benchmark=prompts", "attribution=meta_attnlrp")
+SUMS = "model=adder benchmark=addition attribution=meta_ig estimator=trees"
+PICTURES = "model=clip_vitb16 attribution=fixlip benchmark=pointing_game"
+PROMPTS = "model=gemma3_1b_it benchmark=prompts attribution=meta_attnlrp"
 
 
 @pytest.mark.parametrize(
     ("parts", "of_the_run", "of_results"),
     [
-        (SUMS, ["estimator.n_threads=3", "estimator.batch_size=3"], ["estimator.depth=3", "estimator.budget=90"]),
+        (SUMS, "estimator.n_threads=3 estimator.batch_size=3", "estimator.depth=3 estimator.budget=90"),
         (
-            PICTURES,
-            ["model.device=cpu", "model.batch_size=3", "attribution.method.batch_size=3"],
-            ["attribution.method.design.budget=9"],
+            PICTURES, "model.device=cpu model.batch_size=3 attribution.method.batch_size=3",
+            "attribution.method.design.budget=9",
         ),
-        (PROMPTS, ["benchmark.ids=[review_0]"], ["seed=1"]),
-        (("benchmark=voc",), ["benchmark.all_players=[n0]"], ["seed=1"]),
+        (PROMPTS, "benchmark.ids=[review_0]", "seed=1"),
+        ("benchmark=voc", "benchmark.all_players=[n0]", "seed=1"),  # sizes that Figure 13 chooses from
     ],
-    ids=["estimator", "model and method", "prompts that are asked for", "sizes that Figure 13 chooses from"],
-)
+)  # fmt: skip
 def test_shipped_settings_of_a_run_keep_the_folder_and_those_of_results_do_not(parts, of_the_run, of_results):
-    name = job_name(composed(*parts))
-    assert [job_name(composed(*parts, each)) == name for each in of_the_run] == [True] * len(of_the_run)
-    assert [job_name(composed(*parts, each)) == name for each in of_results] == [False] * len(of_results)
+    name = job_name(composed(*parts.split()))
+    for settings, same in ((of_the_run, True), (of_results, False)):
+        for each in settings.split():
+            assert (job_name(composed(*parts.split(), each)) == name) == same, each
 
 
 def test_figures_that_show_some_of_the_prompts_share_their_jobs_with_those_that_show_others():

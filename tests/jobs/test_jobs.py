@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from metagame.contracts import WHOLE
@@ -27,7 +28,17 @@ from metagame.report.results import read_experiment, read_job
 from tests.tiny.jobs import ROOT, Numbers, Plain, Share, job_config, run_on_terminal, run_together
 from tests.tiny.runs import FORKS, table
 
-PAIRS = {"attribution__name": "pairs", "attribution__method": {"_target_": "tests.tiny.jobs.Pairs"}}
+PAIRS = {"_target_": "tests.tiny.jobs.Pairs"}
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return job_config(tmp_path, model__log=str(tmp_path / "log"))
+
+
+def lines(cfg):
+    """The job's records as they are written, in the order of the file."""
+    return [json.loads(line) for line in (job_folder(cfg) / "records.jsonl").read_text().splitlines()]
 
 
 def records(cfg):
@@ -39,13 +50,18 @@ def statuses(cfg):
     return {sample: record.status for sample, record in records(cfg).items()}
 
 
-def prepared(path):
+def prepared(cfg):
     """The samples that the model prepared, over all runs."""
-    return [line.split()[1] for line in path.read_text().splitlines()]
+    return [line.split()[1] for line in (job_folder(cfg).parents[1] / "log").read_text().splitlines()]
 
 
-def test_every_sample_gets_a_record_with_scores_and_arrays(tmp_path):
-    cfg = job_config(tmp_path)
+def notes(cfg):
+    """Those of the table that is written."""
+    assert finish([cfg])
+    return table(job_folder(cfg).parents[1])["notes"]
+
+
+def test_every_sample_gets_a_record_with_scores_and_arrays(cfg):
     outcome = run_job(cfg)
     record = records(cfg)["2"]
     assert (outcome.n_samples, outcome.n_done, outcome.n_failed, outcome.errors) == (3, 3, 0, ())
@@ -54,129 +70,100 @@ def test_every_sample_gets_a_record_with_scores_and_arrays(tmp_path):
     assert record.labels == {WHOLE: {"players": ["p", "q"], "targets": ["p", "q"], "grid": None, "meta": None}}
 
 
-def test_a_failing_sample_costs_itself_is_in_the_notes_and_is_tried_again_by_the_next_run(tmp_path, monkeypatch):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
+def test_fail_fast_stops_at_the_first_failing_sample(cfg, monkeypatch):
     monkeypatch.setattr(Share, "broken", {"2"})
-    outcome = run_job(cfg)
-    assert statuses(cfg) == {"1": "done", "2": "failed", "3": "done"}
-    assert records(cfg)["2"].error == "RuntimeError: no memory for 2"
-    assert (outcome.n_done, outcome.n_failed, outcome.errors) == (2, 1, ("RuntimeError: no memory for 2",))
-    assert finish([cfg])
-    assert table(tmp_path)["notes"] == ["Share: sample 2 failed: RuntimeError: no memory for 2"]
-    monkeypatch.setattr(Share, "broken", set())
-    outcome = run_job(cfg)
-    assert finish([cfg])
-    assert prepared(tmp_path / "log") == ["1", "2", "3", "2"]
-    assert (outcome.n_done, outcome.n_failed) == (3, 0)
-    assert table(tmp_path)["notes"] == []
-
-
-def test_fail_fast_stops_at_the_first_failing_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(Share, "broken", {"2"})
-    cfg = job_config(tmp_path, fail_fast=True)
+    cfg.fail_fast = True
     with pytest.raises(RuntimeError, match="no memory for 2"):
         run_job(cfg)
     assert statuses(cfg) == {"1": "done", "2": "failed"}
 
 
-def test_a_job_without_any_finished_sample_writes_no_table_and_exits_with_1(tmp_path, monkeypatch, caplog):
+def test_a_job_without_any_finished_sample_writes_no_table_and_exits_with_1(cfg, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Share, "broken", {"1", "2", "3"})
-    cfg = job_config(tmp_path)
     assert run_job(cfg).n_done == 0
     assert not finish([cfg])
     assert not (tmp_path / "table.json").exists()
     assert "no sample was computed, so no table is written. RuntimeError: no memory for 1" in caplog.text
 
 
-def test_limit_takes_the_first_samples_and_later_runs_only_what_is_left(tmp_path):
-    expected = [(2, ["1", "2"]), (None, ["1", "2", "3"]), (None, ["1", "2", "3"])]
-    for limit, done in expected:
-        outcome = run_job(job_config(tmp_path, model__log=str(tmp_path / "log"), limit=limit))
-        assert prepared(tmp_path / "log") == done
+def test_limit_takes_the_first_samples_and_later_runs_only_what_is_left(cfg):
+    for limit, done in ((2, ["1", "2"]), (None, ["1", "2", "3"]), (None, ["1", "2", "3"])):
+        cfg.limit = limit
+        outcome = run_job(cfg)
+        assert prepared(cfg) == done
         assert outcome.n_samples == outcome.n_done == len(done)
 
 
+IDLE = "attribution=all has variants, for which attribution.{} has no effect: set attribution.variants.NAME."
 REFUSED = {
-    **{f"limit={value}": ({"limit": value}, f"limit={value} must be a positive") for value in (0, -1, "abc", 1.5)},
-    **{f"seed={value}": ({"seed": value}, f"seed={value} must be") for value in ("abc", -1)},
-    "reuse": ({"reuse": "old"}, "reuse=old is unknown: choose fresh, or stale"),
-    **{f"shards={value}": ({"shards": value}, f"shards={value} must be a positive integer") for value in (0, 2.5)},
-    "which shard": ({"shards": 3}, "shards=3 needs a sweep"),
-    "shard 3 of 3": ({"shards": 3, "shard": 3}, "shard=3 must be an integer from 0 to 2, since shards=3"),
-    "shard -1": ({"shards": 3, "shard": -1}, "shard=-1 must be an integer from 0 to 2"),
-    "shard of one": ({"shard": 1}, "shard=1 must be an integer from 0 to 0, since shards=1"),
-    "another key": ({"limt": 1}, "unknown settings (limt)"),
-    "a key of an attribution": ({"attribution__idnex": "ksv"}, "unknown settings (attribution.idnex)"),
-    "a key of a variant": (
-        {"attribution__variants": {"one": {"mta": True}}}, "unknown settings (attribution.variants.one.mta)",
-    ),
-    **{f"{key}=1": ({key.replace(".", "__"): 1}, f"unknown settings ({key})") for key in (
-        "scale.thread", "report.figures", "tracker.foo", "attribution.pointing_game.n_imags",
-        "attribution.variants.one.pointing_game", "attribution.variants.one.variants",
-    )},
-    **{f"scale.threads={value}": ({"scale__threads": value}, f"scale.threads={value} must be a positive integer")
-       for value in ("abc", 0, 1.5, True)},
-    "scale.needs_gpu": ({"scale__needs_gpu": "no"}, "scale.needs_gpu=no must be true or false"),
-    "a figure": ({"report__figure": 3}, "report.figure=3 must be a mapping with a _target_"),
-    "no table": ({"report__table": None}, "report.table=None must be a mapping with a _target_"),
-    **{f"leave_out={value}": ({"leave_out": [value]}, f"leave_out has {value}, which is no combination of parts")
-       for value in ({}, 3, {"modle": "plain"}, {"seed": 0})},
-    "a model of another scale": (
-        {"model__for_scale": "paper"}, "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
-    ),
-    "a variant of another scale": (
-        {"attribution": {"name": "a", "variants": {"one": {"name": "share", "label": "Share", "for_scale": "paper"}}}},
+    "limit=0": "limit=0 must be a positive integer",
+    "seed=-1": "seed=-1 must be",
+    "reuse=old": "reuse=old is unknown: choose fresh, or stale",
+    "shards=0": "shards=0 must be a positive integer",
+    "shards=3": "shards=3 needs a sweep",
+    "shards=3; shard=3": "shard=3 must be an integer from 0 to 2, since shards=3",
+    "shards=3; shard=-1": "shard=-1 must be an integer from 0 to 2",
+    "shard=1": "shard=1 must be an integer from 0 to 0, since shards=1",
+    "scale.threads=0": "scale.threads=0 must be a positive integer",
+    "scale.threads=1.5": "scale.threads=1.5 must be",
+    "scale.threads=abc": "scale.threads=abc must be",
+    "scale.threads=true": "scale.threads=True must be",
+    "scale.needs_gpu=some": "scale.needs_gpu=some must be true or false",
+    "limt=1": "unknown settings (limt)",
+    "scale.thread=1": "unknown settings (scale.thread)",
+    "report.figures=1": "unknown settings (report.figures)",
+    "tracker.foo=1": "unknown settings (tracker.foo)",
+    "attribution.idnex=ksv": "unknown settings (attribution.idnex)",
+    "attribution.pointing_game.n_imags=1": "unknown settings (attribution.pointing_game.n_imags)",
+    "attribution.variants.one.mta=true": "unknown settings (attribution.variants.one.mta)",
+    "attribution.variants.one.pointing_game=1": "unknown settings (attribution.variants.one.pointing_game)",
+    "attribution.variants.one.variants=1": "unknown settings (attribution.variants.one.variants)",
+    "estimator.max_playrs=3": "unknown settings (estimator.max_playrs)",
+    "attribution={name: all, meta: true, variants: {one: {}}}": IDLE.format("meta"),
+    "attribution={name: all, index: sii, variants: {one: {}, two: {}}}": IDLE.format("index"),
+    "attribution={name: all, method: {layers: 3}, variants: {one: {}}}": IDLE.format("method"),
+    "report.figure=3": "report.figure=3 must be a mapping with a _target_",
+    "report.table=null": "report.table=None must be a mapping with a _target_",
+    "report.table.limt=1": "got an unexpected keyword argument 'limt'",
+    "leave_out=[{}]": "leave_out has {}, which is no combination of parts",
+    "leave_out=[3]": "leave_out has 3, which is no",
+    "leave_out=[{modle: plain}]": "leave_out has {'modle': 'plain'}, which is no",
+    "model.for_scale=paper": "model=plain has no values for scale=tiny: add configs/model/by_scale/tiny",
+    "attribution={name: a, variants: {one: {name: share, for_scale: paper}}}":
         "attribution=share has no values for scale=tiny: add configs/attribution",
-    ),
-    "a report's argument": ({"report__table__limt": 1}, "got an unexpected keyword argument 'limt'"),
-    "a part's argument": (
-        {"attribution__method": {"_target_": "metagame.attributions.gradients.IntegratedGradients", "steps": 0}},
+    "attribution.method={_target_: metagame.attributions.gradients.IntegratedGradients, steps: 0}":
         "steps=0 must be a positive integer",  # without Hydra's wrapping
-    ),
-    "an estimator's argument": ({"estimator__max_playrs": 3}, "unknown settings (estimator.max_playrs)"),
-    **{f"{key} beside variants": (
-        {"attribution": {"name": "all", key: value, "variants": {"one": {"name": "share"}, "two": {"name": "share"}}}},
-        f"attribution=all has variants, for which attribution.{key} has no effect: set attribution.variants.NAME.{key}"
-        " instead, with NAME one of one, two.",
-    ) for key, value in {"meta": True, "order": 2, "index": "banzhaf", "method": {"layers": 3}}.items()},
-    "no samples": ({"benchmark__values": []}, "benchmark numbers has no samples with these settings"),
-    "samples with the same id": (
-        {"benchmark__values": [1, 3, 3]}, "benchmark numbers has several samples with the id 3",
-    ),
-    "no first-order method": (
-        {"attribution__meta": True} | PAIRS,
-        "attribution=pairs with attribution.meta=true: Pairs has no metagame: it is not a first-order",
-    ),
+    "attribution.method={_target_: tests.tiny.jobs.Pairs}; attribution.meta=true":
+        "attribution=share with attribution.meta=true: Pairs has no metagame: it is not a first-order",
+    "name=jobs; output_dir='outputs/${scale.name}/${name}'": "outputs/tiny/jobs is the folder of the records, not of a",
+    "jobs_dir=mine; output_dir=mine": "mine is the folder of the records, not of a table",
+    "benchmark.values=[]": "benchmark numbers has no samples with these settings",
+    "benchmark.values=[1, 3, 3]": "benchmark numbers has several samples with the id 3",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_job_is_refused_by_name_before_any_sample(tmp_path, case):
-    changes, reason = REFUSED[case]
+def test_what_makes_no_job_is_refused_by_name_before_any_sample(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    changes = dict(each.split("=", 1) for each in case.split("; "))
+    values = {key.replace(".", "__"): yaml.safe_load(value) for key, value in changes.items()}
     with pytest.raises(UserError) as refusal:
-        run_job(job_config(tmp_path, **changes))
-    assert reason in str(refusal.value)
+        run_job(job_config(**{"output_dir": "results"} | values))
+    assert REFUSED[case] in str(refusal.value)
     assert list(tmp_path.rglob("*.jsonl")) == []
-    assert not list(tmp_path.iterdir()) or case in ("no samples", "samples with the same id")
+    assert not list(tmp_path.iterdir()) or "benchmark.values" in changes
 
 
-@pytest.mark.parametrize("settings", [{"name": "jobs"}, {"jobs_dir": "outputs/tiny/numbers"}])
-def test_a_table_in_the_folder_of_the_records_is_refused(settings):
-    cfg = job_config("outputs/tiny/${name}", **settings)
-    with pytest.raises(UserError, match=r"outputs/tiny/\w+ is the folder of the records, not of a table"):
-        run_job(cfg)
-
-
-@pytest.mark.parametrize(("method", "value"), [({}, "nan"), (PAIRS, "nan"), (PAIRS, "inf")], ids=str)
+@pytest.mark.parametrize(("method", "value"), [({"_target_": "tests.tiny.jobs.Share"}, "nan"), (PAIRS, "inf")], ids=str)
 def test_a_value_that_is_not_finite_fails_its_sample_only(tmp_path, method, value):
-    cfg = job_config(tmp_path, benchmark__values=[1, float(value), 3], **method)
+    cfg = job_config(tmp_path, benchmark__values=[1, float(value), 3], attribution__method=method)
     run_job(cfg)
     assert statuses(cfg) == {"1": "done", value: "failed", "3": "done"}
-    assert method or records(cfg)[value].error.startswith("fn returned nan for target 0 on coalition [0, 1]")
+    assert method == PAIRS or records(cfg)[value].error.startswith("fn returned nan for target 0 on coalition [0, 1]")
 
 
-def test_the_folder_of_a_job_says_what_it_was_computed_with_and_keeps_that(tmp_path, monkeypatch):
-    cfg = job_config(tmp_path, seed=3)
+def test_the_folder_of_a_job_says_what_it_was_computed_with_and_keeps_that(cfg, monkeypatch):
+    cfg.seed = 3
     folder = run_job(cfg).folder
     written = (folder / "environment.json").read_bytes()
     environment = json.loads(written)
@@ -191,14 +178,12 @@ def test_the_folder_of_a_job_says_what_it_was_computed_with_and_keeps_that(tmp_p
     assert {record.commit for record in records(cfg).values()} == {environment["git_commit"]}
 
 
-def test_what_an_experiment_asks_of_a_job_is_kept_in_its_own_folder(tmp_path):
-    cfg = job_config(tmp_path, seed=3)
+def test_what_an_experiment_asks_of_a_job_is_kept_in_its_own_folder(cfg, tmp_path):
     folder = run_job(cfg).folder
-    asked = json.loads(asked_path(cfg).read_text())
+    asked, kept = json.loads(asked_path(cfg).read_text()), RecordStore(folder).read()
     assert asked_path(cfg).parent == tmp_path / "samples"
     assert (tmp_path / asked["job"]).resolve() == folder.resolve()
-    assert asked["config"]["seed"] == asked["identity"]["seed"] == 3
-    kept = RecordStore(folder).read()
+    assert asked["config"]["seed"] == asked["identity"]["seed"] == 0
     assert [(each["id"], kept[each["records"][""]].sample) for each in asked["samples"]] == [(i, i) for i in "123"]
 
 
@@ -211,34 +196,27 @@ class Fragile(Share):
     broken: ClassVar[set[str]] = set()
 
 
-VARIANTS = {
-    "attribution": {
-        "name": "both",
-        "label": "Share and its metagame",
-        "variants": {
-            "share": {"name": "share", "label": "Share", "method": {"_target_": "tests.tiny.jobs.Share"}},
-            "meta_share": {
-                "name": "meta_share", "label": "Share", "base": "share", "meta": True,
-                "method": {"_target_": "tests.jobs.test_jobs.Fragile"},
-            },
-        },
-    }
-}  # fmt: skip
+@pytest.fixture
+def several(cfg):
+    """A job with two variants of a method."""
+    method = {"name": "share", "label": "Share", "method": {"_target_": "tests.tiny.jobs.Share"}}
+    meta = {"name": "meta_share", "base": "share", "meta": True, "method": {"_target_": f"{__name__}.Fragile"}}
+    cfg.attribution = {
+        "name": "both", "label": "Share and its metagame", "variants": {"share": method, "meta_share": method | meta},
+    }  # fmt: skip
+    return cfg
 
 
 def by_variant(cfg):
-    """Status of each record, by variant and sample, in the order of the file."""
-    lines = map(json.loads, (job_folder(cfg) / "records.jsonl").read_text().splitlines())
-    return [(line["variant"], line["sample"], line["status"]) for line in lines]
+    return [(line["variant"], line["sample"], line["status"]) for line in lines(cfg)]
 
 
-def test_a_sample_is_prepared_once_for_all_variants_and_has_a_record_of_each(tmp_path):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"), **VARIANTS)
-    outcome = run_job(cfg)
-    assert prepared(tmp_path / "log") == ["1", "2", "3"]
-    assert by_variant(cfg) == [(variant, s, "done") for s in "123" for variant in ("share", "meta_share")]
+def test_a_sample_is_prepared_once_for_all_variants_and_has_a_record_of_each(several):
+    outcome = run_job(several)
+    assert prepared(several) == ["1", "2", "3"]
+    assert by_variant(several) == [(variant, s, "done") for s in "123" for variant in ("share", "meta_share")]
     assert (outcome.n_samples, outcome.n_done) == (3, 3)
-    first_order, meta = read_job(cfg)
+    first_order, meta = read_job(several)
     assert (first_order.label, meta.label) == ("Share", "Meta-Share")
     assert (first_order.uses("share"), meta.uses("share"), meta.uses("share", meta=True)) == (True, False, True)
     assert {first_order.job_label, meta.job_label} == {"Share and its metagame"}
@@ -249,62 +227,61 @@ def test_a_sample_is_prepared_once_for_all_variants_and_has_a_record_of_each(tmp
     assert (explained_meta.meta.players, explained_meta.players) == (("p", "q"), ("p", "q"))
 
 
-def test_a_variant_that_fails_leaves_the_others_their_record_and_is_all_that_is_tried_again(tmp_path, monkeypatch):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"), **VARIANTS)
+def test_what_fails_costs_its_variant_of_its_sample_is_in_the_notes_and_is_all_that_is_tried_again(
+    several, monkeypatch
+):
     monkeypatch.setattr(Fragile, "broken", {"2"})
-    first = run_job(cfg)
-    assert (first.n_done, first.n_failed) == (2, 1)
-    assert by_variant(cfg)[2:4] == [("share", "2", "done"), ("meta_share", "2", "failed")]
-    assert finish([cfg])
-    assert table(tmp_path)["notes"] == ["Share and its metagame: sample 2 failed: RuntimeError: no memory for 2"]
+    first = run_job(several)
+    assert (first.n_done, first.n_failed, first.errors) == (2, 1, ("RuntimeError: no memory for 2",))
+    assert by_variant(several)[2:4] == [("share", "2", "done"), ("meta_share", "2", "failed")]
+    assert lines(several)[3]["error"] == "RuntimeError: no memory for 2"
+    assert notes(several) == ["Share and its metagame: sample 2 failed: RuntimeError: no memory for 2"]
     monkeypatch.setattr(Fragile, "broken", set())
-    second = run_job(cfg)
+    second = run_job(several)
     assert (second.n_done, second.n_failed) == (3, 0)
-    assert by_variant(cfg)[6:] == [("meta_share", "2", "done")]
-    assert prepared(tmp_path / "log") == ["1", "2", "3", "2"]
+    assert by_variant(several)[6:] == [("meta_share", "2", "done")]
+    assert prepared(several) == ["1", "2", "3", "2"]
+    assert notes(several) == []
 
 
-def test_each_variant_counts_for_what_a_job_is_and_its_label_does_not(tmp_path):
-    folders = {job_folder(job_config(tmp_path))}
-    for changed in (None, "meta_share.meta", "share.order", "share.label"):
-        cfg = job_config(tmp_path, **VARIANTS)
-        if changed is not None:
-            OmegaConf.update(cfg, f"attribution.variants.{changed}", 0, force_add=True)
-        folders.add(job_folder(cfg))
-    assert len(folders) == 4
+def test_each_variant_counts_for_what_a_job_is_and_its_label_does_not(several):
+    folders = [job_folder(several)]
+    for key in ("meta_share.meta", "share.order", "share.label"):
+        changed = several.copy()
+        OmegaConf.update(changed, f"attribution.variants.{key}", 0, force_add=True)
+        folders.append(job_folder(changed))
+    assert [folder == folders[0] for folder in folders] == [True, False, False, True]
+    assert folders[1] != folders[2]
 
 
 # What is broken, of another version or does not fit
 
 
-def test_a_sample_whose_arrays_are_broken_counts_as_not_done_and_is_computed_again(tmp_path):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"))
+def test_a_sample_whose_arrays_are_broken_counts_as_not_done_and_is_computed_again(cfg, tmp_path):
     run_job(cfg)
     assert finish([cfg])
     written = (tmp_path / "table.json").read_bytes()
     path = job_folder(cfg) / "arrays" / f"{records(cfg)['2'].key}.npz"
     arrays = path.read_bytes()
     path.write_bytes(arrays[:-30])
-    assert finish([cfg])
-    assert table(tmp_path)["notes"] == ["Share: 1 of 3 samples not computed yet."]
+    assert notes(cfg) == ["Share: 1 of 3 samples not computed yet."]
     assert table(tmp_path)["rows"] == [{"method": "Share", "done": 2}]
     assert run_job(cfg).n_done == 3
     assert finish([cfg])
-    assert prepared(tmp_path / "log") == ["1", "2", "3", "2"]
+    assert prepared(cfg) == ["1", "2", "3", "2"]
     assert path.read_bytes() == arrays
     assert (tmp_path / "table.json").read_bytes() == written
 
 
 def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_table(tmp_path):
     cfg = job_config(tmp_path / "results")
-    folder = run_job(cfg).folder
+    path = run_job(cfg).folder / "records.jsonl"
     assert finish([cfg])
     written = (tmp_path / "results/table.json").read_bytes()
     asked_path(cfg).write_text(asked_path(cfg).read_text().replace('{"version": 2', '{"version": 1', 1))
     with pytest.raises(RecordError, match=r"\.json has version 1, but .* version 2: run the job again"):
         read_job(cfg)
-    line = json.loads((folder / "records.jsonl").read_text().splitlines()[0])
-    (folder / "records.jsonl").write_text(json.dumps(line | {"version": 1}) + "\n")
+    path.write_text(json.dumps(lines(cfg)[0] | {"version": 1}) + "\n")
     with pytest.raises(RecordError, match=r"records\.jsonl, line 1 has version 1, but .* reads version 2: move"):
         run_job(cfg)
     assert not finish([cfg])
@@ -315,8 +292,9 @@ def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_t
         read_experiment(tmp_path)
 
 
-def few(self, samples):
-    return []
+class Forgetful(Plain):
+    def prepare(self, samples):
+        return []
 
 
 ADDITION = {"name": "add", "_target_": "metagame.benchmarks.addition.Addition", "examples": ["1 + 2"]}
@@ -324,18 +302,14 @@ SHAPLEY = {"_target_": "metagame.attributions.shapley.ShapleyValue"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "prepare", "reason"),
+    ("changes", "reason"),
     [
-        ({"benchmark": ADDITION}, Plain.prepare, "model Plain does not explain samples of benchmark Addition"),
-        (
-            {"attribution__method": SHAPLEY}, Plain.prepare,
-            "attribution method ShapleyValue does not explain model Plain",
-        ),
-        ({}, few, "model Plain prepared 0 of 1 samples"),
+        ({"benchmark": ADDITION}, "model Plain does not explain samples of benchmark Addition"),
+        ({"attribution__method": SHAPLEY}, "attribution method ShapleyValue does not explain model Plain"),
+        ({"model___target_": f"{__name__}.Forgetful"}, "model Forgetful prepared 0 of 1 samples"),
     ],
-)  # fmt: skip
-def test_parts_that_do_not_fit_are_named(tmp_path, monkeypatch, changes, prepare, reason):
-    monkeypatch.setattr(Plain, "prepare", prepare)
+)
+def test_parts_that_do_not_fit_are_named(tmp_path, changes, reason):
     (error,) = run_job(job_config(tmp_path, **changes)).errors
     assert reason in error
 
@@ -362,44 +336,32 @@ SCORES = {
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_a_score_that_no_record_can_hold_costs_its_sample_only(tmp_path, kind):
-    _, error = SCORES[kind]
-    cfg = job_config(tmp_path, benchmark___target_="tests.jobs.test_jobs.Scored", benchmark__kind=kind)
+    _, reason = SCORES[kind]
+    cfg = job_config(tmp_path, benchmark___target_=f"{__name__}.Scored", benchmark__kind=kind)
     errors = run_job(cfg).errors
-    assert not errors if error is None else error in errors[0]
-    assert statuses(cfg) == {"1": "done", "2": "done" if error is None else "failed", "3": "done"}
-    if error is None:
+    if reason is None:
+        assert errors == ()
         assert records(cfg)["2"].scores == {"s": {"a": 0.5, "b": [3, True], "c": ["x", None]}}
+    else:
+        assert reason in errors[0]
+        assert statuses(cfg) == {"1": "done", "2": "failed", "3": "done"}
 
 
 # Several processes, and a terminal
 
 
-def test_two_processes_share_a_job_and_do_every_sample_once(tmp_path):
-    cfg = job_config(tmp_path, model__log=str(tmp_path / "log"), model__seconds=0.05, benchmark__values=list(range(8)))
+def test_two_processes_share_a_job_and_do_every_sample_once(cfg, tmp_path):
+    cfg.model.seconds, cfg.benchmark["values"] = 0.05, list(range(8))
     barrier = FORKS.Barrier(2)
     processes = [FORKS.Process(target=run_together, args=(cfg, barrier)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
-    samples = [json.loads(line)["sample"] for line in (job_folder(cfg) / "records.jsonl").read_text().splitlines()]
     workers = {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()}
     assert [process.exitcode for process in processes] == [0, 0]
-    assert Counter(samples) == Counter(prepared(tmp_path / "log")) == Counter(map(str, range(8)))
+    assert Counter(line["sample"] for line in lines(cfg)) == Counter(prepared(cfg)) == Counter(map(str, range(8)))
     assert len(workers) == 2
-
-
-def test_the_time_that_a_sample_still_takes_is_told_for_each_sample_and_each_part_of_its_work():
-    progress = JobProgress("title", 2, 0)
-
-    def remaining(done, total):
-        progress.within_sample(done, total)
-        return progress._bars.tasks[progress._inside].time_remaining
-
-    for _ in range(2):
-        assert [remaining(done, 20) == 0 for done in (5, 10, 20)] == [False, False, True]
-        assert [remaining(done, 3) == 0 for done in (1, 2, 3)] == [False, False, True]
-        progress.advance()
 
 
 def test_progress_bars_are_drawn_on_a_terminal(tmp_path):
@@ -415,13 +377,26 @@ def test_progress_bars_are_drawn_on_a_terminal(tmp_path):
     assert all(text in drawn.decode() for text in ("plain x share", "━", "3/3"))
 
 
+def test_the_time_that_a_sample_still_takes_is_told_for_each_sample_and_each_part_of_its_work():
+    progress = JobProgress("title", 2, 0)
+
+    def remaining(done, total):
+        progress.within_sample(done, total)
+        return progress._bars.tasks[progress._inside].time_remaining
+
+    for _ in range(2):
+        assert [remaining(done, 20) == 0 for done in (5, 10, 20)] == [False, False, True]
+        assert [remaining(done, 3) == 0 for done in (1, 2, 3)] == [False, False, True]
+        progress.advance()
+
+
 @pytest.mark.parametrize(
     ("n_done", "seconds", "told"),
     [
-        (2, 0.1, None),
         (2, 19, None),
+        (2, 20, "the other 6 will take about 1 min"),
         (2, 60, "the other 6 will take about 3 min"),
-        (2, 3600, "the other 6 will take about 3.0 h"),
+        (2, 1200, "the other 6 will take about 1.0 h"),
         (0, 3600, None),  # another process held them
     ],
 )

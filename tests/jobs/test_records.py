@@ -25,6 +25,7 @@ from metagame.jobs.records import (
     sample_key,
     unpack,
 )
+from metagame.kept_values import KeptValues
 from metagame.meta import MetaAttributions
 
 LABELS = {"": {"players": ["a", "b"], "targets": ["a", "b"], "grid": None, "meta": None}}
@@ -53,7 +54,7 @@ def test_records_and_arrays_are_read_as_they_were_written_without_pickle(store):
 
 def test_an_array_that_needs_pickle_is_refused(store):
     with pytest.raises(ValueError, match=r"pickle|object"):
-        store.append(Record("k", "s", "done", arrays=["bad"]), {"bad": np.array([{}], dtype=object)})
+        store.append(replace(DONE, arrays=["bad"]), {"bad": np.array([{}], dtype=object)})
     assert store.read() == {}
 
 
@@ -75,11 +76,11 @@ def test_a_line_cut_at_any_byte_is_ignored_then_replaced(store, before):
         assert restarted.read() == expected | {"k3": last}
 
 
-VERSION_1 = '{"key": "k", "sample": "s", "status": "done", "scores": {}, "arrays": [], "version": 1}'
-WITH_AN_X = '{"key": "k", "sample": "s", "status": "done", "x": 1, "version": 2}'
-NO_RECORDS = dict.fromkeys(["{broken", "[]", "{}", "17", WITH_AN_X, ""], "not a record") | {
-    VERSION_1: rf"has version 1, but this release reads version {VERSION}: move",
-    VERSION_1.replace("1}", "3}"): "has version 3, but this",
+OF_VERSION = '{"key": "k", "sample": "s", "status": "done", "version": %d}'
+NO_RECORDS = {
+    **dict.fromkeys(["{broken", "[]", "{}", "", OF_VERSION.replace("}", ', "x": 1}') % VERSION], "not a record"),
+    OF_VERSION % 1: rf"has version 1, but this release reads version {VERSION}: move",
+    OF_VERSION % 3: "has version 3, but this",
 }
 
 
@@ -131,26 +132,26 @@ def test_keys_depend_on_config_code_weights_files_sample_and_variant_but_on_no_o
 
 
 TOKENS = ("a", "b")
-PATCHES = {"players": TOKENS, "targets": ("image",), "grid": (1, 3)}
+PATCHES = {"players": TOKENS, "targets": ("image",), "grid": (1, 3), "variant": "v"}
 MAP = np.array([0.5, -1.0, 2.0], dtype=np.float32)
 DIRECTED = MetaAttributions(
-    np.array([[1.0, 2.0], [3.0, 4.0]]), first_order=np.array([3.0, 7.0]), empty=np.array([0.0, 0.0]),
-    standard_error=np.full((2, 2), 0.1), n_evaluations=4, players=TOKENS, targets=TOKENS,
+    np.array([[1.0, 2.0], [3.0, 4.0]]), first_order=np.array([3.0, 7.0]), standard_error=np.full((2, 2), 0.1),
+    n_evaluations=4, players=TOKENS, targets=TOKENS,
 )  # fmt: skip
 PAIRS = MetaAttributions(
     np.arange(12.0).reshape(3, 2, 2), first_order=np.arange(3.0), empty=np.ones(3), endogenous=False, order=2,
-    index="sii", directed=False, **PATCHES,
+    index="sii", directed=False, players=TOKENS, targets=("image",), grid=(1, 3),
 )  # fmt: skip
 INDEX = MetaAttributions(np.eye(2), index="stii", directed=False, players=TOKENS, targets=TOKENS)
 INFLUENCES = MetaAttributions(np.ones((6, 2), np.float32), players=TOKENS, targets=TOKENS, grid=(1, 3))
 EXPLAINED = {
-    "a map": Explanation(**PATCHES, attribution=MAP, variant="v"),
-    "a metagame": Explanation(TOKENS, TOKENS, attribution=DIRECTED.first_order, meta=DIRECTED, variant="v"),
+    WHOLE: Explanation(**PATCHES, attribution=MAP),
+    "metagame": Explanation(TOKENS, TOKENS, attribution=DIRECTED.first_order, meta=DIRECTED, variant="v"),
     "pairs on patches": Explanation(**PATCHES, attribution=PAIRS.first_order, meta=PAIRS),
-    "an index without attributions": Explanation(TOKENS, TOKENS, meta=INDEX),
-    "an attribution beside that of its metagame": Explanation(TOKENS, TOKENS, attribution=np.ones(2), meta=DIRECTED),
+    "index without attributions": Explanation(TOKENS, TOKENS, meta=INDEX, variant="v"),
+    "beside its metagame": Explanation(TOKENS, TOKENS, attribution=np.ones(2), meta=DIRECTED, variant="v"),
     "influences on some of the maps": Explanation(
-        TOKENS, (*TOKENS, "c"), (1, 3), attribution=np.tile(MAP, 3), meta=INFLUENCES
+        TOKENS, (*TOKENS, "c"), (1, 3), attribution=np.tile(MAP, 3), meta=INFLUENCES, variant="v"
     ),
 }
 
@@ -168,39 +169,24 @@ def assert_same(found, expected):
             assert other == value, name
 
 
-def stored(store, explanations, pictures, variant=""):
-    """The record and arrays of explanations, as they are read again."""
-    labels, arrays = pack(explanations, pictures)
-    store.append(Record("k", "s", "done", variant=variant, labels=labels, arrays=list(arrays)), arrays)
+def test_explanations_and_pictures_of_a_sample_are_read_as_they_were_written(store):
+    pictures = {WHOLE: np.full((2, 2, 3), 7, np.uint8), "metagame": np.full((1, 2, 3), 9, np.uint8)}
+    labels, arrays = pack(EXPLAINED, pictures)
+    store.append(Record("k", "s", "done", variant="v", labels=labels, arrays=list(arrays)), arrays)
     record = RecordStore(store.folder).read()["k"]
-    return record, store.load_arrays(record)
-
-
-@pytest.mark.parametrize("case", EXPLAINED)
-def test_an_explanation_is_read_as_it_was_written(store, case):
-    explanation = EXPLAINED[case]
-    found = unpack(*stored(store, {WHOLE: explanation}, {}, explanation.variant))
-    kept = explanation
-    if explanation.meta is not None and explanation.meta.endogenous:
-        kept = replace(explanation, meta=replace(explanation.meta, empty=None))  # all zero by definition
-    assert list(found) == [WHOLE]
-    assert_same(found[WHOLE], kept)
-
-
-def test_questions_about_a_sample_and_its_pictures_are_kept_apart(store):
-    pictures = {"first": np.full((2, 2, 3), 7, np.uint8), "second": np.full((1, 2, 3), 9, np.uint8)}
-    asked = {"first": EXPLAINED["pairs on patches"], "second": EXPLAINED["an index without attributions"]}
-    record, arrays = stored(store, asked, pictures)
-    found = unpack(record, arrays)
-    assert list(found) == list(asked)
-    assert_same(found["first"], asked["first"])
-    assert_same(found["second"], asked["second"])
-    shown = pictures_of(record, arrays)
+    found = unpack(record, store.load_arrays(record))
+    assert list(found) == list(EXPLAINED)
+    for question, expected in EXPLAINED.items():
+        assert_same(found[question], expected)
+    shown = pictures_of(record, store.load_arrays(record))
     assert {name: picture.tolist() for name, picture in shown.items()} == {k: v.tolist() for k, v in pictures.items()}
 
 
-def test_an_attribution_that_is_that_of_its_metagame_is_kept_once_and_symbolic_values_are_no_arrays():
-    assert sorted(pack({WHOLE: EXPLAINED["a metagame"]}, {})[1]) == ["attribution", "standard_error", "values"]
+def test_what_is_zero_kept_elsewhere_or_symbolic_is_no_array():
+    """Values of the empty coalition are zero by definition where the players are the targets."""
+    endogenous = replace(DIRECTED, empty=np.zeros(2))
+    asked = {WHOLE: Explanation(TOKENS, TOKENS, attribution=endogenous.first_order, meta=endogenous)}
+    assert sorted(pack(asked, {})[1]) == ["attribution", "standard_error", "values"]
     values = np.array([["x1", "0"], ["x1*x2", "x2"]], dtype=object)
     phi = MetaAttributions(values, first_order=values[0], players=TOKENS, targets=TOKENS)
     labels, arrays = pack({WHOLE: Explanation(TOKENS, TOKENS, attribution=values[0], meta=phi)}, {})
@@ -263,3 +249,22 @@ def test_an_error_while_replacing_a_file_leaves_the_old_one(tmp_path):
         write_half()
     assert [file.name for file in tmp_path.iterdir()] == ["table.json"]
     assert path.read_text() == "old"
+
+
+# Values of coalitions that are kept until their sample is done; runs that are killed meanwhile are in tests/system
+
+
+def test_values_are_read_as_they_were_kept_but_for_an_unfinished_line(tmp_path):
+    kept = KeptValues(tmp_path / "folder/values.txt")
+    assert kept.read(2) == {}
+    coalitions, values = np.array([[True, False], [True, True]]), np.array([[0.1, -0.0, 1e-300], [1, 2, 3]])
+    kept.append(coalitions[:1], values[:1])
+    kept.append(coalitions[1:], values[1:])
+    whole = kept.path.read_bytes()
+    kept.path.write_bytes(whole[:-1])
+    assert list(kept.read(2)) == [coalitions[0].tobytes()]
+    kept.append(coalitions[1:], values[1:])
+    assert kept.path.read_bytes() == whole
+    assert [each.tobytes() for each in kept.read(2).values()] == [each.tobytes() for each in values]
+    kept.remove()
+    assert not kept.path.exists()

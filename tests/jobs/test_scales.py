@@ -42,23 +42,6 @@ def configs():
         yield
 
 
-@pytest.fixture
-def third_scale(tmp_path):
-    """Overrides for a scale ``trial``, and the folder that its values come from."""
-    folder = tmp_path / "configs"
-    write(folder / "scale/trial.yaml", "name: trial\nneeds_gpu: false\nthreads: 1\n")
-    return ["scale=trial", f"hydra.searchpath=[file://{folder}]"], folder
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def node_of(cfg, group):
-    return cfg if group == "experiment" else cfg[group]
-
-
 def keys_below(node, prefix=""):
     """Every key below a node, with the dots before it, but for those within nodes that a scale has as a whole."""
     for key, value in node.items():
@@ -97,7 +80,8 @@ def check_values_or_refusal(chosen):
         cfg = compose("config", overrides=first_cell([*chosen, f"scale={scale}"]))
         has_values = [(CONFIGS / group / "by_scale" / scale / f"{name}.yaml").exists() for group, name in choices]
         for (group, _), has in zip(choices, has_values, strict=True):
-            here, there = (OmegaConf.to_container(node_of(each, group)) for each in (cfg, at_paper_scale))
+            nodes = [each if group == "experiment" else each[group] for each in (cfg, at_paper_scale)]
+            here, there = map(OmegaConf.to_container, nodes)
             assert there["for_scale"] == "paper"
             assert not has or here["for_scale"] == scale
             assert not has or set(keys_below(here)) == set(keys_below(there)), "a key of one scale only is misspelt"
@@ -121,52 +105,68 @@ def test_a_choice_that_looks_up_values_of_a_scale_says_which_it_has(group):
             assert load(path)["for_scale"] == scale
 
 
-@pytest.mark.parametrize(
-    ("scale", "lacking"),
-    [
-        ("paper", ""), ("tiny", "evidence evidence_pairs"),
-        ("small", "both_ways faithfulness figure13 figure2 figure4 figure7 figure8 figure9 table3 ttcav"),
-    ],
-)  # fmt: skip
-def test_experiments_with_values_for_a_scale_are_told_from_their_files(scale, lacking):
-    assert set(shipped("experiment")) - set(experiments_at(scale)) == set(lacking.split())
+LACKING = {
+    "paper": "",
+    "tiny": "evidence evidence_pairs",
+    "small": "both_ways faithfulness figure13 figure2 figure4 figure7 figure8 figure9 table3 ttcav",
+}
+
+
+@pytest.mark.parametrize("scale", LACKING)
+def test_experiments_with_values_for_a_scale_are_told_from_their_files(scale):
+    assert set(shipped("experiment")) - set(experiments_at(scale)) == set(LACKING[scale].split())
     assert experiments_at("mine") == []
+
+
+# A third scale
+
+
+@pytest.fixture
+def third_scale(tmp_path):
+    """Compose with a scale ``trial``, of which these files have the values, by their place below the configs."""
+
+    def composed(overrides, files):
+        for name, text in ({"scale/trial": "name: trial\nneeds_gpu: false\nthreads: 1\n"} | files).items():
+            path = tmp_path / f"{name}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        where = f"hydra.searchpath=[file://{tmp_path}]"
+        return compose("config", overrides=[*overrides.split(), "scale=trial", where])
+
+    return composed
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_values_of_another_scale_are_never_taken(group, third_scale):
-    overrides, _ = third_scale
-    for name in scaled(group)[:1]:
-        parts = ["model=adder"] if group != "model" else []
-        parts += ["benchmark=separation"] if group != "benchmark" else []
-        cfg = compose("config", overrides=[*parts, f"{group}={name}", *overrides])
-        with pytest.raises(UserError, match=f"configs/{group}/by_scale/trial.* for_scale: trial") as error:
-            check_scale(cfg)
-        assert f"{name}.yaml" in str(error.value) or group == "experiment"
+    name = scaled(group)[0]
+    chosen = {"model": "adder", "benchmark": "separation"} | {group: name}
+    cfg = third_scale(" ".join(f"{key}={value}" for key, value in chosen.items()), {})
+    with pytest.raises(UserError, match=f"configs/{group}/by_scale/trial.* for_scale: trial") as error:
+        check_scale(cfg)
+    assert f"{name}.yaml" in str(error.value) or group == "experiment"
 
 
 def test_a_third_scale_is_new_files_alone_and_no_files_for_what_is_the_same_at_every_scale(third_scale):
-    overrides, folder = third_scale
-    sums = compose("config", overrides=["experiment=figure1", "attribution=meta_sv", *overrides])
+    sums = third_scale("experiment=figure1 attribution=meta_sv", {})
     check_scale(sums)
     assert sums.model.checkpoint == "data/tiny/adder"
-    write(folder / "model/by_scale/trial/clip_vitb16.yaml", "for_scale: trial\ncheckpoint: small/clip\n")
-    write(folder / "benchmark/by_scale/trial/pointing_game.yaml", "for_scale: trial\ngames: [a-b-c-d]\n")
-    write(folder / "benchmark/scenes/trial.yaml", "_target_: mine.Scenes\nfolder: mine\n")
-    write(folder / "benchmark/classes/trial.yaml", "a: 0\nb: 1\nc: 2\nd: 3\n")
-    chosen = ["model=clip_vitb16", "benchmark=pointing_game", "attribution=mask_clip", *overrides]
-    cfg = compose("config", overrides=chosen)
+    files = {
+        "model/by_scale/trial/clip_vitb16": "for_scale: trial\ncheckpoint: small/clip\n",
+        "benchmark/by_scale/trial/pointing_game": "for_scale: trial\ngames: [a-b-c-d]\n",
+        "benchmark/scenes/trial": "_target_: mine.Scenes\nfolder: mine\n",
+        "benchmark/classes/trial": "a: 0\nb: 1\nc: 2\nd: 3\n",
+    }
+    chosen = "model=clip_vitb16 benchmark=pointing_game attribution=mask_clip"
+    cfg = third_scale(chosen, files)
     check_scale(cfg)
     assert (cfg.model.checkpoint, cfg.model.label) == ("small/clip", "CLIP (ViT-B/16)")
     assert cfg.benchmark.scenes == {"_target_": "mine.Scenes", "folder": "mine"}
     assert list(cfg.benchmark.classes) == ["a", "b", "c", "d"]
-    assert compose("config", overrides=[*chosen, "model.checkpoint=mine"]).model.checkpoint == "mine"
+    assert third_scale(f"{chosen} model.checkpoint=mine", files).model.checkpoint == "mine"
 
 
 def test_a_node_that_a_scale_has_no_file_for_is_named(third_scale):
-    overrides, folder = third_scale
-    write(folder / "benchmark/by_scale/trial/prompts.yaml", "for_scale: trial\n")
-    cfg = compose("config", overrides=["benchmark=prompts", *overrides])
+    cfg = third_scale("benchmark=prompts", {"benchmark/by_scale/trial/prompts": "for_scale: trial\n"})
     with pytest.raises(UserError, match=r"^benchmark=prompts at scale=trial lacks benchmark\.prompts: choose another"):
         check_scale(cfg)
 
@@ -177,20 +177,20 @@ def test_a_node_that_a_scale_has_no_file_for_is_named(third_scale):
 @pytest.mark.parametrize(
     ("chosen", "override"),
     [
-        (["benchmark=pointing_game", "scale=paper"], "benchmark.scenes.root=elsewhere"),
-        (["benchmark=coco"], "benchmark.data._target_=metagame.benchmarks.coco.COCOInstances"),
-        (["benchmark=voc"], "benchmark.data.root=elsewhere"),
-        (["benchmark=prompts"], "benchmark.prompts.count=3"),
-        (["benchmark=illustration"], "benchmark.image=mine.png"),
-        (["experiment=figure3"], "report.figure.prompts=[review_1]"),
-        (["experiment=figure11"], "benchmark.ids=[review_1]"),
-        (["experiment=figure13"], "benchmark.players=[n0]"),
-        (["model=flux_schnell", "scale=paper"], "model.denoising.n_steps=8"),
+        ("benchmark=pointing_game scale=paper", "benchmark.scenes.root=elsewhere"),
+        ("benchmark=coco", "benchmark.data._target_=metagame.benchmarks.coco.COCOInstances"),
+        ("benchmark=voc", "benchmark.data.root=elsewhere"),
+        ("benchmark=prompts", "benchmark.prompts.count=3"),
+        ("benchmark=illustration", "benchmark.image=mine.png"),
+        ("experiment=figure3", "report.figure.prompts=[review_1]"),
+        ("experiment=figure11", "benchmark.ids=[review_1]"),
+        ("experiment=figure13", "benchmark.players=[n0]"),
+        ("model=flux_schnell scale=paper", "model.denoising.n_steps=8"),
     ],
 )
 def test_values_of_a_scale_can_be_overridden(chosen, override):
     key, value = override.split("=")
-    cfg = compose("config", overrides=[*chosen, override])
+    cfg = compose("config", overrides=[*chosen.split(), override])
     assert OmegaConf.select(cfg, key) == yaml.safe_load(value)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from metagame.jobs.build import Job
 from metagame.models.clip import CLIP
@@ -25,9 +26,17 @@ from metagame.plan.cost import (
 from metagame.plan.passes import Count
 
 
-def planned(*overrides):
-    configs = planned_configs(overrides)
-    return configs, [plan_job(cfg, configs) for cfg in configs]
+def planned(overrides, scale="tiny"):
+    """The config of each job with its plan."""
+    configs = planned_configs([*overrides.split(), f"scale={scale}"])
+    return [(cfg, plan_job(cfg, configs)) for cfg in configs]
+
+
+def explain_all(job, limit):
+    samples = list(job.benchmark.samples()[:limit])
+    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
+        for variant in job.methods:
+            job.evaluate(variant, sample, inputs, lambda done, total: None)
 
 
 def counted_run(cfg, monkeypatch):
@@ -54,37 +63,31 @@ def counted_run(cfg, monkeypatch):
         blocks = job.model.pipeline.transformer.transformer_blocks
         name = "painting steps" if cfg.benchmark.name == "concepts" else "pictures"
         blocks[0].register_forward_pre_hook(lambda *_: passes.update({name: 1}))
-    samples = list(job.benchmark.samples()[: cfg.limit])
-    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
-        for variant in job.methods:
-            job.evaluate(variant, sample, inputs, lambda done, total: None)
+    explain_all(job, cfg.limit)
     if texts:
         passes["texts"] = len(texts)
     monkeypatch.undo()
     return passes
 
 
-EXACT = {
-    "words": "experiment=table2 model=clip_vitb16 attribution=mask_clip,meta_grad_eclip,fixlip limit=3",
-    "Patch IG": "experiment=table2 model=clip_vitb16 attribution=patch_ig,meta_patch_ig,fixlip_banzhaf limit=2",
-    "words of SigLIP": "experiment=table4 model=siglip2_vitb32 attribution=meta_mask_siglip,fixlip limit=2",
-    "concepts": "experiment=figure13 benchmark=voc limit=3",
-    "painting": "experiment=figure4",
-}
-
-
-@pytest.mark.parametrize("case", EXACT)
-def test_the_passes_are_those_of_a_run(case, monkeypatch):
-    configs, plans = planned(*EXACT[case].split(), "scale=tiny")
-    for cfg, plan in zip(configs, plans, strict=True):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "experiment=table2 model=clip_vitb16 attribution=mask_clip,meta_grad_eclip,fixlip limit=3",
+        "experiment=table2 model=clip_vitb16 attribution=patch_ig,meta_patch_ig,fixlip_banzhaf limit=2",
+        "experiment=table4 model=siglip2_vitb32 attribution=meta_mask_siglip,fixlip limit=2",
+        "experiment=figure13 benchmark=voc limit=3",
+        "experiment=figure4",
+    ],
+)
+def test_the_passes_are_those_of_a_run(overrides, monkeypatch):
+    for cfg, plan in planned(overrides):
         assert not plan.missing
         assert plan.count.passes == counted_run(cfg, monkeypatch), plan.label
 
 
 def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletion(monkeypatch):
-    asked = "meta_attnlrp,ig,leave_one_out,proximity"
-    configs, plans = planned("experiment=figure3", f"attribution={asked}", "scale=tiny", "limit=1")
-    for cfg, plan in zip(configs, plans, strict=True):
+    for cfg, plan in planned("experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out,proximity limit=1"):
         passes, (sample,) = counted_run(cfg, monkeypatch), Job.build(cfg).benchmark.samples()[:1]
         curves = 2 * len(sample.text.split())
         assert passes["forward"] <= plan.count.passes["forward"] < passes["forward"] + curves
@@ -92,48 +95,8 @@ def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletio
         assert any("curves" in note and "upper bound" in note for note in plan.notes)
 
 
-def test_scores_are_counted_once_for_each_variant():
-    _, (plan,) = planned("experiment=figure3", "attribution=lrp_by_layer", "scale=tiny", "limit=1")
-    assert plan.count.passes["forward"] == 168  # of 8 variants, each with two curves of 10 points
-
-
-def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
-    _, (plan,) = planned("experiment=evidence", "attribution=attnlrp", "scale=paper", "limit=8")
-    assert plan.count.passes == {"forward": 16, "backward": 8}
-    assert not any("answers" in note for note in plan.notes)
-
-
-PROXY = ["attribution=meta_attention_game_mutual_proxy", "estimator=exact", "estimator.budget_per_player=null"]
-
-
-@pytest.mark.parametrize("chosen", [["attribution=ig"], PROXY])
-def test_passes_of_a_classifier_are_those_of_a_run_with_its_scores(chosen):
-    (cfg,), (plan,) = planned("experiment=faithfulness", *chosen, "scale=tiny", "limit=2")
-    job, rows = Job.build(cfg), []
-    job.model.net.register_forward_pre_hook(
-        lambda net, given, named: rows.append(len(named["inputs_embeds"])), with_kwargs=True
-    )
-    samples = job.benchmark.samples()[:2]
-    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
-        job.evaluate("", sample, inputs, lambda done, total: None)
-    assert plan.count.passes["forward"] == sum(rows)
-
-
-def test_each_image_of_concepts_is_counted_once_as_a_job_has_it():
-    (cfg,), (plan,) = planned("experiment=ttcav", "attribution.method.repeats=2", "scale=tiny", "limit=2")
-    job, rows = Job.build(cfg), []
-    job.model.net.register_forward_pre_hook(lambda net, given: rows.append(len(given[0])))
-    samples = job.benchmark.samples()[:2]
-    for sample, inputs in zip(samples, job.prepare(samples), strict=True):
-        job.evaluate("", sample, inputs, lambda done, total: None)
-    assert plan.count.passes == {"forward": sum(rows), "backward": 5 * 50}
-    assert plan.count.tokens["forward"] == 17 * sum(rows)
-
-
 def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_one_of_a_blank_image(monkeypatch):
-    (cfg,), (plan,) = planned(
-        "experiment=table4", "model=siglip2_vitb32", "attribution=exclip", "scale=tiny", "limit=2"
-    )
+    ((cfg, plan),) = planned("experiment=table4 model=siglip2_vitb32 attribution=exclip limit=2")
     passes, encode = Counter(), SigLIP2.encode_texts
     counted = lambda self, texts: passes.update(texts=len(texts)) or encode(self, texts)  # noqa: E731
     monkeypatch.setattr(SigLIP2, "encode_texts", counted)
@@ -143,30 +106,71 @@ def test_the_text_side_of_exclip_takes_passes_of_each_text_and_the_image_side_on
 
 
 def test_masked_images_of_the_text_side_are_counted_once_for_all_methods_and_a_text_once_more_for_each(monkeypatch):
-    (cfg,), (plan,) = planned(
-        "experiment=table2", "model=clip_vitb16", "attribution=both_ways", "estimator=regression",
-        "estimator.budget_per_player=3", "scale=tiny", "limit=2",
-    )  # fmt: skip
+    estimator = "estimator=regression estimator.budget_per_player=3"
+    ((cfg, plan),) = planned(f"experiment=table2 model=clip_vitb16 attribution=both_ways {estimator} limit=2")
     passes = counted_run(cfg, monkeypatch)
     assert passes["images"] == 2 * (1 + 3 * 16)
     assert plan.count.passes == passes + Counter(texts=3 * 4)
 
 
 @pytest.mark.parametrize(
-    ("experiment", "passes"),
+    ("overrides", "backward", "tokens"),
     [
-        ("table3", {"pictures": 1449}),
-        ("figure13", {"pictures": 2898}),
-        ("table2", {"images": 500, "texts": 10 + 9 * 10 + 1}),
+        ("experiment=faithfulness attribution=ig", None, None),
+        (
+            "experiment=faithfulness attribution=meta_attention_game_mutual_proxy estimator=exact"
+            " estimator.budget_per_player=null",
+            None, None,
+        ),
+        ("experiment=ttcav attribution.method.repeats=2", 5 * 50, 17),  # an image of concepts once, as a job has it
+    ],
+)  # fmt: skip
+def test_passes_of_a_classifier_are_those_of_a_run_with_its_scores(overrides, backward, tokens):
+    ((cfg, plan),) = planned(f"{overrides} limit=2")
+    job, rows = Job.build(cfg), []
+
+    def count(net, given, named):
+        rows.append(len(named["inputs_embeds"] if "inputs_embeds" in named else given[0]))
+
+    job.model.net.register_forward_pre_hook(count, with_kwargs=True)
+    explain_all(job, 2)
+    assert plan.count.passes["forward"] == sum(rows)
+    if backward is not None:
+        assert plan.count.passes == {"forward": sum(rows), "backward": backward}
+        assert plan.count.tokens["forward"] == tokens * sum(rows)
+
+
+def test_scores_are_counted_once_for_each_variant():
+    ((_, plan),) = planned("experiment=figure3 attribution=lrp_by_layer limit=1")
+    assert plan.count.passes["forward"] == 168  # of 8 variants, each with two curves of 10 points
+
+
+def test_sentences_that_go_on_take_no_answer_and_a_pass_more_for_their_margin():
+    ((_, plan),) = planned("experiment=evidence attribution=attnlrp limit=8", "paper")
+    assert plan.count.passes == {"forward": 16, "backward": 8}
+    assert not any("answers" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        ("experiment=table3 benchmark=voc", {"pictures": 1449}),
+        ("experiment=figure13 benchmark=voc", {"pictures": 2898}),
+        ("experiment=table2 attribution=meta_grad_eclip", {"images": 500, "texts": 10 + 9 * 10 + 1}),
     ],
 )
-def test_what_is_not_here_is_named_and_the_passes_counted_all_the_same(experiment, passes):
-    own = {"table2": "attribution=meta_grad_eclip", "table3": "benchmark=voc", "figure13": "benchmark=voc"}[experiment]
-    _, (plan, *_) = planned(f"experiment={experiment}", "scale=paper", own)
-    assert plan.count.passes.keys() == passes.keys()
-    assert plan.count.passes[next(iter(passes))] == next(iter(passes.values()))
+def test_what_is_not_here_is_named_and_the_passes_counted_all_the_same(overrides, passes):
+    _, plan = planned(overrides, "paper")[0]
+    kind, number = next(iter(passes.items()))
+    assert (plan.count.passes.keys(), plan.count.passes[kind]) == (passes.keys(), number)
     missing = " ".join(plan.missing)
     assert all(word in missing for word in ("the weights of", "make weights EXPERIMENT=", "data"))
+
+
+@pytest.mark.parametrize("checkpoint", ["/nope/x/qwen", "data/nope/clip"])
+def test_a_folder_that_does_not_exist_is_missing(checkpoint):
+    _, plan = planned(f"experiment=figure3 attribution=attnlrp model.checkpoint={checkpoint} limit=1")[0]
+    assert any(f"the folder {checkpoint}" in each and "does not exist" in each for each in plan.missing)
 
 
 def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(capsys):
@@ -179,40 +183,32 @@ def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(caps
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["experiment=figure3", "plan.tflops=fast"], "plan.tflops=fast must be a positive number"),
-        (["experiment=figure3", "plan.tflops=0"], "plan.tflops=0 must be a positive number"),
-        (["experiment=figure99"], "figure99"),
-        (["experiment=faithfulness", "scale=small"], "(has no values for|at) scale=small"),
-        (["model=adder", "plan.foo=3"], "the setting 'plan' is unknown"),
-        (["model=adder", "+scale.thread=3"], r"the config has unknown settings \(scale.thread\)"),
+        ("experiment=figure3 plan.tflops=fast", "plan.tflops=fast must be a positive number"),
+        ("experiment=figure3 plan.tflops=0", "plan.tflops=0 must be a positive number"),
+        ("experiment=figure99", "figure99"),
+        ("experiment=faithfulness scale=small", "(has no values for|at) scale=small"),
+        ("model=adder plan.foo=3", "the setting 'plan' is unknown"),
+        ("model=adder +scale.thread=3", r"the config has unknown settings \(scale.thread\)"),
     ],
 )
 def test_bad_input_gets_a_sentence(overrides, said):
     with pytest.raises(SystemExit, match=said):
-        main(overrides)
+        main(overrides.split())
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("overrides", "said"),
     [
         ("experiment=figure3 attribution=attnlrp model.max_new_tokens=null", "model.max_new_tokens=None must be"),
         ("experiment=figure4 model.denoising.n_steps=four", "model.denoising.n_steps=four must be a positive integer"),
     ],
 )
-def test_a_number_of_passes_that_is_none_is_told(chosen, said):
-    _, (plan, *_) = planned(*chosen.split(), "scale=tiny")
+def test_a_number_of_passes_that_is_none_is_told(overrides, said):
+    _, plan = planned(overrides)[0]
     assert any(said in note for note in plan.notes)
 
 
-@pytest.mark.parametrize("checkpoint", ["/nope/x/qwen", "data/nope/clip"])
-def test_a_folder_that_does_not_exist_is_missing(checkpoint):
-    _, (plan, *_) = planned("experiment=figure3", "attribution=attnlrp", f"model.checkpoint={checkpoint}", "limit=1")
-    assert any(f"the folder {checkpoint}" in each and "does not exist" in each for each in plan.missing)
-
-
 def test_flops_of_a_transformer_are_those_that_torch_counts():
-    from torch.utils.flop_counter import FlopCounterMode
-
     width, tokens = 64, 50
     layer = torch.nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True).eval()
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
@@ -224,19 +220,19 @@ def test_flops_of_a_transformer_are_those_that_torch_counts():
 def test_hours_and_shards_follow_from_the_flops():
     facts = model_facts()["google/gemma-3-1b-it"]
     count = Count(Counter(forward=1000), Counter(forward=1000 * 100))
-    flops = count_flops(count, facts)
-    assert flops == pytest.approx(1000 * forward_flops(facts["language"], 100))
+    assert count_flops(count, facts) == pytest.approx(1000 * forward_flops(facts["language"], 100))
+    assert count_flops(count, {}) is None
     plan = JobPlan("a job", None, 30, count, 100e12 * 3600 * 40, (), ())  # 40 hours
     first, slurm = summary([plan], 100.0)
     assert "40 hours at 100 TFLOPs" in first
     assert slurm == "On SLURM: shards=15 hydra.launcher.timeout_min=240, by the longest job."
     *_, slurm = summary([replace(plan, n_samples=4)], 100.0)
     assert slurm == "On SLURM: shards=4 hydra.launcher.timeout_min=900, by the longest job."
-    assert count_flops(count, {}) is None
 
 
-def test_only_a_given_image_is_encoded_by_the_autoencoder():
+@pytest.mark.parametrize(("kind", "part"), [("pictures", "transformer"), ("painting steps", "painting")])
+def test_only_a_given_image_is_encoded_by_the_autoencoder(kind, part):
     facts = model_facts()["black-forest-labs/FLUX.1-schnell"]
-    for kind, extra in (("pictures", facts["autoencoder"]), ("painting steps", 0)):
-        part = facts["transformer" if kind == "pictures" else "painting"]
-        assert count_flops(Count(Counter({kind: 2})), facts) == 2 * (forward_flops(part, part["tokens"]) + extra)
+    extra = facts["autoencoder"] if kind == "pictures" else 0
+    each = forward_flops(facts[part], facts[part]["tokens"]) + extra
+    assert count_flops(Count(Counter({kind: 2})), facts) == 2 * each
