@@ -22,7 +22,7 @@ from metagame.contracts import Model
 from metagame.errors import UserError
 from metagame.games import AttributionGame
 from metagame.jobs.build import Job, build_estimator, build_method, build_part
-from metagame.jobs.spec import plain, targets, variants
+from metagame.jobs.spec import declared, plain, targets, variants
 from metagame.meta import meta_attributions
 from tests.tiny.jobs import ROOT, shipped_configs
 
@@ -62,11 +62,13 @@ def test_the_default_config_is_a_job_that_can_be_built():
 
 
 @pytest.mark.parametrize("model", [name for name in choices("model") if has_tiny_values("model", name)])
-def test_a_model_can_be_built_and_says_with_which_weights_and_where(model):
-    built = build_part(chosen("model", model).model)
+def test_a_model_can_be_built_and_says_with_which_weights_and_its_device_is_of_the_run(model):
+    node = chosen("model", model).model
+    built = build_part(node)
     assert isinstance(built, Model)
     assert isinstance(built.revision, str)
     assert isinstance(built.device, str)
+    assert ("device" in node) == ("device" in declared(node._target_, "runtime_arguments"))
 
 
 def methods():
@@ -88,11 +90,6 @@ def test_an_attribution_builds_into_a_method_with_a_label_and_a_family_and_every
             assert variant.family != "own", attribution
             reached |= {f"{kind.__module__}.{kind.__name__}", *targets(plain(variant.node.method))}
     assert set(methods()) <= reached
-
-
-@pytest.mark.parametrize("benchmark", choices("benchmark"))
-def test_a_benchmark_has_samples(benchmark):
-    assert build_part(chosen("benchmark", benchmark).benchmark).samples()
 
 
 @pytest.mark.parametrize("estimator", choices("estimator"))

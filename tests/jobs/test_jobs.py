@@ -162,7 +162,9 @@ def test_a_value_that_is_not_finite_fails_its_sample_only(tmp_path, method, valu
     assert method == PAIRS or records(cfg)[value].error.startswith("fn returned nan for target 0 on coalition [0, 1]")
 
 
-def test_the_folder_of_a_job_says_what_it_was_computed_with_and_keeps_that(cfg, monkeypatch):
+def test_a_jobs_folder_says_what_it_was_computed_with_and_keeps_that_and_an_experiments_what_was_asked(
+    cfg, tmp_path, monkeypatch
+):
     cfg.seed = 3
     folder = run_job(cfg).folder
     written = (folder / "environment.json").read_bytes()
@@ -172,19 +174,15 @@ def test_the_folder_of_a_job_says_what_it_was_computed_with_and_keeps_that(cfg, 
     head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     assert (environment["git_commit"] or "").removesuffix("-dirty") == head.stdout.strip()
     assert "seed: 3" in (folder / "config.yaml").read_text()
+    asked, kept = json.loads(asked_path(cfg).read_text()), RecordStore(folder).read()
+    assert asked_path(cfg).parent == tmp_path / "samples"
+    assert (tmp_path / asked["job"]).resolve() == folder.resolve()
+    assert asked["config"]["seed"] == asked["identity"]["seed"] == 3
+    assert [(each["id"], kept[each["records"][""]].sample) for each in asked["samples"]] == [(i, i) for i in "123"]
     monkeypatch.setattr("metagame.jobs.environment._git_commit", lambda: "new")
     run_job(cfg)
     assert (folder / "environment.json").read_bytes() == written
     assert {record.commit for record in records(cfg).values()} == {environment["git_commit"]}
-
-
-def test_what_an_experiment_asks_of_a_job_is_kept_in_its_own_folder(cfg, tmp_path):
-    folder = run_job(cfg).folder
-    asked, kept = json.loads(asked_path(cfg).read_text()), RecordStore(folder).read()
-    assert asked_path(cfg).parent == tmp_path / "samples"
-    assert (tmp_path / asked["job"]).resolve() == folder.resolve()
-    assert asked["config"]["seed"] == asked["identity"]["seed"] == 0
-    assert [(each["id"], kept[each["records"][""]].sample) for each in asked["samples"]] == [(i, i) for i in "123"]
 
 
 # Several methods in one job
@@ -273,11 +271,10 @@ def test_a_sample_whose_arrays_are_broken_counts_as_not_done_and_is_computed_aga
     assert (tmp_path / "table.json").read_bytes() == written
 
 
-def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_table(tmp_path):
-    cfg = job_config(tmp_path / "results")
+def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_table(cfg, tmp_path):
     path = run_job(cfg).folder / "records.jsonl"
     assert finish([cfg])
-    written = (tmp_path / "results/table.json").read_bytes()
+    written = (tmp_path / "table.json").read_bytes()
     asked_path(cfg).write_text(asked_path(cfg).read_text().replace('{"version": 2', '{"version": 1', 1))
     with pytest.raises(RecordError, match=r"\.json has version 1, but .* version 2: run the job again"):
         read_job(cfg)
@@ -285,7 +282,10 @@ def test_results_of_an_earlier_version_are_refused_in_a_sentence_and_leave_the_t
     with pytest.raises(RecordError, match=r"records\.jsonl, line 1 has version 1, but .* reads version 2: move"):
         run_job(cfg)
     assert not finish([cfg])
-    assert (tmp_path / "results/table.json").read_bytes() == written
+    assert (tmp_path / "table.json").read_bytes() == written
+
+
+def test_a_table_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "jobs" / "plain-share-numbers-12345678").mkdir(parents=True)
     (tmp_path / "table.json").write_text("{}")
     with pytest.raises(RecordError, match=r"contains results of an earlier version"):

@@ -69,15 +69,14 @@ class Batched(Plain):
 
 
 class Hungry(Share):
-    """Sample 2 does not fit the device, unless the device ``has_grown``."""
+    """Sample 2 does not fit the device; ``n_alive``: what the device holds before each sample."""
 
-    has_grown: ClassVar[bool] = False
     n_alive: ClassVar[list[int]] = []
 
     def explain(self, bound, progress=None):
         self.n_alive.append(len(Tensor.alive))
         gradients = Tensor()  # noqa: F841
-        if bound.id == "2" and not self.has_grown:
+        if bound.id == "2":
             raise torch.OutOfMemoryError(TOO_LARGE)
         return super().explain(bound, progress)
 
@@ -96,12 +95,16 @@ def batched(folder, batch_size):
     )  # fmt: skip
 
 
-def test_a_batch_that_does_not_fit_fails_its_samples_only_and_a_smaller_one_does_them(tmp_path):
+@pytest.mark.parametrize("wraps", [False, True])
+def test_a_batch_that_does_not_fit_fails_its_samples_only_is_let_go_of_and_a_smaller_one_does_them(
+    tmp_path, monkeypatch, wraps
+):
+    monkeypatch.setattr(Batched, "wraps", wraps)
     cfg, smaller, whole = batched(tmp_path, 3), batched(tmp_path, 2), batched(tmp_path / "whole", 2)
     outcome = run_job(cfg)
-    assert (outcome.n_done, outcome.n_failed) == (2, 6)
-    (error,) = outcome.errors
-    assert error == "out of memory on the device: lower model.batch_size."
+    error = "out of memory on the device: lower model.batch_size."
+    assert (outcome.n_done, outcome.n_failed, outcome.errors) == (2, 6, (error,))
+    assert Batched.n_alive == [0, 0, 0]
     assert finish([cfg])
     assert table(tmp_path)["notes"] == [f"Share: sample {number} failed: {error}" for number in range(1, 7)]
     for each in (smaller, whole):
@@ -111,22 +114,11 @@ def test_a_batch_that_does_not_fit_fails_its_samples_only_and_a_smaller_one_does
     assert n_recorded(tmp_path) == 8 + 6
 
 
-def test_a_sample_that_does_not_fit_is_recorded_and_what_it_held_is_free_for_the_next(tmp_path, monkeypatch):
-    cfg = job_config(tmp_path, attribution__method___target_=f"{__name__}.Hungry")
-    folder = run_job(cfg).folder
-    found = [(record.sample, record.status) for record in RecordStore(folder).read().values()]
+def test_a_sample_that_does_not_fit_is_recorded_and_what_it_held_is_free_for_the_next(tmp_path):
+    outcome = run_job(job_config(tmp_path, attribution__method___target_=f"{__name__}.Hungry"))
+    found = [(record.sample, record.status) for record in RecordStore(outcome.folder).read().values()]
     assert found == [("1", "done"), ("2", "failed"), ("3", "done")]
     assert Hungry.n_alive == [0, 0, 0]
-    monkeypatch.setattr(Hungry, "has_grown", True)
-    assert run_job(cfg).n_done == 3
-    assert n_recorded(tmp_path) == 4
-
-
-@pytest.mark.parametrize("wraps", [False, True])
-def test_what_a_batch_that_does_not_fit_held_is_free_for_the_next(tmp_path, monkeypatch, wraps):
-    monkeypatch.setattr(Batched, "wraps", wraps)
-    run_job(batched(tmp_path, 3))
-    assert Batched.n_alive == [0, 0, 0]
 
 
 def test_a_model_may_read_the_next_batch_ahead_and_fail_in_it(tmp_path):

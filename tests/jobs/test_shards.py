@@ -3,89 +3,65 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from metagame.jobs.fingerprint import Provenance
 from metagame.jobs.grid import read_refusal, refuse
-from metagame.jobs.run import run_job
-from metagame.jobs.spec import asked_path, job_folder
+from metagame.jobs.run import Task, own_batches, run_job
+from metagame.jobs.spec import asked_path
 from metagame.report.experiment import write_report
-from tests.tiny.jobs import Plain, job_config
-from tests.tiny.runs import table
-
-VALUES = list(range(1, 12))
+from tests.tiny.jobs import Number, job_config
+from tests.tiny.runs import contents, records, table
 
 
-def config(folder, **changes):
-    return job_config(folder, benchmark__values=VALUES, **changes)
+TASK = Task(Number("1", 1.0), "key", Provenance("code", "weights", "files"), {})
 
 
-def samples(folder):
-    return [record["sample"] for file in folder.rglob("records.jsonl") for record in map(json.loads, file.open())]
+@given(n=st.integers(1, 40), size=st.integers(1, 50), shards=st.integers(1, 13))
+def test_batches_are_dealt_whole_to_all_shards_and_are_smaller_where_there_would_be_too_few(n, size, shards):
+    tasks = dict.fromkeys(map(str, range(n)), TASK)
+    parts = [own_batches(tasks, size, shards, shard) for shard in range(shards)]
+    dealt = [batch for turn in zip_longest(*parts) for batch in turn if batch is not None]
+    assert [key for batch in dealt for key in batch] == list(tasks)
+    if n > size * shards:
+        assert dealt == own_batches(tasks, size, 1, None)
+        assert {len(batch) for batch in dealt[:-1]} == {size}
+    else:
+        assert max(map(len, parts)) == 1
 
 
-@pytest.mark.parametrize(("shards", "batch_size"), [(1, 3), (3, 1), (3, 3), (3, 50), (13, 3)])
-def test_shards_do_every_sample_once_and_share_a_folder_and_a_table(tmp_path, monkeypatch, shards, batch_size):
-    monkeypatch.setattr(Plain, "batch_size", batch_size)
-    order = [*range(shards)[::2], *range(shards)[1::2]]
-    outcomes = [run_job(config(tmp_path / "shards", shards=shards, shard=shard)) for shard in order]
-    run_job(config(tmp_path / "whole"))
-    assert sum(outcome.n_samples for outcome in outcomes) == len(VALUES)
-    assert sorted(samples(tmp_path / "shards")) == sorted(samples(tmp_path / "whole"))
-    assert {outcome.folder for outcome in outcomes} == {job_folder(config(tmp_path / "shards"))}
-    (result,) = write_report([config(tmp_path / "shards")])
-    write_report([config(tmp_path / "whole")])
-    assert [record.sample for record in result.done] == list(result.sample_ids) == list(map(str, VALUES))
-    tables = [(tmp_path / name / "table.json").read_bytes() for name in ("shards", "whole")]
-    assert tables[0] == tables[1]
-
-
-def test_samples_are_split_in_whole_batches_so_that_each_has_the_same_company(tmp_path, monkeypatch):
-    companies, prepare = [], Plain.prepare
-    monkeypatch.setattr(Plain, "batch_size", 3)
-    monkeypatch.setattr(
-        Plain,
-        "prepare",
-        lambda self, batch: companies.append([sample.id for sample in batch]) or prepare(self, batch),
-    )
-    run_job(config(tmp_path / "whole"))
-    whole = list(companies)
-    companies.clear()
-    for shard in (0, 1):
-        run_job(config(tmp_path / "shards", shards=2, shard=shard))
-    assert companies == [*whole[::2], *whole[1::2]]
-
-
-def test_no_shard_is_idle_while_another_has_two_batches_to_split(tmp_path, monkeypatch):
-    monkeypatch.setattr(Plain, "batch_size", 50)
-    shares = [run_job(config(tmp_path, shards=4, shard=shard)).n_samples for shard in range(4)]
-    assert sorted(shares) == [2, 3, 3, 3]
-
-
-def test_a_table_counts_the_samples_of_shards_that_have_not_run(tmp_path):
-    run_job(config(tmp_path, shards=2, shard=0))
-    write_report([config(tmp_path)])
-    assert any("5 of 11 samples not computed yet" in note for note in table(tmp_path)["notes"])
-
-
-def test_the_shared_config_is_the_same_whichever_shard_wrote_it_last(tmp_path):
+def test_shards_do_every_sample_once_and_share_a_folder_and_a_table(tmp_path):
+    parts, whole = job_config(tmp_path / "parts", shards=2), job_config(tmp_path / "whole")
     written = []
     for shard in (1, 0):
-        folder = run_job(config(tmp_path, shards=2, shard=shard)).folder
-        written.append([path.read_bytes() for path in (folder / "config.yaml", asked_path(config(tmp_path)))])
+        parts.shard = shard
+        outcome = run_job(parts)
+        write_report([parts])
+        assert outcome.n_samples == outcome.n_done == (2 if shard == 0 else 1)
+        assert table(tmp_path / "parts")["notes"] == (["Share: 2 of 3 samples not computed yet."] if shard else [])
+        written.append([path.read_bytes() for path in (outcome.folder / "config.yaml", asked_path(parts))])
     assert written[0] == written[1]
-    assert OmegaConf.load(folder / "config.yaml").shard is None
-    assert len(json.loads(asked_path(config(tmp_path)).read_text())["samples"]) == len(VALUES)
+    assert OmegaConf.load(outcome.folder / "config.yaml").shard is None
+    assert [each["id"] for each in json.loads(written[0][1])["samples"]] == ["1", "2", "3"]
+    run_job(whole)
+    (result,) = write_report([whole])
+    assert [record.sample for record in result.done] == list(result.sample_ids) == ["1", "2", "3"]
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    (lines,) = records(tmp_path / "parts").values()
+    assert [line["sample"] for line in lines] == ["2", "1", "3"]
 
 
 def test_why_a_job_could_not_start_is_in_the_table_until_it_starts(tmp_path):
-    good, bad = config(tmp_path), config(tmp_path, attribution__method__factor=2.0, attribution__label="Twice")
+    good, bad = job_config(tmp_path), job_config(tmp_path, seed=1, attribution__label="Other")
     run_job(good)
     refuse(bad, "no weights here.")
     write_report([good, bad])
     assert read_refusal(bad) == "no weights here."
-    assert table(tmp_path)["notes"] == ["Twice could not start: no weights here."]
+    assert table(tmp_path)["notes"] == ["Other could not start: no weights here."]
     run_job(bad)
     write_report([good, bad])
     assert read_refusal(bad) is None
@@ -93,9 +69,8 @@ def test_why_a_job_could_not_start_is_in_the_table_until_it_starts(tmp_path):
 
 
 def test_a_shard_that_starts_does_not_hide_why_another_could_not(tmp_path):
-    shards = [config(tmp_path, shards=2, shard=shard) for shard in (0, 1)]
-    refuse(shards[0], "no GPU here.")
-    run_job(shards[1])
-    assert read_refusal(config(tmp_path)) == "no GPU here."
-    run_job(config(tmp_path))
-    assert read_refusal(config(tmp_path)) is None
+    refuse(job_config(tmp_path, shards=2, shard=0), "no GPU here.")
+    run_job(job_config(tmp_path, shards=2, shard=1))
+    assert read_refusal(job_config(tmp_path)) == "no GPU here."
+    run_job(job_config(tmp_path))
+    assert read_refusal(job_config(tmp_path)) is None
