@@ -17,7 +17,6 @@ from metagame.report.experiment import write_report
 from tests.tiny.jobs import Number, job_config
 from tests.tiny.runs import contents, records, table
 
-
 TASK = Task(Number("1", 1.0), "key", Provenance("code", "weights", "files"), {})
 
 
