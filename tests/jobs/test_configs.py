@@ -56,11 +56,6 @@ def chosen(group, choice):
     return cfg
 
 
-def test_the_default_config_is_a_job_that_can_be_built():
-    job = Job.build(compose("config"))
-    assert isinstance(job.benchmark.samples()[0], job.model.sample_type)
-
-
 @pytest.mark.parametrize("model", [name for name in choices("model") if has_tiny_values("model", name)])
 def test_a_model_can_be_built_and_says_with_which_weights_and_its_device_is_of_the_run(model):
     node = chosen("model", model).model

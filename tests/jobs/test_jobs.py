@@ -61,15 +61,6 @@ def notes(cfg):
     return table(job_folder(cfg).parents[1])["notes"]
 
 
-def test_every_sample_gets_a_record_with_scores_and_arrays(cfg):
-    outcome = run_job(cfg)
-    record = records(cfg)["2"]
-    assert (outcome.n_samples, outcome.n_done, outcome.n_failed, outcome.errors) == (3, 3, 0, ())
-    assert (record.status, record.scores, record.arrays) == ("done", {"value": 2.0}, ["attribution"])
-    assert RecordStore(outcome.folder).load_arrays(record)["attribution"].tolist() == [2.0, 2.0]
-    assert record.labels == {WHOLE: {"players": ["p", "q"], "targets": ["p", "q"], "grid": None, "meta": None}}
-
-
 def test_fail_fast_stops_at_the_first_failing_sample(cfg, monkeypatch):
     monkeypatch.setattr(Share, "broken", {"2"})
     cfg.fail_fast = True
@@ -86,12 +77,16 @@ def test_a_job_without_any_finished_sample_writes_no_table_and_exits_with_1(cfg,
     assert "no sample was computed, so no table is written. RuntimeError: no memory for 1" in caplog.text
 
 
-def test_limit_takes_the_first_samples_and_later_runs_only_what_is_left(cfg):
+def test_limit_takes_the_first_samples_each_gets_a_record_and_later_runs_do_only_what_is_left(cfg):
     for limit, done in ((2, ["1", "2"]), (None, ["1", "2", "3"]), (None, ["1", "2", "3"])):
         cfg.limit = limit
         outcome = run_job(cfg)
         assert prepared(cfg) == done
-        assert outcome.n_samples == outcome.n_done == len(done)
+        assert (outcome.n_samples, outcome.n_done, outcome.n_failed, outcome.errors) == (len(done), len(done), 0, ())
+    record = records(cfg)["2"]
+    assert (record.status, record.scores, record.arrays) == ("done", {"value": 2.0}, ["attribution"])
+    assert RecordStore(outcome.folder).load_arrays(record)["attribution"].tolist() == [2.0, 2.0]
+    assert record.labels == {WHOLE: {"players": ["p", "q"], "targets": ["p", "q"], "grid": None, "meta": None}}
 
 
 IDLE = "attribution=all has variants, for which attribution.{} has no effect: set attribution.variants.NAME."
@@ -390,17 +385,9 @@ def test_the_time_that_a_sample_still_takes_is_told_for_each_sample_and_each_par
         progress.advance()
 
 
-@pytest.mark.parametrize(
-    ("n_done", "seconds", "told"),
-    [
-        (2, 19, None),
-        (2, 20, "the other 6 will take about 1 min"),
-        (2, 60, "the other 6 will take about 3 min"),
-        (2, 1200, "the other 6 will take about 1.0 h"),
-        (0, 3600, None),  # another process held them
-    ],
-)
-def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(n_done, seconds, told, caplog):
-    with caplog.at_level("INFO"):
+def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(caplog):
+    caplog.set_level("INFO")
+    for n_done, seconds in ((2, 19), (2, 20), (2, 60), (2, 1200), (0, 3600)):  # 0: another process held them
         _tell_time("model x method", n_done, 6, seconds)
-    assert [told in message for message in caplog.messages] == [True] * (told is not None)
+    told = [message.rpartition("the other 6 will take about ")[2] for message in caplog.messages]
+    assert told == ["1 min.", "3 min.", "1.0 h."]
