@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(caps
         ("experiment=figure3 plan.tflops=fast", "plan.tflops=fast must be a positive number"),
         ("experiment=figure3 plan.tflops=0", "plan.tflops=0 must be a positive number"),
         ("experiment=figure99", "figure99"),
-        ("experiment=faithfulness scale=small", "(has no values for|at) scale=small"),
+        ("experiment=faithfulness attribution=ig scale=small", "(has no values for|at) scale=small"),
         ("model=adder plan.foo=3", "the setting 'plan' is unknown"),
         ("model=adder +scale.thread=3", r"the config has unknown settings \(scale.thread\)"),
     ],
