@@ -35,16 +35,11 @@ def cells(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_quoted_function_of_three_features_has_columns_for_them(cells):
-    _, (_, (_, written, _), _) = cells
-    assert " ".join(column["key"] for column in written["columns"][2:]) == (
+def test_one_cell_has_the_columns_of_its_quoted_function_and_leaves_the_other_cells_to_a_note(cells):
+    _, ((_, first, _), (_, second, _), _) = cells
+    assert " ".join(column["key"] for column in second["columns"][2:]) == (
         "phi_11 phi_22 phi_33 phi_21 phi_12 phi_31 phi_13 phi_32 phi_23 pair_12 pair_13 pair_23 phi_1 phi_2 phi_3 sum"
     )
-
-
-@pytest.mark.slow
-def test_a_sweep_of_one_cell_leaves_the_other_cells_to_a_note(cells):
-    _, ((_, first, _), (_, second, _), _) = cells
     left = "Shapley, SOP, Meta-GI, Meta-IG, Meta-LOO, Meta-AttnLRP, left, Meta-AttnLRP, right."
     assert [row["method"] for row in first["rows"]] == ["Meta-SV"]
     assert first["notes"][-1] == f"Not run yet: SV, IH, Moebius, {left}"
