@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import itertools
 import json
+import shutil
 import sys
 
 import pytest
 import yaml
+from hydra import compose
+from PIL import Image
 
 from metagame.experiments import finish
 from metagame.jobs import fingerprint
+from metagame.jobs.build import Job
 from metagame.jobs.fingerprint import code_manifest, files_digest
 from metagame.jobs.manifest import job_manifest
 from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import targets
 from metagame.report.results import OTHER_CODE
-from tests.tiny.jobs import ROOT, Number, Numbers, Plain, job_config
+from tests.tiny.jobs import ROOT, Number, Numbers, Plain, job_config, shipped_configs
 from tests.tiny.runs import table
 
 NUMBERS = itertools.count()
@@ -332,3 +337,35 @@ def test_new_weights_are_new_samples_and_causes_that_come_together_are_told_in_o
     job.edit("* 1.0", "* 100.0")
     causes = f"the code ({job.name}) and the model's files have changed"
     assert job.run() == [f"{causes}: 3 samples are computed again."]
+
+
+@pytest.mark.slow
+def test_a_shipped_job_sees_the_files_of_its_model_and_of_its_samples_change(tmp_path, caplog):
+    """One change at a time; each is taken back, and then the first record counts again."""
+    parts = ["model=clip_vitb16", "attribution=mask_clip", "benchmark=pointing_game", "limit=1"]
+    parts += [f"model.checkpoint={shutil.copytree(ROOT / 'data/tiny/clip', tmp_path / 'clip')}"]
+    with shipped_configs():
+        sample = Job.build(compose("config", overrides=parts)).benchmark.samples()[0]
+        picture = tmp_path / "grids" / "jpeg" / sample.game / f"{sample.k:02d}.png"
+        picture.parent.mkdir(parents=True)
+        sample.image().save(picture)
+        parts += ["benchmark/scenes=paper", f"benchmark.scenes.root={tmp_path / 'grids'}"]
+        cfg = compose("config", overrides=[*parts, f"output_dir={tmp_path / 'results'}"])
+    store = RecordStore(run_job(cfg).folder)
+    config, mirrored = tmp_path / "clip/config.json", io.BytesIO()
+    sample.image().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored, "png")
+    for path, content, cause in (
+        (config, config.read_bytes() + b"\n", "the model's files have changed"),
+        (picture, mirrored.getvalue(), "the samples' files have changed"),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        caplog.clear()
+        run_job(cfg)
+        assert f"{cause}: 1 samples are computed again." in caplog.text
+        scores = [record.scores for record in store.read().values()]
+        assert (scores[-1] == scores[0]) == (path == config)
+        path.write_bytes(before)
+        caplog.clear()
+        run_job(cfg)
+        assert "computed again" not in caplog.text
