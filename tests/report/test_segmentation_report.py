@@ -48,6 +48,7 @@ IMAGES = {"bus stop": "3", "herd": "57", "plane": "3", "shed": "5", "yard": "357
 """Classes by image."""
 ABLATIONS = (BASELINE, "decoupled", "last_layers", "prompt")
 SIZES = ("n0", "d10", "n20")
+TRACKS = [("VOC", "single"), ("VOC", "multi"), ("ImageNet-Seg", "single")]
 FIGURE13 = published("figure13")
 FLUX = {"tiny": "data/tiny/flux", "paper": "black-forest-labs/FLUX.1-schnell"}
 """The shipped checkpoints."""
@@ -128,6 +129,10 @@ def imagenet(folder, **settings):
     return job(folder, **chosen, benchmark__tracks=["single"], **settings)
 
 
+def table_of(folder, *args, **settings):
+    return segmentation_table(job(folder, *args, **settings), settings.get("scale__name", "tiny"))
+
+
 def images_of(results, cell, method, track):
     """The counts of every image that one method of a job has."""
     result = next(result for result in results if result.variant.name == method)
@@ -184,23 +189,13 @@ def noted(table, text):
 def test_there_is_a_row_for_each_benchmark_track_cell_and_method(tmp_path):
     chosen = {"players": ("n0", "n20"), "ablations": (BASELINE, "prompt")}
     table = segmentation_table([*job(tmp_path, **chosen), *imagenet(tmp_path, **chosen)], "tiny")
-    tracks = [("VOC", "single"), ("VOC", "multi"), ("ImageNet-Seg", "single")]
-    places = product(tracks, ("n0", "n20"), ("baseline", "prompt"), (LABELS[FIRST], LABELS[META]))
+    places = product(TRACKS, ("n0", "n20"), ("baseline", "prompt"), (LABELS[FIRST], LABELS[META]))
     names = ("track", "players", "ablation", "method")
     found = [((row["benchmark"], row["track"]), *(row[name] for name in names[1:])) for row in table.rows]
     assert found == list(places)
     assert column_keys(table) == ["benchmark", *names, *METRICS, "n"]
     assert {column.type for column in table.columns if column.key in METRICS} == {"mean"}
-
-
-def test_several_cells_have_columns_and_notes_say_what_their_names_mean(tmp_path):
-    table = segmentation_table(job(tmp_path, players=("d4",), ablations=("decoupled",)), "tiny")
-    assert column_keys(table) == ["benchmark", "track", "method", *METRICS, "n"]
-    assert noted(table, "Players: d4: the classes of the image and 4 distractors.")
-    assert noted(table, "Ablations: in decoupled, concepts attend to the image only")
-    table = segmentation_table(job(tmp_path, players=("n0", "n20")), "tiny")
-    assert noted(table, "n0: only the classes of the image; n20: 20 concepts in all")
-    assert not noted(table, "Ablations:")
+    assert column_keys(table_of(tmp_path)) == ["benchmark", "track", "method", *METRICS, "n"]  # of one cell
 
 
 @pytest.mark.parametrize(
@@ -226,10 +221,7 @@ def test_scores_are_pooled_over_images_with_the_error_of_leaving_one_out(tmp_pat
         assert close(means_of(row), by_loops(images, row["track"]), 6e-7)
         assert close([cell["two_se"] for cell in cells_of(row)], two_errors(without(images, row["track"])), 6e-7)
         assert {cell["n"] for cell in cells_of(row)} == {len(images)} == {row["n"]}
-
-
-def test_a_track_that_no_image_has_is_no_row(tmp_path):
-    rows = segmentation_table(job(tmp_path, images=("herd", "yard")), "tiny").rows
+    rows = table_of(tmp_path, images=("herd", "yard")).rows  # of several classes each
     assert {(row["track"], row["n"]) for row in rows} == {("multi", 2)}
 
 
@@ -251,7 +243,7 @@ def test_every_published_value_stands_on_its_row(tmp_path, name, n_cells):
     cells, tracks = FIGURE13["cells"][name], ["single"] if name == "imagenet_seg" else ["single", "multi"]
     sizes = [cell for cell in cells if " " not in cell]
     chosen = {"players": sizes, "ablations": ABLATIONS, "scale__name": "paper", "images": ("plane",)}
-    table = segmentation_table(job(tmp_path, **chosen, benchmark__name=name, benchmark__tracks=tracks), "paper")
+    table = table_of(tmp_path, **chosen, benchmark__name=name, benchmark__tracks=tracks)
     titles, methods = ({title: key for key, title in names.items()} for names in (ABLATION_TITLES, LABELS))
     for row, values in zip(table.rows, table.published, strict=True):
         cell = cells[Cell(row["players"], titles[row["ablation"]]).name]
@@ -261,55 +253,56 @@ def test_every_published_value_stands_on_its_row(tmp_path, name, n_cells):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"methods": (MEAN_FIRST, PER_LAYER)}, {"players": ("n10",)}, {"players": ("n24",)}, {"benchmark__name": "own"}],
-    ids=["methods", "players", "players of another benchmark", "benchmark"],
+    [{"methods": (MEAN_FIRST, PER_LAYER)}, {"players": ("n24",)}, {"benchmark__name": "own"}],
+    ids=["methods", "players of another benchmark", "benchmark"],
 )
 def test_what_the_paper_has_not_has_no_published_value(tmp_path, settings):
-    table = segmentation_table(job(tmp_path, **settings), "paper")
+    table = table_of(tmp_path, **settings)
     assert table.published == [{}] * len(table.rows)
 
 
-OTHERWISE = {
-    "another model": ({"model__name": "flux_dev"}, "model=flux_dev", True, True),
-    "another checkpoint": ({"model__checkpoint": "data/mine"}, "model.checkpoint=data/mine", True, True),
-    "fewer layers": ({"benchmark__n_layers": 2}, "benchmark.n_layers=2", True, False),
-    "other steps": ({"model__denoising": {"n_steps": 1}}, "model.denoising.n_steps=1", True, False),
-    "instance masks": (
-        {"benchmark__name": "coco", "benchmark__data": {"_target_": "metagame.benchmarks.coco.COCOInstances"}},
-        "benchmark.data._target_=metagame.benchmarks.coco.COCOInstances", True, False,
-    ),
-    "a split": (
-        {"benchmark__name": "coco", "benchmark__data": {"split": "train2017"}}, "benchmark.data.split=train2017",
-        True, False,
-    ),
-    "no crowds": (
-        {"benchmark__name": "coco", "benchmark__data": {"crowds": False}}, "benchmark.data.crowds=false", True, False,
-    ),
-    "another seed": ({"model__denoising": {"seed": 1}}, "model.denoising.seed=1", True, False),
-    "noise of the cpu": ({"model__denoising": {"noise": "cpu"}}, "model.denoising.noise=cpu", True, False),
-    "another type": ({"model__dtype": "float32"}, "model.dtype=float32", True, False),
-    "another type of the autoencoder": ({"model__vae_dtype": "bfloat16"}, "model.vae_dtype=bfloat16", True, False),
-    "quantized": ({"model__text_encoder_bits": 4}, "model.text_encoder_bits=4", True, False),
-    "another tokenizer": (
-        {"benchmark__tokenizer": {"checkpoint": "data/mine"}}, "benchmark.tokenizer.checkpoint=data/mine", True, False,
-    ),
-    "all players compete": ({"benchmark__channels": "players"}, "benchmark.channels=players", False, True),
-    "full classes counted": ({"benchmark__full_classes": "counted"}, "benchmark.full_classes=counted", False, True),
-}  # fmt: skip
-"""Settings that are not those of the published numbers, what notes call them, and whether they concern single, tiny."""
+ANY_SCALE = {"model": "flux_dev", "model.checkpoint": "data/mine"}
+MULTI = {"benchmark.channels": "players", "benchmark.full_classes": "counted"}
+AT_PAPER_SCALE = {
+    "benchmark.n_layers": 2,
+    "benchmark.tokenizer.checkpoint": "data/mine",
+    "model.denoising.n_steps": 1,
+    "model.denoising.seed": 1,
+    "model.denoising.noise": "cpu",
+    "model.dtype": "float32",
+    "model.vae_dtype": "bfloat16",
+    "model.text_encoder_bits": 4,
+    "benchmark.data._target_": "metagame.benchmarks.coco.COCOInstances",
+    "benchmark.data.split": "train2017",
+    "benchmark.data.crowds": "false",
+}
+"""Settings that are not those of the published numbers, by where that matters; those of data are of COCO."""
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
-@pytest.mark.parametrize("case", OTHERWISE)
-def test_published_values_are_not_beside_what_was_made_with_other_settings_and_a_note_says_so(tmp_path, case, scale):
-    changes, reason, of_single, of_tiny = OTHERWISE[case]
-    concerned = of_tiny or scale == "paper"
-    table = segmentation_table(job(tmp_path, scale__name=scale, **changes), scale)
+@pytest.mark.parametrize(
+    ("key", "value", "scale", "tracks"),
+    [
+        *((*each, scale, {"single", "multi"}) for each in ANY_SCALE.items() for scale in ("tiny", "paper")),
+        *((*each, scale, {"multi"}) for each in MULTI.items() for scale in ("tiny", "paper")),
+        *((*each, "paper", {"single", "multi"}) for each in AT_PAPER_SCALE.items()),
+        *(
+            (*each, "tiny", set())
+            for each in AT_PAPER_SCALE.items()
+            if each[0] in ("model.dtype", "benchmark.n_layers")
+        ),
+    ],
+)
+def test_published_values_are_not_beside_what_was_made_with_other_settings_and_a_note_says_so(
+    tmp_path, key, value, scale, tracks
+):
+    changes = {("model.name" if key == "model" else key).replace(".", "__"): False if value == "false" else value}
+    if key.startswith("benchmark.data"):
+        changes["benchmark__name"] = "coco"
+    table = table_of(tmp_path, scale__name=scale, **changes)
     shown = {row["track"]: bool(values) for row, values in zip(table.rows, table.published, strict=True)}
-    assert shown == {"single": not (concerned and of_single), "multi": not concerned}
-    notes = noted(table, "Published values were not made with")
-    assert len(notes) == concerned
-    assert all(note.startswith(f"Published values were not made with {reason}; none stand beside ") for note in notes)
+    assert shown == {track: track not in tracks for track in ("single", "multi")}
+    told = [note.split(" beside ")[0] for note in noted(table, "Published values were not made with")]
+    assert told == [f"Published values were not made with {key}={value}; none stand"] * bool(tracks)
 
 
 def test_the_shipped_configs_have_the_settings_of_the_published_numbers():
@@ -325,54 +318,57 @@ def test_the_shipped_configs_have_the_settings_of_the_published_numbers():
                 assert OmegaConf.select(cfg, key, default=defaults.get(key), throw_on_missing=True) == value, key
 
 
-@pytest.mark.parametrize(
-    ("channels", "said"),
-    [
-        (["present"], ["multi: each pixel is assigned to the class of the image, or"]),
-        (["players"], ["multi: each pixel is assigned to the player, be it a class of the image or a distractor"]),
-        (["present", "players"], [
-            "Maps (benchmark.channels=present): multi: each pixel is assigned to the class",
-            "Maps (benchmark.channels=players): multi: each pixel is assigned to the player",
-        ]),
-    ],
-)  # fmt: skip
-def test_a_note_says_which_maps_compete_in_multi_and_in_which_jobs(tmp_path, channels, said):
-    jobs = [job(tmp_path, benchmark__channels=each) for each in channels]
-    notes = noted(segmentation_table([result for each in jobs for result in each], "tiny"), "each pixel is")
-    assert [note[: len(start)] for note, start in zip(notes, said, strict=True)] == said
+FEW_LAYERS = {"ablations": ("last_layers",), "benchmark__n_layers": 6, "benchmark__fewer_layers": 1}
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "said"),
+    ("settings", "said"),
     [
-        ("denoising__resample", "torch_nearest", "Images are stretched by torch's nearest neighbour, as"),
-        ("denoising__resample", "NEAREST", "Images are stretched by Pillow's nearest neighbour; the paper's code"),
-        ("denoising__posterior", "mean", "Latents are means of the autoencoder's distribution; the paper's code"),
-        ("denoising__noise", "device", "Noise is drawn on the model's device, in its type"),
-        ("denoising__noise", "cpu", "Noise is drawn on the CPU; the paper's code draws it on a GPU"),
-        ("vae_dtype", "float32", "The autoencoder computes in float32, as in the paper's code"),
-        ("vae_dtype", "bfloat16", "The autoencoder computes in bfloat16; that of the paper's code"),
+        ({}, "Model: FLUX."),
+        ({"players": ("d4",)}, "Players: d4: the classes of the image and 4 distractors."),
+        ({"players": ("n0", "n20")}, "n0: only the classes of the image; n20: 20 concepts in all"),
+        ({"ablations": ("decoupled",)}, "Ablations: in decoupled, concepts attend to the image only"),
+        (FEW_LAYERS, "last layers uses only the last 1 of the 6 layers of the baseline"),
+        ({"benchmark__channels": "present"}, "multi: each pixel is assigned to the class of the image, or"),
+        ({"benchmark__channels": "players"}, "to the player, be it a class of the image or a distractor"),
+        ({"model__denoising__resample": "torch_nearest"}, "Images are stretched by torch's nearest neighbour, as"),
+        ({"model__denoising__resample": "NEAREST"}, "by Pillow's nearest neighbour; the paper's code"),
+        ({"model__denoising__posterior": "mean"}, "Latents are means of the autoencoder's distribution; the paper's"),
+        ({"model__denoising__noise": "device"}, "Noise is drawn on the model's device, in its type"),
+        ({"model__denoising__noise": "cpu"}, "Noise is drawn on the CPU; the paper's code draws it on a GPU"),
+        ({"model__vae_dtype": "float32"}, "The autoencoder computes in float32, as in the paper's code"),
+        ({"model__vae_dtype": "bfloat16"}, "The autoencoder computes in bfloat16; that of the paper's code"),
     ],
 )
-def test_a_note_says_how_images_become_the_models_input(tmp_path, setting, value, said):
-    assert noted(segmentation_table(job(tmp_path, **{f"model__{setting}": value}), "tiny"), said)
+def test_a_note_says_what_the_names_and_settings_of_the_jobs_mean(tmp_path, settings, said):
+    assert noted(table_of(tmp_path, **settings), said)
 
 
-def test_jobs_with_different_settings_are_called_by_what_is_enough_to_tell_them_apart(tmp_path):
-    voc = job(tmp_path, benchmark__channels="present")
-    coco = job(tmp_path, benchmark__name="coco", benchmark__channels="players")
-    notes = noted(segmentation_table([*voc, *coco], "tiny"), "each pixel is")
-    assert [note.split(": ")[0] for note in notes] == ["voc", "coco"]
+def test_notes_say_nothing_of_what_is_not_there(tmp_path):
+    assert not noted(table_of(tmp_path, players=("n0", "n20")), "Ablations:")
+    results = job(tmp_path)
+    assert TINY_NOTE in segmentation_table(results, "tiny").notes
+    assert TINY_NOTE not in segmentation_table(results, "paper").notes
+    for methods in ((MEAN_FIRST, META), (FIRST, PER_LAYER)):
+        assert not noted(table_of(tmp_path, methods=methods), "Averaging over layers")
 
 
-def test_a_note_names_the_model_where_no_column_does(tmp_path):
-    assert noted(segmentation_table(job(tmp_path), "tiny"), "Model: ") == ["Model: FLUX."]
-
-
-def test_how_many_layers_an_ablation_leaves_is_as_the_jobs_have_it(tmp_path):
-    settings = {"benchmark__n_layers": 6, "benchmark__fewer_layers": 1}
-    table = segmentation_table(job(tmp_path, ablations=("last_layers",), **settings), "tiny")
-    assert noted(table, "last layers uses only the last 1 of the 6 layers of the baseline")
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["Maps (benchmark.channels=present)", "Maps (benchmark.channels=players)"]),
+        ({"benchmark__name": "coco"}, ["voc", "coco"]),
+    ],
+)
+def test_jobs_with_different_settings_are_called_by_what_is_enough_to_tell_them_apart(tmp_path, changes, names):
+    present = job(tmp_path, benchmark__channels="present")
+    players = job(tmp_path, benchmark__channels="players", **changes)
+    notes = noted(segmentation_table([*present, *players], "tiny"), "each pixel is")
+    starts = [
+        f"{names[0]}: multi: each pixel is assigned to the class",
+        f"{names[1]}: multi: each pixel is assigned to the player",
+    ]
+    assert [note[: len(start)] for note, start in zip(notes, starts, strict=True)] == starts
 
 
 def test_the_claims_say_as_much_as_the_published_values_bear():
@@ -407,7 +403,7 @@ def test_the_claims_say_as_much_as_the_published_values_bear():
     ],
 )
 def test_the_claims_are_answered_from_the_cells_at_hand(tmp_path, shares, answers):
-    table = segmentation_table(job(tmp_path, meta_is(**shares), players=tuple(shares)), "tiny")
+    table = table_of(tmp_path, meta_is(**shares), players=tuple(shares))
     assert holds(table) == answers
     texts = [each["claim"] for each in FIGURE13["claims"].values()]
     assert [claim["claim"] for claim in table.claims] == texts[: len(answers)]
@@ -429,11 +425,9 @@ def test_a_claim_of_every_cell_fails_with_one_track_of_one_cell(tmp_path, worse)
         ({"share": reverse}, [False, False]),
         ({"methods": (FIRST,), "attribution__name": "other"}, [None, None]),
         ({"seed": 1}, [None, None]),
-        ({"benchmark__channels": "players"}, [None, None]),
-        ({"model__checkpoint": "elsewhere"}, [None, None]),
         ({"images": ("bus stop", "plane", "herd")}, [None, None]),
     ],
-    ids=["setting", "worse", "one method", "seed", "benchmark", "model", "images"],
+    ids=["setting", "worse", "one method", "another setting", "images"],
 )
 def test_methods_of_two_jobs_are_compared_in_one_setting_and_on_the_same_images(tmp_path, change, answers):
     results = [*job(tmp_path, methods=(FIRST,)), *job(tmp_path, **{"methods": (META,)} | change)]
@@ -454,8 +448,8 @@ def test_the_order_of_softmax_and_mean_is_told_of_every_cell_with_sign_and_error
         for build in (job, imagenet)
     )
     left, right = [method for methods in jobs for method in methods]
-    tracks, changes = [("VOC", "single", voc), ("VOC", "multi", voc), ("ImageNet-Seg", "single", other)], []
-    for (name, track, results), cell in product(tracks, ("n0", "n20")):
+    changes = []
+    for ((name, track), results), cell in product(zip(TRACKS, (voc, voc, other), strict=True), ("n0", "n20")):
         ours, theirs = (images_of(results, cell, method, track) for method in (left, right))
         values = by_loops(ours, track) - by_loops(theirs, track)
         errors = two_errors(without(ours, track) - without(theirs, track))
@@ -466,16 +460,17 @@ def test_the_order_of_softmax_and_mean_is_told_of_every_cell_with_sign_and_error
     assert "-0.0" in changes[0]
 
 
-@pytest.mark.parametrize("methods", [(MEAN_FIRST, META), (FIRST, PER_LAYER)])
-def test_without_both_orders_nothing_is_told_of_them(tmp_path, methods):
-    assert not noted(segmentation_table(job(tmp_path, methods=methods), "tiny"), "Averaging over layers")
+def two_jobs(folder, **settings):
+    """ConceptAttention and its metagame in a job each."""
+    return [
+        result
+        for method in (FIRST, META)
+        for result in job(folder, methods=(method,), attribution__name=method, **settings)
+    ]
 
 
 def test_images_that_a_cell_leaves_out_are_counted_once_for_the_jobs_on_them(tmp_path):
-    settings = {"players": ("n0", "n20"), "left_out": ("n20",)}
-    table = segmentation_table(
-        [result for method in (FIRST, META) for result in job(tmp_path, methods=(method,), **settings)], "tiny"
-    )
+    table = segmentation_table(two_jobs(tmp_path, players=("n0", "n20"), left_out=("n20",)), "tiny")
     (note,) = noted(table, "left out")
     assert note.startswith("VOC n20: 2 images ")
     multi = {(row["players"], row["n"]) for row in table.rows if row["track"] == "multi"}
@@ -493,23 +488,9 @@ def test_images_that_a_cell_leaves_out_are_counted_once_for_the_jobs_on_them(tmp
     ids=["fewer", "limited", "complete", "not known"],
 )
 def test_a_benchmark_that_is_not_complete_is_told_once_unless_it_was_limited(tmp_path, changes, told):
-    results = [
-        result
-        for method in (FIRST, META)
-        for result in job(tmp_path, methods=(method,), attribution__name=method, failed=["torn"], **changes)
-    ]
-    table = segmentation_table(results, "tiny")
+    table = segmentation_table(two_jobs(tmp_path, failed=["torn"], **changes), "tiny")
     assert noted(table, "expected") == ["VOC: 6 images here, 80 expected."] * told
     assert len(noted(table, "torn failed")) == 2
-
-
-def test_the_tiny_model_is_not_measured_by_the_paper(tmp_path):
-    results = job(tmp_path)
-    assert TINY_NOTE in segmentation_table(results, "tiny").notes
-    assert TINY_NOTE not in segmentation_table(results, "paper").notes
-
-
-OTHER = {"model__name": "flux_dev", "model__label": "FLUX.1-dev"}
 
 
 @pytest.mark.parametrize(
@@ -517,7 +498,7 @@ OTHER = {"model__name": "flux_dev", "model__label": "FLUX.1-dev"}
     [
         ({"seed": 1}, "benchmark", ["VOC (seed=0)", "VOC (seed=1)"]),
         ({"benchmark__name": "coco"}, "benchmark", ["VOC", "COCO"]),
-        (OTHER, "model", ["FLUX", "FLUX.1-dev"]),
+        ({"model__name": "flux_dev", "model__label": "FLUX.1-dev"}, "model", ["FLUX", "FLUX.1-dev"]),
         ({"model__name": "flux_dev"}, "benchmark", ["VOC (model=flux_schnell)", "VOC (model=flux_dev)"]),
     ],
     ids=["seed", "benchmark", "model", "model of the same label"],
@@ -588,43 +569,25 @@ def dashed(axes):
     return {line.get_color(): line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "--"}
 
 
-@pytest.fixture(scope="module")
-def all_cells(tmp_path_factory):
-    """VOC and ImageNet-Seg in all cells of the former."""
-    folder, chosen = tmp_path_factory.mktemp("cells"), {"players": SIZES, "ablations": ABLATIONS}
-    return [*job(folder, **chosen), *imagenet(folder, **chosen)]
-
-
-@pytest.fixture(scope="module")
-def blocks(all_cells):
-    """The panels of these."""
-    return grid(ablations_figure(all_cells))
-
-
-def test_there_is_a_figure_a_metric_with_a_column_an_ablation_and_a_row_a_track(blocks):
+def test_there_is_a_figure_a_metric_with_a_column_an_ablation_and_a_row_a_track_of_curves_with_errors(tmp_path):
+    chosen = {"players": SIZES, "ablations": ABLATIONS}
+    results = [*job(tmp_path, **chosen), *imagenet(tmp_path, **chosen)]
+    blocks, rows_of_table = grid(ablations_figure(results)), segmentation_table(results, "tiny").rows
     assert list(blocks) == list(METRICS.values())
-    for rows in blocks.values():
-        assert [row[0].get_ylabel() for row in rows] == ["VOC\nsingle", "VOC\nmulti", "ImageNet-Seg\nsingle"]
-        assert [axes.get_title() for axes in rows[0]] == list(ABLATION_TITLES.values())
+    for (metric, rows), (place, track) in product(zip(METRICS, blocks.values(), strict=True), enumerate(TRACKS)):
+        assert rows[place][0].get_ylabel() == "\n".join(track)
+        assert [axes.get_title() for axes in rows[place]] == (
+            list(ABLATION_TITLES.values()) if place == 0 else [""] * 4
+        )
         assert {axes.get_xlabel() for axes in rows[-1]} == {"players"}
-        assert {axes.get_title() for row in rows[1:] for axes in row} == {""}
-        assert {axes.get_ylim() for row in rows for axes in row} == {(0, 1.02)}
+        assert {axes.get_ylim() for axes in rows[place]} == {(0, 1.02)}
         assert [label.get_text() for label in rows[0][0].get_xticklabels()] == list(SIZES)
-        assert not any(dashed(axes) for row in rows for axes in row)  # published curves, which are of another scale
-
-
-def test_each_panel_has_a_curve_of_either_method_with_its_errors(all_cells, blocks):
-    rows = segmentation_table(all_cells, "tiny").rows
-    tracks = [("VOC", "single"), ("VOC", "multi"), ("ImageNet-Seg", "single")]
-    for (metric, title), (place, track) in product(METRICS.items(), enumerate(tracks)):
-        for axes, ablation in zip(blocks[title][place], ABLATION_TITLES.values(), strict=True):
+        assert not any(map(dashed, rows[place]))  # published curves, which are of another scale
+        for axes, ablation in zip(rows[place], ABLATION_TITLES.values(), strict=True):
             for (method, points), container in zip(curves(axes).items(), axes.containers, strict=True):
-                cells = [
-                    row[metric]
-                    for row in rows
-                    if (row["benchmark"], row["track"], row["ablation"], row["method"])
-                    == (*track, ablation, LABELS[method])
-                ]
+                where = (*track, ablation, LABELS[method])
+                names = ("benchmark", "track", "ablation", "method")
+                cells = [row[metric] for row in rows_of_table if tuple(row[name] for name in names) == where]
                 assert points == [[place, cell["mean"]] for place, cell in enumerate(cells)]
                 (bars,) = container.lines[2]
                 spans = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
@@ -670,20 +633,16 @@ def test_the_metagame_is_compared_like_for_like_with_the_mean_first_on_the_same_
 
 def test_the_reproduction_check_sets_every_metric_of_every_cell_beside_the_published_one(tmp_path):
     check = segmentation_reproduction(job(tmp_path, players=("n20", "n0")))
-    labels = ("ConceptAttention", "Meta-ConceptAttention")
-    assert [block.name for block in check.blocks] == [
-        f"{b} of VOC {a}" for a, b in product(("single", "multi"), labels)
-    ]
-    for block, track in zip(check.blocks, ("single", "single", "multi", "multi"), strict=True):
-        method = META if block.variant.meta else FIRST
+    places = list(product(("single", "multi"), (FIRST, META)))
+    assert [block.name for block in check.blocks] == [f"{LABELS[method]} of VOC {track}" for track, method in places]
+    for block, (track, method) in zip(check.blocks, places, strict=True):
         cells = [FIGURE13["cells"]["voc"][place][method][track] for place in ("n20", "n0")]
         assert [each.theirs for each in block.comparisons] == [*cells[0], *cells[1]]
-        places = [(each.place, each.column) for each in block.comparisons]
-        assert places == list(product(("n20", "n0"), ("Acc", "mIoU", "mAP")))
+        columns = [(each.place, each.column) for each in block.comparisons]
+        assert columns == list(product(("n20", "n0"), ("Acc", "mIoU", "mAP")))
     limited = segmentation_reproduction(job(tmp_path / "limited", limit=2))
-    assert {block.verdict() for block in limited.blocks} == {
-        "not counted: limit=2, but the published numbers are of all images"
-    }
+    (verdict,) = {block.verdict() for block in limited.blocks}
+    assert verdict.startswith("not counted: limit=2, ")
     assert drawn(check.figure().figures[""])
 
 
