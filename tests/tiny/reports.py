@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +18,8 @@ from metagame.report.drawing import Drawing
 from metagame.report.results import JobResult
 from metagame.report.table import Column, Table
 
+FAMILIES = {"leave_one_out": "removal", "random_pairs": "random"}
+"""Of methods that are not of LRP."""
 CONCEPT_METHODS = {
     "concept_attention": {
         "name": "concept_attention", "label": "ConceptAttention", "base": "concept_attention",
@@ -118,6 +121,28 @@ def made_up(
         records = [record for record in store.read().values() if record.variant == variant.name]
         ids = [record.sample for record in records] + list(missing)
         results.append(JobResult(cfg, variant, store.folder, job_identity(cfg), ids, records, 0, variant.label))
+    return results
+
+
+def job_of(folder, attribution: str, made: Sequence[Made], *, method=None, label=None, **changes) -> JobResult:
+    """The job of a method, or of its metagame ``meta_METHOD``, with a sample ``s0``, ``s1``, ... for each of ``made``.
+
+    ``METHOD@CHOICE`` is another choice of the same method; ``changes`` as of :func:`stub_config`.
+    """
+    base = attribution.removeprefix("meta_").partition("@")[0]
+    about = {"base": base, "label": label or base.upper(), "family": FAMILIES.get(base, "lrp")}
+    about |= {"name": attribution, "meta": attribution.startswith("meta_"), "method": method or {}}
+    samples = {f"s{number}": each for number, each in enumerate(made)}
+    return only(made_up(stub_config(folder, attribution=about, **changes), samples))
+
+
+def with_records(cfg: DictConfig, records: Sequence[Record], ids: Sequence[str] = ()) -> list[JobResult]:
+    """The variants of a job whose records lie in no folder; ``ids`` of further samples that were asked."""
+    results = []
+    for variant in variants(cfg):
+        own = [record for record in records if record.variant == variant.name]
+        asked = [record.sample for record in own] + list(ids)
+        results.append(JobResult(cfg, variant, Path("unused"), job_identity(cfg), asked, own, 0, variant.label))
     return results
 
 
