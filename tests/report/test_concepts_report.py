@@ -127,20 +127,9 @@ def test_the_table_has_a_row_for_each_map_of_a_concept_and_each_influence(tmp_pa
         assert close(row["mean"], values.mean(), 1e-6)
         assert close(row["largest"], values[np.abs(values).argmax()], 1e-6)
         assert all(row[key] == round(row[key], 6) for key in ("mean", "largest"))
-
-
-def test_the_table_says_what_it_is_of(tmp_path):
-    table = concepts_table(job(tmp_path), "tiny")
     assert (table.title.split(":")[0], table.scale, table.n_samples) == ("figure4", "tiny", 1)
     assert table.notes[0].startswith("Model: FLUX.")
     assert table.published == [{}] * len(table.rows)
-
-
-def test_the_painted_picture_is_shown_with_its_prompt(tmp_path):
-    picture = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    (axes,) = panels(concepts_figure(job(tmp_path, picture=picture)).subfigs[0])
-    assert np.array_equal(axes.images[0].get_array(), picture)
-    assert axes.get_title().replace("\n", " ") == NAME
 
 
 @pytest.mark.parametrize(("side", "shown_side"), [(32, 32), (1024, 512)])
@@ -179,9 +168,13 @@ def test_maps_share_one_scale_from_zero_and_who_does_not_compete_is_said_to_be_n
     assert bar_of(block).get_ylabel() == "map of a concept (share of a patch)"
 
 
-def test_influences_share_one_scale_with_zero_in_its_middle(tmp_path):
-    maps = maps_of()
-    block = concepts_figure(job(tmp_path, maps)).subfigs[2]
+def test_influences_share_one_scale_with_zero_in_its_middle_beside_the_painted_picture(tmp_path):
+    maps, picture = maps_of(), np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    left, _, _ = concepts_figure(job(tmp_path, maps, picture)).subfigs
+    (axes,) = panels(left)
+    assert np.array_equal(axes.images[0].get_array(), picture)
+    assert axes.get_title().replace("\n", " ") == NAME
+    block = concepts_figure(job(tmp_path / "white", maps)).subfigs[2]
     assert shows_influences(block, maps)
     largest = heat_scale([influence(maps, target, player) for target in SHOWN for player in SHOWN]).norm.vmax
     assert close(bar_of(block).get_ylim(), [-largest, largest])
@@ -211,14 +204,14 @@ def test_all_questions_of_concept_attention_come_first_then_other_methods(tmp_pa
     assert len(figure.subfigs) == 2 + directional
 
 
-def test_a_map_of_zeros_is_drawn(tmp_path):
+def test_maps_of_zeros_and_prompts_with_characters_of_formulas_are_drawn(tmp_path):
     maps = maps_of((META,))
     for each in maps[META].values():
         each.attribution[:] = each.meta.values[:] = 0
-    assert drawn(concepts_figure(job(tmp_path, maps)))
+    assert drawn(concepts_figure(job(tmp_path, maps, benchmark__prompt=r"a $\two$ on sea")))
 
 
-def test_a_job_that_failed_is_noted_beside_one_that_did_not_and_has_no_figure(tmp_path):
+def test_jobs_and_variants_that_failed_are_noted_beside_those_that_did_not(tmp_path):
     failed = job(tmp_path, failed=True, attribution__name="other", attribution__label="Other", seed=1)
     assert concepts_figure(failed) is None
     done = job(tmp_path)
@@ -226,12 +219,9 @@ def test_a_job_that_failed_is_noted_beside_one_that_did_not_and_has_no_figure(tm
     table = concepts_table([*failed, *done], "tiny")
     assert f"Other: sample {NAME} failed: no memory for {NAME}" in table.notes
     assert table.rows == concepts_table(done, "tiny").rows
-
-
-def test_a_variant_that_failed_leaves_the_others(tmp_path):
-    first, meta = job(tmp_path)
-    failed = [replace(record, status="failed", error="no memory") for record in meta.records]
-    rows = concepts_table([first, replace(meta, records=failed)], "tiny").rows
+    first, meta = done
+    meta = replace(meta, records=[replace(record, status="failed", error="no memory") for record in meta.records])
+    rows = concepts_table([first, meta], "tiny").rows
     assert {row["map"].split(", ")[0] for row in rows} == {"ConceptAttention"}
 
 
@@ -280,8 +270,3 @@ def test_two_options_of_a_method_have_columns_and_influences_of_their_own(tmp_pa
         assert close(means, [influence(maps, i, j).mean() for i in SHOWN for j in SHOWN], 1e-6)
         assert bar_of(block).get_ylabel() == f"influence on the map, all concepts compete, {label}"
         assert shows_influences(block, maps)
-
-
-def test_characters_of_formulas_stay_as_they_are(tmp_path):
-    maps = maps_of((META,), directional=False)
-    assert drawn(concepts_figure(job(tmp_path, maps, benchmark__prompt=r"a $\two$ on sea")))

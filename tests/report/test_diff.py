@@ -36,8 +36,14 @@ def ran(tmp_path, monkeypatch):
     return run
 
 
-def test_runs_with_the_same_numbers_do_not_differ(ran, capsys):
-    one, other = (ran(name, {1: {}, 2: {}}) for name in ("one", "other"))
+@pytest.fixture
+def equal(ran):
+    """Two runs of one sample."""
+    return ran("one", {1: {}}), ran("other", {1: {}})
+
+
+def test_runs_with_the_same_numbers_do_not_differ(equal, capsys):
+    one, other = equal
     assert compare_runs(one, other) == []
     with pytest.raises(SystemExit) as stopped:
         main([str(one), str(other)])
@@ -76,8 +82,8 @@ def test_scores_within_scores_are_compared_and_those_that_are_no_numbers_come_fi
     assert all(f"<li>{line.replace('->', '-&gt;')}</li>" in page for line in (head, *lines))
 
 
-def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alone_are_named(ran, tmp_path):
-    one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alone_are_named(equal, tmp_path):
+    one, other = equal
     page = write_comparison(one, other, tmp_path / "page").read_bytes()
     (cfg,) = read_jobs(other).values()
     for label, factor in {"Share": 2.0, "Second": 3.0}.items():
@@ -86,15 +92,13 @@ def test_jobs_that_are_not_in_the_table_are_left_out_and_methods_of_one_run_alon
         assert compare_runs(one, other) == []
         assert write_comparison(one, other, tmp_path / "page").read_bytes() == page
     write_report([cfg, added])
-    lines = compare_runs(one, other)
-    assert [line for line in lines if line.startswith("samples:")] == [
-        "samples: plain Second is in the second run only"
-    ]
-    assert [line for line in compare_runs(other, one) if "in the first run only" in line and "samples:" in line]
+    for runs, where in (((one, other), "second"), ((other, one), "first")):
+        lines = [line for line in compare_runs(*runs) if line.startswith("samples:")]
+        assert lines == [f"samples: plain Second is in the {where} run only"]
 
 
-def test_claims_and_notes_are_compared(ran):
-    one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+def test_claims_and_notes_are_compared(equal):
+    one, other = equal
     claims = [{"claim": "a", "holds": True}, {"claim": "a", "holds": True, "difference": "+1"}]
     others = [{"claim": "a", "holds": True}, {"claim": "a", "holds": None}, {"claim": "b", "holds": False}]
     write_table(replace(read_table(one), claims=claims, notes=["same", "old"]), one)
@@ -107,35 +111,28 @@ def test_claims_and_notes_are_compared(ran):
     ]
 
 
-def test_rows_and_columns_of_one_table_alone_are_named(ran):
-    one, other = (ran(name, {1: {}}) for name in ("one", "other"))
+def test_rows_and_columns_of_one_table_alone_are_named(equal):
+    one, other = equal
     table = read_table(other)
     (row,) = table.rows
     write_table(replace(table, rows=[row, row], published=[{}, {}], columns=table.columns[:3]), other)
     lines = compare_runs(one, other)
     assert any(line.endswith("(2)' is in the second run only") for line in lines)
     assert "table: column 'recall' is in the first run only" in lines
-
-
-def test_a_folder_without_a_table_is_refused(ran, tmp_path):
     with refused("has no table.json: give the folder of an experiment that has run"):
-        compare_runs(ran("one", {1: {}}), tmp_path)
+        compare_runs(one, one.parent)
 
 
 @pytest.mark.parametrize(
-    ("damage", "told", "untold"),
+    ("damage", "accuracy", "told", "untold"),
     [
-        ("table.json", ["<p>Not compared.</p>", "accuracy: 0.5 -&gt; 0.75"], ["None of them differs"]),
-        (
-            "samples/*.json",
-            ["None of them differs", "Not all scores were compared", "Not compared: no sample"],
-            ["No score"],
-        ),
+        ("table.json", 0.75, ["<p>Not compared.</p>", "accuracy: 0.5 -&gt; 0.75"], "None of them differs"),
+        ("samples/*.json", 0.5, ["None of them differs", "Not all scores were", "Not compared: no sample"], "No score"),
     ],
 )
-def test_the_page_says_what_it_could_not_compare(ran, damage, told, untold):
-    one, other = ran("one", {1: {}}), ran("other", {1: {"accuracy": 0.75 if damage == "table.json" else 0.5}})
+def test_the_page_says_what_it_could_not_compare(ran, damage, accuracy, told, untold):
+    one, other = ran("one", {1: {}}), ran("other", {1: {"accuracy": accuracy}})
     for path in other.glob(damage):
         path.write_text(path.read_text()[:50])
     page = write_comparison(one, other, one.parent / "page").read_text(encoding="utf-8")
-    assert [text in page for text in (*told, *untold)] == [True] * len(told) + [False] * len(untold)
+    assert [text for text in (*told, untold) if text in page] == told

@@ -88,9 +88,10 @@ def strongest(pairs):
     return sorted(found, key=lambda pair: -np.abs(pairs[:, pair[0], pair[1]]).sum())[:MOST_PAIRS]
 
 
-def axes_of(figure):
+def axes_of(figure, chosen=lambda axes: axes.images):
     """The axes that show a picture; the colour bars do not."""
-    return [axes for part in figure.subfigs for axes in axes_of(part)] or [axes for axes in figure.axes if axes.images]
+    parts = [each for part in figure.subfigs for each in axes_of(part, chosen)]
+    return parts or [axes for axes in figure.axes if chosen(axes)]
 
 
 def panels(figure):
@@ -123,7 +124,7 @@ def test_the_table_has_a_row_for_each_token_and_for_the_strongest_pairs(jobs):
     assert table.notes[0].startswith("Model: Model. Values are in the units")
 
 
-def test_the_figure_has_panels_of_parts_tokens_and_the_strongest_pairs(jobs):
+def test_the_figure_has_panels_of_parts_tokens_and_the_strongest_pairs_on_one_scale(jobs):
     figure = drawn(illustration_figure(jobs))
     tokens = LONG.split()
     joint = [f"{tokens[i]} + {tokens[j]}" for i, j in strongest(values_of(jobs[2], 0))]
@@ -133,24 +134,14 @@ def test_the_figure_has_panels_of_parts_tokens_and_the_strongest_pairs(jobs):
     assert headings(figure) == [f"“{caption}”: X, Model" for caption in CAPTIONS]
     lines = [[text.get_text() for text in axes.texts] for axes in figure.axes if axes.lines]
     assert lines == [caption.split() for caption in CAPTIONS]
-
-
-def test_images_of_one_method_and_model_share_a_scale_and_small_pictures_keep_their_pixels(jobs):
-    figure = illustration_figure(jobs)
-    assert len({tuple(bar.get_ylim()) for part in figure.subfigs for bar in bars_of(part)}) == 1
-    assert {axes.images[0].get_interpolation() for axes in axes_of(figure)} == {"nearest"}
+    bars = axes_of(figure, lambda axes: axes.get_label() == "<colorbar>")
+    assert len({bar.get_ylim() for bar in bars}) == 1
+    assert {axes.images[0].get_interpolation() for axes in axes_of(figure)} == {"nearest"}  # small pictures' pixels
     assert "interaction (k-SV)" in {axes.get_ylabel() for axes in axes_of(figure)}
     (left, *_), *_ = [part.subfigs for part in figure.subfigs]
     widest = max(line.get_linewidth() for line in left.axes[0].lines)
     scale = edge_scale([values_of(jobs[1], place) for place in range(2)])
     assert close(widest, scale.width(np.abs(values_of(jobs[1], 0)).max()))
-
-
-def bars_of(figure):
-    """The axes of colour bars."""
-    return [bar for part in figure.subfigs for bar in bars_of(part)] or [
-        axes for axes in figure.axes if axes.get_label() == "<colorbar>"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -161,13 +152,11 @@ def test_the_columns_leave_the_fewest_places_empty(counts, columns):
 
 
 def test_the_picture_that_the_model_was_given_is_drawn_where_it_is_not_the_samples_own(pictures, tmp_path):
-    """And the table says what became of absent tokens, and how images were cut."""
     blue = np.full((16, 16, 3), (0, 0, 255), np.uint8)
-    figure = drawn(illustration_figure([job(tmp_path, "meta", pictures, [CAT], picture=blue, benchmark__side=None)]))
-    shown = [axes.images[0].get_array() for part in figure.subfigs for axes in axes_of(part) if axes.lines]
+    result = job(tmp_path, "meta", pictures, [CAT], picture=blue, benchmark__side=None, benchmark__absent="dropped")
+    shown = [axes.images[0].get_array() for axes in axes_of(illustration_figure([result])) if axes.lines]
     assert [each.shape[:2] for each in shown] == [(16, 16)]
-    notes = illustration_table([job(tmp_path, "meta", pictures, [CAT], benchmark__absent="dropped")], "tiny").notes
-    assert notes[1].endswith("although it names huge-378. This run has absent=dropped, side=32.")
+    assert illustration_table([result], "tiny").notes[1].endswith("This run has absent=dropped, side=null.")
 
 
 def test_two_pictures_with_one_caption_have_their_own_maps_and_names_in_the_table(pictures, tmp_path):
@@ -214,12 +203,10 @@ def test_a_sample_that_no_job_finished_is_not_counted_and_does_not_stop_the_figu
     assert headings(illustration_figure(chosen)) == [f"“{caption}”: X, Model"]
 
 
-def numbers(table, *names):
-    """The largest patches of each group of rows that these columns tell apart."""
-    found = {}
-    for row in table.rows:
-        found.setdefault(tuple(row[name] for name in names), set()).add(row["largest"])
-    return found
+def numbers(table, column):
+    """The largest patches of the rows of each name in a column."""
+    names = dict.fromkeys(row[column] for row in table.rows)
+    return {name: {row["largest"] for row in table.rows if row[column] == name} for name in names}
 
 
 OTHER = {"model__name": "other", "model__label": "Other"}
@@ -236,10 +223,6 @@ Y = {"attribution__base": "y", "attribution__label": "Y", "attribution__method":
             [f"“{CAT}”: X, Model, model=model", f"“{CAT}”: X, Model, model=other"],
         ),
         (
-            [{"seed": 1}, {"seed": 2}], "setting", ["seed=1", "seed=2"],
-            [f"“{CAT}”: X, Model, seed=1", f"“{CAT}”: X, Model, seed=2"],
-        ),
-        (
             [{}, {"captions": ["two dogs"]}], "caption", [CAT, "two dogs"],
             [f"“{CAT}”: X, Model", "“two dogs”: X, Model"],
         ),
@@ -253,7 +236,7 @@ Y = {"attribution__base": "y", "attribution__label": "Y", "attribution__method":
             [f"“{CAT}”: X (method.heads={heads}), Model" for heads in ("one", "all")],
         ),
     ],
-    ids=["model", "model of the same label", "seed", "caption", "method", "argument"],
+    ids=["model", "model of the same label", "caption", "method", "argument"],
 )  # fmt: skip
 def test_jobs_of_a_sweep_are_not_mixed(pictures, tmp_path, changes, column, names, titles):
     results = tell_apart([
@@ -263,7 +246,7 @@ def test_jobs_of_a_sweep_are_not_mixed(pictures, tmp_path, changes, column, name
     ])  # fmt: skip
     table, figure = illustration_table(results, "tiny"), illustration_figure(results)
     fills = [1.0] * (len(names) // 2) + [2.0] * (len(names) // 2)
-    assert numbers(table, column) == {(name,): {fill} for name, fill in zip(names, fills, strict=True)}
+    assert numbers(table, column) == {name: {fill} for name, fill in zip(names, fills, strict=True)}
     assert len(table.rows) == 2 * 3
     assert column_keys(table)[0] == column
     assert any("Model:" in note for note in table.notes) == (column != "model")
@@ -271,21 +254,15 @@ def test_jobs_of_a_sweep_are_not_mixed(pictures, tmp_path, changes, column, name
     assert [len(panels(part)) for part in figure.subfigs] == [5, 5]
 
 
-def test_two_estimators_have_a_part_each(pictures, tmp_path):
-    metas = [
-        job(tmp_path, "meta", pictures, [CAT], fill=fill, estimator__name=name)
-        for fill, name in ((1.0, "exact"), (2.0, "trees"))
-    ]
-    results = tell_apart([job(tmp_path, "first", pictures, [CAT]), *metas])
-    rows = numbers(illustration_table(results, "tiny"), "method")
-    assert rows == {("Meta-X (estimator=exact)",): {1.0}, ("Meta-X (estimator=trees)",): {2.0}}
-    assert len(headings(illustration_figure(results))) == 3
-
-
-def test_a_method_with_other_arguments_in_its_metagame_is_one_part(pictures, tmp_path):
+def test_two_estimators_have_a_part_each_and_a_method_with_other_arguments_in_its_metagame_has_one(pictures, tmp_path):
     first = job(tmp_path, "first", pictures, [CAT], attribution__method__steps=32)
-    meta = job(tmp_path, "meta", pictures, [CAT], attribution__method__steps=16)
+    meta = job(tmp_path, "meta", pictures, [CAT], fill=1.0, attribution__method__steps=16)
     assert headings(illustration_figure([first, meta])) == [f"“{CAT}”: X, Model"]
+    trees = job(tmp_path, "meta", pictures, [CAT], fill=2.0, attribution__method__steps=16, estimator__name="trees")
+    results = tell_apart([first, meta, trees])
+    rows = numbers(illustration_table(results, "tiny"), "method")
+    assert rows == {"Meta-X (estimator=exact)": {1.0}, "Meta-X (estimator=trees)": {2.0}}
+    assert len(headings(illustration_figure(results))) == 3
 
 
 def test_a_picture_that_is_gone_is_left_out_of_the_figure_and_not_of_the_table(pictures, tmp_path):

@@ -20,32 +20,22 @@ from metagame.report.results import read_job, tell_apart
 from metagame.report.token_pairs import Shown, shown_prompts
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.reports import Made, drawn, figure_of, made_up, only, stub_config, tokens_explained
+from tests.tiny.reports import Made, drawn, figure_of, job_of, only, tokens_explained
 
 kinds_figure = figure_of(kinds.kinds_figure)
 pair_deletion_figure = figure_of(pair_deletion.pair_deletion_figure)
 recall_figure = figure_of(recall.recall_figure)
 tokens_and_recall_figure = figure_of(token_pairs.tokens_and_recall_figure)
 tokens_figure = figure_of(token_pairs.tokens_figure)
-FAMILIES = {"leave_one_out": "removal", "random_pairs": "random"}
-"""Of methods that are not of LRP."""
 TOKENS = ("a", "b", "c")
 
 
 def job(folder, attribution, values, explained=None, model="gemma", match="metagame", **changes):
     """A job with records of the given scores, and explanations."""
-    base = attribution.removeprefix("meta_")
-    cfg = stub_config(
-        folder,
-        model={"name": "gemma", "label": model.title(), "checkpoint": model},
-        attribution={"name": attribution, "label": base.upper(), "family": FAMILIES.get(base, "lrp"), "base": base}
-        | {"meta": attribution != base},
-        benchmark={"name": "prompts", "match": match},
-        **changes,
-    )
     explanations = [{}] * len(values) if explained is None else [{WHOLE: each} for each in explained]
     made = [Made(*each) for each in zip(values, explanations, strict=True)]
-    return only(made_up(cfg, {f"s{number}": each for number, each in enumerate(made)}))
+    about = {"model": {"name": "gemma", "label": model.title(), "checkpoint": model}}
+    return job_of(folder, attribution, made, benchmark={"name": "prompts", "match": match}, **about, **changes)
 
 
 def recalled(recall, tokens=TOKENS, unmatched=(), answer="yes"):
@@ -115,22 +105,20 @@ def test_pairs_in_several_places_are_ranked_where_the_metagame_ranks_them_best(t
     assert "Recall at single K, and its mean: a pair that occurs in several places is ranked where " in notes
     assert "recall of non-neighbours has the place where each method itself ranks it best" in notes
     assert "percentiles have the two places that are closest to each other" in notes
+    single = recall_table([job(tmp_path, "attnlrp", [recalled(0.5)])], "tiny").notes
+    assert not [note for note in single if "such a pair" in note or "several places" in note]
 
 
-def test_without_a_pair_in_several_places_nothing_is_said_of_them(jobs):
-    assert not [note for note in recall_table(jobs, "tiny").notes if "such a pair" in note or "several places" in note]
-
-
-PROMPTS = {
-    "reviews of the grammar": (["review_0", "review_1"], "data/tiny/gemma3", (True, True)),
-    "reviews by another model": (["review_0", "review_1"], "mine", (True, False)),
-    "a prompt of one's own": (["a b c"], "data/tiny/gemma3", (False, False)),
-}
-
-
-@pytest.mark.parametrize("case", PROMPTS)
-def test_the_tiny_table_says_of_prompts_and_model_what_holds_for_them(tmp_path, case):
-    ids, model, said = PROMPTS[case]
+@pytest.mark.parametrize(
+    ("ids", "model", "said"),
+    [
+        (["review_0", "review_1"], "data/tiny/gemma3", (True, True)),
+        (["review_0", "review_1"], "mine", (True, False)),
+        (["review_0", "a b c"], "data/tiny/gemma3", (False, False)),
+    ],
+    ids=["reviews", "another model", "one's own"],
+)
+def test_the_tiny_table_says_of_prompts_and_model_what_holds_for_them(tmp_path, ids, model, said):
     asked = replace(job(tmp_path, "cp_lrp", [recalled(0.5)] * len(ids), model=model), sample_ids=ids)
     notes = " ".join(recall_table([asked], "tiny").notes)
     assert ("reviews of a small grammar" in notes, "The small model was trained" in notes) == said
@@ -160,33 +148,20 @@ def test_otherwise_each_method_ranks_pairs_where_it_ranks_them_best(methods, set
     assert "where the method itself ranks it best: ATTNLRP" in notes
 
 
-def test_first_order_methods_are_correlated_with_leave_one_out(jobs):
-    rows = recall_table(jobs, "tiny").rows
-    assert (rows[0]["loo"]["mean"], rows[0]["loo"]["n"]) == (0, 2)
-    assert rows[1]["loo"] is rows[2]["loo"] is None
-
-
 KINDS = [["negation", "contrast"], ["contrast", "contrast"]]
 PERCENTILES = [[0.9, None], [0.2, 0.4]]
 """Of the pairs of two prompts."""
 
 
-@pytest.fixture
-def of_kinds(tmp_path):
+def test_kinds_of_pairs_have_a_mean_over_the_prompts_with_such_a_pair_and_a_place_in_the_figure(tmp_path):
     shown = [
         recalled(0.0) | {"kinds": own, "percentiles": values} for own, values in zip(KINDS, PERCENTILES, strict=True)
     ]
-    return [job(tmp_path, method, shown) for method in ("attnlrp", "cp_lrp")]
-
-
-def test_kinds_of_pairs_have_a_mean_over_the_prompts_with_such_a_pair(of_kinds):
-    row, _ = recall_table(of_kinds, "small").rows
+    results = [job(tmp_path, method, shown) for method in ("attnlrp", "cp_lrp")]
+    row, _ = recall_table(results, "small").rows
     assert row["kind_negation"] == {"mean": 0.9, "two_se": None, "n": 1}
     assert row["kind_contrast"] == {"mean": pytest.approx(0.3), "two_se": None, "n": 1}
-
-
-def test_figure_of_kinds_has_a_place_for_each_kind_and_one_for_all(of_kinds, tmp_path):
-    (axes,) = kinds_figure(of_kinds).axes
+    (axes,) = kinds_figure(results).axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["all pairs", "negation", "contrast"]
     means = [container[0].get_ydata().tolist() for container in axes.containers]
     assert means == [pytest.approx([0.6, 0.9, 0.3])] * 2
@@ -226,15 +201,13 @@ def test_measures_that_rest_on_fewer_prompts_say_on_how_many(tmp_path):
     assert note.endswith("non-neighbours over 1.")
 
 
-def test_models_of_one_name_are_not_mixed(tmp_path):
-    results = [
-        job(tmp_path, name, [recalled(0.5)], first_order(row), model)
-        for model, name, row in (
-            ("one", "attnlrp", [1, 2, 3]), ("one", "leave_one_out", [1, 2, 3]),
-            ("two", "attnlrp", [1, 2, 3]), ("two", "leave_one_out", [3, 2, 1]),
-        )
-    ]  # fmt: skip
-    assert [row["loo"] and row["loo"]["mean"] for row in recall_table(results, "tiny").rows] == [1, None, -1, None]
+def test_first_order_methods_are_correlated_with_leave_one_out_of_their_model(jobs, tmp_path):
+    rows = recall_table(jobs, "tiny").rows
+    assert (rows[0]["loo"]["mean"], rows[0]["loo"]["n"]) == (0, 2)
+    assert rows[1]["loo"] is rows[2]["loo"] is None
+    explained = {"attnlrp": [1, 2, 3], "leave_one_out": [3, 2, 1]}
+    other = [job(tmp_path, name, [recalled(0.5)], first_order(row), "other") for name, row in explained.items()]
+    assert [row["loo"] and row["loo"]["mean"] for row in recall_table([*jobs, *other], "tiny").rows[3:]] == [-1, None]
 
 
 def test_the_claim_compares_the_metagame_with_sums_of_every_model(jobs, tmp_path):
@@ -299,16 +272,13 @@ def test_a_recall_figure_has_a_panel_for_each_model_and_a_curve_for_each_method(
     assert recall_figure([job(tmp_path, "attnlrp", [recalled(None)], seed=1)]) is None
 
 
-def test_the_strongest_pairs_go_from_player_to_target():
+def test_the_ten_strongest_pairs_go_from_player_to_target_and_tokens_that_occur_twice_are_told_apart():
     shown = Shown("a b", "yes", ["a", "b"], np.array([[9.0, 1.0], [-2.0, 9.0]]))
     assert shown.strongest() == [("a → b", -2.0), ("b → a", 1.0)]
     assert len(Shown("", "", list("abcdefgh"), np.arange(64.0).reshape(8, 8)).strongest()) == 10
-
-
-def test_tokens_that_occur_twice_are_told_apart():
-    assert told_apart(["it", "was", "it"]) == ["it (1)", "was", "it (3)"]
     shown = Shown("it it", "yes", ["it", "it"], np.array([[0.0, 1.0], [2.0, 0.0]]))
     assert shown.strongest()[0] == ("it (1) → it (2)", 2.0)
+    assert told_apart(["it", "was", "it"]) == ["it (1)", "was", "it (3)"]
 
 
 def maps_of(figure):
@@ -321,12 +291,9 @@ def scales_of(figure):
     return [axes.get_xlabel() for axes in figure.axes if "influence of player j" in axes.get_xlabel()]
 
 
-def test_first_order_jobs_alone_have_no_map(jobs):
-    assert tokens_figure([jobs[0], jobs[2]]) is None
-    assert tokens_and_recall_figure([jobs[0], jobs[2]], ["s0"]) is None
-
-
 def test_each_job_with_a_map_has_a_part_whose_scale_names_it(jobs, tmp_path):
+    assert tokens_figure([jobs[0], jobs[2]]) is None  # of the first order
+    assert tokens_and_recall_figure([jobs[0], jobs[2]], ["s0"]) is None
     other = job(tmp_path, "meta_cp_lrp", [recalled(0.5)], [pairs(2 * np.eye(3))], "other")
     random = job(tmp_path, "random_pairs", [recalled(0.5)], [pairs(3 * np.eye(3))])
     figure = tokens_figure([jobs[0], other, jobs[1], random])
@@ -336,12 +303,12 @@ def test_each_job_with_a_map_has_a_part_whose_scale_names_it(jobs, tmp_path):
     assert sums == [6.0, 6.0, 6.0]  # two prompts of six ones, one of three twos
 
 
-def test_maps_of_a_figure_share_their_colours_and_their_axis_of_sums(jobs):
-    figure = tokens_figure(jobs)
-    assert len({(axes.images[0].norm.vmin, axes.images[0].norm.vmax) for axes in maps_of(figure)}) == 1
-    sums = [axes for axes in figure.axes if "sum of the row" in axes.get_title()]
-    assert len(sums) == 2
-    assert len({axes.get_xlim() for axes in sums}) == 1
+def test_maps_of_a_job_share_their_colours_and_their_axis_of_sums(tmp_path):
+    explained = [pairs(-np.eye(3)), pairs(2 * np.eye(3))]
+    figure = tokens_figure([job(tmp_path, "meta_attnlrp", [recalled(0.5)] * 2, explained)])
+    assert {(axes.images[0].norm.vmin, axes.images[0].norm.vmax) for axes in maps_of(figure)} == {(-2, 2)}
+    ours, theirs = (axes.get_xlim() for axes in figure.axes if "sum of the row" in axes.get_title())
+    assert ours == theirs
 
 
 def test_jobs_of_two_seeds_are_apart_in_the_table_the_curves_and_the_maps(tmp_path):
@@ -385,16 +352,12 @@ def test_a_figure_shows_the_prompts_that_it_names_or_the_first_ones(jobs):
         assert len(maps_of(tokens_and_recall_figure(jobs, prompts))) == n_maps
 
 
-def test_characters_of_formulas_stay_as_they_are(tmp_path):
+def test_characters_of_formulas_stay_as_they_are_and_long_answers_are_cut(tmp_path):
     tokens = ("$x_1$", "%", "{y}")
-    scores = recalled(None, tokens=tokens, answer="$5^2")
-    assert drawn(tokens_figure([job(tmp_path, "meta_attnlrp", [scores], [pairs(np.eye(3), tokens)])]))
-
-
-def test_long_answers_are_cut(tmp_path):
-    long = job(tmp_path, "meta_attnlrp", [recalled(None, answer="word " * 300)], [pairs(np.eye(3))])
-    written = [text.get_text() for axes in tokens_figure([long]).axes for text in axes.texts]
-    assert any("…" in text and text.count("word") < 100 for text in written)
+    scores = recalled(None, tokens=tokens, answer="$5^2" + " word" * 300)
+    figure = drawn(tokens_figure([job(tmp_path, "meta_attnlrp", [scores], [pairs(np.eye(3), tokens)])]))
+    written = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert any("$5^2" in text and "…" in text and text.count("word") < 100 for text in written)
 
 
 def deleted(*areas):
@@ -444,19 +407,18 @@ def test_pair_deletion_of_two_seeds_is_compared_seed_by_seed(tmp_path):
     assert ["area +1.000" in notes[0], "area +3.000" in notes[1]] == [True, True]
 
 
-def test_the_metagame_of_the_small_model_finds_the_pairs_that_the_grammar_made(tmp_path):
+def test_the_metagame_of_the_small_model_finds_the_pair_that_the_grammar_made(tmp_path):
     with shipped_configs():
-        overrides = ["experiment=figure3", f"output_dir={tmp_path}", "benchmark.ids=[review_0,review_10]"]
+        overrides = ["experiment=figure3", f"output_dir={tmp_path}", "benchmark.ids=[review_0]"]
         overrides += ["estimator.budget_per_player=12"]
         configs = [compose("config", overrides=[*overrides, f"attribution={name}attnlrp"]) for name in ("", "meta_")]
         for cfg in configs:
             run_job(cfg)
         attnlrp, meta = (only(read_job(cfg)) for cfg in configs)
-    assert [record.scores["ranks"] for record in meta.done] == [[1], [1]]
-    assert [record.scores["answer"] for record in meta.done] == ["positive", "positive"]
-    for first, second in zip(attnlrp.done, meta.done, strict=True):
-        matrix = meta.explanations(second)[WHOLE].meta.values
-        assert close(matrix.sum(1), attnlrp.explanations(first)[WHOLE].attribution, 1e-5)
+    (first,), (second,) = attnlrp.done, meta.done
+    assert (second.scores["ranks"], second.scores["answer"]) == ([1], "positive")
+    matrix = meta.explanations(second)[WHOLE].meta.values
+    assert close(matrix.sum(1), attnlrp.explanations(first)[WHOLE].attribution, 1e-5)
 
 
 def test_the_estimator_of_prompts_is_auto_unless_another_is_asked_for():

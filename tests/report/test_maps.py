@@ -14,7 +14,7 @@ from tests.conftest import close
 def drawn(maps, pieces, scale=None, top=TOP):
     axes = Figure().subplots()
     picture = Image.new("RGB", (64, 64), (40, 90, 160))
-    draw_edges(axes, picture, pieces, maps.reshape(8, 8, -1), scale or edge_scale([maps]), top)
+    draw_edges(axes, picture, list(pieces), maps.reshape(8, 8, -1), scale or edge_scale([maps]), top)
     return axes
 
 
@@ -23,21 +23,22 @@ def ends(axes):
     return [tuple(int((line.get_data()[axis][1] + 0.5) // 8) for axis in (1, 0)) for line in axes.lines]
 
 
-def test_each_word_has_lines_of_its_colour_to_its_ten_patches_of_largest_size():
-    maps = np.random.default_rng(1).normal(size=(64, 3))
-    axes = drawn(maps, ["a", "b", "c"])
-    colors = word_colors(["a", "b", "c"])
-    for word, color in enumerate(colors):
-        found = {end for end, line in zip(ends(axes), axes.lines, strict=True) if line.get_color() == color}
-        expected = np.argsort(-np.abs(maps[:, word]))[:TOP]
-        assert found == {divmod(int(index), 8) for index in expected}
+def test_each_word_in_order_has_lines_of_its_colour_to_its_ten_patches_of_largest_size():
+    maps = np.random.default_rng(1).normal(size=(64, 4))
+    scale = edge_scale([maps, 3 * maps])
+    assert scale.largest == np.abs(3 * maps).max()
+    axes, colors = drawn(maps, "abcd", scale), word_colors("abcd")
+    places = {text.get_text(): text.get_position() for text in axes.texts}
+    assert list(places) == sorted(places, key=lambda word: places[word][0]) == list("abcd")
+    for word, color, values in zip("abcd", colors, maps.T, strict=True):
+        lines = {end: line for end, line in zip(ends(axes), axes.lines, strict=True) if line.get_color() == color}
+        expected = np.argsort(-np.abs(values))[:TOP]
+        assert set(lines) == {divmod(int(patch), 8) for patch in expected}
+        assert {(line.get_xdata()[0], line.get_ydata()[0]) for line in lines.values()} == {places[word]}
+        assert all(close(lines[divmod(int(at), 8)].get_linewidth(), scale.width(values[at])) for at in expected)
     assert TOP == 10
-    assert len(set(colors)) == 3
-
-
-def test_as_many_lines_are_drawn_as_are_asked_for():
-    maps = np.random.default_rng(1).normal(size=(64, 2))
-    assert [len(drawn(maps, ["a", "b"], top=top).lines) for top in (1, 16, 64)] == [2, 32, 128]
+    assert len(set(colors)) == 4
+    assert [len(drawn(maps, "abcd", top=top).lines) for top in (1, 16, 64)] == [4, 64, 256]
 
 
 def test_values_beyond_the_scale_are_drawn_as_its_largest():
@@ -45,6 +46,7 @@ def test_values_beyond_the_scale_are_drawn_as_its_largest():
     axes = drawn(maps, ["a"], EdgeScale(1.0))
     assert close(sorted(line.get_linewidth() for line in axes.lines), [0.3 + 3.7 / 2, 4, 4, 4])
     assert max(tint.get_facecolor()[3] for tint in axes.patches) == 0.55
+    assert edge_scale([np.zeros((4, 2))]).width(0.0) < edge_scale([]).width(1.0)
 
 
 def test_lines_of_negative_values_are_dashed_and_those_of_zeros_are_not_there():
@@ -54,25 +56,6 @@ def test_lines_of_negative_values_are_dashed_and_those_of_zeros_are_not_there():
     dashed = {end: line.is_dashed() for end, line in zip(ends(axes), axes.lines, strict=True)}
     assert dashed == {(0, 3): False, (2, 4): True}
     assert ends(drawn(np.zeros((64, 2)), ["a", "b"])) == []
-
-
-def test_the_width_of_a_line_is_its_value_on_the_scale():
-    maps = np.random.default_rng(2).normal(size=(64, 2))
-    scale = edge_scale([maps, 3 * maps])
-    assert scale.largest == np.abs(3 * maps).max()
-    axes = drawn(maps, ["a", "b"], scale)
-    values = np.concatenate([np.sort(np.abs(maps[:, word]))[::-1][:TOP] for word in range(2)])
-    assert close(sorted(line.get_linewidth() for line in axes.lines), sorted(scale.width(value) for value in values))
-    assert edge_scale([np.zeros((4, 2))]).width(0.0) < edge_scale([]).width(1.0)
-
-
-def test_a_line_starts_at_its_word_and_words_stand_in_their_order():
-    axes = drawn(np.random.default_rng(3).normal(size=(64, 4)), ["a", "b", "c", "d"])
-    places = {text.get_text(): text.get_position() for text in axes.texts}
-    starts = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines]
-    assert list(places) == ["a", "b", "c", "d"]
-    assert starts == [place for place in places.values() for _ in range(TOP)]
-    assert sorted(x for x, _ in places.values()) == [x for x, _ in places.values()]
 
 
 def test_as_many_pieces_as_an_exact_metagame_plays_have_colours_of_their_own_and_more_are_drawn_too():

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metagame.benchmarks.pointing_game import recognition
-from metagame.jobs.records import Record, RecordStore, pack
+from metagame.jobs.records import Record
 from metagame.report import pointing_game
 from metagame.report.maps import TOP, edge_scale
 from metagame.report.pointing_game import OBJECTS, pointing_game_table
@@ -21,7 +21,7 @@ from metagame.report.scores import clustered_cell
 from metagame.report.table import markdown, without_errors
 from tests.conftest import close
 from tests.tiny.benchmarks import explained
-from tests.tiny.reports import drawn, figure_of, only, stub_config, with_records
+from tests.tiny.reports import Made, drawn, figure_of, made_up, only, stub_config, with_records
 
 scenes_figure = figure_of(pointing_game.scenes_figure)
 CLASSES = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -366,22 +366,21 @@ def test_a_claim_says_what_stands_most_against_it():
 
 def scenes_result(folder, maps):
     """A job on digits with the maps of each image and scenario, ``maps[k][m] (64, m)``, in its folder."""
-    job = result("meta_grad_eclip", [0.5] * len(maps), folder=folder)
-    target = "metagame.benchmarks"
-    job.config.benchmark = {
+    cfg, target = result("meta_grad_eclip", folder=folder).config, "metagame.benchmarks"
+    cfg.benchmark = {
         "name": "pointing_game", "_target_": f"{target}.pointing_game.PointingGame", "classes": CLASSES, "games": GAMES,
         "scenes": {"_target_": f"{target}.pointing_game.ComposedScenes", "side": 32,
                    "images": {"_target_": f"{target}.digits.Digits"}},
         "n_games": None, "n_images": len(maps),
     }  # fmt: skip
-    store, records = RecordStore(folder), []
-    for k, by_m in enumerate(maps):
-        labels, arrays = pack({str(m): explained(values=values, grid=(8, 8)) for m, values in by_m.items()}, {})
-        about = {"scores": {f"objects_{m}": recognition(values) for m, values in by_m.items()}, "labels": labels}
-        records.append(Record(f"k{k}", f"{GAMES[0]}/{k}", "done", arrays=list(arrays), **about))
-        store.append(records[-1], arrays)
-    ids = [record.sample for record in records]
-    return replace(job, folder=folder, sample_ids=ids, records=records)
+    made = {
+        f"{GAMES[0]}/{k}": Made(
+            {f"objects_{m}": recognition(values) for m, values in by_m.items()},
+            {str(m): explained(values=values, grid=(8, 8)) for m, values in by_m.items()},
+        )
+        for k, by_m in enumerate(maps)
+    }
+    return only(made_up(cfg, made))
 
 
 def scene_maps(n_images, seed=0):

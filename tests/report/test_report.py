@@ -6,7 +6,6 @@ import io
 import json
 from dataclasses import asdict, fields, replace
 from itertools import product
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,32 +14,44 @@ import pytest
 from matplotlib.figure import Figure
 
 from metagame.contracts import WHOLE
-from metagame.errors import UserError
 from metagame.jobs.grid import sweep_configs
 from metagame.jobs.records import Record
 from metagame.jobs.run import run_job
-from metagame.jobs.spec import job_identity, variants
 from metagame.report import addition
 from metagame.report.addition import PLAYERS, addition_table
 from metagame.report.drawing import Drawing, caption_of
 from metagame.report.experiment import save_drawing, save_figure, write_report
-from metagame.report.groups import by_setting, stacked
 from metagame.report.published import published
-from metagame.report.results import MOST_FAILURES, JobResult, failure_notes, tell_apart
+from metagame.report.results import MOST_FAILURES, failure_notes, tell_apart
 from metagame.report.scores import scores_table
 from metagame.report.separation import separation_table
 from metagame.report.table import Column, Table, markdown, write_table
 from metagame.viewer.tables import read_section
 from tests.conftest import close
 from tests.tiny.jobs import job_config, shipped_configs
-from tests.tiny.reports import TABLE, Made, column_keys, figure_of, made_up, only, stub_config, tokens_explained
+from tests.tiny.reports import (
+    TABLE,
+    Made,
+    column_keys,
+    figure_of,
+    made_up,
+    only,
+    stub_config,
+    tokens_explained,
+    with_records,
+)
+from tests.tiny.runs import table as read_written
+from tests.tiny.vision_language import refused
 
 addition_figure, teaser_figure = figure_of(addition.addition_figure), figure_of(addition.teaser_figure)
 
 
-@pytest.fixture
-def written(tmp_path):
-    return {path.suffix: path.read_text(encoding="utf-8") for path in write_table(TABLE, tmp_path)}
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    first, second = ({path.suffix: path.read_bytes() for path in write_table(TABLE, folder)} for folder in folders)
+    assert first == second  # wherever they are written
+    return {suffix: content.decode() for suffix, content in first.items()}
 
 
 def one_column(kind, *cells, label="c"):
@@ -52,11 +63,6 @@ def one_column(kind, *cells, label="c"):
 def test_the_json_of_a_table_is_its_fields_and_nothing_else(written):
     assert json.loads(written[".json"]) == asdict(TABLE)
     assert list(json.loads(written[".json"])) == [field.name for field in fields(Table)]
-
-
-def test_equal_tables_are_equal_bytes_wherever_they_are_written(tmp_path):
-    first, second = (write_table(TABLE, tmp_path / name) for name in ("first", "second"))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_the_csv_has_every_number_in_full_with_the_published_one_beside_it(written):
@@ -77,19 +83,13 @@ def test_the_markdown_shows_ours_the_published_value_the_error_and_what_is_not_k
     assert (ours["a→b"], ours["accuracy"]) == ("0.250 (0.200)", "0.500 ± 0.125 (0.400)")
     assert (ours["method"], ours["matches"]) == ("SV", "yes")
     assert rows[1:] == [["IG", "–", "–", "–", "no"], ["GI", "–", "–", "–", "–"]]
-
-
-def test_the_markdown_says_scale_samples_claims_and_notes(written):
     assert "# A table" in written[".md"]
     assert "Scale: tiny; samples: 16; published values in brackets." in written[".md"]
     claims = "- yes: claim True\n- no: claim False\n- not decided: claim None\n"
     assert written[".md"].endswith(f"{claims}- a→b: influence of a on b.\n")
     assert "published" not in markdown(replace(TABLE, published=[{}, {}, {}]))
-
-
-@pytest.mark.parametrize(("kind", "cell", "text"), [("number", 8.0, "8.000"), ("text", "007", "007")])
-def test_digits_of_numbers_and_of_texts_that_look_like_numbers_stay_in_markdown(kind, cell, text):
-    assert text in markdown(one_column(kind, cell))
+    for kind, cell, text in (("number", 8.0, "8.000"), ("text", "007", "007")):
+        assert text in markdown(one_column(kind, cell))
 
 
 def test_expressions_and_symbols_are_typeset_in_latex(written):
@@ -111,57 +111,28 @@ def test_characters_that_latex_would_read_are_escaped_and_notes_are_comments_of_
     assert all(line.startswith("%") for line in before.splitlines())
 
 
-def job_result(*records, samples=("s1",), model=None, function=None, **attribution):
-    config = stub_config(
-        "unused",
-        attribution={"name": "meta_sv", "label": "SV", "family": "symbolic", "meta": True} | attribution,
-        benchmark={"name": "separation", "function": function or published("table1")["function"]},
-    )
-    config.model = model or {"name": "polynomial"}
-    (variant,) = variants(config)
-    about = config, variant, Path("unused"), job_identity(config)
-    return JobResult(*about, list(samples), list(records), 0, variant.label)
+def symbolic(*records, missing=(), model=None, function=None, **attribution):
+    """A job of Table 1."""
+    about = {"name": "meta_sv", "label": "SV", "meta": True} | attribution
+    benchmark = {"name": "separation", "function": function or published("table1")["function"]}
+    cfg = stub_config("unused", model=model or {"name": "polynomial"}, attribution=about, benchmark=benchmark)
+    return only(with_records(cfg, records, missing))
 
 
-FAILED, DONE = Record("k1", "s1", "failed", error="no memory"), Record("k2", "s2", "done")
+FAILED = Record("k1", "s1", "failed", error="no memory")
 
 
 def test_failed_and_missing_samples_are_named_in_the_notes():
-    assert failure_notes([job_result(FAILED, DONE, samples=("s1", "s2", "s3"))]) == [
+    done = Record("k2", "s2", "done")
+    assert failure_notes([symbolic(FAILED, done, missing=["s3"])]) == [
         "Meta-SV: sample s1 failed: no memory",
         "Meta-SV: 1 of 3 samples not computed yet.",
     ]
-    assert failure_notes([job_result(DONE, samples=("s2",))]) == []
+    assert failure_notes([symbolic(done)]) == []
     many = [Record(f"k{place}", f"s{place}", "failed", error="torn") for place in range(MOST_FAILURES + 2)]
-    *named, more = failure_notes([job_result(*many, samples=[record.sample for record in many])])
+    *named, more = failure_notes([symbolic(*many)])
     assert named == [f"Meta-SV: sample s{place} failed: torn" for place in range(MOST_FAILURES)]
     assert more == f"Meta-SV: 2 more samples failed, {len(many)} in all; see its records.jsonl."
-
-
-def test_notes_name_the_model_where_the_jobs_have_several():
-    labelled = job_result(FAILED, model={"name": "m1", "label": "Model 1"})
-    plain = job_result(FAILED, samples=("s1", "s2"), model={"name": "m2"})
-    assert failure_notes([labelled, plain]) == [
-        "Meta-SV of Model 1: sample s1 failed: no memory",
-        "Meta-SV of m2: sample s1 failed: no memory",
-        "Meta-SV of m2: 1 of 2 samples not computed yet.",
-    ]
-    other = job_result(FAILED, model={"name": "m2"}, name="ih", label="IH", meta=False)
-    assert [note.split(":")[0] for note in failure_notes([plain, other])] == ["Meta-SV", "Meta-SV", "IH"]
-
-
-def test_failures_of_variants_name_the_job_and_what_sets_it_apart(tmp_path):
-    variants_of = {name: {"name": name, "label": name, "method": {}} for name in ("one", "two")}
-    results = []
-    for benchmark in ("voc", "coco"):
-        both = {"label": "Both", "variants": variants_of}
-        cfg = stub_config(tmp_path, attribution=both, benchmark={"name": benchmark})
-        results += made_up(cfg, {"one": {}, "two": {}}, failed=["s"])
-    results = tell_apart(results)
-    assert failure_notes(results[:2]) == ["Both: sample s failed: no memory for s"]
-    assert failure_notes(results) == [
-        f"Both (benchmark={name}): sample s failed: no memory for s" for name in ("voc", "coco")
-    ]
 
 
 META_SV = {
@@ -173,12 +144,6 @@ META_SV = {
 def derived(entries, kind="Directional"):
     """The record of a row of Table 1."""
     return Record("k", "s1", "done", scores={"entries": entries, "kind": kind})
-
-
-def test_table_1_is_published_with_its_eight_rows():
-    rows = published("table1")["rows"]
-    assert list(rows) == ["serial_sv", "ih", "moebius", "shapley", "sop", "meta_gi", "meta_ig", "meta_sv"]
-    assert rows["meta_ig"]["phi_12"] == "2*I/3"
 
 
 @pytest.mark.parametrize(
@@ -193,40 +158,38 @@ def test_table_1_is_published_with_its_eight_rows():
 )
 def test_a_row_matches_where_every_published_entry_is_equal(change, matches):
     entries = {key: value for key, value in (META_SV | change).items() if value is not None}
-    table = separation_table([job_result(derived(entries))], "tiny")
-    assert table.rows[0]["matches"] is matches
-    assert (table.rows[0]["type"], table.rows[0]["method"]) == ("Directional", "Meta-SV")
+    (row,) = separation_table([symbolic(derived(entries))], "tiny").rows
+    assert row["matches"] is matches
+    assert (row["type"], row["method"]) == ("Directional", "Meta-SV")
 
 
 def test_the_first_order_attributions_of_a_row_are_not_measured_by_its_metagame():
     first_order = {key: META_SV[key] for key in ("phi_1", "phi_2", "sum")}
-    table = separation_table([job_result(derived(first_order, "First-Order"), meta=False)], "tiny")
+    table = separation_table([symbolic(derived(first_order, "First-Order"), meta=False)], "tiny")
     assert table.published == [{}]
     assert table.rows == [{"type": "First-Order", "method": "SV", "phi_1": "x1 + I/2", "phi_2": "I/2", "sum": "x1 + I"}]
 
 
-def test_the_row_of_a_failed_method_stays_in_table_1_without_entries():
-    failed = job_result(FAILED, name="ih", label="IH", meta=False)
-    table = separation_table([job_result(derived(META_SV)), failed], "tiny")
+def test_rows_of_table_1_that_failed_are_empty_and_those_that_the_paper_does_not_have_are_named():
+    failed = symbolic(FAILED, name="ih", label="IH", meta=False)
+    added = symbolic(derived(META_SV), name="meta_leave_one_out", label="LOO")
+    table = separation_table([symbolic(derived(META_SV)), failed, added], "tiny")
     assert table.rows[1] == {"method": "IH"}
     assert "IH: sample s1 failed: no memory" in table.notes
-
-
-def test_rows_that_the_paper_does_not_have_are_named():
-    added = job_result(derived(META_SV), name="meta_leave_one_out", label="LOO")
-    table = separation_table([job_result(derived(META_SV)), added], "tiny")
-    assert table.published[1] == {}
-    assert "matches" not in table.rows[1]
-    assert table.notes[-1] == "Not in the paper: Meta-LOO."
+    assert table.published[2] == {}
+    assert "matches" not in table.rows[2]
+    assert "Not in the paper: Meta-LOO." in table.notes
+    rows = published("table1")["rows"]
+    assert list(rows) == ["serial_sv", "ih", "moebius", "shapley", "sop", "meta_gi", "meta_ig", "meta_sv"]
 
 
 def test_another_function_has_no_published_counterpart_and_no_place_beside_the_papers():
-    result = job_result(derived({"phi_11": "x1", "phi_1": "x1", "sum": "x1"}), function="x1")
+    result = symbolic(derived({"phi_11": "x1", "phi_1": "x1", "sum": "x1"}), function="x1")
     table = separation_table([result], "tiny")
     assert table.published == [{}]
     assert "matches" not in column_keys(table)
-    with pytest.raises(UserError, match=r"one function, but these jobs have 2: give one benchmark\.function"):
-        separation_table([result, job_result(derived(META_SV))], "tiny")
+    with refused(r"one function, but these jobs have 2: give one benchmark\.function"):
+        separation_table([result, symbolic(derived(META_SV))], "tiny")
 
 
 EXAMPLES = ("3 - (-5)", "4 + (-4)")
@@ -288,13 +251,10 @@ def test_the_addition_table_has_the_arrays_of_each_example_and_method(sums):
             assert close(ours, explained.meta.values[:3, :3], 5.1e-7)
 
 
-def test_a_failed_sample_keeps_its_row_in_the_addition_table(without_first_order):
+def test_the_addition_table_counts_the_sums_that_are_done_and_keeps_the_rows_of_the_others(sums, without_first_order):
     table = addition_table(without_first_order, "tiny")
     assert table.rows[0] == {"example": EXAMPLES[0], "method": "SV"}
     assert f"SV: sample {EXAMPLES[0]} failed: no memory" in table.notes
-
-
-def test_the_addition_table_counts_the_sums_that_are_done(sums, without_first_order):
     half = replace(sums[1], records=sums[1].records[:1])
     counted = [addition_table(results, "tiny").n_samples for results in (sums, without_first_order[:1], [half])]
     assert counted == [2, 0, 1]
@@ -350,22 +310,6 @@ def test_jobs_of_a_sweep_have_rows_and_panels_with_their_own_numbers_and_names(t
             assert f"f(x) = {3 - value}.00" not in headings
 
 
-def test_a_metagame_and_its_method_of_each_of_two_seeds_stand_together_under_a_name(tmp_path):
-    jobs = [constant_job(tmp_path, 1.0 + seed, name, seed=seed) for name in ("ig", "meta_ig") for seed in (0, 1)]
-    groups, parts = by_setting(tell_apart(jobs)), teaser_figure(tell_apart(jobs)).subfigs
-    for seed, group, part in zip((0, 1), groups, parts, strict=True):
-        assert part.get_suptitle().startswith(f"{group.name}: ")
-        assert group.name == f"Adder (seed={seed})"
-        assert [axes.get_title() for axes in panels(part)] == ["IG", "Meta-IG"]
-        assert {axes.images[0].get_array().max() for axes in panels(part)} == {seed + 1}
-
-
-def test_a_part_alone_is_the_figure_itself():
-    figure = Figure()
-    assert stacked(figure, [1.0]) == [figure]
-    assert len(stacked(figure, [1.0, 2.0])) == len(figure.subfigs) == 2
-
-
 def panels(figure):
     """The axes that show a matrix; colour bars do not."""
     return [axes for axes in figure.axes if axes.images]
@@ -403,13 +347,13 @@ def test_a_missing_panel_says_in_its_place_that_it_was_not_computed(without_firs
 
 
 def test_a_figure_saved_twice_is_the_same_bytes_and_none_is_left_open(tmp_path):
-    before = plt.get_fignums()
+    before, folders = plt.get_fignums(), [tmp_path / name for name in ("first", "second")]
     job = constant_job(tmp_path, 1.0)
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        save_figure(addition_figure([job]), tmp_path / name)
-    for name in ("figure.png", "figure.pdf"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    for folder in folders:
+        folder.mkdir()
+        save_figure(addition_figure([job]), folder)
+    first, second = ([(folder / f"figure.{kind}").read_bytes() for kind in ("png", "pdf")] for folder in folders)
+    assert first == second
     assert plt.get_fignums() == before
 
 
@@ -421,16 +365,16 @@ def test_a_benchmark_without_a_report_gets_the_means_of_its_scores_a_row_for_eac
         jobs += made_up(cfg, {f"s{place}": Made(each) for place, each in enumerate(scores)})
     table = scores_table(tell_apart(jobs), "tiny")
     assert table.title == "stub: scores of benchmark b0, b1"
-    about = ("model", "method")
-    assert [(*(row[key] for key in about), row["value"]["mean"], row["value"]["n"]) for row in table.rows] == [
+    assert [(row["model"], row["method"], row["value"]["mean"], row["value"]["n"]) for row in table.rows] == [
         ("Model", "Method (benchmark=b0, seed=0)", 1.5, 2), ("Model", "Method (benchmark=b1, seed=1)", 2.5, 2),
     ]  # fmt: skip
     assert column_keys(table) == ["model", "method", "value"]
     assert "1.500 ± 1.000" in markdown(table)
 
 
-@pytest.mark.parametrize("lacks", [0, 1, 2])
-@pytest.mark.parametrize("lacking", [{"first": None}, {}, {"first": "none"}], ids=["None", "no key", "a text"])
+@pytest.mark.parametrize(
+    ("lacks", "lacking"), [(0, {"first": None}), (1, {}), (2, {"first": "none"})], ids=["None", "no key", "a text"]
+)
 def test_a_score_that_a_sample_lacks_is_the_mean_over_the_others_and_a_note_says_so(tmp_path, lacks, lacking):
     scores = [{"size": 1.0} | (lacking if place == lacks else {"first": 2.0}) for place in range(3)]
     job = made_up(stub_config(tmp_path), {f"s{place}": Made(each) for place, each in enumerate(scores)})
@@ -442,47 +386,33 @@ def test_a_score_that_a_sample_lacks_is_the_mean_over_the_others_and_a_note_says
 
 
 def test_a_report_has_a_row_for_each_job_that_ran_and_names_the_others(tmp_path):
+    with refused("numbers: no sample was computed, so no table is written"):
+        write_report([job_config(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
     once, twice = (job_config(tmp_path, attribution__method__factor=factor) for factor in (1.0, 2.0))
     never = job_config(tmp_path, attribution__name="other", attribution__label="Other")
     run_job(once)
     run_job(twice)
     write_report([once, twice, never])
-    table = json.loads((tmp_path / "table.json").read_text())
-    assert [row["method"] for row in table["rows"]] == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
-    assert table["notes"] == ["Not run yet: Other."]
-    elsewhere = job_config(tmp_path, benchmark__name="others")
-    write_report([once, elsewhere])
-    assert json.loads((tmp_path / "table.json").read_text())["notes"] == ["Not run yet: Share on others."]
+    methods = [row["method"] for row in read_written(tmp_path)["rows"]]
+    assert methods == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
+    assert read_written(tmp_path)["notes"] == ["Not run yet: Other."]
+    write_report([once, job_config(tmp_path, benchmark__name="others")])
+    assert read_written(tmp_path)["notes"] == ["Not run yet: Share on others."]
 
 
-def test_a_report_of_jobs_that_never_ran_is_refused(tmp_path):
-    with pytest.raises(UserError, match="numbers: no sample was computed, so no table is written"):
-        write_report([job_config(tmp_path)])
-    assert list(tmp_path.iterdir()) == []
-
-
-GRID = ["attribution=sv,ig"]
-
-
-@pytest.mark.parametrize(
-    ("grid", "overrides", "cells"),
-    [
-        (GRID, [], [("sv", 0), ("ig", 0)]),
-        (GRID, ["attribution=sv"], [("sv", 0), ("ig", 0)]),
-        (GRID, ["attribution=ih"], [("sv", 0), ("ig", 0), ("ih", 0)]),
-        (GRID, ["seed=1,2"], [("sv", 1), ("sv", 2), ("ig", 1), ("ig", 2)]),
-        ([], ["seed=range(1,3)"], [("meta_sv", 1), ("meta_sv", 2)]),
-        ([], ["attribution=glob(i*)"], [("ig", 0), ("ih", 0)]),
-    ],
-)
-def test_a_sweep_is_its_grid_and_what_the_command_line_adds(grid, overrides, cells):
+def test_a_sweep_is_its_grid_and_what_the_command_line_adds():
+    grid = ["attribution=sv,ig"]
+    cases = [
+        (grid, [], [("sv", 0), ("ig", 0)]),
+        (grid, ["attribution=sv"], [("sv", 0), ("ig", 0)]),
+        (grid, ["attribution=ih", "seed=1,2"], [(name, seed) for name in ("sv", "ig", "ih") for seed in (1, 2)]),
+        ([], ["attribution=glob(i*)", "seed=range(1,3)"], [(name, seed) for name in ("ig", "ih") for seed in (1, 2)]),
+    ]
     with shipped_configs():
-        configs = sweep_configs(grid, overrides)
-    assert sorted((cfg.attribution.name, cfg.seed) for cfg in configs) == sorted(cells)
-
-
-def test_quoted_values_of_a_sweep_stay_quoted():
-    with shipped_configs():
+        for swept, overrides, cells in cases:
+            configs = sweep_configs(swept, overrides)
+            assert sorted((cfg.attribution.name, cfg.seed) for cfg in configs) == sorted(cells)
         configs = sweep_configs([], ["benchmark.function='(x1+x2)**2','x1*x2'"])
     assert [cfg.benchmark.function for cfg in configs] == ["(x1+x2)**2", "x1*x2"]
 

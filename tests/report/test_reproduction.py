@@ -1,18 +1,16 @@
 """The reproduction check on made runs: the published scores with noise, and with deviations that it has to find."""
 
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from metagame.jobs.records import Record
-from metagame.jobs.spec import variants
 from metagame.report.pointing_game import OBJECTS, pointing_game_table
 from metagame.report.published import published, published_images, published_means
-from metagame.report.reproduction import Block, Comparison, Reproduction, pointing_game_reproduction
-from metagame.report.results import JobResult
+from metagame.report.reproduction import Block, Comparison, pointing_game_reproduction
 from metagame.report.table import without_errors
+from tests.tiny.reports import only, stub_config, with_records
 
 ROWS = list(published_means())
 CHECKPOINTS = {
@@ -22,115 +20,123 @@ CHECKPOINTS = {
     "siglip2_vitl16": "google/siglip2-large-patch16-256",
 }
 """Of the published rows."""
-GAMES = list(dict.fromkeys(game for game, _ in published_images()["clip_vitb16", "mask_clip", True][1]))
+MASK_CLIP, MASK_SIGLIP = ("clip_vitb16", "mask_clip", True), ("siglip2_vitl16", "mask_siglip", True)
+GAMES = list(dict.fromkeys(game for game, _ in published_images()[MASK_CLIP][1]))
 
 
-def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, method=(), seed=0, name=None):
+def around_means(row, rng):
+    """Scores of 50 images a game with the printed means; constant where the first order is .25 of four words."""
+    spread = [0.0 if mean == 0.25 else 0.08 for mean in published_means()[row]]
+    draws = rng.normal(size=(4, len(GAMES), 50))
+    draws -= draws.mean(axis=(1, 2), keepdims=True)
+    return {
+        m: {(g, str(k)): mean + spread[m - 1] * draws[m - 1, i, k] for i, g in enumerate(GAMES) for k in range(50)}
+        for m, mean in enumerate(published_means()[row], 1)
+    }
+
+
+def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, method=(), name=None, checkpoint=None):
     """A job whose scores are the published ones, changed and noisy, or around the printed means."""
-    rng = np.random.default_rng([seed, ROWS.index(row)])
-    model, base, meta = row
-    name = name or ("fixlip_paper" if base == "fixlip" else base)
-    node = {"name": name, "label": base, "family": "x", "base": base, "meta": meta, "method": dict(method)}
-    config = OmegaConf.create({"name": "table2", "seed": 0, "limit": None, "scale": {"name": "paper"}})
-    weights = {"name": model, "label": model, "checkpoint": CHECKPOINTS[model]}
-    config = OmegaConf.merge(config, {"model": weights, "attribution": node, "benchmark": {"name": "pointing_game"}})
+    rng, (model, base, meta) = np.random.default_rng([0, ROWS.index(row)]), row
     scores = published_images().get(row)
-    if scores is None:  # constant where the first order is .25 of four words
-        spread = [0.0 if mean == 0.25 else 0.08 for mean in published_means()[row]]
-        draws = rng.normal(size=(4, len(GAMES), 50))
-        draws -= draws.mean(axis=(1, 2), keepdims=True)
-        scores = {
-            m: {(g, str(k)): mean + spread[m - 1] * draws[m - 1, i, k] for i, g in enumerate(GAMES) for k in range(50)}
-            for m, mean in enumerate(published_means()[row], 1)
-        }
-        noise = 0.0
-    places = [place for place in scores[1] if int(place[1]) < images]
+    if scores is None:
+        scores, noise = around_means(row, rng), 0.0
     records = []
-    for game, k in places:
+    for game, k in (place for place in scores[1] if int(place[1]) < images):
         values = [change(game, int(k), m, scores[m][game, k]) for m in scores]
         own = [v if v == 0.25 else v + noise * rng.normal() for v in values]
         records.append(Record(f"{game}{k}", f"{game}/{k}", "done", scores=dict(zip(OBJECTS, own, strict=True))))
-    (variant,) = variants(config)
-    ids = [record.sample for record in records]
-    identity = {"model": {"name": model}, "benchmark": {}, "attribution": {"": node}}
-    return JobResult(config, variant, Path("unused"), identity, ids, records, 0, variant.label)
+    about = {"label": base, "base": base, "meta": meta, "method": dict(method)}
+    cfg = stub_config(
+        "unused",
+        model={"name": model, "label": model, "checkpoint": checkpoint or CHECKPOINTS[model]},
+        attribution=about | {"name": name or ("fixlip_paper" if base == "fixlip" else base)},
+        benchmark={"name": "pointing_game"},
+        scale__name="paper",
+    )
+    return only(with_records(cfg, records))
 
 
-def answer(results):
-    check = pointing_game_reproduction(results)
-    return {block.variant.name or block.name: block.verdict() for block in check.blocks}, check
+def verdicts(*results):
+    return [block.verdict() for block in pointing_game_reproduction(results).blocks]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_published_scores_with_noise_are_a_reproduction_of_all_26_rows(seed):
-    verdicts, check = answer([made(row, noise=0.02 if "fixlip" in row else 0.004, seed=seed) for row in ROWS])
-    assert set(verdicts.values()) == {"reproduced"}
-    assert check.verdict == "Reproduction check: reproduced; 26 of 26 published blocks are compared."
+def test_the_published_scores_with_noise_are_a_reproduction_of_all_26_rows():
+    results = [made(row, noise=0.02 if "fixlip" in row else 0.004) for row in ROWS]
+    assert set(verdicts(*results)) == {"reproduced"}
+    verdict = pointing_game_reproduction(results).verdict
+    assert verdict == "Reproduction check: reproduced; 26 of 26 published blocks are compared."
+    table = pointing_game_table(results, "paper")
+    assert len(table.rows) == 26
+    assert all(set(row) == set(OBJECTS) for row in table.published)
+    assert all(claim["published"] for claim in table.claims)
 
 
 def test_an_independent_run_on_other_images_of_the_same_kind_is_told_by_its_correlation_only():
     """Its means agree: images of a scenario are exchanged among themselves."""
-    row = ("clip_vitb16", "mask_clip", True)
-    order = np.random.default_rng(1).permutation(50)
-    scores = published_images()[row]
-    (verdict,) = answer([made(row, lambda game, k, m, _: scores[m][game, str(order[k])])])[0].values()
+    order, scores = np.random.default_rng(1).permutation(50), published_images()[MASK_CLIP]
+    (verdict,) = verdicts(made(MASK_CLIP, lambda game, k, m, _: scores[m][game, str(order[k])]))
     assert verdict.startswith("image by image, a correlation of only")
     assert "beyond" not in verdict
 
 
-def swapped(row):
-    scores = published_images()[row]
-    return lambda game, k, m, score: scores[m][game, str(49 - k)] if game == GAMES[3] else score
+def other_order(game, k, m, score):
+    return published_images()[MASK_SIGLIP][m][game, str(49 - k)] if game == GAMES[3] else score
 
 
-DEVIATIONS = {
-    "one game has its images in another order": (swapped, f"other images in {GAMES[3]}"),
-    "a column is shifted": (lambda _: lambda game, k, m, score: score + 0.03 * (m == 4), "4 objects +0.030"),
-    "a small shift everywhere": (lambda _: lambda game, k, m, score: score + 0.015, "2 objects +0.015"),
-    "single games are far off": (
-        lambda _: lambda game, k, m, score: score + (0.05 if game in GAMES[:2] else -0.05 if game in GAMES[2:4] else 0),
-        "differences beyond two standard errors",
-    ),
-    "native heads in place of one": (lambda _: lambda game, k, m, score: score - 0.035, "1 object -0.035"),
-}  # fmt: skip
+def far_off(game, k, m, score):
+    return score + (0.05 if game in GAMES[:2] else -0.05 if game in GAMES[2:4] else 0)
 
 
-@pytest.mark.parametrize("case", DEVIATIONS)
-def test_one_planted_deviation_is_found_among_the_rows_of_a_model_and_nothing_else(case):
-    change, told = DEVIATIONS[case]
-    bad = ("siglip2_vitl16", "mask_siglip", True)
-    rows = [row for row in ROWS if row[0] == bad[0]]
-    verdicts, check = answer([made(row, *([change(row)] if row == bad else [])) for row in rows])
-    wrong = {name: verdict for name, verdict in verdicts.items() if verdict != "reproduced"}
-    assert len(wrong) == 1
-    assert told in next(iter(wrong.values()))
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (other_order, f"other images in {GAMES[3]}"),
+        (lambda game, k, m, score: score + 0.03 * (m == 4), "4 objects +0.030"),
+        (lambda game, k, m, score: score + 0.015, "2 objects +0.015"),
+        (far_off, "differences beyond two standard errors"),
+        (lambda game, k, m, score: score - 0.035, "1 object -0.035"),
+    ],
+    ids=["order of the images of a game", "a column", "everything, a little", "single games", "everything"],
+)
+def test_one_planted_deviation_is_found_among_the_rows_of_a_model_and_nothing_else(change, told):
+    rows = [row for row in ROWS if row[0] == MASK_SIGLIP[0]]
+    check = pointing_game_reproduction([made(row, *([change] if row == MASK_SIGLIP else [])) for row in rows])
+    (wrong,) = [block.verdict() for block in check.blocks if block.verdict() != "reproduced"]
+    assert told in wrong
     assert check.verdict.startswith("Reproduction check: reproduced but for Meta-mask_siglip of siglip2_vitl16 (")
 
 
 def test_a_run_of_something_else_is_not_a_reproduction():
-    _, check = answer([made(row, lambda game, k, m, score: 1 - score) for row in ROWS[:9]])
+    check = pointing_game_reproduction([made(row, lambda game, k, m, score: 1 - score) for row in ROWS[:9]])
     assert check.verdict.startswith("Reproduction check: not reproduced: ")
 
 
 def test_what_cannot_be_compared_is_set_aside_with_its_reason():
     fixlip = made(("clip_vitb16", "fixlip", False), name="fixlip")
     few = made(("clip_vitb16", "grad_eclip", True), images=8)
-    check = pointing_game_reproduction([fixlip, few, made(("clip_vitb16", "mask_clip", True), images=8)])
+    check = pointing_game_reproduction([fixlip, few, made(MASK_CLIP, images=8)])
     assert [block.verdict() for block in check.blocks] == [
         "not counted: attribution=fixlip, but the published numbers are of fixlip_paper",
         "not counted: the means can only be compared for all 500 images",
         "reproduced",
     ]
     assert check.verdict.endswith("reproduced; 1 of 7 published blocks are compared.")
-    native = pointing_game_reproduction([made(("clip_vitb16", "mask_clip", True), method={"heads": "native"})])
-    assert native.blocks == []
-    assert "nothing is compared" in native.verdict
-    assert native.figure() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_known"), [({"method": {"heads": "native"}}, 7), ({"checkpoint": "openai/clip-vit-large-patch14"}, 0)]
+)
+def test_other_settings_and_other_weights_of_a_published_models_name_are_not_compared(changes, n_known):
+    check = pointing_game_reproduction([made(MASK_CLIP, **changes)])
+    assert check.blocks == []
+    assert check.verdict.endswith(f"nothing is compared; 0 of {n_known} published blocks are compared.")
+    assert check.figure() is None
 
 
 def test_the_table_names_the_block_and_the_place_that_are_furthest():
-    row = ("siglip2_vitl16", "mask_siglip", True)
-    check = pointing_game_reproduction([made(row, lambda game, k, m, s: s + 0.2 * (game == GAMES[0]) * (m == 2))])
+    job = made(MASK_SIGLIP, lambda game, k, m, score: score + 0.2 * (game == GAMES[0]) * (m == 2))
+    check = pointing_game_reproduction([job])
     (cells,) = check.table("table4", "paper").rows
     assert cells["largest"].startswith(f"{GAMES[0]}, 2 objects: +0.2")
     assert cells["within"] == "39 of 40"
@@ -147,39 +153,18 @@ def test_chance_alone_does_not_make_a_block_deviate():
     assert found <= 10
 
 
-@pytest.mark.parametrize("claim", published("pointing_game")["claims"])
-def test_the_published_answer_of_each_claim_is_that_of_the_published_numbers(claim):
-    means = {row: [without_errors(cell) for cell in cells] for row, cells in published_means().items()}
-    answers = {}
-    pairs = [(means[row], means[(*row[:2], False)], row) for row in means if row[2]]
-    beaten = [(row, m) for meta, first, row in pairs for m in range(4) if meta[m] > first[m]]
-    answers["meta_beats_first_order"] = len(pairs) * 4 == 44 and len(beaten) == 43
-    models = {row[0] for row in means}
-    best = {model: max(np.mean(v) for row, v in means.items() if row[0] == model and row[2]) for model in models}
-    answers["meta_beats_fixlip"] = all(best[model] > np.mean(means[model, "fixlip", False]) for model in models)
-    siglips = ["siglip2_vitl16", "siglip2_vitb32"]
-    answers["mask_siglip_is_best"] = all(
-        np.mean(means[model, "mask_siglip", True]) == max(np.mean(v) for row, v in means.items() if row[0] == model)
-        for model in siglips
-    )
-    metaclip = "metaclip2_vith14"
-    answers["attention_beats_grad_eclip"] = np.mean(means[metaclip, "generic_attention", True]) > np.mean(
-        means[metaclip, "grad_eclip", True]
-    )
-    assert answers[claim]
-
-
-def test_other_weights_of_a_published_models_name_are_not_compared():
-    job = made(("clip_vitb16", "mask_clip", True))
-    job.config.model.checkpoint = "openai/clip-vit-large-patch14"
-    check = pointing_game_reproduction([job])
-    assert check.blocks == []
-    assert check.verdict.endswith("nothing is compared; 0 of 0 published blocks are compared.")
-
-
-def test_all_26_rows_stand_beside_ours():
-    table = pointing_game_table([made(row) for row in ROWS], "paper")
-    assert len(table.rows) == 26
-    assert all(set(row) == set(OBJECTS) for row in table.published)
-    assert all(claim["published"] for claim in table.claims)
-    assert Reproduction([], 0).verdict.startswith("Reproduction check: nothing is compared")
+def test_the_published_answer_of_each_claim_is_that_of_the_published_numbers():
+    values = {row: [without_errors(cell) for cell in cells] for row, cells in published_means().items()}
+    means = {row: np.mean(each) for row, each in values.items()}
+    pairs = [(values[row], values[(*row[:2], False)]) for row in ROWS if row[2]]
+    beaten = [ours > theirs for meta, first in pairs for ours, theirs in zip(meta, first, strict=True)]
+    best = {model: max(means[row] for row in ROWS if row[0] == model and row[2]) for model in CHECKPOINTS}
+    siglips, metaclip = ("siglip2_vitl16", "siglip2_vitb32"), "metaclip2_vith14"
+    assert {
+        "meta_beats_first_order": (len(beaten), sum(beaten)) == (44, 43),
+        "meta_beats_fixlip": all(best[model] > means[model, "fixlip", False] for model in CHECKPOINTS),
+        "mask_siglip_is_best": all(
+            means[model, "mask_siglip", True] == max(means[row] for row in ROWS if row[0] == model) for model in siglips
+        ),
+        "attention_beats_grad_eclip": means[metaclip, "generic_attention", True] > means[metaclip, "grad_eclip", True],
+    } == dict.fromkeys(published("pointing_game")["claims"], True)

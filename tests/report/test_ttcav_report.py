@@ -45,33 +45,22 @@ def whole_job(folder, **changes):
     return job(folder, **concepts | changes)
 
 
-def claims(result):
-    return [claim["holds"] for claim in ttcav_table([result], "tiny").claims]
-
-
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=8).filter(lambda each: np.std(each) > 1e-3))
 def test_p_values_are_those_of_the_t_distribution(scores):
     error = np.std(scores, ddof=1) / np.sqrt(len(scores))
     expected = 2 * t.sf(abs(np.mean(scores) - 0.5) / error, len(scores) - 1)
     assert p_value(np.array(scores)) == pytest.approx(expected)
+    assert (p_value(np.full(5, 1.0)), p_value(np.full(5, 0.5))) == (0, 1)  # for certain, or not at all
 
 
-def test_equal_scores_differ_from_one_half_for_certain_or_not_at_all():
-    assert (p_value(np.full(5, 1.0)), p_value(np.full(5, 0.5))) == (0, 1)
-
-
-def test_p_values_are_corrected_for_all_tests_of_the_model(tmp_path):
-    cells = cells_of(whole_job(tmp_path))
-    assert len(cells) == 6
+def test_p_values_are_corrected_for_all_tests_and_what_is_found_is_above_one_half(tmp_path):
+    result = whole_job(tmp_path)
+    cells, table = cells_of(result), ttcav_table([result], "tiny")
     assert [(cell.name, cell.concept) for cell in cells[:3]] == [("zebra", c) for c in ("striped", "dotted", "random")]
     assert cells[0].p == pytest.approx(6 * p_value(HIGH))
     assert cells[2].p == 1
-
-
-def test_what_is_found_is_above_one_half_and_claims_say_what_else_is(tmp_path):
-    table = ttcav_table([whole_job(tmp_path)], "tiny")
-    assert [row["found"] for row in table.rows] == [True, False, False, False, False, False]
-    assert [row["depends"] for row in table.rows] == [True, False, False, False, False, False]
+    for column in ("found", "depends"):
+        assert [row[column] for row in table.rows] == [True, False, False, False, False, False]
     assert [claim["holds"] for claim in table.claims] == [True] * 4
     assert "striped at layers 2" in table.claims[0]["difference"]
 
@@ -89,15 +78,15 @@ def test_what_is_found_is_above_one_half_and_claims_say_what_else_is(tmp_path):
     ],
 )
 def test_each_claim_fails_where_it_should(tmp_path, changes, expected):
-    assert claims(whole_job(tmp_path, **changes)) == expected
+    table = ttcav_table([whole_job(tmp_path, **changes)], "tiny")
+    assert [claim["holds"] for claim in table.claims] == expected
 
 
 def test_claims_that_nothing_is_found_agree_with_the_column_and_tell_what_is_significant(tmp_path):
     table = ttcav_table([whole_job(tmp_path, random=made({"zebra": LOW, "horse": HALF}))], "tiny")
     assert not [row for row in table.rows if row["concept"] == "random" and row["found"]]
-    assert (table.claims[-1]["holds"], table.claims[-1]["difference"]) == (
-        True, "significant: 1 of 2, 0 of them above 0.5",
-    )  # fmt: skip
+    assert table.claims[-1]["holds"] is True
+    assert table.claims[-1]["difference"] == "significant: 1 of 2, 0 of them above 0.5"
 
 
 def test_without_ground_truth_only_the_baseline_is_judged_and_nothing_is_framed(tmp_path):
@@ -121,14 +110,11 @@ def test_cells_have_their_mean_and_a_star_and_the_true_one_a_frame(tmp_path):
     assert second.get_ylabel() == "dotted\non class zebra"
 
 
-def test_nothing_is_drawn_of_jobs_without_a_finished_sample(tmp_path):
-    assert ttcav.ttcav_figure([job(tmp_path)]) is None
-
-
-def test_only_the_random_concept_has_no_maps(tmp_path):
+def test_the_random_concept_has_no_maps_and_of_jobs_without_a_finished_sample_nothing_is_drawn(tmp_path):
     figures = ttcav.ttcav_figure([job(tmp_path, random=made({"zebra": HALF}, None))]).figures
     assert not figures["maps"].axes
     assert figures["scores"].axes
+    assert ttcav.ttcav_figure([job(tmp_path / "other")]) is None
 
 
 def test_two_methods_of_a_model_are_told_apart(tmp_path):

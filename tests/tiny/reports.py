@@ -100,7 +100,7 @@ def made_up(
     failed: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> list[JobResult]:
-    """The variants of a job whose records lie in its folder.
+    """The variants of a job whose arrays lie in its folder.
 
     Args:
         cfg: of the job.
@@ -108,20 +108,18 @@ def made_up(
         failed: ids of samples that every variant failed on, for want of memory.
         missing: ids of samples that were asked and have no record.
     """
-    store, results = RecordStore(job_folder(cfg)), []
+    store, records = RecordStore(job_folder(cfg)), []
     for variant in variants(cfg):
-        by_sample = made[variant.name] if variant.name else made
-        for sample, each in by_sample.items():
+        for sample, each in (made[variant.name] if variant.name else made).items():
             labels, arrays = pack(each.explanations, each.pictures)
             about = {"variant": variant.name, "scores": each.scores, "labels": labels, "arrays": list(arrays)}
-            store.append(Record(f"{sample} {variant.name}".replace("/", "_"), sample, "done", **about), arrays)
+            records.append(Record(f"{sample} {variant.name}".replace("/", "_"), sample, "done", **about))
+            if arrays:
+                store.append(records[-1], arrays)
         for sample in failed:
             error = f"no memory for {sample}"
-            store.append(Record(f"{sample} {variant.name}", sample, "failed", variant.name, error=error), {})
-        records = [record for record in store.read().values() if record.variant == variant.name]
-        ids = [record.sample for record in records] + list(missing)
-        results.append(JobResult(cfg, variant, store.folder, job_identity(cfg), ids, records, 0, variant.label))
-    return results
+            records.append(Record(f"{sample} {variant.name}", sample, "failed", variant.name, error=error))
+    return with_records(cfg, records, missing, store.folder)
 
 
 def job_of(folder, attribution: str, made: Sequence[Made], *, method=None, label=None, **changes) -> JobResult:
@@ -136,13 +134,22 @@ def job_of(folder, attribution: str, made: Sequence[Made], *, method=None, label
     return only(made_up(stub_config(folder, attribution=about, **changes), samples))
 
 
-def with_records(cfg: DictConfig, records: Sequence[Record], ids: Sequence[str] = ()) -> list[JobResult]:
-    """The variants of a job whose records lie in no folder; ``ids`` of further samples that were asked."""
+def with_records(
+    cfg: DictConfig, records: Sequence[Record], missing: Sequence[str] = (), folder: Path = Path("unused")
+) -> list[JobResult]:
+    """The variants of a job with these records, whose arrays lie in the folder.
+
+    Args:
+        cfg: of the job.
+        records: of all variants.
+        missing: ids of samples that were asked and have no record.
+        folder: of the job.
+    """
     results = []
     for variant in variants(cfg):
         own = [record for record in records if record.variant == variant.name]
-        asked = [record.sample for record in own] + list(ids)
-        results.append(JobResult(cfg, variant, Path("unused"), job_identity(cfg), asked, own, 0, variant.label))
+        ids = [record.sample for record in own] + list(missing)
+        results.append(JobResult(cfg, variant, folder, job_identity(cfg), ids, own, 0, variant.label))
     return results
 
 
