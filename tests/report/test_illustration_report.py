@@ -168,12 +168,6 @@ def test_two_pictures_with_one_caption_have_their_own_maps_and_names_in_the_tabl
     assert close([row["total"] for row in rows], expected, 1e-6)
 
 
-def test_a_part_that_reads_as_the_title_of_the_caption_does_not_replace_its_map(pictures, tmp_path, monkeypatch):
-    monkeypatch.setitem(CAPTIONS, "the whole caption", ["whole caption"])
-    figure = illustration_figure([job(tmp_path, "first", pictures, ["the whole caption", CAT])])
-    assert len([title for title in panels(figure) if title]) == 3  # two captions and a part
-
-
 @pytest.mark.parametrize("shown", [("first",), ("meta",), ("pairs",), ("first", "meta"), ("meta", "pairs")])
 def test_a_report_of_some_of_the_jobs_has_what_they_computed(pictures, tmp_path, shown):
     chosen = [job(tmp_path, kind, pictures, [CAT]) for kind in shown]

@@ -13,14 +13,13 @@ from metagame.benchmarks.prompts import SHARES, recalls_of_ranks
 from metagame.contracts import WHOLE
 from metagame.jobs.run import run_job
 from metagame.report import kinds, pair_deletion, recall, token_pairs
-from metagame.report.labels import told_apart
 from metagame.report.pair_deletion import pair_deletion_table
 from metagame.report.recall import recall_table
 from metagame.report.results import read_job, tell_apart
 from metagame.report.token_pairs import Shown, shown_prompts
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.reports import Made, drawn, figure_of, job_of, only, tokens_explained
+from tests.tiny.reports import Made, drawn, figure_of, holds, job_of, noted, only, tokens_explained
 
 kinds_figure = figure_of(kinds.kinds_figure)
 pair_deletion_figure = figure_of(pair_deletion.pair_deletion_figure)
@@ -105,8 +104,8 @@ def test_pairs_in_several_places_are_ranked_where_the_metagame_ranks_them_best(t
     assert "Recall at single K, and its mean: a pair that occurs in several places is ranked where " in notes
     assert "recall of non-neighbours has the place where each method itself ranks it best" in notes
     assert "percentiles have the two places that are closest to each other" in notes
-    single = recall_table([job(tmp_path, "attnlrp", [recalled(0.5)])], "tiny").notes
-    assert not [note for note in single if "such a pair" in note or "several places" in note]
+    single = recall_table([job(tmp_path, "attnlrp", [recalled(0.5)])], "tiny")
+    assert not noted(single, "such a pair") + noted(single, "several places")
 
 
 @pytest.mark.parametrize(
@@ -177,26 +176,21 @@ def test_agreement_of_two_seeds_is_told_and_of_nothing_else(tmp_path):
         for seed, first in enumerate((ours, theirs))
     ]
     other = job(tmp_path, "meta_ig", [recalled(0.0)], [pairs(ours)])
-    notes = [note for note in recall_table([*seeds, other], "small").notes if "between seed" in note]
+    (note,) = noted(recall_table([*seeds, other], "small"), "between seed")
     off = ~np.eye(3, dtype=bool)
     expected = spearmanr(np.abs(ours)[off], np.abs(theirs)[off]).statistic
-    (note,) = notes
     assert f"between seed 0 and 1: {expected:.3f}".replace("0.", ".") in note.replace("0.", ".")
     assert "over 1 prompts" in note
 
 
-def test_a_pair_that_two_places_match_equally_well_is_named(tmp_path):
+def test_notes_name_pairs_in_two_equally_good_places_and_the_number_of_prompts_that_a_measure_rests_on(tmp_path):
     table = recall_table([job(tmp_path, "attnlrp", [recalled(0.0) | {"ambiguous": ["not + good"]}])], "small")
-    assert any("equally close" in note and "s0: not + good" in note for note in table.notes)
-
-
-def test_measures_that_rest_on_fewer_prompts_say_on_how_many(tmp_path):
+    (note,) = noted(table, "equally close")
+    assert "s0: not + good" in note
     full = recalled(0.5) | {"percentiles": [0.5], "apart": 0.5}
-    assert not [
-        note for note in recall_table([job(tmp_path, "attnlrp", [full])], "small").notes if "recall is over" in note
-    ]
+    assert not noted(recall_table([job(tmp_path, "attnlrp", [full])], "small"), "recall is over")
     fewer = [full, recalled(0.5) | {"percentiles": [None], "apart": None}, recalled(None)]
-    (note,) = [each for each in recall_table([job(tmp_path, "ig", fewer)], "small").notes if "recall is over" in each]
+    (note,) = noted(recall_table([job(tmp_path, "ig", fewer)], "small"), "recall is over")
     assert "of 3 prompts, recall is over the 2 with a pair that is found, the percentile over the 1 with" in note
     assert note.endswith("non-neighbours over 1.")
 
@@ -211,13 +205,13 @@ def test_first_order_methods_are_correlated_with_leave_one_out_of_their_model(jo
 
 
 def test_the_claim_compares_the_metagame_with_sums_of_every_model(jobs, tmp_path):
-    assert recall_table(jobs, "tiny").claims[0]["holds"] is True
-    assert recall_table(jobs[:1], "tiny").claims == []
+    assert holds(recall_table(jobs, "tiny"))[0] is True
+    assert holds(recall_table(jobs[:1], "tiny")) == []
     worse = [
         job(tmp_path, name, [recalled(recall)] * 2, model="other")
         for name, recall in (("attnlrp", 1.0), ("meta_attnlrp", 0.0))
     ]
-    assert recall_table([*jobs, *worse], "tiny").claims[0]["holds"] is False
+    assert holds(recall_table([*jobs, *worse], "tiny"))[0] is False
 
 
 def at_distance(percentiles, **scores):
@@ -233,7 +227,7 @@ def test_percentiles_at_equal_distance_decide_what_recall_cannot(tmp_path):
     assert rows["Meta-ATTNLRP"]["percentile"]["mean"] == pytest.approx((0.9 + 0.85 + 1.0) / 3, abs=1e-6)
     assert (rows["Meta-ATTNLRP"]["chance"]["mean"], rows["ATTNLRP"]["chance"]["mean"]) == (0.16, 0.09)
     assert (rows["Meta-ATTNLRP"]["apart"], rows["ATTNLRP"]["apart"]["mean"]) == (None, 0.25)
-    assert [claim["holds"] for claim in table.claims] == [None, True, True]
+    assert holds(table) == [None, True, True]
     assert table.claims[1]["claim"].endswith("above AttnLRP")
     assert table.claims[1]["difference"].startswith("Meta-ATTNLRP - ATTNLRP, Gemma: +0.433")
 
@@ -278,7 +272,6 @@ def test_the_ten_strongest_pairs_go_from_player_to_target_and_tokens_that_occur_
     assert len(Shown("", "", list("abcdefgh"), np.arange(64.0).reshape(8, 8)).strongest()) == 10
     shown = Shown("it it", "yes", ["it", "it"], np.array([[0.0, 1.0], [2.0, 0.0]]))
     assert shown.strongest()[0] == ("it (1) → it (2)", 2.0)
-    assert told_apart(["it", "was", "it"]) == ["it (1)", "was", "it (3)"]
 
 
 def maps_of(figure):
@@ -372,8 +365,8 @@ def test_pair_deletion_has_means_and_the_gain_over_random_pairs_prompt_by_prompt
     assert table.rows[0]["gain"] == {"mean": 2.0, "two_se": None, "n": 1}
     assert table.rows[2]["gain"] is None
     assert table.claims[0]["holds"] is True
-    assert "Gemma: Meta-ATTNLRP minus sums of ATTNLRP, prompt by prompt" in " ".join(table.notes)
-    assert "area +2.750 ± 0.500" in " ".join(table.notes)
+    (note,) = noted(table, "Gemma: Meta-ATTNLRP minus sums of ATTNLRP, prompt by prompt")
+    assert "area +2.750 ± 0.500" in note
     assert pair_deletion_table(jobs[1:], "tiny").claims == []
 
 
@@ -402,9 +395,9 @@ def test_pair_deletion_of_two_seeds_is_compared_seed_by_seed(tmp_path):
     ]
     table = pair_deletion_table(tell_apart(jobs), "tiny")
     assert [row["gain"] and row["gain"]["mean"] for row in table.rows] == [-0.5, 0.5, None, -0.5, 2.5, None]
-    notes = [note for note in table.notes if "minus sums" in note]
-    assert [note.split(":")[0] for note in notes] == ["Gemma (seed=0)", "Gemma (seed=1)"]
-    assert ["area +1.000" in notes[0], "area +3.000" in notes[1]] == [True, True]
+    for note, seed, gain in zip(noted(table, "minus sums"), (0, 1), ("area +1.000", "area +3.000"), strict=True):
+        assert note.startswith(f"Gemma (seed={seed}): ")
+        assert gain in note
 
 
 def test_the_metagame_of_the_small_model_finds_the_pair_that_the_grammar_made(tmp_path):

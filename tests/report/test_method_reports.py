@@ -14,14 +14,10 @@ from metagame.report.both_ways import CLAIMS, both_ways_figure, both_ways_table
 from metagame.report.evidence import evidence_figure, evidence_table, pairs_table
 from metagame.report.faithfulness import faithfulness_table
 from metagame.report.lrp_loo import lrp_loo_table, pearson, spearman
-from tests.tiny.reports import Made, figure_of, job_of, stub_config, tokens_explained, with_records
+from tests.tiny.reports import Made, figure_of, holds, job_of, noted, stub_config, tokens_explained, with_records
 from tests.tiny.vision_language import refused
 
 layers_figure = figure_of(lrp_loo.layers_figure)
-
-
-def holds(table):
-    return [claim["holds"] for claim in table.claims]
 
 
 def sentence(attractors, rank=None, skipped=None, **others):
@@ -44,9 +40,8 @@ def test_mrr_is_by_the_number_of_attractors_and_compared_with_closeness_where_th
     assert (row["of_0"]["mean"], row["of_1"]["mean"], row["n"]) == (0.5, 0.9, "3")
     assert holds(table) == [True]
     assert "+0.650" in table.claims[0]["difference"]
-    notes = " ".join(table.notes)
-    assert "1 sentences are skipped, because their subject is several tokens: passer-by" in notes
-    assert "1 of 1 with 0 attractors, 0 of 3 with 1 attractor" in notes
+    assert noted(table, "1 sentences are skipped, because their subject is several tokens: passer-by")
+    assert noted(table, "1 of 1 with 0 attractors, 0 of 3 with 1 attractor")
     (axes,) = evidence_figure([found, recency]).axes
     assert [container.get_label() for container in axes.containers] == ["attnlrp", "recency"]
 
@@ -66,8 +61,7 @@ def test_pairs_are_summed_and_the_sign_of_their_influence_is_a_claim(tmp_path):
     assert table.rows[0]["on"]["mean"] == pytest.approx(-1.1)
     assert table.rows[0]["more"]["mean"] == pytest.approx(0.9)
     assert holds(table) == [True, None]
-    notes = " ".join(table.notes)
-    assert "1 sentences have no influence between subject and attractors, because an attractor is several" in notes
+    assert noted(table, "1 sentences have no influence between subject and attractors, because an attractor is several")
 
 
 def loo_job(folder, attribution, *rows, method=None):
@@ -117,9 +111,9 @@ def test_shares_of_the_layers_that_are_the_same_in_a_small_model_are_named(tmp_p
         loo_job(tmp_path, f"lrp_by_layer@{share}", row, method={"share": share, "cp_side": "above"})
         for share, row in rows.items()
     ]
-    notes = lrp_loo_table([loo_job(tmp_path, "leave_one_out", [1, 2, 3, 4]), *mixed], "tiny").notes
+    table = lrp_loo_table([loo_job(tmp_path, "leave_one_out", [1, 2, 3, 4]), *mixed], "tiny")
     same = "Model: lrp_by_layer@0.4 and lrp_by_layer@0.6 are the same, since the model has few layers."
-    assert [note for note in notes if "few layers" in note] == [same]
+    assert noted(table, "few layers") == [same]
 
 
 def test_the_figure_by_layer_has_a_line_for_each_side_from_one_method_to_the_other(tmp_path):
@@ -166,16 +160,16 @@ def test_faithfulness_has_means_and_claims_of_paired_differences_to_a_random_ran
     assert [row["f1"] for row in table.rows] == [1.0] * 5
     assert not any(table.published)
     assert holds(table) == [None, True, False]
-    notes = " ".join(table.notes)
-    assert "not decided: PURE_ATTENTION_CLS; above a random ranking: ATTENTION_GAME_CLS, ATTENTION_GAME_MUTUAL" in notes
-    assert "Bins: the top 1, 5, 10, 20, 50 % of the players, rounded up; sums are divided by 6" in notes
+    said = "not decided: PURE_ATTENTION_CLS; above a random ranking: ATTENTION_GAME_CLS, ATTENTION_GAME_MUTUAL"
+    assert noted(table, said)
+    assert noted(table, "Bins: the top 1, 5, 10, 20, 50 % of the players, rounded up; sums are divided by 6")
     assert holds(faithfulness_table(ranked[:1], "tiny")) == [None] * 3
 
 
 def test_published_values_stand_beside_the_same_model_and_lengths_at_paper_scale_alone(ranked, tmp_path):
     table = faithfulness_table(ranked, "paper")
     assert [each.get("published_comprehensiveness") for each in table.published] == [None, None, 0.21, None, None]
-    assert any("Published for SHAP: 0.22" in note for note in table.notes)
+    assert noted(table, "Published for SHAP: 0.22")
     for place, change in enumerate(({"checkpoint": "mine"}, {"most": 9})):
         other = faithfulness_job(tmp_path / str(place), "attention_game_cls", (0.5, 0.6), **change)
         assert not any(faithfulness_table([other], "paper").published)

@@ -21,7 +21,7 @@ from metagame.report.scores import clustered_cell
 from metagame.report.table import markdown, without_errors
 from tests.conftest import close
 from tests.tiny.benchmarks import explained
-from tests.tiny.reports import Made, drawn, figure_of, made_up, only, stub_config, with_records
+from tests.tiny.reports import Made, drawn, figure_of, made_up, noted, only, stub_config, with_records
 
 scenes_figure = figure_of(pointing_game.scenes_figure)
 CLASSES = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -69,10 +69,6 @@ def other(job, **config):
 
 def tiny_table(*results):
     return pointing_game_table(list(results), "tiny")
-
-
-def noted(table, text):
-    return [note for note in table.notes if text in note]
 
 
 def test_a_row_is_the_mean_over_images_with_two_standard_errors():

@@ -32,7 +32,7 @@ from metagame.report.segmentation import (
 from metagame.report.table import read_table
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, made_up, only, stub_config
+from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, holds, made_up, noted, only, stub_config
 
 LABELS = {
     FIRST: "ConceptAttention",
@@ -172,14 +172,6 @@ def cells_of(row):
 
 def means_of(row):
     return [cell["mean"] for cell in cells_of(row)]
-
-
-def holds(table):
-    return [claim["holds"] for claim in table.claims]
-
-
-def noted(table, text):
-    return [note for note in table.notes if text in note]
 
 
 def test_there_is_a_row_for_each_benchmark_track_cell_and_method(tmp_path):

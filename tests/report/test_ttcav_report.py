@@ -11,7 +11,7 @@ from scipy.stats import t
 from metagame.contracts import WHOLE, Explanation
 from metagame.report import ttcav
 from metagame.report.ttcav import cells_of, p_value, ttcav_table
-from tests.tiny.reports import Made, made_up, only, stub_config
+from tests.tiny.reports import Made, holds, made_up, only, stub_config
 
 REPEATS = 20
 AROUND = np.linspace(-0.05, 0.05, REPEATS)
@@ -61,7 +61,7 @@ def test_p_values_are_corrected_for_all_tests_and_what_is_found_is_above_one_hal
     assert cells[2].p == 1
     for column in ("found", "depends"):
         assert [row[column] for row in table.rows] == [True, False, False, False, False, False]
-    assert [claim["holds"] for claim in table.claims] == [True] * 4
+    assert holds(table) == [True] * 4
     assert "striped at layers 2" in table.claims[0]["difference"]
 
 
@@ -79,7 +79,7 @@ def test_p_values_are_corrected_for_all_tests_and_what_is_found_is_above_one_hal
 )
 def test_each_claim_fails_where_it_should(tmp_path, changes, expected):
     table = ttcav_table([whole_job(tmp_path, **changes)], "tiny")
-    assert [claim["holds"] for claim in table.claims] == expected
+    assert holds(table) == expected
 
 
 def test_claims_that_nothing_is_found_agree_with_the_column_and_tell_what_is_significant(tmp_path):

@@ -163,6 +163,16 @@ def column_keys(table: Table) -> list[str]:
     return [column.key for column in table.columns]
 
 
+def holds(table: Table) -> list[bool | None]:
+    """What the claims of a table are answered with."""
+    return [claim["holds"] for claim in table.claims]
+
+
+def noted(table: Table, text: str) -> list[str]:
+    """The notes of a table with this text."""
+    return [note for note in table.notes if text in note]
+
+
 def drawn(figure: Figure) -> Figure:
     """The figure, once it is laid out: what cannot be drawn raises."""
     figure.draw_without_rendering()
