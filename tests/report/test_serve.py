@@ -110,11 +110,15 @@ def test_pages_are_served_to_this_machine_alone(server, path, text):
 @pytest.mark.parametrize(
     ("method", "path", "host"),
     [
-        ("GET", "/", "metagame.example:PORT"), ("GET", "/state", "127.0.0.1"), ("POST", "/explain", "127.0.0.1:1"),
-        ("GET", "/", "127.0.0.1.example:PORT"), ("GET", "/state", ""), ("POST", "/explain", "[::1]:PORT"),
+        ("GET", "/", "metagame.example:PORT"),
+        ("GET", "/", "127.0.0.1.example:PORT"),
+        ("GET", "/state", "127.0.0.1"),
+        ("GET", "/state", ""),
+        ("POST", "/explain", "127.0.0.1:1"),
+        ("POST", "/explain", "[::1]:PORT"),
         ("GET", "http://metagame.example/", "127.0.0.1:PORT"),
     ],
-)  # fmt: skip
+)
 def test_requests_by_other_names_of_this_machine_and_of_a_proxy_are_refused(server, method, path, host):
     status, _, text = ask(server, method, path, "hello", Host=host)
     assert status == 403
