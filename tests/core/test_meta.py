@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame import AttributionGame, UserError, indices, meta_attributions
-from metagame.errors import GameError
+from metagame import AttributionGame, GameError, UserError, indices, meta_attributions
 from metagame.estimators import ESTIMATORS, Rules, exact
 from metagame.estimators.configured import ConfiguredEstimator
 from tests.conftest import close, endogenous_games, games, random_game, unchecked
 from tests.reference import indices as reference_indices
 from tests.reference import meta as reference
 
-TOLERANCE = 1e-10
+EFFICIENT = ["ksv", "stii", "fsii"]
+each_index_of_higher_order = pytest.mark.parametrize(
+    ("index", "order"), [("sii", 2), ("ksv", 3), ("stii", 2), ("fsii", 3), ("banzhaf", 2)]
+)
 
 
 def play(values, **arguments):
@@ -32,12 +34,7 @@ def test_exogenous_game_is_the_shapley_value_of_every_target(game):
     assert close(play(game[0], endogenous=False).values, reference.exogenous(game[0]))
 
 
-ORDERS = pytest.mark.parametrize("order", [2, 3])
-EFFICIENT = ["ksv", "stii", "fsii"]
-
-
-@ORDERS
-@pytest.mark.parametrize("index", indices.INDICES)
+@each_index_of_higher_order
 @settings(max_examples=8)
 @given(data=st.data())
 def test_a_higher_order_is_the_index_of_every_target(index, order, data):
@@ -48,8 +45,7 @@ def test_a_higher_order_is_the_index_of_every_target(index, order, data):
         assert close(found, getattr(reference_indices, index)(values[:, target], n, order))
 
 
-@ORDERS
-@pytest.mark.parametrize("index", indices.INDICES)
+@each_index_of_higher_order
 @settings(max_examples=8)
 @given(data=st.data())
 def test_a_higher_order_of_an_endogenous_game_is_that_of_the_others_with_the_target_present(index, order, data):
@@ -69,23 +65,16 @@ def test_pairs_of_an_endogenous_game_add_to_the_influence_of_each(index, values)
     assert close(own + shared, first)
 
 
-@ORDERS
-@pytest.mark.parametrize("index", EFFICIENT)
+@pytest.mark.parametrize(("order", "index"), [(1, None), *((order, index) for order in (2, 3) for index in EFFICIENT)])
 @settings(max_examples=8)
-@given(data=st.data())
-def test_rows_of_a_higher_order_are_efficient(index, order, data):
-    values = data.draw(endogenous_games(st.integers(order + 1, 5)))
-    for endogenous in (True, False):
-        assert close(play(values, endogenous=endogenous, order=order, index=index).residual, 0)
-
-
-@given(values=endogenous_games(), endogenous=st.booleans())
-def test_rows_are_efficient(values, endogenous):
+@given(data=st.data(), endogenous=st.booleans())
+def test_rows_are_efficient(order, index, endogenous, data):
     """Corollary 1, and efficiency of the exogenous Shapley value."""
-    phi = play(values, endogenous=endogenous)
-    gained = values[-1] - (0 if endogenous else values[0])
-    assert close(phi.values.sum(1), gained)
+    values = data.draw(endogenous_games(st.integers(order + 1, 5)))
+    phi = play(values, endogenous=endogenous, order=order, index=index)
     assert close(phi.residual, 0)
+    if order == 1:
+        assert close(phi.values.sum(1), values[-1] - (0 if endogenous else values[0]))
 
 
 @pytest.mark.parametrize("index", ["sii", "banzhaf"])
@@ -93,96 +82,81 @@ def test_order_two_shows_the_residual_of_another_index(index):
     assert np.abs(play(random_game(4, 2), endogenous=False, order=2, index=index).residual).min() > 0.01
 
 
-@given(values=endogenous_games())
-def test_diagonal_is_the_attribution_of_the_target_alone(values):
-    n = values.shape[1]
-    own = [values[1 << i, i] for i in range(n)]
-    assert np.array_equal(np.diag(play(values, endogenous=True).values), own)
-
-
-@given(values=endogenous_games(), data=st.data())
-def test_attributions_of_absent_targets_do_not_matter(values, data):
-    n = values.shape[1]
-    present = np.array([[number >> i & 1 for i in range(n)] for number in range(1 << n)], bool)
-    other = np.where(present, values, data.draw(st.floats(-10, 10)))
-    assert np.array_equal(play(other, endogenous=True).values, play(values, endogenous=True).values)
-
-
-def test_one_player_influences_itself_only():
-    phi = play(np.array([[2.0], [5.0]]), endogenous=True)
-    assert phi.values.tolist() == [[5.0]]
-    assert play(np.array([[2.0], [5.0]]), endogenous=False).values.tolist() == [[3.0]]
-
-
-def test_two_players_influence_each_other_by_what_the_other_adds():
-    values = random_game(2, 2)
-    expected = [[values[1, 0], values[3, 0] - values[1, 0]], [values[3, 1] - values[2, 1], values[2, 1]]]
-    assert close(play(values, endogenous=True).values, expected)
-
-
 def test_result_says_what_was_played():
     values = random_game(4, 3)
     first = play(values, endogenous=False)
-    assert (first.endogenous, first.order, first.index) == (False, 1, None)
-    assert first.values.shape == first.standard_error.shape == (3, 4)
-    assert not first.standard_error.any()
+    assert (first.endogenous, first.order, first.index, first.n_evaluations) == (False, 1, None, 16)
+    assert np.array_equal(first.standard_error, np.zeros((3, 4)))
     assert np.array_equal(first.first_order, values[-1])
     assert np.array_equal(first.empty, values[0])
-    assert first.n_evaluations == 16
     second = play(values, endogenous=False, order=2, index="stii")
     assert (second.order, second.index, second.standard_error.shape) == (2, "stii", (3, 4, 4))
 
 
-@pytest.mark.parametrize(("n_targets", "kind"), [(3, "endogenous"), (2, "exogenous")])
-def test_guess_is_logged(n_targets, kind, caplog):
+@pytest.mark.filterwarnings("ignore:There are as many targets as players")
+@pytest.mark.parametrize(
+    ("n_targets", "order", "kind"), [(3, 1, "endogenous"), (2, 1, "exogenous"), (3, 2, "exogenous")]
+)
+def test_a_guess_is_logged_and_what_is_stated_is_not(n_targets, order, kind, caplog):
+    caplog.set_level(logging.INFO, logger="metagame")
     values = random_game(3, n_targets)
-    with caplog.at_level(logging.INFO, logger="metagame"):
-        phi = play(values)
+    play(values, endogenous=False)
+    assert not caplog.records
+    phi = play(values, order=order)
     assert phi.endogenous == (kind == "endogenous")
     assert f"played as {kind}" in caplog.text
 
 
-def test_what_is_stated_is_not_logged(caplog):
-    with caplog.at_level(logging.INFO, logger="metagame"):
-        phi = play(random_game(3, 3), endogenous=False)
-    assert not phi.endogenous
-    assert not caplog.records
+def test_targets_with_other_names_are_not_taken_for_the_players():
+    for targets in ("xy", "ab"):
+        game = AttributionGame(lambda c: c * 1.0, 2, players="ab", targets=targets)
+        assert meta_attributions(game).endogenous == (targets == "ab")
 
 
-@pytest.mark.parametrize("endogenous", [True, False])
-def test_shapiq_object_holds_the_same_values_and_is_efficient(endogenous):
-    phi = play(random_game(4, 4), endogenous=endogenous)
-    for target, theirs in enumerate(phi.to_shapiq()):
-        assert [theirs[(j,)] for j in range(4)] == phi.values[target].tolist()
-        assert theirs.index == "SV"
-        assert not theirs.estimated
-        assert close(theirs.values.sum(), phi.first_order[target])
-        assert theirs.baseline_value == (0 if endogenous else phi.empty[target])
+def test_targets_taken_for_the_players_are_told_where_it_may_be_wrong():
+    values = random_game(4, 4)
+    with pytest.warns(UserWarning, match="There are as many targets as players, 4"):
+        play(values)
+    values[0] = 0
+    play(values)  # no warning: the filter makes it an error
+    with pytest.raises(GameError, match="index='nonsense' is unknown"):
+        play(values, index="nonsense")
 
 
-@pytest.mark.parametrize("index", indices.INDICES)
-def test_shapiq_object_of_order_two_holds_the_same_pairs(index):
-    phi = play(random_game(4, 2), endogenous=False, order=2, index=index)
-    for target, theirs in enumerate(phi.to_shapiq()):
-        pairs = [[theirs[tuple(sorted({i, j}))] for j in range(4)] for i in range(4)]
-        assert pairs == phi.values[target].tolist()
-        assert theirs.max_order == 2
-        if index in ("ksv", "stii", "fsii"):
-            assert close(theirs.values.sum(), phi.first_order[target])
-
-
-@pytest.mark.parametrize(("index", "name"), [("sii", "SII"), ("ksv", "k-SII"), ("stii", "STII"), ("fsii", "FSII")])
-def test_shapiq_object_agrees_with_shapiq(index, name):
+@pytest.mark.parametrize(
+    ("order", "index", "theirs"),
+    [
+        (1, None, "SV"),
+        (1, "banzhaf", "BV"),
+        (2, "sii", "SII"),
+        (2, "ksv", "k-SII"),
+        (2, "stii", "STII"),
+        (2, "fsii", "FSII"),
+        (2, "banzhaf", "BII"),
+    ],
+)
+def test_shapiq_objects_hold_the_same_values_under_shapiqs_names(order, index, theirs):
     from shapiq import ExactComputer
 
-    values = random_game(4, 1)
-    bits = 1 << np.arange(4)
-    computed = ExactComputer(lambda c: values[np.atleast_2d(c).astype(int) @ bits, 0], 4)(name, 2)
-    (ours,) = play(values, endogenous=False, order=2, index=index).to_shapiq()
-    assert ours.index == computed.index
-    # shapiq's FSII is good to 1e-6.
-    tolerance = 1e-6 if index == "fsii" else TOLERANCE
-    assert all(abs(ours[s] - computed[s]) < tolerance for s in computed.interactions if s)
+    values, bits = random_game(4, 2), 1 << np.arange(4)
+    phi = play(values, endogenous=False, order=order, index=index)
+    for target, ours in enumerate(phi.to_shapiq()):
+        computed = ExactComputer(lambda c, t=target: values[np.atleast_2d(c).astype(int) @ bits, t], 4)(theirs, order)
+        for place in np.ndindex(*[4] * order):
+            players = tuple(sorted(set(place)))
+            assert ours[players] == phi.values[target, *place]
+            assert abs(ours[players] - computed[players]) < (1e-6 if index == "fsii" else 1e-10)
+        assert (ours.index, ours.max_order, ours.estimated) == (computed.index, order, False)
+        assert ours.baseline_value == phi.empty[target]
+        assert index not in (None, *EFFICIENT) or close(ours.values.sum(), phi.first_order[target])
+
+
+def test_shapiq_objects_of_an_endogenous_game_have_no_baseline():
+    phi = play(random_game(4, 4), endogenous=True)
+    for target, ours in enumerate(phi.to_shapiq()):
+        assert [ours[(j,)] for j in range(4)] == phi.values[target].tolist()
+        assert ours.baseline_value == 0
+        assert close(ours.values.sum(), phi.first_order[target])
 
 
 def test_sampled_shapiq_object_says_that_it_is_estimated():
@@ -198,70 +172,66 @@ def test_estimator_may_be_a_function():
     assert np.array_equal(by_function.values, play(values, estimator="exact", endogenous=False).values)
 
 
-def test_progress_ends_at_the_plan():
-    seen = []
-    play(random_game(3, 2), endogenous=False, progress=lambda *args: seen.append(args))
-    assert seen[-1] == (8, 8)
-
-
-def test_trees_tell_of_each_target_that_they_fit():
-    seen = []
-    play(random_game(7, 3), endogenous=False, estimator="trees", budget=60, progress=lambda *args: seen.append(args))
-    assert seen == [(60, 60), (1, 3), (2, 3), (3, 3)]
+@pytest.mark.parametrize(
+    ("estimator", "told"), [("exact", [(128, 128)]), ("trees", [(60, 60), (1, 3), (2, 3), (3, 3)])]
+)
+def test_progress_ends_at_the_plan_and_trees_tell_of_each_target_that_they_fit(estimator, told):
+    seen, budget = [], None if estimator == "exact" else 60
+    game = AttributionGame.from_values(random_game(7, 3))
+    meta_attributions(game, estimator, False, budget, progress=lambda *args: seen.append(args))
+    assert seen == told
 
 
 def test_a_budget_for_each_player_grows_with_the_game():
     assert [ConfiguredEstimator("trees", budget_per_player=32).budget_of(n) for n in (2, 10)] == [64, 320]
     assert ConfiguredEstimator("trees", budget=50).budget_of(10) == 50
     assert ConfiguredEstimator().budget_of(10) is None
-    with pytest.raises(
-        UserError, match=r"budget=50 and estimator\.budget_per_player=3 exclude each other: set one of them to null"
-    ):
+    with pytest.raises(UserError, match=r"budget=50 and estimator\.budget_per_player=3 exclude each other: set one"):
         ConfiguredEstimator("trees", budget=50, budget_per_player=3)
     with pytest.raises(UserError, match="budget_per_player=0 must be a positive"):
         ConfiguredEstimator("trees", budget_per_player=0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "n", "n_targets", "message"),
+    ("arguments", "message"),
     [
-        ({"estimator": "magic"}, 3, 3, "estimator='magic' is unknown: choose one of exact, permutation"),
-        ({"order": 0}, 3, 3, "order=0 must be a positive integer"),
-        ({"order": 4, "endogenous": False}, 3, 2, "order=4 exceeds the number of players, 3"),
-        ({"order": 3, "endogenous": True}, 3, 3, "order=3 exceeds the number of players besides the target, 2"),
-        ({"order": 2, "endogenous": True, "estimator": "trees"}, 5, 5, "order=2 of an endogenous game needs .*'exact'"),
-        ({"order": 3, "estimator": "permutation"}, 5, 2, "order=3 needs estimator='exact': 'permutation' has orders"),
-        ({"order": 3, "estimator": "auto"}, 5, 2, "order=3 needs estimator='exact': 'auto' has orders up to 1"),
+        ({"estimator": "magic"}, "estimator='magic' is unknown: choose one of exact, permutation"),
+        ({"endogenous": 2}, "endogenous=2 must be True, False or None"),
+        ({"budget": 9.5}, "budget=9.5 must be an integer"),
+        ({"seed": -1}, "seed=-1 must be a non-negative integer"),
+        ({"order": 0}, "order=0 must be a positive integer"),
+        ({"order": 6}, "order=6 exceeds the number of players, 5"),
+        ({"order": 5, "endogenous": True}, "order=5 exceeds the number of players besides the target, 4"),
+        ({"order": 2, "endogenous": True, "estimator": "trees"}, "order=2 of an endogenous game needs .*'exact'"),
+        ({"order": 3, "estimator": "permutation"}, "order=3 needs estimator='exact': 'permutation' has orders up to 2"),
         (
             {"order": 2, "estimator": "auto"},
-            5,
-            2,
-            "order=2 needs estimator='exact', 'permutation', 'regression' or 'trees':",
+            "order=2 needs estimator='exact', 'permutation', 'regression' or 'trees': 'auto' has orders up to 1",
         ),
-        ({"order": 3, "index": "fsii", "estimator": "trees"}, 5, 2, "order=3 needs estimator='exact' or 'regression'"),
-        ({"order": 2, "index": "sorcery"}, 3, 3, "index='sorcery' is unknown: choose one of sii"),
-        ({"endogenous": True}, 3, 2, "endogenous=True .* pass endogenous=False"),
-        ({"budget": 7}, 3, 3, "budget=7 .* at least 8"),
-        ({"estimator": "permutation", "budget": 3}, 5, 2, "budget=3 .* at least 6"),
-        ({"estimator": "regression", "budget": 11}, 5, 2, "budget=11 .* at least 12"),
-        ({"estimator": "trees", "budget": 11}, 5, 2, "budget=11 .* at least 12"),
-        ({"estimator": "auto", "budget": 11}, 5, 2, "budget=11 .* at least 12"),
-        ({"estimator": "permutation", "order": 2, "budget": 3}, 5, 2, "budget=3 .* at least"),
-        ({"estimator": "regression", "order": 2, "budget": 31}, 5, 2, "budget=31 .* at least 32"),
-        ({"estimator": "trees", "order": 2, "budget": 31}, 5, 2, "budget=31 .* at least 32"),
-        ({"estimator": "permutation", "order": 2, "index": "stii"}, 5, 2, "index='stii' needs estimator='exact'"),
-        ({"estimator": "regression", "order": 2, "index": "stii"}, 5, 2, "index='stii' needs estimator='exact'"),
-        (
-            {"estimator": "trees", "order": 2, "index": "fsii"},
-            5,
-            2,
-            "index='fsii' needs estimator='exact' or 'regression'",
-        ),
+        ({"order": 3, "index": "fsii", "estimator": "trees"}, "order=3 needs estimator='exact' or 'regression'"),
+        ({"order": 2, "index": "sorcery"}, "index='sorcery' is unknown: choose one of sii"),
+        ({"budget": 31}, "budget=31 .* at least 32"),
+        ({"estimator": "permutation", "budget": 3}, "budget=3 .* at least 6"),
+        ({"estimator": "regression", "budget": 11}, "budget=11 .* at least 12"),
+        ({"estimator": "trees", "budget": 11}, "budget=11 .* at least 12"),
+        ({"estimator": "auto", "budget": 11}, "budget=11 .* at least 12"),
+        ({"estimator": "permutation", "order": 2, "budget": 3}, "budget=3 .* at least"),
+        ({"estimator": "regression", "order": 2, "budget": 31}, "budget=31 .* at least 32"),
+        ({"estimator": "trees", "order": 2, "budget": 31}, "budget=31 .* at least 32"),
+        ({"estimator": "permutation", "order": 2, "index": "stii"}, "index='stii' needs estimator='exact'"),
+        ({"estimator": "regression", "order": 2, "index": "stii"}, "index='stii' needs estimator='exact'"),
+        ({"estimator": "regression", "index": "banzhaf"}, "index='banzhaf' needs estimator='exact'"),
+        ({"estimator": "trees", "order": 2, "index": "fsii"}, "index='fsii' needs estimator='exact' or 'regression'"),
     ],
 )
-def test_bad_argument_is_named(arguments, n, n_targets, message):
-    with pytest.raises(UserError, match=message):
-        play(random_game(n, n_targets), **arguments)
+def test_bad_argument_is_named(arguments, message):
+    with unchecked(), pytest.raises(GameError, match=message):
+        play(random_game(5, 5), **({"endogenous": False} | arguments))
+
+
+def test_an_endogenous_game_needs_as_many_targets_as_players():
+    with pytest.raises(GameError, match=r"endogenous=True needs .* 2 targets for 3 players: pass endogenous=False"):
+        play(random_game(3, 2), endogenous=True)
 
 
 def test_too_many_players_for_exact_are_refused_before_any_coalition_is_evaluated():
@@ -295,16 +265,6 @@ def test_too_many_players_for_exact_are_told_of_the_estimators_that_can_play_so_
     assert ("raise max_players" in str(told.value), "use estimator=" in str(told.value)) == (True, bool(able))
 
 
-@pytest.mark.parametrize("estimator", ["exact", "permutation", "regression", "trees"])
-def test_attribution_that_is_not_finite_is_an_error(estimator):
-    values = random_game(5, 2)
-    values[1 << 2, 1] = np.nan
-    values[-1 - (1 << 2), 1] = np.nan
-    values[0, 1] = np.nan
-    with pytest.raises(UserError, match="fn returned nan for target 1"):
-        play(values, estimator=estimator, endogenous=False)
-
-
 @pytest.mark.parametrize("endogenous", [True, False, None])
 def test_a_game_that_has_changed_is_played_anew(endogenous):
     scale = [1.0]
@@ -316,14 +276,10 @@ def test_a_game_that_has_changed_is_played_anew(endogenous):
     assert close(after.first_order, 100 * before.first_order)
 
 
-def test_targets_with_other_names_are_not_taken_for_the_players():
-    game = AttributionGame(lambda c: c * 1.0, 2, players="ab", targets="xy")
-    assert not meta_attributions(game).endogenous
-    assert meta_attributions(AttributionGame(lambda c: c * 1.0, 2, players="ab", targets="ab")).endogenous
-
-
-@pytest.mark.parametrize("kind", [np.int8, np.int32, np.uint8, np.int64])
-@pytest.mark.parametrize("estimator", ["permutation", "trees"])
+@pytest.mark.parametrize(
+    ("estimator", "kind"),
+    [("permutation", np.int8), ("permutation", np.int64), ("trees", np.uint8), ("trees", np.int32)],
+)
 def test_integers_of_numpy_are_integers(estimator, kind):
     with unchecked():
         games = [AttributionGame(lambda c: c * c.sum(1, keepdims=True), n) for n in (6, kind(6))]
