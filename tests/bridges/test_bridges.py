@@ -15,6 +15,8 @@ from captum.attr import (
     ShapleyValues,
 )
 from PIL import Image
+from scipy.sparse import csr_array
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -38,11 +40,12 @@ from metagame.attributions.shapley import ShapleyValue
 from metagame.bridges.black_box import black_box
 from metagame.bridges.captum import of_captum, patch_mask
 from metagame.bridges.shap import of_masker
-from metagame.bridges.sklearn import of_estimator
+from metagame.bridges.sklearn import of_estimator, of_training_set
 from metagame.bridges.transformers import of_pipeline
 from metagame.games import all_coalitions
 from metagame.models.masked import MaskedModel
 from tests.conftest import close, unchecked
+from tests.reference.knn_shapley import knn_shapley
 from tests.tiny import classifiers
 from tests.tiny.jobs import ROOT
 
@@ -66,17 +69,12 @@ def meta_of(method, model):
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "zero"),
-    [
-        (lambda f: InputXGradient(f), GradientInput(), True),
-        (lambda f: FeatureAblation(f), LeaveOneOut(), False),
-        (lambda f: ShapleyValues(f), ShapleyValue(), False),
-    ],
-    ids=["gradient", "ablation", "shapley"],
+    ("theirs", "ours"),
+    [(InputXGradient, GradientInput()), (FeatureAblation, LeaveOneOut()), (ShapleyValues, ShapleyValue())],
 )
-def test_methods_of_captum_have_the_metagame_of_ours(theirs, ours, zero, net, points):
+def test_methods_of_captum_have_the_metagame_of_ours(theirs, ours, net, points):
     x, baseline = points
-    baseline = torch.zeros_like(x) if zero else baseline
+    baseline = torch.zeros_like(x) if theirs is InputXGradient else baseline
     game = of_captum(theirs(net), x, baseline, target=1, players="abcd")
     phi = meta_attributions(game, endogenous=True)
     model = MaskedModel.of_function(lambda rows: net(rows)[:, 1], x[0], baseline[0])
@@ -84,20 +82,16 @@ def test_methods_of_captum_have_the_metagame_of_ours(theirs, ours, zero, net, po
     assert phi.targets == tuple("abcd")
 
 
-def test_a_method_of_captum_has_the_baseline_that_masks(net, points):
+@pytest.mark.parametrize(
+    ("wrap", "settings"), [(lambda method: method, {}), (NoiseTunnel, {"nt_samples": 2, "stdevs": 0.0})]
+)
+def test_a_method_of_captum_even_if_wrapped_has_the_baseline_that_masks(wrap, settings, net, points):
     """IG is complete: it adds up to f_S - f(baseline) for each coalition."""
     x, baseline = points
-    game = of_captum(IntegratedGradients(net), x, baseline, target=0, n_steps=64)
-    coalitions = all_coalitions(N)
-    masked = torch.where(torch.tensor(coalitions), x, baseline)
+    game = of_captum(wrap(IntegratedGradients(net)), x, baseline, target=0, n_steps=64, **settings)
+    masked = torch.where(torch.tensor(all_coalitions(N)), x, baseline)
     gained = (net(masked) - net(baseline))[:, 0].detach().numpy()
-    assert close(game(coalitions).sum(1), gained, 1e-8)
-
-
-def test_a_method_that_is_wrapped_has_the_baseline_that_masks_too(net, points):
-    method = IntegratedGradients(net)
-    found = of_captum(NoiseTunnel(method), *points, target=0, nt_samples=2, stdevs=0.0)(all_coalitions(N))
-    assert close(found, of_captum(method, *points, target=0)(all_coalitions(N)))
+    assert close(game(all_coalitions(N)).sum(1), gained, 1e-8)
 
 
 @pytest.mark.parametrize("method", [FeatureAblation, ShapleyValues, InputXGradient])
@@ -137,9 +131,7 @@ def test_a_map_of_a_layer_is_attributed_by_patches():
     phi = meta_attributions(of_captum(LayerGradCam(cnn, layer), x, target=1, **settings), endogenous=False)
     assert phi.grid == (2, 2)
     assert close(phi.first_order, LayerGradCam(cnn, layer).attribute(x, target=1).detach().flatten())
-    with pytest.raises(
-        GameError, match=r"LayerGradCam returned shapes \(1, 1, 2, 2\), not those of the inputs: give red"
-    ):
+    with pytest.raises(GameError, match=r"LayerGradCam returned shapes \(1, 1, 2, 2\), not those .*: give reduce="):
         of_captum(LayerGradCam(cnn, layer), x, feature_mask=mask, target=1).grand()
 
 
@@ -149,7 +141,7 @@ def test_token_ids_are_masked_before_their_embeddings_are_attributed():
     model = torch.nn.Sequential(embed, torch.nn.Flatten(), torch.nn.Tanh(), torch.nn.Linear(12, 2)).double()
     ids = torch.tensor([[3, 5, 7, 2]])
     method = LayerIntegratedGradients(model, embed)
-    game = of_captum(method, ids, 1, target=0, reduce=lambda found: found.sum(-1), players=["a", "b", "c", "d"])
+    game = of_captum(method, ids, 1, target=0, reduce=lambda found: found.sum(-1), players="abcd")
     phi = meta_attributions(game, endogenous=True)
     assert close(phi.residual, 0, 1e-6)
     assert close(phi.first_order, method.attribute(ids, baselines=torch.ones_like(ids), target=0).sum(-1)[0].detach())
@@ -164,14 +156,16 @@ def test_token_ids_are_masked_before_their_embeddings_are_attributed():
         ({"baselines": torch.zeros(3)}, "baselines does not fit the inputs"),
         ({"feature_mask": torch.tensor([[0, 2, 2, 2]])}, r"feature_mask has the numbers \[0, 2\]: number the players"),
         ({"feature_mask": torch.tensor([[0, 0.5, 1, 1]])}, r"feature_mask has the numbers \[0.0, 0.5, 1.0\]"),
+        (
+            {"inputs": torch.zeros(1, N, dtype=int), "baselines": 0.5},
+            r"fractions, but the inputs are of type torch\.int",
+        ),
         ({"players": ["a"]}, "players has 1 names for 4 players"),
     ],
 )
 def test_inputs_of_captum_that_do_not_fit_are_refused(arguments, message, net):
     with unchecked(), pytest.raises(GameError, match=message):
         of_captum(Saliency(net), **({"inputs": torch.zeros(1, N).double()} | arguments))
-    with pytest.raises(GameError, match=r"grid=\(9, 1\) does not fit 8 x 8 pixels"):
-        patch_mask(torch.zeros(1, 1, 8, 8), (9, 1))
 
 
 class Masker:
@@ -199,15 +193,18 @@ def forest(table):
 
 def test_maskers_and_estimators_impute_as_a_background_does(table, forest):
     rows, _ = table
-    model = MaskedModel.of_function(
-        lambda inputs: torch.tensor(forest.predict_proba(inputs.numpy())[:, 1]), rows[0], rows[1:8]
-    )
+
+    def predict(data):
+        return forest.predict_proba(data)[:, 1]
+
+    model = MaskedModel.of_function(lambda inputs: torch.tensor(predict(inputs.numpy())), rows[0], rows[1:8])
     estimated = of_estimator(forest, rows[0], rows[1:8], output=1, names="abcd")
-    masked = of_masker(lambda data: forest.predict_proba(data)[:, 1], Masker(rows[1:8]), rows[0])
-    expected = meta_of(LeaveOneOut(), model)
-    assert close(meta_of(LeaveOneOut(), estimated), expected)
-    assert close(meta_of(LeaveOneOut(), masked), expected)
-    assert (estimated.players, masked.players) == (tuple("abcd"), ("x1", "x2", "x3", "x4"))
+    masked = of_masker(predict, Masker(rows[1:8]), rows[0])
+    of_unknown_size = of_masker(predict, Masker(rows[1:8]).__call__, rows[0], "abcd")
+    for bridged in (estimated, masked, of_unknown_size):
+        assert close(meta_of(LeaveOneOut(), bridged), meta_of(LeaveOneOut(), model))
+    assert estimated.players == of_unknown_size.players == tuple("abcd")
+    assert masked.players == ("x1", "x2", "x3", "x4")
     assert explain(estimated, method="sv").output == "1"
 
 
@@ -256,12 +253,8 @@ FRAME = pd.DataFrame({"size": [1, 2], "color": pd.Categorical(["red", "blue"])})
         (["long", "b"], np.array([["a", "b"]]), {}, "x has 'long', which the type of background would turn into 'l'"),
         ([0.5, "red"], FRAME, {}, "x has 0.5, which"),
         ([1, "green"], FRAME, {}, "x has 'green', which the type of background would turn into nan"),
-        (
-            FRAME.iloc[0][["color", "size"]],
-            FRAME,
-            {},
-            r"x has the columns \['color', 'size'\], but background has \['size'",
-        ),
+        (FRAME.iloc[0][["color", "size"]], FRAME, {}, r"columns \['color', 'size'\], but background has \['size'"),
+        ([1, 2, 3], np.array([[1, 2]]), {}, r"x has 3 features, but background has shape \(1, 2\)"),
         ([1, 2], np.array([[1, 2]]), {"names": ["both"]}, "names has 1 names for 2 features"),
         ([1, 2], np.array([[1, 2]]), {"output": 1}, "output=1 would change nothing beside predict="),
     ],
@@ -274,11 +267,6 @@ def test_rows_that_the_background_would_change_are_refused(x, background, settin
 def test_rows_may_have_missing_values_and_less_precision():
     values = of_estimator(LinearRegression(), [0.1, np.nan], np.ones((1, 2), "f4"), predict=lambda rows: rows[:, 0])
     assert close(values.values(np.ones((1, 2), bool)), [np.float32(0.1)])
-
-
-def test_names_are_as_many_as_the_players_of_a_masker():
-    with pytest.raises(UserError, match="names has 1 names for 4 players of the masker"):
-        of_masker(lambda rows: rows.sum(1), Masker(np.zeros((2, N))), np.ones(N), names=["all"])
 
 
 TEXT = "the service was never rude"
@@ -332,64 +320,123 @@ def test_patches_of_a_pipeline_are_blanked():
         of_pipeline(seer, 5)
 
 
+@pytest.mark.parametrize("new", [SVC(), LinearRegression(), make_pipeline(StandardScaler(), LinearRegression())])
+def test_an_estimator_that_is_not_fitted_is_refused(new, table):
+    with pytest.raises(UserError, match="is not fitted: call its fit method first"):
+        of_estimator(new, table[0][0], table[0])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "learned", "output", "message"),
+    [
+        (RandomForestClassifier(2), "classes", 7, "output=7 is not a class of RandomForestClassifier"),
+        (RandomForestClassifier(2), "signs", None, "RandomForestClassifier predicts several labels: give predict="),
+        (SVC(), "classes", None, "SVC has no predict_proba"),
+        (LinearRegression(), "rows", 4, "output=4 is not an output of .*: choose one from 0 to 3"),
+        (LinearRegression(), "classes", 0, "output=0 is not an output of .*: leave it out"),
+        (LinearRegression(), "rows", None, r"returned shape \(\d+, 4\) for \d+ rows: choose one output="),
+    ],
+)
+def test_outputs_that_an_estimator_does_not_have_are_refused(estimator, learned, output, message, table):
+    rows, classes = table
+    estimator.fit(rows, {"classes": classes, "signs": rows > 0, "rows": rows}[learned])
+    with pytest.raises(UserError, match=message):
+        explain(of_estimator(estimator, rows[0], rows, output=output))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda rows, **_: black_box(len, []), "names is empty"),
+        (lambda: black_box(len, []), "names is empty"),
+        (lambda: meta_of(GradientInput(), black_box(lambda c: c.sum(1), "ab")), "has no gradients: choose .* sv"),
+        (lambda: explain(black_box(lambda c: c, "ab")), r"returned shape \(\d, 2\) for \d coalitions"),
+        (lambda: patch_mask(torch.zeros(1, 1, 8, 8), (9, 1)), r"grid=\(9, 1\) does not fit 8 x 8 pixels"),
+        (lambda: of_masker(len, lambda mask, x: x, np.ones(N)), "does not say how many players .*: give names"),
+        (lambda: of_masker(len, Masker(np.ones((2, N))), np.ones(N), ["all"]), "names has 1 names for 4 players"),
         (
-            lambda rows, **_: meta_of(GradientInput(), black_box(lambda c: c.sum(1), "ab")),
-            "has no gradients: choose .* sv",
+            lambda: explain(of_masker(np.array, Masker(np.ones((9, N))), np.ones(N))),
+            r"shape \(9, 4\): return one number",
         ),
-        (lambda rows, **_: explain(black_box(lambda c: c, "ab")), r"returned shape \(\d, 2\) for \d coalitions"),
-        (lambda rows, **_: of_masker(len, lambda mask, x: x, rows[0]), "does not say how many players .*: give names"),
-        (
-            lambda rows, **_: explain(of_masker(lambda data: data, Masker(rows), rows[0])),
-            r"the model returned shape \(60, 4\): return one number for each row",
-        ),
-        (
-            lambda rows, **_: of_estimator(None, rows[0, :3], rows),
-            r"x has 3 features, but background has shape \(60, 4\)",
-        ),
-        (
-            lambda rows, forest, **_: of_estimator(forest, rows[0], rows, output=7),
-            "output=7 is not a class of RandomForestClassifier",
-        ),
-        *(
-            (lambda rows, new=new, **_: of_estimator(new, rows[0], rows), "is not fitted: call its fit method first")
-            for new in (SVC(), LinearRegression(), make_pipeline(StandardScaler(), LinearRegression()))
-        ),
-        (
-            lambda rows, **_: of_estimator(RandomForestClassifier(2).fit(rows, rows > 0), rows[0], rows),
-            "RandomForestClassifier predicts several labels: give predict=",
-        ),
-        (lambda rows, classes, **_: of_estimator(SVC().fit(rows, classes), rows[0], rows), "SVC has no predict_proba"),
-        (
-            lambda rows, **_: explain(of_estimator(LinearRegression().fit(rows, rows), rows[0], rows)),
-            r"the estimator returned shape \(\d+, 4\) for \d+ rows: choose one output=",
-        ),
-        (
-            lambda rows, **_: of_estimator(LinearRegression().fit(rows, rows), rows[0], rows, output=4),
-            "output=4 is not an output of LinearRegression: choose one from 0 to 3",
-        ),
-        (
-            lambda rows, classes, **_: of_estimator(LinearRegression().fit(rows, classes), rows[0], rows, output=0),
-            "output=0 is not an output of LinearRegression: leave it out",
-        ),
-        (
-            lambda **_: of_captum(FeatureAblation(len), torch.tensor([[1, 2]]), 0.5),
-            r"baselines has fractions, but the inputs are of type torch\.int64",
-        ),
-        (
-            lambda reader, **_: of_pipeline(reader, TEXT, "LABEL_9"),
-            "'LABEL_9' is unknown to this pipeline: choose one of",
-        ),
-        (lambda reader, **_: of_pipeline(reader, " "), "content=' ' must be a text"),
-        (
-            lambda **_: of_pipeline(object.__new__(FillMaskPipeline), TEXT),
-            "FillMaskPipeline is not supported",
-        ),
+        (lambda: of_pipeline(object.__new__(FillMaskPipeline), TEXT), "FillMaskPipeline is not supported"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(make, message, table, forest, reader):
+def test_what_does_not_fit_is_refused_in_one_sentence(make, message):
     with unchecked(), pytest.raises(UserError, match=message):
-        make(rows=table[0], classes=table[1], forest=forest, reader=reader)
+        make()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((TEXT, "LABEL_9"), "'LABEL_9' is unknown to this pipeline: choose one of"),
+        ((" ",), "content=' ' must be a text"),
+    ],
+)
+def test_texts_that_a_pipeline_does_not_fit_are_refused(given, message, reader):
+    with pytest.raises(UserError, match=message):
+        of_pipeline(reader, *given)
+
+
+POINTS = np.random.default_rng(0)
+X, X_TEST = POINTS.normal(size=(9, 2)), POINTS.normal(size=(6, 2))
+Y, Y_TEST = POINTS.integers(3, size=9), POINTS.integers(3, size=6)
+
+
+class Neighbours(ClassifierMixin, BaseEstimator):
+    """Of the k nearest points, or all where there are fewer, the share of k that has the right class."""
+
+    def __init__(self, k=3):
+        self.k = k
+
+    def fit(self, x, y):
+        self.x_, self.y_ = x, y
+        return self
+
+    def utilities(self, x, y):
+        distances = np.linalg.norm(self.x_ - x[:, None], axis=-1)
+        nearest = np.argsort(distances, axis=1)[:, : self.k]
+        return (self.y_[nearest] == y[:, None]).sum(1) / self.k
+
+
+def coefficients(fitted):
+    return [*fitted.coef_, fitted.intercept_]
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_data_values_of_nearest_neighbours_are_those_of_the_closed_form(k):
+    """Jia et al., 2019, Theorem 1."""
+    game = of_training_set(Neighbours(k), X, Y, lambda fitted: fitted.utilities(X_TEST, Y_TEST), np.zeros(6))
+    phi = meta_attributions(game, endogenous=False)
+    assert close(phi.values, [knn_shapley(X, Y, x, y, k) for x, y in zip(X_TEST, Y_TEST, strict=True)])
+    assert phi.players == tuple(map(str, range(9)))
+
+
+def test_the_values_of_points_add_up_to_what_training_changes():
+    frame = pd.DataFrame(X[:6], columns=["a", "b"], index=[f"row {n}" for n in range(6)])
+    y = X[:6] @ [1.0, 2.0] + 3
+    game = of_training_set(LinearRegression(), frame, y, coefficients, [0, 0, 0], targets=["a", "b", "intercept"])
+    phi = meta_attributions(game, endogenous=False)
+    assert close(phi.values.sum(1), [1, 2, 3])
+    assert (phi.players[0], phi.targets) == ("row 0", ("a", "b", "intercept"))
+
+
+def test_a_classifier_of_one_class_is_untrained_where_it_cannot_be_fitted():
+    game = of_training_set(LogisticRegression(), X[:3], [0, 0, 1], lambda fitted: fitted.score(X, Y), 0.25)
+    several = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1]], bool)
+    assert close(game(several)[:2], 0.25)
+    assert game(several)[2] == LogisticRegression().fit(X[:3], [0, 0, 1]).score(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((X, Y[:3], [0, 0, 0]), "y has shape .3,. for 9 points"),
+        ((X, Y, 0.0), "attribute= gives 3 targets, but untrained= has 1"),
+        ((csr_array(X), Y, [0, 0, 0]), r"x is a sparse matrix: give x.toarray\(\)"),
+        ((X * np.nan, Y, [0, 0, 0]), "LinearRegression cannot be fitted to . points .Input X contains NaN"),
+    ],
+)
+def test_training_sets_that_do_not_fit_are_refused(given, message):
+    x, y, untrained = given
+    with pytest.raises(UserError, match=message):
+        meta_attributions(of_training_set(LinearRegression(), x, y, coefficients, untrained), endogenous=False)

@@ -1,10 +1,9 @@
-import math
-from itertools import combinations
+from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from metagame import UserError, concept, concept_metagame
@@ -51,12 +50,6 @@ def test_both_outputs_match_their_definition(both):
     assert_near(concept_metagame(*both, directional=True), by_definition(*both))
 
 
-@settings(max_examples=12)
-@given(both=logits(7, 14))
-def test_diagonal_matches_enumeration(both):
-    assert_near(concept_metagame(*both)[0], two_products(*both))
-
-
 @given(both=logits(1, 6))
 def test_slow_procedures_agree_with_the_definition(both):
     expected = by_definition(*both)
@@ -65,7 +58,7 @@ def test_slow_procedures_agree_with_the_definition(both):
     assert_near(by_integrals(*both), expected, 1e-12)
 
 
-@pytest.mark.parametrize(("n", "spread"), [(39, 3.0), (50, 12.0), (300, 3.0)])
+@pytest.mark.parametrize(("n", "spread"), [(9, 20.0), (39, 3.0), (50, 12.0), (300, 3.0)])
 def test_hundreds_of_concepts_match_both_integrals(n, spread):
     both = random_logits(n, 3, n_patches=2, spread=spread)
     assert_near(concept_metagame(*both, directional=True), by_integrals(*both))
@@ -84,12 +77,6 @@ def test_values_have_the_documented_sums_signs_and_ranges(both):
     assert own.min() >= 0
     assert own.max() <= 1 + TOLERANCE
     assert (directional - torch.diag_embed(own.T).permute(1, 2, 0)).max() <= TOLERANCE
-
-
-@given(both=logits(1, 8), shift=st.floats(-300, 300))
-def test_adding_a_constant_to_all_logits_of_a_patch_changes_nothing(both, shift):
-    # Adding rounds the logits to 300 * 2^-52.
-    assert_near(concept_metagame(*(x + shift for x in both))[0], concept_metagame(*both)[0])
 
 
 @given(both=logits(2, 8), seed=st.integers(0, 9))
@@ -227,15 +214,12 @@ def test_bad_input_is_named(logits, background, message):
         concept_metagame(logits, background)
 
 
-def value_by_logarithms(logits, background, target):
-    """The diagonal entry of one patch from the definition, each softmax shifted by its own largest logit."""
-    others, total = [k for k in range(len(logits)) if k != target], 0.0
-    for size in range(len(logits)):
-        for coalition in combinations(others, size):
-            present = [*(logits[k] for k in (*coalition, target)), *background]
-            weights = [math.exp(each - max(present)) for each in present]
-            total += weights[size] / sum(weights) / (len(logits) * math.comb(len(logits) - 1, size))
-    return total
+def value_by_orders(logits, background, target):
+    """The diagonal entry of one patch: the mean, over all orders in which concepts come, of its softmax as it does."""
+    orders = list(permutations(range(len(logits))))
+    places = [order.index(target) for order in orders]
+    present = [torch.cat([logits[list(order[: at + 1])], background]) for order, at in zip(orders, places, strict=True)]
+    return sum(each.softmax(0)[at] for each, at in zip(present, places, strict=True)) / len(orders)
 
 
 @pytest.mark.parametrize("spread", [30, 705, 708.3, 900, 3000])
@@ -245,8 +229,7 @@ def test_logits_of_any_spread_have_exact_values(spread, n_background):
     logits, background = draw[:5] * spread, draw[5:] * spread - spread
     diag, pairs = concept_metagame(logits, background, directional=True)
     for target, patch in np.ndindex(5, 3):
-        expected = value_by_logarithms(logits[:, patch].tolist(), background[:, patch].tolist(), target)
-        assert diag[target, patch].item() == pytest.approx(expected, abs=TOLERANCE)
+        assert_near(diag[target, patch], value_by_orders(logits[:, patch], background[:, patch], target))
     assert_near(pairs.sum(1), torch.cat([logits, background]).softmax(0)[:5])
 
 
@@ -279,14 +262,3 @@ def test_no_background_has_three_spellings():
     missing = [concept_metagame(logits, each)[0] for each in (None, logits[:0], torch.full((2, 3), -torch.inf))]
     assert torch.equal(missing[0], missing[1])
     assert torch.equal(missing[0], missing[2])
-
-
-@pytest.mark.parametrize("size", [1e4, 1e30, 1e300])
-def test_logits_of_any_size_rank_the_concepts(size):
-    """The largest present concept takes all: t wins where it comes before its k betters, with probability 1/(k + 1)."""
-    logits = torch.tensor([[3.0], [1.0], [-2.0]], dtype=torch.float64) * size
-    diag, pairs = concept_metagame(logits, None, directional=True)
-    assert_near(diag[:, 0], torch.tensor([1, 1 / 2, 1 / 3], dtype=torch.float64))
-    assert pairs[1, 0, 0].item() == pytest.approx(-1, abs=TOLERANCE)
-    drowned, _ = concept_metagame(logits, torch.zeros(1, 1).double() + 10 * size)
-    assert drowned.max() < 1e-12

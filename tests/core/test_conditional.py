@@ -29,12 +29,6 @@ def test_a_large_bandwidth_is_marginal_imputation_and_a_small_one_takes_the_near
     assert close(conditional_weights(ROWS[7], ROWS, 1e-3)(everyone)[-1], np.arange(40) == 7)
 
 
-def test_a_feature_that_is_copied_changes_nothing():
-    copied = conditional_weights(X[[0, 1, 1]], ROWS[:, [0, 1, 1]], 0.4)(np.array([[0, 1, 1]], bool))
-    # twice the features have twice the divisor
-    assert close(copied, conditional_weights(X[[1]], ROWS[:, [1]], 0.4 * np.sqrt(2))(np.array([[1]], bool)))
-
-
 def test_a_feature_that_the_model_ignores_counts_by_what_it_says_of_others():
     """f(x) = x1, and x2 has correlation .8 with it: E[f | x2] = .8 x2, so that both have a Shapley value."""
     rows = np.random.default_rng(1).multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 4000)
@@ -75,10 +69,3 @@ def test_weights_of_other_rows_are_refused(weights):
     model = LinearRegression().fit(ROWS, ROWS[:, 0])
     with pytest.raises(UserError, match=r"weights has shape .* is needed with a sum of 1 in each row"):
         of_estimator(model, X, ROWS, weights=weights).values(all_coalitions(3))
-
-
-@pytest.mark.parametrize("unit", [1e-8, 1e8])
-def test_units_of_a_feature_change_no_weight(unit):
-    units = np.array([1, unit, 1])
-    found = conditional_weights(X * units, ROWS * units, 0.3)(all_coalitions(3))
-    assert close(found, conditional_weights(X, ROWS, 0.3)(all_coalitions(3)))

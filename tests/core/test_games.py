@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame import AttributionGame, GameError, meta_attributions
+from metagame import AttributionGame, GameError
 from metagame.games import all_coalitions
 from metagame.kept_values import KeptValues
 from tests.conftest import games, random_game, unchecked
@@ -30,11 +30,6 @@ class Table:
     def __call__(self, coalitions):
         self.sizes.append(len(coalitions))
         return self.values[coalitions @ self.bits]
-
-
-def test_bit_j_of_the_row_number_is_player_j():
-    assert EIGHT[0b101].tolist() == [True, False, True]
-    assert len(np.unique(all_coalitions(5), axis=0)) == 32
 
 
 def test_a_game_of_values_returns_them_copies_them_and_can_be_pickled():
@@ -63,14 +58,12 @@ MANNERS = {
     "edits its coalitions and reuses its buffer": edits_its_coalitions_and_reuses_its_buffer,
     "reuses a tensor": lambda *given: torch.from_numpy(edits_its_coalitions_and_reuses_its_buffer(*given)),
     "a view": lambda table, coalitions: np.concatenate([table(coalitions)] * 2, axis=1)[:, : table.values.shape[1]],
-    "reversed memory": lambda table, coalitions: table(coalitions)[::-1].copy()[::-1],
     "a list": lambda table, coalitions: table(coalitions).tolist(),
     "a list of tensors with grad": lambda table, coalitions: [
         torch.tensor(row, requires_grad=True) for row in table(coalitions)
     ],
     "a tensor with grad": lambda table, coalitions: torch.tensor(table(coalitions), requires_grad=True),
     "a sparse tensor": lambda table, coalitions: torch.tensor(table(coalitions)).to_sparse(),
-    "a list of lists of numpy numbers": lambda table, coalitions: list(map(list, table(coalitions))),
     "half precision": lambda table, coalitions: table(coalitions).astype(np.float16),
     "bfloat16": lambda table, coalitions: torch.tensor(table(coalitions)).bfloat16(),
 }
@@ -86,15 +79,6 @@ def test_what_fn_does_to_its_arrays_changes_no_value(manner, game, batch_size, c
     found = played(all_coalitions(n))
     assert found.dtype == np.float64
     assert np.array_equal(found, table.values)
-
-
-@pytest.mark.parametrize("estimator", ["permutation", "regression", "trees"])
-def test_estimators_are_not_misled_by_it(estimator):
-    table = Table(random_game(8, 2))
-    game = AttributionGame(lambda c: edits_its_coalitions_and_reuses_its_buffer(table, c), 8, batch_size=16)
-    found = meta_attributions(game, estimator, False, 100)
-    usual = meta_attributions(AttributionGame.from_values(table.values), estimator, False, 100)
-    assert np.array_equal(found.values, usual.values)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 8), (3, [3, 3, 2]), (8, [8]), (100, [8]), (None, [8])])
@@ -154,6 +138,8 @@ FAILURES = {
     ),
     "infinite": (lambda values: values * [-np.inf, 1], r"fn returned -?inf for target 0 on coalition \[0, 2\]"),
     "another shape": (lambda values: values[:, :1], r"fn returned shape \(1, 1\) for coalition \[0, 2\]: return"),
+    "no target": (lambda values: values[:, :0], r"fn returned shape \(1, 0\) for coalition \[0, 2\]: return"),
+    "a number": (lambda values: 3.0, r"fn returned shape \(\) for coalition \[0, 2\]: return"),
     "one dimension": (lambda values: values[:, 0], r"fn returned shape \(1,\) for coalition \[0, 2\]: return"),
     "text": (lambda values: values.astype(str), r"the result of fn has dtype .*: give real numbers"),
     "ragged": (lambda values: [[1.0], [1.0, 2.0]], r"the result of fn is not an array \(ValueError: "),
@@ -161,7 +147,6 @@ FAILURES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failure_names_its_coalition_and_a_cache_keeps_those_before(failure):
     behave, message = FAILURES[failure]
@@ -210,12 +195,6 @@ def test_an_error_in_a_sentence_of_its_own_stays_as_it_is():
 
     with pytest.raises(GameError, match=r"^the image is blank\.$"):
         AttributionGame(fn, 2)(all_coalitions(2))
-
-
-@pytest.mark.parametrize("shape", [(8,), (7, 2), (8, 0), (8, 2, 1), ()])
-def test_fn_of_a_wrong_shape_is_refused(shape):
-    with pytest.raises(GameError, match="fn returned shape"):
-        AttributionGame(lambda coalitions: np.zeros(shape), 3)(EIGHT)
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (8,), (0, 2), (1, 2), (2, 2, 2)])

@@ -17,6 +17,10 @@ each_index = pytest.mark.parametrize(
     ("name", "order"), [("shapley", 1), *((name, order) for name in indices.INDICES for order in (1, 2, 3))]
 )
 
+each_index_once = pytest.mark.parametrize(
+    ("name", "order"), [("shapley", 1), ("sii", 2), ("ksv", 3), ("stii", 2), ("fsii", 3), ("banzhaf", 2)]
+)
+
 
 def play(module, name, order, values, n):
     return module.shapley(values, n) if name == "shapley" else getattr(module, name)(values, n, order)
@@ -36,7 +40,9 @@ def test_index_matches_its_definition(name, order, data):
     assert fast.shape == (n,) * order + values.shape[1:]
     for target, single in enumerate(values.T):
         assert close(fast[..., target], play(reference, name, order, single, n))
-    assert np.array_equal(play(indices, name, order, values[:, 0], n), fast[..., 0])
+    dropped = play(indices, name, order, values[:, 0], n)
+    assert dropped.shape == (n,) * order
+    assert close(dropped, fast[..., 0], 1e-12)
 
 
 @given(game=games())
@@ -57,20 +63,6 @@ def test_stii_matches_its_definition_by_discrete_derivatives(order, data):
     expected = reference.stii_by_derivatives(values[:, 0], n, order)
     assert close(indices.stii(values[:, 0], n, order), expected)
     assert close(reference.stii(values[:, 0], n, order), expected)
-
-
-@pytest.mark.parametrize("name", sorted(set(indices.INDICES) - {"banzhaf"}))
-@given(game=games())
-def test_order_one_is_the_shapley_value(name, game):
-    assert close(indices.INDICES[name](*game, 1), indices.shapley(*game))
-
-
-@pytest.mark.parametrize("name", ["sii", "banzhaf"])
-def test_indices_that_do_not_depend_on_the_order_keep_those_of_smaller_sets(name):
-    values = random_game(5, 2)
-    second, third = (indices.INDICES[name](values, 5, order) for order in (2, 3))
-    for i, j in np.ndindex(5, 5):
-        assert close(third[i, j, j], second[i, j])
 
 
 @pytest.mark.parametrize(
@@ -95,8 +87,9 @@ def test_index_agrees_with_shapiq(name, order, theirs):
         assert abs(ours[players] - computed[tuple(sorted(set(players)))]) < tolerance
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", EFFICIENT)
+@pytest.mark.parametrize(
+    ("name", "order"), [("ksv", 1), ("ksv", 4), ("stii", 2), ("stii", 3), ("fsii", 2), ("fsii", 4)]
+)
 @settings(max_examples=10)
 @given(data=st.data())
 def test_all_sets_sum_to_the_grand_coalition(name, order, data):
@@ -115,7 +108,7 @@ def test_rows_with_half_of_each_pair_sum_to_the_shapley_value(name, game):
     assert close(own + (pairs.sum(1) - own) / 2, indices.shapley(values, n))
 
 
-@each_index
+@each_index_once
 @settings(max_examples=10)
 @given(data=st.data())
 def test_permuting_players_permutes_the_index(name, order, data):
@@ -128,7 +121,7 @@ def test_permuting_players_permutes_the_index(name, order, data):
     assert close(permuted, play(indices, name, order, values, n))
 
 
-@each_index
+@each_index_once
 @settings(max_examples=10)
 @given(data=st.data(), worth=st.floats(-10, 10))
 def test_dummy_player_gets_its_own_worth_and_no_interaction(name, order, data, worth):
@@ -140,7 +133,7 @@ def test_dummy_player_gets_its_own_worth_and_no_interaction(name, order, data, w
     assert close(index, expected)
 
 
-@each_index
+@each_index_once
 @settings(max_examples=10)
 @given(data=st.data(), a=st.floats(-5, 5), b=st.floats(-5, 5))
 def test_index_is_linear_in_the_game(name, order, data, a, b):

@@ -55,18 +55,6 @@ def test_an_error_that_is_not_known_is_not_known_of_the_mean():
     assert found.error_note == "that of an input is not known: too few."
 
 
-def test_means_cover_the_mean_of_the_population():
-    """Of 200 samples of 8 inputs each, 95 % or so have the mean of all inputs within two standard errors."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1600, 1))
-    one = AttributionGame(lambda coalitions: coalitions * 1.0, 1)
-    phi = meta_attributions(one, endogenous=True)
-    each = [replace(phi, values=row[None]) for row in x]
-    means = [mean_influence(each[start : start + 8]) for start in range(0, 1600, 8)]
-    within = [abs(mean.values.item() - x.mean()) < 2 * mean.standard_error.item() for mean in means]
-    assert 0.86 < np.mean(within) < 0.97  # Student's t with 7 degrees of freedom: 91 %
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
