@@ -65,8 +65,9 @@ def test_budget_is_used_and_kept_and_no_coalition_evaluated_twice(estimator, kin
     game, asked = recorded(random_game(n, n if kind == "endogenous" else 2))
     phi = play(game, estimator, kind, budget)
     assert len(np.unique(asked, axis=0)) == len(asked) == phi.n_evaluations <= budget
-    if (estimator, kind) != ("permutation", "order 2"):  # whose walks come in whole blocks and repeat coalitions
-        assert phi.n_evaluations > budget - n
+    # walks of pairs come in whole blocks and repeat coalitions, and so do many walks of few players
+    fewer = estimator == "permutation" and (kind == "order 2" or budget > 2 ** (n - 1))
+    assert fewer or phi.n_evaluations > budget - n
 
 
 @each_estimator_and_kind
