@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metagame import AttributionGame, GameError
+from metagame import AttributionGame, GameError, meta_attributions
 from metagame.games import all_coalitions
 from metagame.kept_values import KeptValues
 from tests.conftest import games, random_game, unchecked
@@ -158,7 +158,7 @@ def test_a_failure_names_its_coalition_and_a_cache_keeps_those_before(failure):
 
     game = AttributionGame(fn, 3, batch_size=1, cache=True)
     with pytest.raises(GameError, match=message) as caught:
-        game(EIGHT)
+        meta_attributions(game, endogenous=False)
     assert "\n" not in str(caught.value)
     broken.clear()
     assert np.array_equal(game(EIGHT), table.values)
