@@ -164,7 +164,15 @@ def test_what_is_not_here_is_named_and_the_passes_counted_all_the_same(overrides
     kind, number = next(iter(passes.items()))
     assert (plan.count.passes.keys(), plan.count.passes[kind]) == (passes.keys(), number)
     missing = " ".join(plan.missing)
-    assert all(word in missing for word in ("the weights of", "make weights EXPERIMENT=", "data"))
+    assert all(word in missing for word in ("the weights of", "metagame fetch weights model=", "data"))
+
+
+def test_the_weights_that_are_missing_are_fetched_by_what_names_them_whatever_the_experiment_takes_itself():
+    _, plan = planned("experiment=figure3 attribution=attnlrp model.checkpoint=some/one model.revision=v1 limit=1", "small")
+    command = "metagame fetch weights scale=small model=gemma3_1b model.checkpoint=some/one model.revision=v1"
+    assert any(each.endswith(f": {command}.") for each in plan.missing)
+    asked = command.removeprefix("metagame fetch weights ").split()
+    assert [cfg.model.checkpoint for cfg in asked_configs(asked)] == ["some/one"]
 
 
 @pytest.mark.parametrize("checkpoint", ["/nope/x/qwen", "data/nope/clip"])
