@@ -13,7 +13,7 @@ from torch import nn
 from metagame.benchmarks.digit_scenes import BACKGROUNDS, SIDE, WORDS, draw_scene
 from metagame.benchmarks.digits import Digits
 from scripts import read_digits as script
-from scripts.read_digits import Pictures, paint, read, read_paintings, scenes, train_reader
+from scripts.read_digits import Pictures, paint, read, scenes, train_reader
 from tests.conftest import close
 
 PROMPTS = ["a one on sea", "a two on night", "a three on earth", "a four on forest", "a five on sea"]
@@ -24,12 +24,12 @@ class Reader(nn.Module):
 
     def __init__(self, *found):
         super().__init__()
-        self.found = found
+        self.logits = torch.tensor([[0.01 if digit in digits else -0.0 for digit in range(10)] for digits in found])
         self.seen = []
 
     def forward(self, pixels):
         self.seen.append(pixels)
-        return torch.tensor([[1.0 if digit in digits else -1.0 for digit in range(10)] for digits in self.found])
+        return self.logits
 
 
 def pictures_of(*shown):
@@ -42,42 +42,33 @@ def pictures_of(*shown):
     ("shown", "found", "named", "just_these"),
     [
         ([{1, 2}, {3}], [{1, 2}, {3}], 1, 1),
-        ([{1, 2}, {3}], [set(), set()], 0, 0),
         ([{1, 2}, {3}], [set(range(10))] * 2, 1, 0),
         ([{1, 2}, {3}], [{1}, {3}], 0.6667, 0.5),  # digits count alike, however many a picture has
         ([{1}, {3}, {0}, {9}], [{1}, {4}, {0, 4}, {9}], 0.75, 0.5),
     ],
 )
-def test_the_shares_of_digits_and_of_pictures_that_are_read(shown, found, named, just_these):
+def test_the_shares_of_digits_and_of_pictures_that_are_read_where_their_logit_is_positive(
+    shown, found, named, just_these
+):
     pictures, reader = pictures_of(*shown), Reader(*found)
     assert read(reader, pictures) == {"named_digits_read": named, "pictures_with_just_these": just_these}
     assert torch.equal(reader.seen[0], pictures.pixels)
 
 
-def test_a_digit_is_read_where_its_logit_is_positive():
-    logits = torch.full((1, 10), -0.01)
-    logits[0, 3], logits[0, 4] = 0.01, 0.0
-    found = read(lambda _: logits, pictures_of({3, 4}))
-    assert found == {"named_digits_read": 0.5, "pictures_with_just_these": 0.0}
-
-
 def test_grey_pictures_have_the_mean_of_the_colours_and_the_same_digits():
     pictures = pictures_of({1}, {2, 3})
     grey = pictures.grey()
-    assert grey.pixels.shape == pictures.pixels.shape
     assert close(grey.pixels, (pictures.pixels.sum(1, keepdim=True) / 3).expand(-1, 3, -1, -1), 1e-6)
     assert torch.equal(grey.digits, pictures.digits)
 
 
-def test_scenes_are_drawn_from_their_seed_alone_with_their_digits_and_full_prompts():
+@pytest.mark.parametrize("held_out", [True, False])
+def test_scenes_are_drawn_from_their_seed_alone_with_their_digits_and_full_prompts(drawn_held_out, held_out):
     state = torch.get_rng_state()
-    (pictures, prompts), (again, same), (other, _) = (scenes(20, [5, n], held_out=False) for n in (1, 1, 2))
+    pictures, prompts = scenes(20, [5, 1], held_out=held_out)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(pictures.pixels, again.pixels)
-    assert (torch.equal(pictures.digits, again.digits), prompts) == (True, same)
-    assert not torch.equal(pictures.pixels, other.pixels)
-    assert pictures.pixels.shape == (20, 3, SIDE, SIDE)
-    rng, digits = np.random.default_rng([5, 1]), Digits(held_out=False)
+    assert set(drawn_held_out) == {held_out}
+    rng, digits = np.random.default_rng([5, 1]), Digits(held_out)
     for pixels, shown, prompt in zip(pictures.pixels, pictures.digits, prompts, strict=True):
         assert close(pixels.permute(1, 2, 0), draw_scene(digits, rng).pixels, 1e-6)
         words, _, background = prompt.partition(" on ")
@@ -86,30 +77,8 @@ def test_scenes_are_drawn_from_their_seed_alone_with_their_digits_and_full_promp
         assert background in BACKGROUNDS
 
 
-def images_of(held_out):
-    digits = Digits(held_out)
-    return {digits.image(label, k).tobytes() for label in range(10) for k in range(digits.count(label))}
-
-
-@pytest.mark.parametrize("held_out", [True, False])
-def test_held_out_scenes_and_those_of_training_have_different_digits(monkeypatch, held_out):
-    drawn = []
-
-    class Watched(Digits):
-        def image(self, label, k):
-            image = super().image(label, k)
-            drawn.append(image.tobytes())
-            return image
-
-    monkeypatch.setattr(script, "Digits", Watched)
-    scenes(30, [0], held_out=held_out)
-    assert len(drawn) >= 30
-    assert set(drawn) <= images_of(held_out) - images_of(not held_out)
-
-
-@pytest.mark.parametrize("grey", [True, False])
-def test_a_reader_is_trained_on_scenes_of_training_in_its_colours(monkeypatch, grey):
-    asked, seen = [], []
+def test_readers_are_trained_on_scenes_of_training_in_their_colours_and_equal_whenever_they_are(monkeypatch):
+    asked, seen, readers = [], [], []
 
     def few(count, seed, *, held_out):
         asked.append((count, seed, held_out))
@@ -120,28 +89,19 @@ def test_a_reader_is_trained_on_scenes_of_training_in_its_colours(monkeypatch, g
     handle = nn.modules.module.register_module_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0]) if isinstance(module, nn.Sequential) else None
     )
-    reader = train_reader(grey=grey)
+    for grey in (False, True, False):
+        readers.append(train_reader(grey=grey))
+        torch.manual_seed(5)
     handle.remove()
-    assert asked == [(script.BATCH, [5, step], False) for step in range(2)]
-    assert not reader.training
-    for pixels, (_, seed, _) in zip(seen, asked, strict=True):
-        pictures, _ = scenes(2, seed, held_out=False)
-        assert torch.equal(pixels, (pictures.grey() if grey else pictures).pixels)
-        assert torch.equal(pixels[:, 0], pixels[:, 2]) == grey
-
-
-def test_readers_are_equal_whenever_they_are_trained(monkeypatch):
-    monkeypatch.setattr(script, "STEPS", 2)
-    monkeypatch.setattr(script, "BATCH", 2)
-    pictures, _ = scenes(3, [1], held_out=True)
-    first = train_reader(grey=False)
-    torch.manual_seed(5)
-    again, grey = train_reader(grey=False), train_reader(grey=True)
-    with torch.no_grad():
-        logits = [reader(pictures.pixels) for reader in (first, again, grey)]
-    assert logits[0].shape == (3, 10)
-    assert torch.equal(logits[0], logits[1])
-    assert not torch.equal(logits[0], logits[2])
+    assert asked == [(script.BATCH, [5, step], False) for step in (0, 1)] * 3
+    drawn = [scenes(2, [5, step], held_out=False)[0] for step in (0, 1)]
+    expected = [*drawn, *(pictures.grey() for pictures in drawn), *drawn]
+    assert all(torch.equal(pixels, pictures.pixels) for pixels, pictures in zip(seen, expected, strict=True))
+    first, grey, again = (reader(drawn[0].pixels) for reader in readers)
+    assert first.shape == (2, 10)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, grey)
+    assert not any(reader.training for reader in readers)
 
 
 class Painter:
@@ -174,7 +134,6 @@ def test_paintings_stand_in_the_order_of_their_prompts(painter):
     pictures = paint("somewhere", PROMPTS, 7, 3.0)
     assert pictures.shape == (5, 3, SIDE, SIDE)
     assert pictures[:, 0, 1, 2].tolist() == [len(prompt) for prompt in PROMPTS]
-    assert pictures.sum() == sum(map(len, PROMPTS))
     assert [prompts for prompts, _ in painter.asked] == [PROMPTS[:2], PROMPTS[2:4], PROMPTS[4:]]
     for _, settings in painter.asked:
         assert (settings["height"], settings["width"], settings["num_inference_steps"]) == (SIDE, SIDE, 7)
@@ -183,24 +142,21 @@ def test_paintings_stand_in_the_order_of_their_prompts(painter):
     assert len({settings["generator"].initial_seed() for _, settings in painter.asked}) == 3
 
 
-def test_both_readers_read_held_out_scenes_and_the_paintings_of_their_prompts(painter, monkeypatch):
+def test_both_readers_read_held_out_scenes_and_the_paintings_of_their_prompts(painter, monkeypatch, capsys):
     drawn, prompts = scenes(4, [6], held_out=True)
     shown = [set(row.nonzero().flatten().tolist()) for row in drawn.digits]
     readers = {grey: Reader(*shown) for grey in (False, True)}
     monkeypatch.setattr(script, "train_reader", lambda *, grey: readers[grey])
-    found = read_paintings("somewhere", 4, 3)
+    monkeypatch.setattr("sys.argv", ["read_digits", "--checkpoint", "here", "--prompts", "4", "--steps", "3"])
+    script.main()
     everything = {"named_digits_read": 1.0, "pictures_with_just_these": 1.0}
     kinds = ("held_out_scenes", "painted, guidance 3", "painted, guidance 1")
-    assert found == {kind: dict.fromkeys(kinds, everything) for kind in ("colour", "grey")}
+    assert json.loads(capsys.readouterr().out) == {
+        kind: dict.fromkeys(kinds, everything) for kind in ("colour", "grey")
+    }
     assert [prompt for asked, _ in painter.asked for prompt in asked] == prompts * 2
-    painted = Pictures(paint("somewhere", prompts, 3, 3.0), drawn.digits)
+    assert [settings["true_cfg_scale"] for _, settings in painter.asked] == [3, 3, 1, 1]
+    painted = Pictures(paint("here", prompts, 3, 3.0), drawn.digits)
     for grey, reader in readers.items():
         for pixels, pictures in zip(reader.seen, (drawn, painted, painted), strict=True):
             assert torch.equal(pixels, (pictures.grey() if grey else pictures).pixels)
-
-
-def test_the_command_line_prints_what_is_read(monkeypatch, capsys):
-    monkeypatch.setattr(script, "read_paintings", lambda *arguments: {"asked": arguments})
-    monkeypatch.setattr("sys.argv", ["read_digits", "--checkpoint", "here", "--prompts", "3", "--steps", "2"])
-    script.main()
-    assert json.loads(capsys.readouterr().out) == {"asked": ["here", 3, 2]}

@@ -26,8 +26,6 @@ from tests.tiny.jobs import job_config
 from tests.tiny.texts import texts
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--force-color-profile=srgb",
@@ -47,7 +45,6 @@ SETTLED = """new Promise((done) => {
   };
   look();
 })"""
-
 TYPED = ("pairs", "search", "from", "to")
 """Controls that tell of every change."""
 
@@ -59,6 +56,8 @@ class Sentence(Sample):
     id: str
     text: str
     pairs: tuple = ()
+    grid = None
+    picture = None
 
     def description(self):
         return self.text
@@ -70,12 +69,7 @@ class Sentence(Sample):
     def players(self):
         return tuple(self.text.split())
 
-    @property
-    def targets(self):
-        return self.players
-
-    grid = None
-    picture = None
+    targets = players
 
 
 class Sentences(Benchmark):
@@ -121,64 +115,44 @@ class Reader(Model):
 
 
 class Given(Method):
-    """A method that has its answer from the config: an explanation, or an error.
+    """A method that has its answer from the config: an explanation, or an ``error``.
 
-    Args:
-        entries: of the matrix of a metagame that is zero elsewhere: ``[target, player, value]``.
-        attribution: of the first targets; there is no metagame then, unless ``values`` are given.
-        values: influence of the players on targets that are none; the sample's first words are the players.
-        targets: their names.
-        grid: of patches, of which each target has all.
-        error: in place of an explanation.
-        standard_error: of the values, or of all entries.
-        directed: whether the entries are of directed pairs.
+    That is ``values`` of the first words on ``targets`` which are none, with a ``grid`` of patches; or else an
+    ``attribution`` of the first words; or else the metagame of the ``entries`` ``[target, player, value]``.
     """
 
     input_type = Sentence
 
     def __init__(
-        self,
-        entries=(),
-        attribution=None,
-        values=None,
-        targets=None,
-        grid=None,
-        error=None,
-        directed=True,
+        self, entries=(), attribution=None, values=None, targets=None, grid=None, error=None, directed=True,
         standard_error=None,
-    ):
+    ):  # fmt: skip
         self.entries = entries
-        self.attribution = None if attribution is None else np.array(attribution)
-        self.values = None if values is None else np.array(values)
-        self.targets = None if targets is None else tuple(targets)
-        self.grid = None if grid is None else tuple(grid)
+        self.attribution, self.values, self.standard_error = (
+            None if given is None else np.array(given) for given in (attribution, values, standard_error)
+        )
+        self.targets, self.grid = (None if given is None else tuple(given) for given in (targets, grid))
         self.error = error
         self.directed = directed
-        self.standard_error = None if standard_error is None else np.array(standard_error)
 
     def explain(self, bound, progress=None):
         if self.error is not None:
             raise UserError(self.error)
+        players, n, errors = bound.players, len(bound.players), {"standard_error": self.standard_error}
         if self.values is not None:
-            players = bound.players[: self.values.shape[1]]
-            meta = MetaAttributions(
-                self.values, endogenous=False, players=players, targets=self.targets, grid=self.grid,
-                standard_error=self.standard_error,
-            )  # fmt: skip
+            players = players[: self.values.shape[1]]
+            names = {"players": players, "targets": self.targets, "grid": self.grid}
+            meta = MetaAttributions(self.values, endogenous=False, **names, **errors)
             return Explanation(players, self.targets, self.grid, self.attribution, meta)
-        players, n = bound.players, len(bound.players)
         if self.attribution is not None:
             return Explanation(players, players, attribution=self.attribution[:n])
         matrix = np.zeros((n, n))
         for target, player, value in self.entries:
             matrix[target, player] = value
-        if not self.directed:
-            meta = MetaAttributions(matrix, directed=False, players=players, targets=players)
-            return Explanation(players, players, meta=meta)
-        meta = MetaAttributions(
-            matrix, first_order=matrix.sum(1), players=players, targets=players, standard_error=self.standard_error
-        )
-        return Explanation(players, players, attribution=meta.first_order, meta=meta)
+        first = matrix.sum(1) if self.directed else None
+        names = {"players": players, "targets": players}
+        meta = MetaAttributions(matrix, first_order=first, directed=self.directed, **names, **errors)
+        return Explanation(players, players, attribution=first, meta=meta)
 
 
 def sentence_config(output_dir, name, texts=("a b c d", "so it is"), label=None, **method):
@@ -186,11 +160,11 @@ def sentence_config(output_dir, name, texts=("a b c d", "so it is"), label=None,
     return job_config(
         output_dir,
         name="sentences",
-        model={"name": "reader", "label": "Reader", "_target_": "tests.tiny.pages.Reader"},
-        benchmark={"name": "sentences", "_target_": "tests.tiny.pages.Sentences", "texts": list(texts)},
+        model={"name": "reader", "label": "Reader", "_target_": f"{__name__}.Reader"},
+        benchmark={"name": "sentences", "_target_": f"{__name__}.Sentences", "texts": list(texts)},
         attribution={
             "name": name, "label": label or name, "family": "stub", "meta": False,
-            "method": {"_target_": "tests.tiny.pages.Given", **method},
+            "method": {"_target_": f"{__name__}.Given", **method},
         },
     )  # fmt: skip
 
@@ -227,7 +201,7 @@ def page_of_texts(folder, count):
     """Write the page of a table and of a job with so many texts, and read them all back; the folder."""
     given = texts(count)
     cfg = sentence_config(folder / "x", "m", entries=[[0, 0, 1.0]])
-    cfg.benchmark = {"name": "drawn", "_target_": "tests.tiny.pages.Drawn", "count": count}
+    cfg.benchmark = {"name": "drawn", "_target_": f"{__name__}.Drawn", "count": count}
     run_job(cfg)
     rows = [{"text": text} for text in given]
     write_table(Table("texts", "tiny", [Column("text", "text", "text")], rows, [{} for _ in rows], 1), folder / "x")
@@ -247,16 +221,16 @@ class Chromium:
     """One browser; ``open`` gives a page of it."""
 
     def __init__(self, profile):
+        if CHROMIUM is None:
+            pytest.skip("needs Chromium: apt-get install chromium")
         commands, answers = os.pipe(), os.pipe()
         inside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands[0], answers[1])]
-        for fd in (commands[0], answers[1]):
-            os.close(fd)
         self.commands, self.answers = commands[1], answers[0]
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, *map(str, inside), CHROMIUM, *OPTIONS, f"--user-data-dir={profile}"],
             pass_fds=inside, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        for fd in inside:
+        for fd in (commands[0], answers[1], *inside):
             os.close(fd)
         self.number = 0
         self.unread = b""
@@ -268,12 +242,10 @@ class Chromium:
         if session is not None:
             message["sessionId"] = session
         os.write(self.commands, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self.number:
-                assert "error" not in answer, answer
-                return answer["result"]
+        while (answer := self._read()).get("id") != self.number:
             self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
 
     def _read(self):
         limit = time.monotonic() + SECONDS
@@ -286,8 +258,8 @@ class Chromium:
         line, self.unread = self.unread.split(b"\0", 1)
         return json.loads(line)
 
-    def open(self, url, width=1280, height=1000):
-        return Page(self, url, width, height)
+    def open(self, url, width=1280):
+        return Page(self, url, width)
 
     def close(self):
         self.call("Browser.close")
@@ -299,14 +271,13 @@ class Chromium:
 class Page:
     """A tab. What it logs, raises and asks for from its first moment on is in ``errors()`` and ``requests()``."""
 
-    def __init__(self, browser, url, width, height):
+    def __init__(self, browser, url, width):
         self.browser = browser
-        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        self.target = target
-        self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Network", "Page"):
             self.call(f"{domain}.enable")
-        self.resize(width, height)
+        self.resize(width)
         self.call("Page.navigate", url=url)
         self.evaluate(LOADED)
         self.settle()
@@ -314,10 +285,8 @@ class Page:
     def call(self, method, **params):
         return self.browser.call(method, self.session, **params)
 
-    def resize(self, width, height=1000):
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )  # fmt: skip
+    def resize(self, width):
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
 
     def evaluate(self, expression):
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
