@@ -1,14 +1,12 @@
-"""Sweeps and jobs of ``run.py`` in processes of their own: what one job's failure costs the others, what is shared."""
+"""Sweeps and jobs of ``run.py`` in processes of their own: where results lie, what one job's failure costs others."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
-import torch
 
 from metagame.models.adder import Adder
 from tests.tiny.jobs import ROOT, terminal_free_environment
@@ -19,73 +17,33 @@ pytestmark = pytest.mark.slow
 SUMS = ("model=adder", "benchmark=addition")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder to work in, where the small models and data are found."""
+def test_methods_and_functions_of_ones_own_have_tables_of_their_own_and_share_their_jobs(tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
-    return tmp_path
-
-
-def results(folder):
-    return {path.parent.name for path in folder.glob("outputs/tiny/*/table.json")}
-
-
-# Where results lie
-
-
-def test_two_methods_of_ones_own_do_not_share_a_table_but_their_jobs_lie_together(folder):
-    for attribution in ("symbolic/moebius", "symbolic/sop"):
-        status, errors = run(f"attribution={attribution}", cwd=folder)
+    commands = {
+        "adhoc-symbolic_moebius": ("attribution=symbolic/moebius",),
+        "adhoc-symbolic_sop": ("attribution=symbolic/sop",),
+        "table1-function-": ("experiment=table1", "attribution=symbolic/moebius", "benchmark.function='x1**2*x2'"),
+        "table1": ("experiment=table1", "attribution=symbolic/moebius"),
+        "mine": ("attribution=symbolic/moebius", "name=mine"),
+    }
+    told = []
+    for name, arguments in commands.items():
+        status, errors = run(*arguments, cwd=tmp_path)
         assert status == 0, errors
-        assert "replaced" not in errors
-    assert results(folder) == {"adhoc-symbolic_moebius", "adhoc-symbolic_sop"}
-    assert len(records(folder / "outputs/tiny")) == 2
-    status, errors = run("attribution=symbolic/moebius", "name=mine", cwd=folder)
-    assert (status, n_by_an_earlier_run(errors)) == (0, 1)
-    assert "mine" in results(folder)
-
-
-def test_table_1_of_another_function_lies_beside_table_1(folder):
-    for more in ((), ("benchmark.function='x1**2*x2'",)):
-        status, errors = run("experiment=table1", "attribution=symbolic/moebius", *more, cwd=folder)
-        assert status == 0, errors
-        assert "replaced" not in errors
-    plain, other = sorted(results(folder))
-    assert (plain, other.startswith("table1-function-")) == ("table1", True)
-    assert "x1*x2**2" in (folder / "outputs/tiny/table1/table.md").read_text()
-    assert "x1**2*x2" in (folder / "outputs/tiny" / other / "table.md").read_text()
+        assert "replaced" not in errors, name
+        told.append(n_by_an_earlier_run(errors))
+    found = {path.parent.name: path.read_text() for path in tmp_path.glob("outputs/tiny/*/table.md")}
+    assert [re.sub("[0-9a-f]{6}$", "", name) for name in sorted(found)] == sorted(commands)
+    assert "x1*x2**2" in found["table1"]
+    assert "x1**2*x2" in next(text for name, text in found.items() if name.startswith("table1-function-"))
+    assert told == [0, 0, 0, 1, 1]
+    assert len(records(tmp_path / "outputs/tiny")) == 3
 
 
 def test_a_sweep_over_scales_writes_a_table_for_each(tmp_path):
     status, errors = run("-m", "scale=tiny,paper", output_dir=f"{tmp_path}/${{scale.name}}")
     assert status == 0, errors
     assert [table(tmp_path / scale)["scale"] for scale in ("tiny", "paper")] == ["tiny", "paper"]
-
-
-# What a table shows
-
-
-def test_a_sweep_over_other_values_has_a_table_with_a_row_per_sample_and_method(tmp_path):
-    examples = "benchmark.examples=['3 - (-5)','4 + (-4)','-6 + 8']"
-    status, errors = run(
-        "-m", *SUMS, examples, "attribution=attention,sv,ig,meta_ig", "report.figure=null", output_dir=tmp_path
-    )
-    assert status == 0, errors
-    rows = table(tmp_path)["rows"]
-    sums = {"3": 8, "4": 0, "-6": 2}
-    assert Counter(row["method"] for row in rows) == {"attention": 3, "SV": 3, "IG": 3, "Meta-IG": 3}
-    assert all(row["output"] == pytest.approx(sums[row["example"].split()[0]], abs=0.5) for row in rows)
-
-
-def test_a_sweep_over_texts_is_shown_whole(tmp_path):
-    captions = "benchmark.caption=choice('two six','six, two')"
-    parts = ("-m", "model=clip_vitb16", "attribution=mask_clip,meta_mask_clip", "benchmark=illustration")
-    image = f"benchmark.image={ROOT}/data/tiny/images/two_six.png"
-    status, errors = run(*parts, image, captions, output_dir=tmp_path)
-    assert status == 0, errors
-    assert len(records(tmp_path)) == 4
-    assert all(text in (tmp_path / "table.md").read_text() for text in ("two six", "six, two"))
-    assert (tmp_path / "figure.png").exists()
 
 
 # A job's failure costs itself only
@@ -107,33 +65,26 @@ def broken_figure(results, **kwargs):
 LOADING = (*SUMS, "attribution=sv", f"model._target_={__name__}.Loading", "limit=1")
 NO_META = "has no metagame: it is not a first-order attribution method"
 NO_WEIGHTS = "RuntimeError: the weights are no weights"
-FAILING = {
-    "cannot be built": (
-        (*SUMS, "attribution=sv,attention,ig", "attribution.meta=true", "limit=1"),
-        NO_META, ["Meta-SV", "Meta-IG"], "Meta-attention could not start:",
-    ),
-    "raises while it loads": (
-        (*LOADING, "+model.trouble=runtime,null", "report.figure=null"),
-        NO_WEIGHTS, ["SV"], f"could not start: {NO_WEIGHTS}",
-    ),
-    "has no device": (
-        ("benchmark=pointing_game", "attribution=mask_clip", "model=clip_vitb16", "limit=1", "model.device=cuda,cpu"),
-        "model.device='cuda' is not available here", ["MaskCLIP"], None,
-    ),
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", FAILING)
-def test_a_job_that_does_not_start_leaves_the_other_jobs_their_table(tmp_path, case):
-    if case == "has no device" and torch.cuda.is_available():
-        pytest.skip("the device is there")
-    sweep, reason, methods, note = FAILING[case]
-    status, errors = run("-m", *sweep, output_dir=tmp_path)
+@pytest.mark.parametrize(
+    ("sweep", "reason", "methods", "note"),
+    [
+        (
+            (*SUMS, "attribution=sv,attention,ig", "attribution.meta=true", "limit=1"),
+            NO_META, ["Meta-SV", "Meta-IG"], "Meta-attention could not start:",
+        ),
+        ((*LOADING, "+model.trouble=runtime,null"), NO_WEIGHTS, ["SV"], f"could not start: {NO_WEIGHTS}"),
+    ],
+    ids=["cannot be built", "raises while it loads"],
+)  # fmt: skip
+def test_a_job_that_does_not_start_leaves_the_other_jobs_their_table(tmp_path, sweep, reason, methods, note):
+    status, errors = run("-m", *sweep, "report.figure=null", output_dir=tmp_path)
     assert status == 1
     assert "Traceback" not in errors
-    assert len(re.findall(reason, errors)) == 1
+    assert errors.count(reason) == 1
     assert [row["method"] for row in table(tmp_path)["rows"]] == methods
-    assert note is None or any(note in each for each in table(tmp_path)["notes"])
+    assert any(note in each for each in table(tmp_path)["notes"])
 
 
 def test_a_single_job_that_raises_says_so_in_a_line(tmp_path):
@@ -159,9 +110,6 @@ def test_a_figure_that_fails_leaves_the_table_written_and_exits_with_1(tmp_path,
     assert [row["method"] for row in table(tmp_path)["rows"]] == ["SV"]
 
 
-# Processes from scratch, and code of one's own
-
-
 def test_a_process_started_from_scratch_writes_plain_lines_to_standard_error_alone(tmp_path):
     command = [sys.executable, "run.py", "attribution=symbolic/sop", f"output_dir={tmp_path}"]
     process = subprocess.run(
@@ -179,7 +127,6 @@ from metagame.games import AttributionGame
 
 class Own(ShapleyValue):
     def game(self, bound):
-        FACTOR = 1
         played = super().game(bound)
         return AttributionGame(lambda coalitions: FACTOR * played.fn(coalitions), played.n_players)
 """
@@ -190,10 +137,10 @@ def test_a_module_beside_run_py_is_seen_when_it_changes(tmp_path):
     job = (*SUMS, "attribution=sv", "attribution.method._target_=own_beside.Own", "limit=1", "report.figure=null")
     attributions, told = [], []
     for factor, n_kept in ((1, 0), (1, 1), (100, 0)):
-        (tmp_path / "own_beside.py").write_text(OWN_METHOD.replace("FACTOR = 1", f"FACTOR = {factor}"))
+        (tmp_path / "own_beside.py").write_text(OWN_METHOD.replace("FACTOR", str(factor)))
         status, errors = run(*job, output_dir=tmp_path / "results", path=[tmp_path])
         assert (status, n_by_an_earlier_run(errors)) == (0, n_kept), errors
         attributions.append(table(tmp_path / "results")["rows"][0]["phi_a"])
-        told.append(errors.count("the code (own_beside) has changed: 1 samples are computed again."))
+        told.append("the code (own_beside) has changed: 1 samples are computed again." in errors)
     assert attributions == pytest.approx([attributions[0], attributions[0], 100 * attributions[0]])
-    assert told == [0, 0, 1]
+    assert told == [False, False, True]

@@ -6,7 +6,6 @@ many faults affordable; the kills during imports are of a process started from s
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import pty
@@ -28,8 +27,8 @@ from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import job_folder
 from metagame.report.experiment import FIGURES, write_report
-from tests.tiny.jobs import ROOT, Plain, job_config, terminal_free_environment
-from tests.tiny.runs import FORKS, PAGE, TABLES, Run, contents, n_by_an_earlier_run, n_recorded, records, run
+from tests.tiny.jobs import ROOT, Plain, job_config
+from tests.tiny.runs import PAGE, TABLES, Run, contents, n_by_an_earlier_run, n_recorded, records, run
 
 pytestmark = pytest.mark.slow
 
@@ -42,20 +41,12 @@ PLAIN_SWEEP = (*SWEEP, "report.figure=null")
 N_SAMPLES = 4 * 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ready():
-    """What makes many runs cheap: few objects for each job to search for garbage."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 def lines(folder):
     """The complete lines of every job's records."""
-    files = sorted(folder.glob("jobs/*/records.jsonl"))
-    return {file.parent.name: [line for line in file.read_bytes().splitlines(True) if line[-1:] == b"\n"]
-            for file in files}  # fmt: skip
+    whole = {}
+    for file in sorted(folder.glob("jobs/*/records.jsonl")):
+        whole[file.parent.name] = [line for line in file.read_bytes().splitlines(True) if line[-1:] == b"\n"]
+    return whole
 
 
 def samples(folder):
@@ -64,6 +55,11 @@ def samples(folder):
         job: sorted((record["sample"], record["status"]) for record in map(json.loads, each))
         for job, each in lines(folder).items()
     }
+
+
+def still_begin_with(folder, before):
+    """Whether the records are those of before and more."""
+    return all(lines(folder)[job][: len(each)] == each for job, each in before.items())
 
 
 def arrays(folder):
@@ -149,32 +145,29 @@ def killed(tmp_path_factory):
     return folder, finished, errors
 
 
-def test_ten_kills_hit_the_sweep_at_different_points_of_its_work(killed):
-    n_finished = [sum(map(len, records.values())) for records, _ in killed[1]]
-    assert len(n_finished) == 10
-    assert n_finished == sorted(n_finished)
-    assert len(set(n_finished)) >= 5
-    assert {0, N_SAMPLES} <= set(n_finished)
-
-
 def test_a_kill_loses_nothing_that_was_recorded_and_nothing_is_computed_again(killed):
     folder, finished, errors = killed
-    last, files = lines(folder), array_files(folder)
+    n_finished = [sum(map(len, records.values())) for records, _ in finished]
+    assert n_finished == sorted(n_finished)
+    assert len(set(n_finished)) >= 5, "the kills hit different points of the work"
+    assert {0, N_SAMPLES} <= set(n_finished)
+    files = array_files(folder)
     for lines_then, files_then in finished:
-        assert all(last[job][: len(each)] == each for job, each in lines_then.items())
+        assert still_begin_with(folder, lines_then)
         assert all(files[name] == file for name, file in files_then.items())
     assert n_by_an_earlier_run(errors) == N_SAMPLES
 
 
-def test_after_kills_samples_arrays_tables_and_figures_are_those_of_an_unbroken_run(killed, unbroken):
+def test_after_kills_all_files_are_those_of_an_unbroken_run_and_no_half_one_has_a_name_that_anybody_reads(
+    killed, unbroken
+):
     assert samples(killed[0]) == samples(unbroken)
     assert arrays(killed[0]) == arrays(unbroken)
     assert contents(killed[0], (*TABLES, *FIGURES)) == contents(unbroken, (*TABLES, *FIGURES))
-
-
-def test_kills_leave_no_half_file_under_a_name_that_anybody_reads(killed, unbroken):
-    left, expected = ({path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"}
-                      for root in (killed[0], unbroken))  # fmt: skip
+    left, expected = (
+        {path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"}
+        for root in (killed[0], unbroken)
+    )
     assert expected <= left
     assert all(re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) for path in left - expected)
 
@@ -192,41 +185,13 @@ def test_one_of_two_shards_can_be_killed_and_started_again_while_the_other_works
     goes_on(tmp_path, N_SAMPLES, unbroken)
 
 
-def test_two_sweeps_into_one_folder_do_every_sample_once_and_write_the_same_table(tmp_path, unbroken):
-    sweeps = [Run(*PLAIN_SWEEP, output_dir=tmp_path) for _ in range(2)]
-    ends = [sweep.end() for sweep in sweeps]
-    assert [status for status, _ in ends] == [0, 0], ends
-    assert samples(tmp_path) == samples(unbroken)
+def test_of_two_sweeps_into_one_folder_one_does_what_the_other_leaves_when_it_is_killed(tmp_path, unbroken):
+    killed, other = (Run(*PLAIN_SWEEP, output_dir=tmp_path) for _ in range(2))
+    killed.recorded(3)
+    assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert other.end()[0] == 0
+    assert samples(tmp_path) == samples(unbroken)  # each once
     assert contents(tmp_path) == contents(unbroken)
-
-
-class Stuck(Plain):
-    """Whoever is the first to prepare sample 2 never comes back."""
-
-    def bind(self, sample):
-        marker = Path(f"{self.log}.stuck")
-        if sample.id == "2" and not marker.exists():
-            marker.touch()
-            signal.pause()
-        return super().bind(sample)
-
-
-def test_a_process_takes_over_the_sample_of_one_that_is_killed(tmp_path):
-    cfg = job_config(tmp_path, model___target_=f"{__name__}.Stuck", model__log=str(tmp_path / "log"))
-    processes = [FORKS.Process(target=run_job, args=(cfg,)) for _ in range(2)]
-    for process, ready in zip(processes, (lambda: (tmp_path / "log.stuck").exists(), lambda: n_recorded(tmp_path) == 2),
-                              strict=True):  # fmt: skip
-        process.start()
-        while not ready():
-            assert process.is_alive()
-            time.sleep(0.005)
-    processes[0].kill()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0]
-    prepared = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    assert prepared == [[str(processes[number].pid), sample] for number, sample in ((0, "1"), (1, "3"), (1, "2"))]
-    assert list(samples(tmp_path).values()) == [[("1", "done"), ("2", "done"), ("3", "done")]]
 
 
 ONE_PROMPT = (
@@ -276,17 +241,6 @@ def test_a_signal_stops_a_run_in_one_line_and_the_same_command_goes_on(tmp_path,
     assert [status for each in samples(tmp_path).values() for _, status in each] == ["done"] * n_samples
 
 
-def test_a_process_started_from_scratch_answers_a_signal_too(tmp_path):
-    command = [sys.executable, "run.py", *JOB, "attribution=sv", f"output_dir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=terminal_free_environment(), stderr=subprocess.PIPE, text=True)
-    while not n_recorded(tmp_path):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.terminate()
-    _, errors = process.communicate()
-    assert (process.returncode, errors) == (143, STOPPED.format("SIGTERM") + "\n")
-
-
 def in_a_terminal(arguments, keys, after):
     """Run in a terminal of its own, and press keys when ``after`` is written; exit status, and all that was written."""
     process, terminal = pty.fork()
@@ -323,20 +277,31 @@ def test_ctrl_c_in_the_middle_of_a_bar_leaves_the_cursor_to_be_seen(tmp_path):
 # A full disk
 
 
+@contextmanager
+def mounted(*commands, undo):
+    """Within: what these commands make, if they may be run here."""
+    done = 0
+    try:
+        for command in commands:
+            finished = subprocess.run(command, capture_output=True, text=True, check=False)
+            if finished.returncode != 0:
+                pytest.skip(f"{' '.join(map(str, command))}: {finished.stderr.strip()}")
+            done += 1
+        yield
+    finally:
+        for needs, command in undo:
+            if done >= needs:
+                subprocess.run(command, check=True)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A disk of two megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "small", folder], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    mount, unmount = ["mount", "-t", "tmpfs", "-o", "size=2m", "small", folder], ["umount", folder]
+    with mounted(mount, undo=[(1, unmount)]):
+        yield folder
 
 
 def fill(disk, free_pages):
@@ -393,7 +358,7 @@ def test_a_disk_that_fills_between_samples_loses_none(disk, tmp_path, monkeypatc
     for each in (cfg, whole):
         run_job(each)
         write_report([each])
-    assert all(lines(disk / "results")[job][: len(each)] == each for job, each in before.items())
+    assert still_begin_with(disk / "results", before)
     assert samples(disk / "results") == samples(tmp_path / "whole")
     assert contents(disk / "results") == contents(tmp_path / "whole")
 
@@ -442,31 +407,20 @@ def test_a_disk_that_is_full_before_the_report_is_whole_keeps_the_old_files(disk
 # A read-only folder
 
 
-@contextmanager
 def read_only(folder, mirror):
     """Within: nothing new can be written below the folder; for root by a mount, for others by its permissions.
 
     Root mounts a read-only ``mirror`` of the folder over it: whatever is open stays so, as with a real disk.
     """
-    if os.geteuid() == 0:
-        mirror.mkdir()
-        do = [["mount", "--bind", folder, mirror], ["mount", "-o", "remount,bind,ro", mirror],
-              ["mount", "--bind", mirror, folder]]  # fmt: skip
-        undo = {2: ["umount", folder], 0: ["umount", mirror]}
-    else:
-        do, undo = [["chmod", "-R", "a-w", folder]], {0: ["chmod", "-R", "u+w", folder]}
-    n_done = 0
-    try:
-        for command in do:
-            finished = subprocess.run(command, capture_output=True, text=True, check=False)
-            if finished.returncode != 0:
-                pytest.skip(f"no folder can be made read-only: {finished.stderr.strip()}")
-            n_done += 1
-        yield
-    finally:
-        for number, command in undo.items():
-            if number < n_done:
-                subprocess.run(command, check=True)
+    if os.geteuid() != 0:
+        return mounted(["chmod", "-R", "a-w", folder], undo=[(1, ["chmod", "-R", "u+w", folder])])
+    mirror.mkdir()
+    return mounted(
+        ["mount", "--bind", folder, mirror],
+        ["mount", "-o", "remount,bind,ro", mirror],
+        ["mount", "--bind", mirror, folder],
+        undo=[(3, ["umount", folder]), (1, ["umount", mirror])],
+    )
 
 
 UNWRITABLE = re.compile(r"cannot be written \((Read-only file system|Permission denied)\): choose a folder that can be")

@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 import pytest
 
-from metagame.benchmarks.imagenet_seg import FIELDS, ImageNetSeg
+from metagame.benchmarks.imagenet_seg import ImageNetSeg
 from metagame.errors import UserError
 from metagame.models.concepts import load_t5_tokenizer
 from scripts import name_wordnet_labels as script
 from scripts.name_wordnet_labels import Synset, find_name, read_synsets
 from scripts.train_diffusion import build_tokenizers
 from tests.conftest import unchecked
+from tests.tiny.segmentation import write_matlab
 
 LICENCE = "  1 This software and database is being provided to you, the LICENSEE, by\n  29 @ | 00000000 n\n"
 DATA = (
@@ -124,23 +125,10 @@ IDS = [f"{DOG}_1005", f"{CANINE}_7", f"{DOG}_2", "n99999999_1", f"{NORTH_SEA}_3"
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder with images of these ids in MATLAB's layout."""
-    folder = tmp_path / "imagenet_seg"
-    folder.mkdir()
-    with h5py.File(folder / "gtsegs_ijcv.mat", "w") as file:
-        fields = {name: file.create_dataset(f"value/{name}", (len(IDS), 1), h5py.ref_dtype) for name in FIELDS}
-        for place, image_id in enumerate(IDS):
-            parts = {
-                "id": np.array([[ord(character)] for character in image_id], np.uint16),
-                "img": np.full((3, 4, 5), place, np.uint8),
-                "mask": np.ones((4, 5), np.uint8),
-            }
-            stored = {name: file.create_dataset(f"refs/{name} {place}", data=part) for name, part in parts.items()}
-            stored["gt"] = file.create_dataset(f"refs/gt {place}", (1, 1), h5py.ref_dtype)
-            stored["gt"][0, 0] = stored["mask"].ref
-            for name, dataset in fields.items():
-                dataset[place, 0] = stored[name].ref
-    return folder
+    """A folder with images of these ids."""
+    pictures, masks = [np.zeros((4, 5, 3), np.uint8)] * len(IDS), [[np.ones((4, 5), bool)]] * len(IDS)
+    write_matlab(tmp_path / "imagenet_seg" / "gtsegs_ijcv.mat", {"img": pictures, "gt": masks, "id": IDS})
+    return tmp_path / "imagenet_seg"
 
 
 def name_labels(monkeypatch, wordnet, root, pipeline, *more):

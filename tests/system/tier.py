@@ -21,7 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PASSED = Path(__file__).with_name("passed.json")
 PYTEST = (sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--override-ini=addopts=-q -rs")
-FOR_ALL = ("requirements.lock", "pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/tiny", "data/tiny")
+FOR_ALL = (
+    "requirements.lock",
+    "pyproject.toml",
+    "tests/__init__.py",
+    "tests/conftest.py",
+    "tests/system/conftest.py",
+    "tests/tiny",
+    "data/tiny",
+)
 RUNS = ("run.py", "src/metagame/cli.py", "src/metagame/experiments.py", "src/metagame/jobs", "configs/config.yaml")
 
 
@@ -76,7 +84,7 @@ PARTS = {
         ("paper_encoders",),
         (*RUNS, "src/metagame/models", "src/metagame/attributions", "src/metagame/benchmarks", "configs"),
     ),
-    "preparation": Part(("name_wordnet_labels", "bench", "bench_diffusion"), ("scripts", "src/metagame/benchmarks")),
+    "preparation": Part(("name_wordnet_labels", "bench"), ("scripts", "src/metagame/benchmarks")),
     "paper_generative": Part(
         ("paper_generative",),
         (
