@@ -1,21 +1,34 @@
-"""The commands of the README and the documentation, and the notebooks, run as they stand there."""
+"""The documentation is built; its commands, those of the README, and the notebooks run as they stand there."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.tiny.documents import PAGES, run_commands
-from tests.tiny.jobs import ROOT
+from tests.tiny.jobs import ROOT, terminal_free_environment
 from tests.tiny.runs import Forked, run
 
 pytestmark = pytest.mark.slow
 
 HERE = [arguments for arguments in run_commands()[0] if "name=keep_one" not in arguments]
 """Without that of a method which the page tells its reader to write."""
+
+
+def test_the_documentation_is_built_without_a_warning_and_needs_no_network(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", tmp_path]
+    built = subprocess.run(command, cwd=ROOT, env=terminal_free_environment(), capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for page in ("index", "recipes", "reading_results", "results/small", "api/metagame"):
+        html = (tmp_path / f"{page}.html").read_text()
+        assert not re.search('src="http|rel="stylesheet" href="http', html)
+    assert "MetaAttributions" in (tmp_path / "api/metagame.html").read_text()
+    assert "<math" in (tmp_path / "concepts.html").read_text()
 
 
 @pytest.mark.parametrize("arguments", HERE, ids=" ".join)

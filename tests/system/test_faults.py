@@ -16,18 +16,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from metagame.errors import RecordError
 from metagame.jobs.records import RecordStore
-from metagame.jobs.run import run_job
-from metagame.jobs.spec import job_folder
-from metagame.report.experiment import FIGURES, write_report
-from tests.tiny.jobs import ROOT, Plain, job_config
+from metagame.report.experiment import FIGURES
+from tests.tiny.jobs import ROOT
 from tests.tiny.runs import PAGE, TABLES, Run, contents, n_by_an_earlier_run, n_recorded, records, run
 
 pytestmark = pytest.mark.slow
@@ -175,16 +170,6 @@ def test_after_kills_all_files_are_those_of_an_unbroken_run_and_no_half_one_has_
 # Several processes, and signals
 
 
-def test_one_of_two_shards_can_be_killed_and_started_again_while_the_other_works(tmp_path, unbroken):
-    first, second = (Run(*PLAIN_SWEEP, "shards=2", f"shard={shard}", output_dir=tmp_path) for shard in (0, 1))
-    second.recorded(4)
-    assert second.stop(signal.SIGKILL)[0] == -signal.SIGKILL
-    again = Run(*PLAIN_SWEEP, "shards=2", "shard=1", output_dir=tmp_path)
-    ends = [first.end(), again.end()]
-    assert [status for status, _ in ends] == [0, 0], ends
-    goes_on(tmp_path, N_SAMPLES, unbroken)
-
-
 def test_of_two_sweeps_into_one_folder_one_does_what_the_other_leaves_when_it_is_killed(tmp_path, unbroken):
     killed, other = (Run(*PLAIN_SWEEP, output_dir=tmp_path) for _ in range(2))
     killed.recorded(3)
@@ -330,39 +315,6 @@ def told_of_full_disk(end):
     return answers
 
 
-class Filling(Plain):
-    """Before it prepares any sample but the first three it leaves ``free_pages`` pages on the disk, if given."""
-
-    disk: ClassVar[Path]
-    free_pages: ClassVar[int | None] = None
-
-    def bind(self, sample):
-        if self.free_pages is not None and sample.value > 3:
-            fill(self.disk, self.free_pages)
-        return super().bind(sample)
-
-
-@pytest.mark.parametrize(("free_pages", "unwritten"), [(0, r"arrays/\w+\.npz"), (1, r"records\.jsonl")])
-def test_a_disk_that_fills_between_samples_loses_none(disk, tmp_path, monkeypatch, free_pages, unwritten):
-    """With a page left arrays can be written, until a line of the records needs a new page too, and is cut there."""
-    changes = {"model___target_": f"{__name__}.Filling", "benchmark__values": list(range(1, 41))}
-    monkeypatch.setattr(Filling, "disk", disk, raising=False)
-    monkeypatch.setattr(Filling, "free_pages", free_pages)
-    cfg, whole = (job_config(folder, **changes) for folder in (disk / "results", tmp_path / "whole"))
-    with pytest.raises(RecordError, match=FULL.format(unwritten)):
-        run_job(cfg)
-    assert (job_folder(cfg) / "records.jsonl").read_bytes().endswith(b"\n") == (free_pages == 0)
-    before = lines(disk / "results")
-    free(disk)
-    monkeypatch.setattr(Filling, "free_pages", None)
-    for each in (cfg, whole):
-        run_job(each)
-        write_report([each])
-    assert still_begin_with(disk / "results", before)
-    assert samples(disk / "results") == samples(tmp_path / "whole")
-    assert contents(disk / "results") == contents(tmp_path / "whole")
-
-
 @pytest.mark.parametrize("free_pages", [0, 3])
 def test_a_full_disk_is_seen_before_work(disk, free_pages):
     """A few pages are not enough either: Hydra writes its own file before the first job."""
@@ -385,23 +337,6 @@ def test_a_sweep_whose_disk_fills_says_so_and_goes_on_when_there_is_space(disk, 
     assert re.search(r"table\.json cannot", answers[-1])
     free(disk)
     goes_on(output, before, unbroken)
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_disk_that_is_full_before_the_report_is_whole_keeps_the_old_files(disk, name):
-    output, job = disk / "results", (*JOB, "attribution=meta_ig")
-    assert run(*job, output_dir=output)[0] == 0
-    expected = contents(output, (*TABLES, *FIGURES))
-    for each in expected:
-        (output / each).write_text("old")
-    n_pages = len(expected["figure.png"]) // PAGE
-    fill(disk, n_pages - 2 if name == "figure.png" else n_pages + 4)
-    (answer,) = told_of_full_disk(run(*job, output_dir=output))
-    assert f"{name} cannot" in answer
-    assert (output / name).read_text() == "old"
-    free(disk)
-    assert run(*job, output_dir=output)[0] == 0
-    assert contents(output, (*TABLES, *FIGURES)) == expected
 
 
 # A read-only folder

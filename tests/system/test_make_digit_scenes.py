@@ -148,12 +148,6 @@ def test_scenes_have_one_to_three_different_digits_that_never_lie_on_each_other(
     assert {scene.background for scene in scenes} == set(BACKGROUNDS)
 
 
-@pytest.mark.parametrize("n_digits", [1, 2, 3])
-def test_a_scene_has_at_most_the_number_of_digits_asked_for(n_digits):
-    found = [len(scene.labels) for scene in draw(30, seed=4, n_digits=n_digits)]
-    assert (min(found) >= 1, max(found)) == (True, n_digits)
-
-
 def test_scenes_are_drawn_from_the_generator_alone_and_digits_that_find_no_place_are_left_out():
     left, right = (draw_scene(Digits(), np.random.default_rng(3), 10) for _ in range(2))
     assert np.array_equal(left.pixels, right.pixels)

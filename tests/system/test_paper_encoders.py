@@ -125,9 +125,3 @@ def test_a_figure_of_a_wide_photograph_is_drawn_as_the_model_is_given_it(
     store = RecordStore(job_folder(configs[0]))
     (record,) = store.read().values()
     assert store.load_arrays(record)["caption.picture"].shape == (LAYOUTS[model]().vision["image_size"],) * 2 + (3,)
-
-
-@pytest.mark.parametrize("experiment", ["figure2", "figure8", "figure9"])
-def test_an_illustration_is_of_the_model_of_the_published_one(folder, experiment):
-    (cfg,) = sweep_configs(["attribution=grad_eclip"], [f"experiment={experiment}", "scale=paper"])
-    assert cfg.model.checkpoint == "facebook/metaclip-2-worldwide-huge-quickgelu"

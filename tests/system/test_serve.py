@@ -11,13 +11,13 @@ import pytest
 from metagame.cli import main
 from metagame.jobs.run import run_job
 from tests.tiny.jobs import ROOT, terminal_free_environment
-from tests.tiny.pages import Chromium, needs_chromium, sentence_config
+from tests.tiny.pages import sentence_config
 
-pytestmark = [pytest.mark.slow, needs_chromium]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(browser, tmp_path_factory):
     """Of the command's server; it ends without a word on Ctrl-C."""
     folder = tmp_path_factory.mktemp("served")
     run_job(sentence_config(folder / "tiny" / "x", "m", texts=["a b"], entries=[[0, 1, 1.0]]))
@@ -40,12 +40,11 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(address, tmp_path_factory):
-    browser = Chromium(tmp_path_factory.mktemp("profile"))
+def page(browser, address):
     page = browser.open(address)
     yield page
     assert [url for url in page.requests() if not url.startswith((address, "data:"))] == []
-    browser.close()
+    page.close()
 
 
 def type_into(page, kind, text):

@@ -147,26 +147,15 @@ def half_refused(tmp_path_factory, cluster):
 
 def test_what_a_task_asks_of_its_node_can_be_overridden(half_refused):
     script = next(half_refused[0].glob("slurm/*/*_submission.sh")).read_text()
-    asked = (
-        "partition=main",
-        "account=lab",
-        "gres=gpu:2",
-        "time=7",
-        "mem=3GB",
-        "cpus-per-task=1",
-        "job-name=metagame-sums",
-    )
+    asked = ["partition=main", "account=lab", "gres=gpu:2", "time=7", "mem=3GB", "cpus-per-task=1"]
+    asked.append("job-name=metagame-sums")
     assert [f"#SBATCH --{each}\n" in script for each in asked] == [True] * len(asked)
 
 
 def test_a_job_that_cannot_start_on_its_node_is_told_here_and_in_the_table(half_refused):
     folder, status, errors = half_refused
-    reason = (
-        "attribution=attention with attribution.meta=true: AttentionWeights has no metagame: it is not a first-order"
-        " attribution method."
-    )
     table = json.loads((folder / "table.json").read_text())
     assert status == 1
-    assert errors.count(reason) == 1
-    assert f"Meta-attention could not start: {reason}" in table["notes"]
+    assert errors.count("AttentionWeights has no metagame") == 1
+    assert any("Meta-attention could not start" in note for note in table["notes"])
     assert [row["method"] for row in table["rows"]] == ["Meta-SV"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tiny.pages import Chromium, needs_chromium, page_of_texts
+from tests.tiny.pages import page_of_texts
 from tests.tiny.texts import read_whole, texts
 
 pytestmark = pytest.mark.slow
@@ -20,23 +20,17 @@ def test_the_command_line_reads_every_text_as_it_is_or_says_why_not():
     read_whole(COUNT, seed=1)
 
 
-@needs_chromium
-def test_a_browser_shows_texts_as_they_are(tmp_path):
-    count = 12
-    folder = page_of_texts(tmp_path / "tiny", count)
-    browser = Chromium(tmp_path / "profile")
-    try:
-        page = browser.open((folder / "report" / "index.html").as_uri())
-        shown = []
-        for sample in (f"s{place}" for place in range(count)):
-            if sample not in page.each("[data-sample]", "node.dataset.sample"):
-                page.press_on("#page1")
-            page.choose("sample", sample)
-            shown.append(page.each("#subject p", "node.lastChild.textContent")[::2])
-        assert shown == [[text, text] for text in texts(count)]
-        cells = page.texts(".experiment tbody td")
-        assert cells == [text.replace("\r", "\n") for text in texts(count)]
-        assert page.errors() == []
-        assert page.evaluate("document.querySelectorAll('main script, main b').length") == 0
-    finally:
-        browser.close()
+def test_a_browser_shows_texts_as_they_are(browser, tmp_path):
+    given, shown = texts(12), []
+    folder = page_of_texts(tmp_path / "tiny", len(given))
+    page = browser.open((folder / "report" / "index.html").as_uri())
+    for place in range(len(given)):
+        if f"s{place}" not in page.each("[data-sample]", "node.dataset.sample"):
+            page.press_on("#page1")
+        page.choose("sample", f"s{place}")
+        shown.append(page.each("#subject p", "node.lastChild.textContent")[::2])
+    assert shown == [[text, text] for text in given]
+    assert page.texts(".experiment tbody td") == [text.replace("\r", "\n") for text in given]
+    assert page.errors() == []
+    assert page.evaluate("document.querySelectorAll('main script, main b').length") == 0
+    page.close()

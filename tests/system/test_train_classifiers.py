@@ -1,4 +1,4 @@
-"""Training of the small BERT and ViTs: a few steps write a model that loads, and the committed ones are good."""
+"""Training of the adder, the small BERT and the ViTs: it writes models that load, and the committed ones are good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from metagame.benchmarks.prompts import AnnotatedPrompt
 from metagame.contracts import WHOLE
 from metagame.models.image_classifier import ImageClassifier
 from metagame.models.text_classifier import TextClassifier
-from scripts import train_image_classifier, train_text_classifier, train_texture_classifier
+from scripts import train_adder, train_image_classifier, train_text_classifier, train_texture_classifier
+from tests.models.test_adder import LARGEST_EMPTY_OUTPUT, LARGEST_TEST_MSE, empty_output, mean_squared_error
 from tests.tiny.jobs import ROOT
 
 SCRIPTS = {
@@ -18,6 +19,14 @@ SCRIPTS = {
     "vit": (train_image_classifier, ImageClassifier),
     "vit_textures": (train_texture_classifier, ImageClassifier),
 }
+
+
+def test_an_adder_trained_from_scratch_meets_the_bounds_of_the_committed_checkpoint():
+    net, card = train_adder.train(seed=1, epochs=300)
+    _, _, test = train_adder.build_splits(1)
+    assert mean_squared_error(net, test) < LARGEST_TEST_MSE
+    assert abs(empty_output(net)) < LARGEST_EMPTY_OUTPUT
+    assert card["test_mse"] < LARGEST_TEST_MSE
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from metagame.benchmarks.digit_scenes import BACKGROUNDS, SIDE, WORDS, draw_scene, full_prompt
+from metagame.benchmarks.digit_scenes import BACKGROUNDS, SIDE, WORDS, draw_scene
 from metagame.benchmarks.digits import Digits
 from metagame.models.concepts import concept_token
 from scripts import train_diffusion as script
@@ -45,24 +45,12 @@ def test_every_word_of_the_prompts_is_one_token_of_either_tokenizer_whatever_its
     for word in TEXT_WORDS:
         assert concept_token(t5, word) == f"▁{word}"
         assert clip.tokenize(word) == [f"{word}</w>"]
-    words = PROMPT.replace(",", " ,").split()
-    assert t5.convert_ids_to_tokens(t5(PROMPT)["input_ids"]) == [*(f"▁{word}" for word in words), "</s>"]
-    expected = ["<|startoftext|>", *(f"{word}</w>" for word in words), "<|endoftext|>"]
-    assert clip.convert_ids_to_tokens(clip(PROMPT)["input_ids"]) == expected
     assert t5.convert_ids_to_tokens(t5("a bike")["input_ids"]) == ["▁a", "<unk>", "</s>"]
+    expected = ["<|startoftext|>", "sea</w>", ",</w>", "<|endoftext|>"]
+    assert clip.convert_ids_to_tokens(clip("sea,")["input_ids"]) == expected
     for tokenizer in (t5, clip):
         assert tokenizer("A Three,A SEVEN on Sea")["input_ids"] == tokenizer(PROMPT)["input_ids"]
-
-
-def test_ids_are_padded_and_cut_to_the_context_and_no_prompt_of_training_is_cut(tokenizers):
-    found = tokenize(tokenizers, ["", PROMPT, "a one " * 20])
-    assert found.clip.shape == found.t5.shape == (3, CONTEXT)
-    assert (found.t5[0] == script.T5_VOCABULARY["<pad>"]).sum() == CONTEXT - 1
-    assert found.t5[2, -1] == script.T5_VOCABULARY["</s>"]
-    assert found.clip[2, -1] == script.CLIP_VOCABULARY["<|endoftext|>"]
-    rng = np.random.default_rng(0)
-    prompts = [full_prompt(draw_scene(DIGITS, rng, 3), rng) for _ in range(20)]
-    assert max(len(tokenizer(prompt)["input_ids"]) for tokenizer in tokenizers.values() for prompt in prompts) < CONTEXT
+    assert tokenize(tokenizers, ["", PROMPT, "a one " * 20]).t5.shape == (3, CONTEXT)
 
 
 def test_prompts_name_every_digit_of_their_scene_in_any_order_mostly_in_full_else_bare_or_not():
@@ -94,24 +82,6 @@ def test_a_batch_has_scenes_drawn_from_its_seed_alone_as_pictures_from_minus_one
     rng = np.random.default_rng([0, 1])
     for image in first.images:
         assert close(image, draw_scene(DIGITS, rng).pixels.transpose(2, 0, 1) * 2 - 1, 1e-6)
-
-
-def test_two_by_two_latents_make_a_token():
-    latents = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
-    tokens = script.pack(latents)
-    assert tokens.shape == (2, 6, 12)
-    for picture, row, column, channel, below, right in np.ndindex(2, 2, 3, 3, 2, 2):
-        value = tokens[picture, 3 * row + column, 4 * channel + 2 * below + right]
-        assert value == latents[picture, channel, 2 * row + below, 2 * column + right]
-
-
-def test_parts_are_drawn_from_the_seed_and_not_from_the_global_generator():
-    state = torch.get_rng_state()
-    first, again, other = (build_parts(seed) for seed in (0, 0, 1))
-    assert torch.equal(torch.get_rng_state(), state)
-    for name, part in first.items():
-        assert same_weights(part, again[name])
-        assert not same_weights(part, other[name])
 
 
 class Guessing(nn.Module):
@@ -176,15 +146,6 @@ def test_about_half_of_the_pictures_have_no_pooled_text(tokenizers, parts, pictu
             assert torch.equal(given, own) or not given.any()
             n_with += bool(given.any())
     assert 0.3 < n_with / (5 * len(pictures)) < 0.7
-
-
-def test_the_gradient_of_the_loss_reaches_the_text_encoders_and_spares_the_autoencoder(tokenizers, parts, pictures):
-    text = tokenize(tokenizers, [PROMPT] * 4)
-    flow_loss(parts, pictures[:4], text, torch.Generator().manual_seed(0)).backward()
-    for name in ("transformer", "text_encoder", "text_encoder_2"):
-        norm = sum(each.grad.abs().sum() for each in parts[name].parameters() if each.grad is not None)
-        assert 0 < norm < math.inf
-    assert all(each.grad is None for each in parts["vae"].parameters())
 
 
 # Training

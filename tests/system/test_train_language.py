@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from functools import partial
 from itertools import islice
 
@@ -19,7 +18,7 @@ from metagame.contracts import WHOLE
 from metagame.models.language_model import LanguageModel
 from scripts import train_language as script
 from scripts.train_language import END, IGNORED, PAD, TURN_END, TURN_START, UNKNOWN, VOCABULARY, asked, ids
-from scripts.training import load_checkpoint, save_checkpoint
+from scripts.training import load_checkpoint, save_checkpoint, set_rate
 from tests.tiny.jobs import ROOT
 
 COMMITTED = ROOT / "data/tiny/gemma3"
@@ -47,35 +46,7 @@ def drawn(count, seed=0):
     return [draw_review(rng) for _ in range(count)]
 
 
-# The model and its tokenizer
-
-
-def test_the_model_is_drawn_from_the_seed_and_special_tokens_are_where_gemma_has_them():
-    model, again, other = (script.build_model(seed) for seed in (0, 0, 1))
-    weights, same, others = (each.state_dict() for each in (model, again, other))
-    assert all(torch.equal(value, same[name]) for name, value in weights.items())
-    assert not all(torch.equal(value, others[name]) for name, value in weights.items())
-    tokenizer = script.build_tokenizer()
-    for each in (model.config, tokenizer):
-        assert (each.pad_token_id, each.eos_token_id, each.bos_token_id) == (0, 1, 2)
-    assert sorted(VOCABULARY.values()) == list(range(model.config.vocab_size)) == list(range(len(tokenizer)))
-    assert model.generation_config.eos_token_id == [VOCABULARY[END], VOCABULARY[TURN_END]]
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("The SOUP was Good.", "the soup was good ."),
-        ("good,bad;nice", f"good , bad {UNKNOWN} nice"),
-        ("  good\n\nbad  film\n", "good \n \n bad film \n"),
-        (f"{TURN_START}user\ngood{TURN_END}\n", f"{TURN_START} user \n good {TURN_END} \n"),
-        (f"{UNKNOWN} good {PAD}{END}", f"{UNKNOWN} good {PAD} {END}"),
-    ],
-)
-def test_words_punctuation_and_line_breaks_are_tokens(text, tokens):
-    tokenizer = script.build_tokenizer()
-    assert tokenizer(text)["input_ids"] == ids(f"{script.START} {tokens}")
-    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids(tokens)
+# What it is asked
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -89,9 +60,6 @@ def test_the_adapter_asks_what_was_asked_in_training_and_the_words_play(small, c
         assert [prompt.ids[place] for place in prompt.positions] == words
         assert prompt.turn_end == (VOCABULARY[TURN_END] if chat else None)
     assert model.absent_id == VOCABULARY[UNKNOWN]
-
-
-# What it is asked in training
 
 
 def taken_apart(tokens, targets):
@@ -137,39 +105,17 @@ def test_a_batch_is_drawn_from_its_seed_of_reviews_that_are_not_held_out_and_pad
         assert (wanted[n:] == IGNORED).all()
 
 
-@torch.no_grad()
-def test_padding_does_not_change_what_is_learned():
-    model = script.build_model(0).eval()
-    tokens, targets = script.batch(6, [0, 0, 0])
-    logits = model(tokens).logits
-    for row, (question, wanted) in enumerate(zip(tokens, targets, strict=True)):
-        alone = model(question[question != VOCABULARY[PAD]][None]).logits[0]
-        place = wanted != IGNORED
-        assert (logits[row][place] - alone[place[: len(alone)]]).abs().max() < 1e-5
-
-
 # Training
 
 
-def test_a_few_steps_lower_the_loss_at_a_rate_that_warms_up_and_falls_to_nothing(small, monkeypatch, tmp_path):
-    rates = []
-
-    class Watched(torch.optim.AdamW):
-        def step(self, *arguments, **settings):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(*arguments, **settings)
-
-    monkeypatch.setattr(script, "CHECKPOINT_EVERY", 100)
-    monkeypatch.setattr(script, "WARM_UP", 4)
-    monkeypatch.setattr(torch.optim, "AdamW", Watched)
-    steps, losses = zip(*script.steps_of(script.build_model(0), 24, 0, tmp_path), strict=True)
-    assert steps == tuple(range(24))
-    assert losses[0] == pytest.approx(math.log(len(VOCABULARY)), abs=0.5)
-    assert np.mean(losses[-4:]) < 0.6 * losses[0]
+def test_the_rate_warms_up_and_falls_to_nothing():
+    optimiser, rates = torch.optim.SGD([torch.zeros(1)], lr=1.0), []
+    for step in range(24):
+        set_rate(optimiser, 0.01, step, 24, 4)
+        rates.append(optimiser.param_groups[0]["lr"])
     assert rates[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert 0 < rates[-1] < 0.001
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_last_checkpoint_is_kept_a_half_one_passed_over_and_one_of_another_model_told(small, tmp_path):
@@ -236,33 +182,6 @@ def test_a_training_that_was_stopped_goes_on_to_the_card_and_weights_of_one_that
     files = [tmp_path / name / "model.safetensors" for name in ("whole_out", "parts_out")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert list(script.steps_of(script.build_model(5), 4, 5, tmp_path / "parts")) == []  # it is over
-
-
-class Answering(torch.nn.Module):
-    """Predicts the token that follows, which is right where the answer is forced, and an end behind the last."""
-
-    def __init__(self, end):
-        super().__init__()
-        self.end = VOCABULARY[end]
-        self.seen = []
-
-    def forward(self, input_ids):
-        self.seen.append(input_ids[0].tolist())
-        following = torch.tensor([[*self.seen[-1][1:], self.end]])
-        return type("Output", (), {"logits": torch.nn.functional.one_hot(following, len(VOCABULARY))})
-
-
-@pytest.mark.parametrize(("chat", "masked"), [(True, True), (True, False), (False, True)])
-def test_the_accuracy_is_the_share_of_answers_that_are_right_and_end_as_they_should(chat, masked):
-    right, wrong = Answering(TURN_END if chat else END), Answering(END if chat else TURN_END)
-    found = [
-        script.accuracy(model, 0, chat=chat, masked=masked, count=40) for model in (right, wrong, script.build_model(0))
-    ]
-    assert found[:2] == [1, 0]
-    assert found[2] < 0.2
-    assert len(right.seen) == 40
-    assert all((VOCABULARY[TURN_START] in tokens) == chat for tokens in right.seen)
-    assert any(VOCABULARY[UNKNOWN] in tokens for tokens in right.seen) == masked
 
 
 # The committed model

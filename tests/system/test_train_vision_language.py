@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import log_softmax, logsigmoid, normalize
+from torch.nn.functional import log_softmax, logsigmoid
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from metagame.benchmarks.digits import Digits
-from metagame.models.clip import CLIP
 from scripts import train_vision_language as script
 from scripts.train_vision_language import CELL, RECIPES, SIDE, VOCABULARY, WORDS, Scenes, build_model, build_tokenizer
 from tests.tiny.jobs import ROOT
@@ -131,43 +130,12 @@ def test_to_a_clip_a_caption_belongs_to_its_own_scene_by_the_model_s_own_logits_
     assert partial_changed == pytest.approx(partial, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("progress", "most", "n_seen"), [(0.05, 1, 16), (0.13, 2, 12), (0.3, 3, 12), (0.5, 4, 12), (0.9, 4, 16)]
-)
-def test_a_clip_meets_scenes_of_more_and_more_digits_and_captions_without_words(monkeypatch, progress, most, n_seen):
-    met = []
-    monkeypatch.setattr(script, "contrastive_loss", lambda model, tokens, scenes, seen: met.append((scenes, seen)))
-    recipe = RECIPES["clip"]
-    for seed in range(3):
-        script.loss_at(progress, None, recipe, build_tokenizer(recipe), DIGITS, np.random.default_rng(seed))
-    for scenes, seen in met:
-        assert scenes.present.sum(1).max() == most
-        assert (seen.shape, len(set(seen[0].tolist()))) == ((recipe.batch, n_seen), n_seen)
-    assert "" in met[0][0].captions
-
-
-@each_clip
-@torch.no_grad()
-def test_a_clip_begins_with_positive_cosines_and_attention_to_near_patches(name):
-    model, scenes = build_model(RECIPES[name], 0), scenes_of(5)
-    images = model.get_image_features(pixel_values=scenes.images)
-    texts = model.get_text_features(**script.tokenize(build_tokenizer(RECIPES[name]), ["", *WORDS]))
-    assert (normalize(images, dim=-1) @ normalize(texts, dim=-1).T).min() > 0.2
-    embedded = model.vision_model.pre_layrnorm(model.vision_model.embeddings(scenes.images))
-    weights = CLIP.encoder_view_of(model).blocks[0].forward(embedded)[0].mean((0, 1))[1:, 1:]  # of 4 x 4 patches
-    assert weights[0, [1, 4, 5]].mean() > 1.2 * weights[0, [10, 11, 14, 15]].mean()
-
-
 # The models and their training
 
 
 @each_recipe
-def test_models_are_drawn_from_the_seed_and_read_a_token_a_word_and_the_pixels_of_training(name):
-    recipe, state = RECIPES[name], torch.get_rng_state()
-    weights, again, other = (build_model(recipe, seed).state_dict() for seed in (0, 0, 1))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, again[key]) for key, value in weights.items())
-    assert any(not torch.equal(value, other[key]) for key, value in weights.items())
+def test_models_read_a_token_a_word_and_the_pixels_of_training(name):
+    recipe = RECIPES[name]
     tokens = [*([] if recipe.siglip else [script.START]), "three", "seven", script.END]
     assert build_tokenizer(recipe)("three SEVEN")["input_ids"] == [VOCABULARY[token] for token in tokens]
     assert script.tokenize(build_tokenizer(recipe), ["three", "one two"])["input_ids"].shape == (2, script.CONTEXT)
@@ -184,23 +152,6 @@ def small(monkeypatch):
         monkeypatch.setitem(RECIPES, name, replace(recipe, batch=16))
     for name, value in {"WARM_UP": 1, "LEARNING_RATE": 1e-3, "CHECKPOINT_EVERY": 2}.items():
         monkeypatch.setattr(script, name, value)
-
-
-@torch.no_grad()
-def loss_of(name, model):
-    """The loss on scenes that training does not meet."""
-    tokenizer, rng = build_tokenizer(RECIPES[name]), np.random.default_rng(99)
-    return script.loss_at(0, model.eval(), RECIPES[name], tokenizer, DIGITS, rng).item()
-
-
-@pytest.mark.slow
-@each_recipe
-def test_a_few_steps_lower_the_loss_of_every_model(name, small, tmp_path):
-    model = build_model(RECIPES[name], 0)
-    before = loss_of(name, model)
-    steps = script.steps_of(model.train(), RECIPES[name], build_tokenizer(RECIPES[name]), 12, 0, tmp_path)
-    assert [step for step, _ in steps] == list(range(12))
-    assert loss_of(name, model) < before
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.experiments.test_tiny_flux import ADVICE
 from tests.tiny.jobs import ROOT, terminal_free_environment
 
 pytestmark = pytest.mark.slow
@@ -160,3 +161,26 @@ def test_every_package_that_is_imported_is_required(python, tmp_path):
     names -= {"joblib", "threadpoolctl", "markupsafe"}  # scikit-learn's two and jinja2's
     found = "from metagame.extras import *; print([x for x in {} if not extras_with(DISTRIBUTIONS.get(x, x))])"
     assert run(python, "-c", found.format(names), cwd=tmp_path).stdout == "[]\n"
+
+
+LOAD = """
+from metagame.models.concepts import load_t5_tokenizer
+try:
+    load_t5_tokenizer("data/tiny/flux", None)
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        "import sys; sys.modules['sentencepiece'] = None",
+        "import sys; sys.modules['google.protobuf'] = None",
+        "import google.protobuf.runtime_version as version; version.MAJOR = 6",
+    ],
+    ids=["no sentencepiece", "no protobuf", "an older protobuf"],
+)
+def test_a_tokenizer_whose_packages_are_not_installed_names_them(lack):
+    process = run(sys.executable, "-c", lack + LOAD, cwd=ROOT)
+    assert process.stdout == f"model.checkpoint='data/tiny/flux/tokenizer_2' {ADVICE}\n"

@@ -66,7 +66,7 @@ PARTS = {
         ("viewer", "serve"), ("src/metagame/viewer", "src/metagame/report/results.py", "src/metagame/explainer.py")
     ),
     "wheel": Part(
-        ("wheel", "setup", "missing_packages"),
+        ("wheel", "setup"),
         ("README.md", "docs", "setup.py", "MANIFEST.in", "scripts/setup_environment.py", "src", "configs"),
     ),
     "fuzz": Part(
@@ -75,8 +75,8 @@ PARTS = {
     ),
     "training": Part(
         (
-            "train_adder", "train_language", "train_classifiers", "train_vision_language", "train_diffusion",
-            "read_digits", "make_digit_scenes",
+            "train_language", "train_classifiers", "train_vision_language", "train_diffusion", "read_digits",
+            "make_digit_scenes",
         ),
         ("scripts", "src/metagame/benchmarks", "src/metagame/models", "tests/models/test_adder.py"),
     ),
@@ -93,7 +93,7 @@ PARTS = {
         ),
     ),
     "docs": Part(
-        ("docs", "documented_commands"),
+        ("documented_commands",),
         ("docs", "README.md", "notebooks", "CONTRIBUTING.md", "CHANGELOG.md", "run.py", "src/metagame", "configs"),
     ),
     "demo": Part((), ("Makefile", "run.py", "src/metagame", "configs"), ("make", "demo", "report")),
