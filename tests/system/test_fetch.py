@@ -479,17 +479,3 @@ def test_no_room_and_no_hub_are_told(hub, monkeypatch, caplog):
     assert run(*BOTH) == 1
     assert caplog.text.count("offline mode is enabled") == 2
     assert not Path(constants.HF_HUB_CACHE).exists()
-
-
-@pytest.mark.slow
-def test_the_command_honours_the_hubs_environment(hub, tmp_path):
-    put_repository(hub, FIRST, WEIGHTS, denied=403)
-    put_repository(hub, SECOND, WEIGHTS)
-    code = "import sys; from metagame.fetch import command; command.main(sys.argv[1:])"
-    environment = terminal_free_environment(HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "home"))
-    process = subprocess.run([sys.executable, "-c", code, *BOTH], env=environment, capture_output=True, text=True)
-    assert process.returncode == 1
-    assert "Traceback" not in process.stderr
-    assert process.stderr.count(f"{FIRST} is gated") == 1
-    found = tmp_path.glob("home/hub/models--google--siglip2-large-patch16-256/snapshots/*/model.safetensors")
-    assert [path.read_bytes() for path in found] == [CONTENT]

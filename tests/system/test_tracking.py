@@ -220,8 +220,15 @@ def test_after_a_kill_no_record_is_missing_and_none_that_is_on_the_disk_is_logge
         assert rows(run, "_step", "sample") == [(number + 1, str(number)) for number in range(n_sure, 8)]
 
 
-@pytest.mark.parametrize("failure", [lambda: 1 / 0, lambda: time.sleep(30), lambda: sys.exit(1)])
-@pytest.mark.parametrize(("seconds", "ends"), [(0.0, [0]), (0.0, [0, 0, 0]), (0.0, [0, 0, 0, 0, 1]), (60.0, [0, 1])])
+@pytest.mark.parametrize(
+    ("failure", "seconds", "ends"),
+    [
+        (lambda: 1 / 0, 0.0, [0]),
+        (lambda: time.sleep(30), 0.0, [0, 0, 0]),
+        (lambda: sys.exit(1), 0.0, [0, 0, 0, 0, 1]),
+        (lambda: 1 / 0, 60.0, [0, 1]),
+    ],
+)
 def test_a_tracker_that_fails_is_called_no_more(tmp_path, monkeypatch, caplog, failure, seconds, ends):
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN", seconds)
     calls = []
