@@ -207,6 +207,7 @@ SPOILT = [
         "imagenet_class_map.json has no 'canine', the class n02083346 of gtsegs_ijcv.mat",
     ),
     (class_map_of(CLASS_MAP, every_synset_known=False), "n99999999 of gtsegs_ijcv.mat is not a noun in this data.noun"),
+    (class_map_of({"categories": {"dog": 3}}), "does not map lemmas of WordNet to names"),
     (class_map_of(["dog"]), "does not map lemmas of WordNet to names"),
     (class_map_of('{"categories": {"dog"'), "imagenet_class_map.json is not valid JSON, or is truncated"),
     (no_wordnet, "data.noun cannot be read: give data.noun of WordNet 3.0."),
