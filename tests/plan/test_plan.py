@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from metagame.fetch.command import asked_configs
 from metagame.jobs.build import Job
 from metagame.models.clip import CLIP
 from metagame.models.language_model import LanguageModel
@@ -168,8 +169,9 @@ def test_what_is_not_here_is_named_and_the_passes_counted_all_the_same(overrides
 
 
 def test_the_weights_that_are_missing_are_fetched_by_what_names_them_whatever_the_experiment_takes_itself():
-    _, plan = planned("experiment=figure3 attribution=attnlrp model.checkpoint=some/one model.revision=v1 limit=1", "small")
-    command = "metagame fetch weights scale=small model=gemma3_1b model.checkpoint=some/one model.revision=v1"
+    overrides = "model=smollm2_135m model.checkpoint=some/one model.revision=v1 limit=1"
+    _, plan = planned(f"experiment=figure3 attribution=attnlrp {overrides}", "small")[0]
+    command = "metagame fetch weights scale=small model=smollm2_135m model.checkpoint=some/one model.revision=v1"
     assert any(each.endswith(f": {command}.") for each in plan.missing)
     asked = command.removeprefix("metagame fetch weights ").split()
     assert [cfg.model.checkpoint for cfg in asked_configs(asked)] == ["some/one"]

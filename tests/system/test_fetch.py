@@ -367,6 +367,7 @@ def cached(name):
 META_CLIP, CLIP_B = "facebook/metaclip-2-worldwide-huge-quickgelu", "openai/clip-vit-base-patch16"
 SCHNELL, DEV = "black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev"
 OPEN_CLIP = "timm/vit_base_patch16_clip_224.openai"
+SMOL_LM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BERT, VIT = "textattack/bert-base-uncased-SST-2", "google/vit-base-patch16-224"
 META_CLIP_378 = "facebook/metaclip-2-worldwide-huge-378"
 GEMMAS = [f"google/gemma-3-{size}-{kind}" for size in ("1b", "4b", "12b", "27b") for kind in ("it", "pt")]
@@ -382,7 +383,8 @@ NEEDED = {
     (): [Repository(name) for name in sorted([META_CLIP, CLIP_B, FIRST, SECOND, SCHNELL, BERT, VIT, *GEMMAS])],
     ("faithfulness",): [Repository(BERT)],
     ("figure3", "model=gemma3_4b_it", "model.revision=v1"): [Repository("google/gemma-3-4b-it", "v1")],
-    ("figure3", "scale=small"): [Repository("HuggingFaceTB/SmolLM2-135M-Instruct")],
+    ("figure3", "scale=small"): [Repository(SMOL_LM)],
+    ("scale=small",): [Repository(name) for name in (SMOL_LM, FIRST, CLIP_B, "openai/clip-vit-base-patch32")],
     ("figure3", "model.checkpoint=a/b", "model.gguf=b.gguf"): [Repository("a/b", files="b.gguf")],
     ("figure2", "model=metaclip2_vith14_378"): [Repository(META_CLIP_378)],
     ("model=open_clip",): [Repository(OPEN_CLIP, files="open_clip_*model.*")],
@@ -392,6 +394,11 @@ NEEDED = {
 @pytest.mark.parametrize("asked", NEEDED)
 def test_an_experiment_needs_each_of_its_models_once(asked):
     assert repositories(command.asked_configs(asked)) == NEEDED[asked]
+
+
+def test_a_scale_that_an_experiment_has_no_values_for_is_refused():
+    with refused("flux_schnell has no values for scale=small"):
+        list(command.asked_configs(["figure4", "scale=small"]))
 
 
 @pytest.mark.parametrize("case", downloads.WANTED)
