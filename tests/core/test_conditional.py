@@ -69,3 +69,16 @@ def test_weights_of_other_rows_are_refused(weights):
     model = LinearRegression().fit(ROWS, ROWS[:, 0])
     with pytest.raises(UserError, match=r"weights has shape .* is needed with a sum of 1 in each row"):
         of_estimator(model, X, ROWS, weights=weights).values(all_coalitions(3))
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_units_of_a_feature_change_no_weight(unit):
+    units = np.array([1, unit, 1])
+    found = conditional_weights(X * units, ROWS * units, 0.3)(all_coalitions(3))
+    assert close(found, conditional_weights(X, ROWS, 0.3)(all_coalitions(3)))
+
+
+def test_a_feature_that_is_copied_changes_nothing():
+    copied = conditional_weights(X[[0, 1, 1]], ROWS[:, [0, 1, 1]], 0.4)(np.array([[0, 1, 1]], bool))
+    # twice the features have twice the divisor
+    assert close(copied, conditional_weights(X[[1]], ROWS[:, [1]], 0.4 * np.sqrt(2))(np.array([[1]], bool)))

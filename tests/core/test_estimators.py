@@ -164,6 +164,13 @@ def test_pairs_of_complements_leave_pairwise_interactions_no_error_and_claim_non
     assert phi.standard_error.max() < 1e-10
 
 
+@pytest.mark.parametrize("n", [8, 9])
+def test_walks_for_pairs_leave_pairwise_interactions_no_error_for_even_and_odd_players(n):
+    values, pairs = game_of_interactions(n, 2, most=2, weight=1.0), ~np.eye(n, dtype=bool)
+    found = play(values, "permutation", "order 2", budget=230).values
+    assert close(found[:, pairs], play(values, "exact", "order 2").values[:, pairs])
+
+
 @each_estimator
 def test_a_missing_standard_error_has_its_reason(estimator):
     phi = play(random_game(6, 2), estimator, "exogenous", budget=30)

@@ -211,6 +211,10 @@ def test_a_program_of_hydra_may_explain(function):
         ("language_model", {"text": PROMPT, "dtype": "float32"}, "dtype would change nothing"),
         ("language_model", {"text": "not \ud800 bad"}, r"'not \\ud800 bad' contains a lone surrogate at position 4"),
         (TINY / "gemma3", {"text": PROMPT, "device": "nonsense"}, r"device='nonsense' is not available here \("),
+        pytest.param(
+            *(TINY / "gemma3", {"text": PROMPT, "device": "cuda"}, r"device='cuda' is not available here \("),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         ("clip", {"text": CAPTION}, "explained with text= and image=: give image="),
         ("clip", {"image": PICTURE, "concepts": ["a"]}, "give text=, and leave out concepts="),
         ("clip", {"text": CAPTION, "image": "nowhere.png"}, "image nowhere.png does not exist"),
@@ -261,3 +265,8 @@ def test_a_model_that_is_not_shipped_is_refused_in_one_sentence(tmp_path):
 def test_settings_that_do_not_fit_a_model_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         load_model(TINY / "clip", **settings)
+
+
+def test_settings_that_are_given_are_those_that_count(clip):
+    native, shipped = (explain(clip, CAPTION, PICTURE, method).values for method in (GradECLIP("native"), "grad_eclip"))
+    assert np.abs(native - shipped).max() > 1e-3

@@ -1,4 +1,4 @@
-"""Annotations of arrays, shapes included, are checked in all modules as the tests run."""
+"""Annotations are checked as the tests run: those of arrays in all modules, and their shapes with them."""
 
 import ast
 import importlib

@@ -162,6 +162,9 @@ def test_stale_records_are_kept_where_asked_for_while_they_have_their_arrays_and
     assert job.run(reuse="stale") == [f"the code ({job.name}) has changed: {kept}"]
     assert (len(job.samples()), job.number()) == (3, 2.0)
     assert job.notes(reuse="stale") == [f"Share: 3 of 3 samples were {OTHER_CODE}"]
+    job.run()
+    assert (job.number(), job.notes()) == (200.0, [])
+    job.edit("* 100.0", "* 3.0")
     for path in (job.folder / "arrays").glob("*.npz"):
         path.unlink()
     job.run(reuse="stale")

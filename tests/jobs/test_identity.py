@@ -21,8 +21,11 @@ CONFIGS = ROOT / "configs"
 class Told:
     """Keeps what it is told, in arguments that one might take for settings which do not change results."""
 
-    def __init__(self, label=1, device=1, n_threads=1, batch_size=1, inner=None, values=()):
+    def __init__(
+        self, label=1, device=1, n_threads=1, batch_size=1, ids=1, expected=1, scales=1, inner=None, values=()
+    ):
         self.told = {"label": label, "device": device, "n_threads": n_threads, "batch_size": batch_size}
+        self.told |= {"ids": ids, "expected": expected, "scales": scales}
         self.inner = inner
 
 
@@ -38,7 +41,8 @@ class ToldMethod(Told, Share):
     pass
 
 
-def told_estimator(game, *, label=1, device=1, n_threads=1, batch_size=1, **call):  # called as metagame.estimators are
+def told_estimator(game, *, label=1, device=1, n_threads=1, batch_size=1, ids=1, expected=1, scales=1, **call):
+    """As those of metagame.estimators are called."""
     return exact(game, **call)
 
 

@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 from collections import Counter
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import ClassVar
 
@@ -391,3 +392,18 @@ def test_a_job_that_takes_a_minute_or_more_says_how_long_after_its_first_batch(c
         _tell_time("model x method", n_done, 6, seconds)
     told = [message.rpartition("the other 6 will take about ")[2] for message in caplog.messages]
     assert told == ["1 min.", "3 min.", "1.0 h."]
+
+
+def test_a_sample_that_another_process_holds_is_waited_for_in_the_end(cfg, monkeypatch):
+    claim, asked = RecordStore.claim, []
+
+    @contextmanager
+    def held_at_first(store, key, *, wait):
+        asked.append(wait)
+        with claim(store, key, wait=wait) as claimed:
+            yield claimed and len(asked) != 2
+
+    monkeypatch.setattr(RecordStore, "claim", held_at_first)
+    assert run_job(cfg).n_done == 3
+    assert prepared(cfg) == ["1", "3", "2"]
+    assert asked == [False, False, False, True]

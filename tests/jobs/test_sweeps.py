@@ -186,7 +186,9 @@ def test_a_text_that_a_comma_would_split_is_refused_with_how_to_quote_it(shipped
         check_commas(cfg, ["benchmark=separation", f"{key}={text}"])
     assert str(refusal.value).startswith(f"{key}={text} would be split at its commas")
     assert f'"{quoted}"; for a sweep, write {key}=choice(...)' in str(refusal.value)
-    check_commas(cfg, ["benchmark=separation", quoted, f"{key}=choice('{text}','x1')", "attribution=sv,ig"])
+    swept = f"{key}=choice('{text}','x1')"
+    check_commas(cfg, ["benchmark=separation", quoted, swept, "attribution=sv,ig"])
+    assert [each.benchmark.function for each in sweep_configs([], ["benchmark=separation", swept])] == [text, "x1"]
 
 
 # What an experiment's folder says

@@ -94,10 +94,12 @@ def test_relevance_walks_back_through_gemma_with_every_attention_and_its_own_pre
     ],
     ids=lambda config: " ".join(config),
 )
-def test_relevance_walks_back_through_gemmas_of_other_shapes(config):
+@each_variant
+def test_relevance_walks_back_through_gemmas_of_other_shapes(config, variant):
     with float64_throughout():
         model = build(dtype=torch.float64, **config)
-        assert near(relevance_of_everything(model, AttnLRP())[0], twin(model, False), LXT_TOLERANCE)
+        found = relevance_of_everything(model, VARIANTS[variant])[0]
+        assert near(found, twin(model, variant == "cp_LRP"), LXT_TOLERANCE)
 
 
 @pytest.mark.parametrize("family", [family for family in RULED if family != "gpt2"])  # biases take a share everywhere

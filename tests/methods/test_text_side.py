@@ -50,7 +50,7 @@ def test_words_and_their_metagame_are_those_of_the_twin_under_every_mask_of_the_
 
 
 @float64
-@pytest.mark.parametrize("family", ["clip", "siglip2"])
+@pytest.mark.parametrize("family", ["clip", "open_clip", "siglip2"])
 def test_a_word_of_several_tokens_has_their_sum(family):
     single, joint = (build(family).bound(words=words) for words in (("one", "two", "three"), ("one two", "three")))
     for method in (MaskCLIPText(), GradECLIPText(), GenericAttentionText()):

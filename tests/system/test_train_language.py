@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import one_hot
 from transformers import AutoTokenizer, Gemma3TextConfig
 
 from metagame.benchmarks.prompts import AnnotatedPrompt
@@ -185,6 +187,34 @@ def test_a_training_that_was_stopped_goes_on_to_the_card_and_weights_of_one_that
 
 
 # The committed model
+
+
+class Answering(torch.nn.Module):
+    """Predicts the token that follows, which is right where the answer is forced, and the end behind the last."""
+
+    def __init__(self, wrong_chat_end=False):
+        super().__init__()
+        self.wrong_chat_end = wrong_chat_end
+        self.seen = []
+
+    def forward(self, input_ids):
+        self.seen.append(input_ids[0].tolist())
+        chat = VOCABULARY[TURN_START] in self.seen[-1]
+        end = VOCABULARY[TURN_END if chat and not self.wrong_chat_end else END]
+        following = torch.tensor([*self.seen[-1][1:], end])
+        return SimpleNamespace(logits=one_hot(following, len(VOCABULARY))[None].float())
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_accuracy_is_the_share_of_answers_that_are_right_and_end_as_they_should(chat, masked):
+    model = Answering()
+    assert script.accuracy(model, 0, chat=chat, masked=masked, count=40) == 1
+    assert len(model.seen) == 40
+    assert all((VOCABULARY[TURN_START] in tokens) == chat for tokens in model.seen)
+    assert any(VOCABULARY[UNKNOWN] in tokens for tokens in model.seen) == masked
+    found = script.accuracy(Answering(wrong_chat_end=True), 0, chat=chat, masked=masked, count=10)
+    assert found == (0 if chat else 1)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["chat", "raw"])
