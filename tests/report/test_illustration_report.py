@@ -203,7 +203,6 @@ def numbers(table, column):
     return {name: {row["largest"] for row in table.rows if row[column] == name} for name in names}
 
 
-OTHER = {"model__name": "other", "model__label": "Other"}
 HEADS = [{"attribution__method__heads": heads} for heads in ("one", "all")]
 Y = {"attribution__base": "y", "attribution__label": "Y", "attribution__method": {"_target_": "builtins.object"}}
 
@@ -211,23 +210,17 @@ Y = {"attribution__base": "y", "attribution__label": "Y", "attribution__method":
 @pytest.mark.parametrize(
     ("changes", "column", "names", "titles"),
     [
-        ([{}, OTHER], "model", ["Model", "Other"], [f"“{CAT}”: X, Model", f"“{CAT}”: X, Other"]),
+        ([{}, {"model__name": "o", "model__label": "O"}], "model", ["Model", "O"], ["X, Model", "X, O"]),
         (
             [{}, {"model__name": "other"}], "setting", ["model=model", "model=other"],
-            [f"“{CAT}”: X, Model, model=model", f"“{CAT}”: X, Model, model=other"],
+            ["X, Model, model=model", "X, Model, model=other"],
         ),
-        (
-            [{}, {"captions": ["two dogs"]}], "caption", [CAT, "two dogs"],
-            [f"“{CAT}”: X, Model", "“two dogs”: X, Model"],
-        ),
-        (
-            [{}, Y], "method", ["Meta-X", "Meta-X, pairs", "Meta-Y", "Meta-Y, pairs"],
-            [f"“{CAT}”: X, Model", f"“{CAT}”: Y, Model"],
-        ),
+        ([{}, {"captions": ["two dogs"]}], "caption", [CAT, "two dogs"], ["X, Model"] * 2),
+        ([{}, Y], "method", ["Meta-X", "Meta-X, pairs", "Meta-Y", "Meta-Y, pairs"], ["X, Model", "Y, Model"]),
         (
             HEADS, "method",
             [f"Meta-X{pairs} (method.heads={heads})" for heads in ("one", "all") for pairs in ("", ", pairs")],
-            [f"“{CAT}”: X (method.heads={heads}), Model" for heads in ("one", "all")],
+            [f"X (method.heads={heads}), Model" for heads in ("one", "all")],
         ),
     ],
     ids=["model", "model of the same label", "caption", "method", "argument"],
@@ -244,7 +237,8 @@ def test_jobs_of_a_sweep_are_not_mixed(pictures, tmp_path, changes, column, name
     assert len(table.rows) == 2 * 3
     assert column_keys(table)[0] == column
     assert any("Model:" in note for note in table.notes) == (column != "model")
-    assert headings(figure) == titles
+    captions = names if column == "caption" else [CAT] * 2
+    assert headings(figure) == [f"“{caption}”: {title}" for caption, title in zip(captions, titles, strict=True)]
     assert [len(panels(part)) for part in figure.subfigs] == [5, 5]
 
 

@@ -36,6 +36,7 @@ from tests.tiny.reports import (
     figure_of,
     made_up,
     only,
+    panels,
     stub_config,
     tokens_explained,
     with_records,
@@ -280,12 +281,6 @@ def test_the_addition_table_explains_only_what_it_shows(tmp_path, jobs, said):
     assert ("fewer steps" in addition.addition_figure(tell_apart(results)).caption) == (STEPS in said)
 
 
-def test_a_job_has_rows_of_its_own_examples_only(tmp_path):
-    jobs = [constant_job(tmp_path, 1.0), constant_job(tmp_path, 2.0, examples=EXAMPLES[1:])]
-    rows = addition_table(tell_apart(jobs), "tiny").rows
-    assert [(row["example"], row["phi_a"]) for row in rows] == list(zip(EXAMPLES, (1, 2), strict=True))
-
-
 @pytest.mark.parametrize(
     ("change", "column", "names"),
     [
@@ -293,8 +288,9 @@ def test_a_job_has_rows_of_its_own_examples_only(tmp_path):
         ({"attribution__method__steps": 32}, "method", ["IG (method.steps=8)", "IG (method.steps=32)"]),
         ({"model__name": "other", "model__label": "Other"}, "model", ["Adder", "Other"]),
         ({"model__name": "other"}, "method", ["IG (model=adder)", "IG (model=other)"]),
+        ({"examples": EXAMPLES[1:]}, "example", list(EXAMPLES)),
     ],
-    ids=["seed", "argument", "model", "model of the same label"],
+    ids=["seed", "argument", "model", "model of the same label", "examples"],
 )
 def test_jobs_of_a_sweep_have_rows_and_panels_with_their_own_numbers_and_names(tmp_path, change, column, names):
     results = tell_apart([constant_job(tmp_path, 1.0), constant_job(tmp_path, 2.0, **change)])
@@ -308,11 +304,6 @@ def test_jobs_of_a_sweep_have_rows_and_panels_with_their_own_numbers_and_names(t
             headings = " ".join([part.get_suptitle(), *(axes.get_title() for axes in part.axes)])
             assert f"f(x) = {value}.00" in headings
             assert f"f(x) = {3 - value}.00" not in headings
-
-
-def panels(figure):
-    """The axes that show a matrix; colour bars do not."""
-    return [axes for axes in figure.axes if axes.images]
 
 
 def limits(axes):

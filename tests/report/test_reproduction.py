@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metagame.jobs.records import Record
 from metagame.report.pointing_game import OBJECTS, pointing_game_table
 from metagame.report.published import published, published_images, published_means
 from metagame.report.reproduction import Block, Comparison, pointing_game_reproduction
 from metagame.report.table import without_errors
-from tests.tiny.reports import only, stub_config, with_records
+from tests.tiny.reports import Made, made_up, only, stub_config
 
 ROWS = list(published_means())
 CHECKPOINTS = {
@@ -41,11 +40,11 @@ def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, me
     scores = published_images().get(row)
     if scores is None:
         scores, noise = around_means(row, rng), 0.0
-    records = []
+    found = {}
     for game, k in (place for place in scores[1] if int(place[1]) < images):
         values = [change(game, int(k), m, scores[m][game, k]) for m in scores]
         own = [v if v == 0.25 else v + noise * rng.normal() for v in values]
-        records.append(Record(f"{game}{k}", f"{game}/{k}", "done", scores=dict(zip(OBJECTS, own, strict=True))))
+        found[f"{game}/{k}"] = Made(dict(zip(OBJECTS, own, strict=True)))
     about = {"label": base, "base": base, "meta": meta, "method": dict(method)}
     cfg = stub_config(
         "unused",
@@ -54,7 +53,7 @@ def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, me
         benchmark={"name": "pointing_game"},
         scale__name="paper",
     )
-    return only(with_records(cfg, records))
+    return only(made_up(cfg, found))
 
 
 def verdicts(*results):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from http.client import HTTPConnection
 
 import numpy as np
@@ -49,9 +49,16 @@ class Echo:
         return {"text": question}
 
 
-@contextmanager
-def serving(report=None):
-    """A server of a page, and of the results in a folder."""
+@pytest.fixture
+def server(tmp_path):
+    """It serves a page, and the results in a folder."""
+    report = tmp_path / "tiny" / "report"
+    (report / "samples").mkdir(parents=True)
+    (report / "index.html").write_text("the page of results")
+    (report / "samples" / "a.js").write_text("a part")
+    (report / "notes.json").write_text("{}")
+    (tmp_path / "tiny" / "secret.html").write_text("secret")
+    (report / "link.html").symlink_to(tmp_path / "tiny" / "secret.html")
     server = Server(0, "the page", Desk(Echo()), report)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -60,24 +67,11 @@ def serving(report=None):
     server.server_close()
 
 
-@pytest.fixture
-def server(tmp_path):
-    report = tmp_path / "tiny" / "report"
-    (report / "samples").mkdir(parents=True)
-    (report / "index.html").write_text("the page of results")
-    (report / "samples" / "a.js").write_text("a part")
-    (report / "notes.json").write_text("{}")
-    (tmp_path / "tiny" / "secret.html").write_text("secret")
-    (report / "link.html").symlink_to(tmp_path / "tiny" / "secret.html")
-    with serving(report) as server:
-        yield server
-
-
 def ask(server, method="GET", path="/", body=None, **headers):
     """Status, headers and text of the answer."""
     connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
-    given = {name.replace("_", "-"): value.replace("PORT", str(server.server_port)) for name, value in headers.items()}
-    connection.request(method, path, body, given)
+    headers = {name: value.replace("PORT", str(server.server_port)) for name, value in headers.items()}
+    connection.request(method, path, body, headers)
     response = connection.getresponse()
     text = response.read().decode()
     connection.close()
@@ -108,33 +102,32 @@ def test_pages_are_served_to_this_machine_alone(server, path, text):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "host"),
+    ("method", "path", "headers", "status", "said"),
     [
-        ("GET", "/", "metagame.example:PORT"),
-        ("GET", "/", "127.0.0.1.example:PORT"),
-        ("GET", "/state", "127.0.0.1"),
-        ("GET", "/state", ""),
-        ("POST", "/explain", "127.0.0.1:1"),
-        ("POST", "/explain", "[::1]:PORT"),
-        ("GET", "http://metagame.example/", "127.0.0.1:PORT"),
+        ("GET", "/", {"Host": "metagame.example:PORT"}, 403, "127.0.0.1:PORT/"),
+        ("GET", "/", {"Host": "127.0.0.1.example:PORT"}, 403, "127.0.0.1:PORT/"),
+        ("GET", "/state", {"Host": "127.0.0.1"}, 403, "127.0.0.1:PORT/"),
+        ("GET", "/state", {"Host": ""}, 403, "127.0.0.1:PORT/"),
+        ("POST", "/explain", {"Host": "127.0.0.1:1"}, 403, "127.0.0.1:PORT/"),
+        ("POST", "/explain", {"Host": "[::1]:PORT"}, 403, "127.0.0.1:PORT/"),
+        ("GET", "http://metagame.example/", {}, 403, "127.0.0.1:PORT/"),
+        ("POST", "/explain", {"Origin": "https://127.0.0.1:PORT"}, 403, "other sites"),
+        ("POST", "/explain", {"Origin": "http://metagame.example"}, 403, "other sites"),
+        ("POST", "/explain", {"Origin": "null"}, 403, "other sites"),
+        ("POST", "/explain", {"Origin": "http://127.0.0.1:1"}, 403, "other sites"),
+        ("POST", "/explain", {"Content-Length": str(LARGEST + 1)}, 413, "larger"),
+        ("POST", "/explain", {"Content-Length": "9" * 5000}, 413, "larger"),
+        ("POST", "/explain", {"Content-Length": ""}, 411, "how long"),
+        ("POST", "/explain", {"Content-Length": "-1"}, 411, "how long"),
+        ("POST", "/explain", {"Content-Length": "1e3"}, 411, "how long"),
     ],
 )
-def test_requests_by_other_names_of_this_machine_and_of_a_proxy_are_refused(server, method, path, host):
-    status, _, text = ask(server, method, path, "hello", Host=host)
-    assert status == 403
-    assert f"http://127.0.0.1:{server.server_port}/" in text
+def test_foreign_names_proxies_pages_of_other_sites_and_bodies_of_no_good_size_are_refused(
+    server, method, path, headers, status, said
+):
+    found, _, text = ask(server, method, path, None if "Content-Length" in headers else "hello", **headers)
+    assert (found, said.replace("PORT", str(server.server_port)) in text) == (status, True)
     assert server.desk.state["status"] == "idle"
-
-
-@pytest.mark.parametrize(
-    ("origin", "status"),
-    [
-        ("http://127.0.0.1:PORT", 200), ("http://localhost:PORT", 200), ("https://127.0.0.1:PORT", 403),
-        ("http://metagame.example", 403), ("null", 403), ("http://127.0.0.1:1", 403),
-    ],
-)  # fmt: skip
-def test_questions_from_the_pages_of_other_sites_are_refused(server, origin, status):
-    assert ask(server, "POST", "/explain", "hello", Origin=origin)[0] == status
 
 
 @pytest.mark.parametrize(
@@ -147,20 +140,9 @@ def test_questions_from_the_pages_of_other_sites_are_refused(server, origin, sta
 )  # fmt: skip
 def test_other_paths_are_not_there(server, path):
     status, _, text = ask(server, path=path)
-    assert status == 404
-    assert "no such page" in text
-
-
-def test_without_a_page_of_results_there_is_none():
-    with serving() as server:
-        assert ask(server, path="/report/")[0] == 404
-
-
-@pytest.mark.parametrize(
-    ("length", "status"), [(str(LARGEST + 1), 413), ("9" * 5000, 413), ("", 411), ("-1", 411), ("1e3", 411)]
-)
-def test_a_body_that_is_too_large_or_of_no_known_size_is_refused(server, length, status):
-    assert ask(server, "POST", "/explain", Content_Length=length)[0] == status
+    assert (status, "no such page" in text) == (404, True)
+    server.report = None
+    assert ask(server, path="/report/")[0] == 404
 
 
 def test_questions_are_answered_one_at_a_time_and_their_progress_is_told(server):
@@ -181,9 +163,9 @@ def test_what_goes_wrong_is_told_and_the_next_question_is_answered(server):
     status, headers, text = ask(server, "POST", "/explain", "")
     assert (status, text) == (400, "the question is empty: ask something.")
     assert headers["Content-Type"].startswith("text/plain")
-    ask(server, "POST", "/explain", "no")
+    ask(server, "POST", "/explain", "no", Origin="http://localhost:PORT")
     assert wait(server)["message"] == f"no {HOSTILE}: ask otherwise."
-    ask(server, "POST", "/explain", "broken")
+    ask(server, "POST", "/explain", "broken", Origin="http://127.0.0.1:PORT")
     assert "IndexError: broken" in wait(server)["message"]
     ask(server, "POST", "/explain", "hello")
     assert wait(server) == {"number": 3, "status": "done", "answer": {"text": "hello"}}

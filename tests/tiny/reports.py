@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
@@ -177,6 +178,11 @@ def drawn(figure: Figure) -> Figure:
     """The figure, once it is laid out: what cannot be drawn raises."""
     figure.draw_without_rendering()
     return figure
+
+
+def panels(figure: Figure) -> list[Axes]:
+    """The axes that show a picture or a matrix; colour bars do not."""
+    return [axes for axes in figure.axes if axes.images]
 
 
 def figure_of(draw: Callable[..., Drawing | None]) -> Callable[..., Figure | None]:
