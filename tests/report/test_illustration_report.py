@@ -11,14 +11,16 @@ from PIL import Image
 
 from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.illustration import CAPTION, PART
+from metagame.contracts import Explanation
 from metagame.digests import file_digest
 from metagame.images import composite
+from metagame.meta import MetaAttributions
 from metagame.report import illustration
 from metagame.report.illustration import MOST_PAIRS, illustration_table
 from metagame.report.maps import edge_scale
 from metagame.report.results import tell_apart
 from tests.conftest import close
-from tests.tiny.reports import Made, column_keys, drawn, figure_of, image_explained, made_up, only, stub_config
+from tests.tiny.reports import Made, column_keys, drawn, figure_of, made_up, only, stub_config
 
 illustration_figure = figure_of(illustration.illustration_figure)
 KINDS = {
@@ -60,11 +62,14 @@ def job(folder, kind, pictures, captions=CAPTIONS, done=None, failed=(), fill=No
         return rng.normal(size=shape) if fill is None else np.full(shape, float(fill))
 
     def explained(text):
-        players, order = text.split(), 2 if kind == "pairs" else 1
-        values = None if kind == "first" else random(16, *[len(players)] * order)
-        if kind == "pairs":
-            values = (values + values.transpose(0, 2, 1)) / 2
-        return image_explained(players, (4, 4), random(16), values, order)
+        players, meta, order = tuple(text.split()), None, 2 if kind == "pairs" else 1
+        about = {"players": players, "targets": ("image",), "grid": (4, 4)}
+        if kind != "first":
+            values = random(16, *[len(players)] * order)
+            values = (values + values.swapaxes(1, -1)) / 2  # of pairs; single players stay as they are
+            index = "ksv" if order == 2 else None
+            meta = MetaAttributions(values, index=index, endogenous=False, order=order, **about)
+        return Explanation(**about, attribution=random(16), meta=meta)
 
     paths = [Path(each["image"]) for each in examples]
     ids = [f"{path.name} ({file_digest(path)[:8]}): {caption}" for path, caption in zip(paths, captions, strict=False)]

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from metagame.report.jackknife import JackknifeRatio
 from tests.conftest import close
+from tests.tiny.reports import two_errors
 
 
 def ratio_by_loops(parts, wholes):
@@ -36,13 +37,6 @@ def without_by_loops(parts, wholes):
     ]
 
 
-def two_errors_by_loops(without):
-    """Two standard errors of the jackknife."""
-    n = len(without)
-    mean = sum(without) / n
-    return 2 * math.sqrt((n - 1) / n * sum((each - mean) ** 2 for each in without))
-
-
 @st.composite
 def counts(draw, least=1):
     """Parts and wholes of some images and classes; a whole may be 0, and then its part is."""
@@ -58,7 +52,7 @@ def test_the_value_those_without_an_image_and_the_error_are_the_loops(case):
     assert np.allclose(pooled.value, ratio_by_loops(*case), rtol=0, atol=1e-12, equal_nan=True)
     assert np.allclose(pooled.without, without, rtol=0, atol=1e-12, equal_nan=True)
     if len(without) > 1 and np.isfinite(without).all():
-        assert close(pooled.cell()["two_se"], two_errors_by_loops(without), 1e-6)
+        assert close(pooled.cell()["two_se"], two_errors(without), 1e-6)
         assert pooled.cell()["n"] == len(without)
 
 
@@ -92,11 +86,11 @@ def test_a_difference_is_taken_image_by_image(case, seed):
     left_out = np.subtract(without_by_loops(parts, wholes), without_by_loops(other, wholes))
     assert close(difference.value, ratio_by_loops(parts, wholes) - ratio_by_loops(other, wholes))
     assert close(difference.without, left_out)
-    assert close(difference.cell()["two_se"], two_errors_by_loops(left_out), 1e-6)
+    assert close(difference.cell()["two_se"], two_errors(left_out), 1e-6)
     assert (difference - difference).cell() == {"mean": 0.0, "two_se": 0.0, "n": len(parts)}
 
 
 def test_a_cell_is_of_six_decimals_and_can_be_written_as_json():
     pooled = JackknifeRatio.of_ratios([[1], [2], [2]], [[3], [3], [7]])
     cell = json.loads(json.dumps(pooled.cell()))
-    assert cell == {"mean": round(5 / 13, 6), "two_se": round(two_errors_by_loops(pooled.without), 6), "n": 3}
+    assert cell == {"mean": round(5 / 13, 6), "two_se": round(float(two_errors(pooled.without)), 6), "n": 3}

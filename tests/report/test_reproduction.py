@@ -34,7 +34,7 @@ def around_means(row, rng):
     }
 
 
-def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, method=(), name=None, checkpoint=None):
+def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, method=(), name=None):
     """A job whose scores are the published ones, changed and noisy, or around the printed means."""
     rng, (model, base, meta) = np.random.default_rng([0, ROWS.index(row)]), row
     scores = published_images().get(row)
@@ -48,7 +48,7 @@ def made(row, change=lambda game, k, m, score: score, noise=0.004, images=50, me
     about = {"label": base, "base": base, "meta": meta, "method": dict(method)}
     cfg = stub_config(
         "unused",
-        model={"name": model, "label": model, "checkpoint": checkpoint or CHECKPOINTS[model]},
+        model={"name": model, "label": model, "checkpoint": CHECKPOINTS[model]},
         attribution=about | {"name": name or ("fixlip_paper" if base == "fixlip" else base)},
         benchmark={"name": "pointing_game"},
         scale__name="paper",
@@ -123,14 +123,10 @@ def test_what_cannot_be_compared_is_set_aside_with_its_reason():
     assert check.verdict.endswith("reproduced; 1 of 7 published blocks are compared.")
 
 
-@pytest.mark.parametrize(
-    ("changes", "n_known"), [({"method": {"heads": "native"}}, 7), ({"checkpoint": "openai/clip-vit-large-patch14"}, 0)]
-)
-def test_other_settings_and_other_weights_of_a_published_models_name_are_not_compared(changes, n_known):
-    check = pointing_game_reproduction([made(MASK_CLIP, **changes)])
-    assert check.blocks == []
-    assert check.verdict.endswith(f"nothing is compared; 0 of {n_known} published blocks are compared.")
-    assert check.figure() is None
+def test_a_run_with_other_settings_is_not_compared():
+    check = pointing_game_reproduction([made(MASK_CLIP, method={"heads": "native"})])
+    assert (check.blocks, check.figure()) == ([], None)
+    assert check.verdict.endswith("nothing is compared; 0 of 7 published blocks are compared.")
 
 
 def test_the_table_names_the_block_and_the_place_that_are_furthest():

@@ -32,7 +32,18 @@ from metagame.report.segmentation import (
 from metagame.report.table import read_table
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, holds, made_up, noted, only, stub_config
+from tests.tiny.reports import (
+    CONCEPT_METHODS,
+    Made,
+    column_keys,
+    drawn,
+    holds,
+    made_up,
+    noted,
+    only,
+    stub_config,
+    two_errors,
+)
 
 LABELS = {
     FIRST: "ConceptAttention",
@@ -159,11 +170,6 @@ def by_loops(images, track):
 def without(images, track):
     """Acc, mIoU and mAP of all images but one, for each of them."""
     return np.array([by_loops([each for each in images if each is not left_out], track) for left_out in images])
-
-
-def two_errors(values_without):
-    n = len(values_without)
-    return 2 * np.sqrt((n - 1) / n * ((values_without - values_without.mean(0)) ** 2).sum(0))
 
 
 def cells_of(row):
@@ -474,7 +480,7 @@ def test_two_jobs_of_one_method_and_setting_have_rows_and_curves_of_their_own(tm
     table, figure = segmentation_table(tell_apart(results), "tiny"), ablations_figure(results)
     rows = [row for row in table.rows if row["track"] == "multi"]
     methods = [LABELS[FIRST], "Meta-ConceptAttention", "Meta-ConceptAttention, pairs"]
-    assert [row["method"] for row in rows] == shown_in(legend_of(figure)) == methods
+    assert [row["method"] for row in rows] == legend_of(figure)[1] == methods
     assert holds(table) == [False, False]
     (axes,) = grid(figure)["Acc"][1]
     lines = [container.lines[0] for container in axes.containers]
@@ -493,14 +499,11 @@ def grid(drawing):
 
 
 def legend_of(drawing):
-    """The legend, which is the same in all figures."""
-    ((legend,), *others) = [figure.legends for figure in drawing.figures.values()]
-    assert all([text.get_text() for text in other.texts] == shown_in(legend) for (other,) in others)
-    return legend
-
-
-def shown_in(legend):
-    return [text.get_text() for text in legend.texts]
+    """Title and entries of the legend, which is the same in all figures."""
+    legends = [legend for figure in drawing.figures.values() for legend in figure.legends]
+    found = [(legend.get_title().get_text(), [text.get_text() for text in legend.texts]) for legend in legends]
+    assert found == [found[0]] * len(drawing.figures)
+    return found[0]
 
 
 def curves(axes):
@@ -544,9 +547,9 @@ def test_published_curves_are_drawn_at_paper_scale_where_the_paper_has_them(tmp_
     sizes, ablations = ("n0", "n10", "n20"), (BASELINE, "prompt")  # it has no n10
     chosen = {"scale__name": "paper", "players": sizes, "ablations": ablations, "images": ("plane", "shed")}
     figure = ablations_figure(job(tmp_path, **chosen))
-    blocks, legend = grid(figure), legend_of(figure)
-    assert shown_in(legend) == [LABELS[FIRST], LABELS[META], "published"]
-    assert "two standard errors" in legend.get_title().get_text()
+    blocks, (title, entries) = grid(figure), legend_of(figure)
+    assert entries == [LABELS[FIRST], LABELS[META], "published"]
+    assert "two standard errors" in title
     for (number, rows), ablation in product(enumerate(blocks.values()), ablations):
         cells = {place: FIGURE13["cells"]["voc"][Cell(sizes[place], ablation).name] for place in (0, 2)}
         for track, row in zip(("single", "multi"), rows, strict=True):
@@ -574,7 +577,7 @@ def test_the_metagame_is_compared_like_for_like_with_the_mean_first_on_the_same_
     assert [claim["holds"] for claim in alike][:2] == [False, False]
     assert alike[0]["difference"].startswith("Meta-ConceptAttention - ConceptAttention, mean first, ")
     assert "single" in alike[0]["difference"]
-    assert shown_in(legend_of(ablations_figure(results))) == [LABELS[FIRST], LABELS[MEAN_FIRST], LABELS[META]]
+    assert legend_of(ablations_figure(results))[1] == [LABELS[FIRST], LABELS[MEAN_FIRST], LABELS[META]]
 
 
 def test_the_reproduction_check_sets_every_metric_of_every_cell_beside_the_published_one(tmp_path):

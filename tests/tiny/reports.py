@@ -206,12 +206,8 @@ def tokens_explained(players: Sequence[str], attribution=None, values=None) -> E
     return Explanation(names, names, attribution=attribution, meta=meta)
 
 
-def image_explained(players: Sequence[str], grid, attribution=None, values=None, order: int = 1) -> Explanation:
-    """An explanation whose targets are the patches of one image."""
-    names, targets = tuple(players), ("image",)
-    meta = None
-    if values is not None:
-        about = {"players": names, "targets": targets, "grid": grid, "endogenous": False, "order": order}
-        meta = MetaAttributions(np.asarray(values, float), index="ksv" if order == 2 else None, **about)
-    attribution = None if attribution is None else np.asarray(attribution, float)
-    return Explanation(names, targets, grid, attribution=attribution, meta=meta)
+def two_errors(without) -> np.ndarray:
+    """Two standard errors of the jackknife, from what is found without each image, a row each."""
+    without = np.asarray(without)
+    n = len(without)
+    return 2 * np.sqrt((n - 1) / n * ((without - without.mean(0)) ** 2).sum(0))
