@@ -137,10 +137,9 @@ def test_published_values_stand_beside_the_rows_they_belong_to(values, job):
         ({"model": {"checkpoint": "/data/clip-vit-base-patch16"}}, True, 7),
         ({"benchmark": {"games": ["fish-koala-balloon-laptop"]}}, True, 7),
         ({"model": {"checkpoint": "openai/clip-vit-large-patch14"}}, False, 0),
-        ({"model": {"checkpoint": "data/tiny/clip"}}, False, 0),
         ({"benchmark": {"games": ["fish-koala-balloon-laptop", "a-b-c-d"]}}, False, 7),
     ],
-    ids=["as shipped", "a folder", "some games", "other checkpoint", "tiny checkpoint", "other games"],
+    ids=["as shipped", "a folder", "some games", "other checkpoint", "other games"],
 )
 def test_published_values_at_paper_scale_are_beside_the_models_and_games_that_they_are_of(changes, shown, n_known):
     job = other(result("mask_clip"), scale={"name": "paper"}, model={"checkpoint": "openai/clip-vit-base-patch16"})
@@ -258,7 +257,6 @@ FIXLIP = {
     "the first metagame is best": (True, [meta_eclip(0.6), meta_mask(0.1), fixlip(0.5), result("grad_eclip", [0.9])]),
     "the second metagame is best": (True, [meta_eclip(0.1), meta_mask(0.6), fixlip(0.5)]),
     "none is better": (False, [meta_eclip(0.4), meta_mask(0.1), fixlip(0.5), result("grad_eclip", [0.9])]),
-    "equal": (None, [meta_eclip(0.5), meta_mask(0.1), fixlip(0.5)]),
     "one of two jobs is better": (False, [meta_eclip(0.6), fixlip(0.7, budget=1), fixlip(0.4, budget=2)]),
     "it plays fewer games": (True, [meta_eclip(0.6), fixlip(0.5, played=FEWER)]),
     "better on its image": (True, [meta_eclip(0.9, 0.1, 0.1, 0.1), fixlip(0.5)]),
@@ -276,21 +274,17 @@ SIGLIP = {
     "best on both models": (True, on_both(0.6, 0.6)),
     "not on the small model": (False, on_both(0.6, 0.4)),
     "not on the large model": (False, on_both(0.4, 0.6)),
-    "not the only best": (None, on_both(0.5, 0.6)),
     "its method is worse": (True, against("mask_siglip", 0.5)),
     "another metagame is better": (False, against("meta_grad_esiglip", 0.7)),
     "better on the image of FIxLIP": (True, against("fixlip", 0.5, mask=[0.9, 0.1, 0.1, 0.1])),
     "alone": (None, [result("meta_mask_siglip", model=LARGE)]),
     "its method alone": (None, [result("mask_siglip", model=LARGE)]),
-    "a column of a rival is empty": (None, against("fixlip", NO_SCORE)),
     "of another model": (None, [result("meta_generic_attention"), meta_eclip(0.5), result(model=METACLIP)]),
 }
 """Meta-MaskSigLIP has to beat every other row of both models."""
 ATTENTION = {
     "better": (True, on_metaclip(0.6, 0.5)),
     "worse": (False, on_metaclip(0.4, 0.5)),
-    "a column is empty": (None, on_metaclip(NO_SCORE, 0.5)),
-    "a column of the rival is empty": (None, on_metaclip(0.5, NO_SCORE)),
     "without the metagame of Grad-ECLIP": (None, [*on_metaclip(0.5, 0.5)[:1], result(model=METACLIP)]),
     "of another model": (None, [result("meta_generic_attention", [0.6]), meta_eclip(0.5)]),
 }
@@ -314,7 +308,6 @@ def test_a_claim_is_answered_as_it_says(claim, case):
     [
         (on_metaclip(0.6, 0.5), "attention_beats_grad_eclip"),
         (against("mask_siglip", 0.5), "mask_siglip_is_best"),
-        (against("fixlip", 0.5), "mask_siglip_is_best"),
     ],
 )
 def test_claims_about_a_model_are_not_about_other_weights_of_its_name(results, claim):

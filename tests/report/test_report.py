@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 from metagame.contracts import WHOLE
+from metagame.jobs.environment import LIBRARIES
 from metagame.jobs.grid import sweep_configs
 from metagame.jobs.records import Record
 from metagame.jobs.run import run_job
-from metagame.report import addition
+from metagame.jobs.spec import merged
+from metagame.report import addition, experiment
 from metagame.report.addition import PLAYERS, addition_table
 from metagame.report.drawing import Drawing, caption_of
-from metagame.report.experiment import save_drawing, save_figure, write_report
+from metagame.report.experiment import free_text, save_drawing, save_figure, write_report
+from metagame.report.mixture import mixture_notes
 from metagame.report.published import published
 from metagame.report.results import MOST_FAILURES, failure_notes, tell_apart
 from metagame.report.scores import scores_table
 from metagame.report.separation import separation_table
-from metagame.report.table import Column, Table, markdown, write_table
+from metagame.report.table import Column, Table, markdown, read_table, write_table
 from metagame.viewer.tables import read_section
 from tests.conftest import close
-from tests.tiny.jobs import job_config, shipped_configs
+from tests.tiny.jobs import Plain, job_config, shipped_configs
+from tests.tiny.pages import page_of_texts
 from tests.tiny.reports import (
     TABLE,
     Made,
@@ -41,7 +48,7 @@ from tests.tiny.reports import (
     tokens_explained,
     with_records,
 )
-from tests.tiny.runs import table as read_written
+from tests.tiny.texts import texts
 from tests.tiny.vision_language import refused
 
 addition_figure, teaser_figure = figure_of(addition.addition_figure), figure_of(addition.teaser_figure)
@@ -383,25 +390,22 @@ def test_a_report_has_a_row_for_each_job_that_ran_and_names_the_others(tmp_path)
     run_job(once)
     run_job(twice)
     write_report([once, twice, never])
-    methods = [row["method"] for row in read_written(tmp_path)["rows"]]
+    methods = [row["method"] for row in read_table(tmp_path).rows]
     assert methods == ["Share (method.factor=1.0)", "Share (method.factor=2.0)"]
-    assert read_written(tmp_path)["notes"] == ["Not run yet: Other."]
+    assert read_table(tmp_path).notes == ["Not run yet: Other."]
     write_report([once, job_config(tmp_path, benchmark__name="others")])
-    assert read_written(tmp_path)["notes"] == ["Not run yet: Share on others."]
+    assert read_table(tmp_path).notes == ["Not run yet: Share on others."]
 
 
 def test_a_sweep_is_its_grid_and_what_the_command_line_adds():
-    grid = ["attribution=sv,ig"]
-    cases = [
-        (grid, [], [("sv", 0), ("ig", 0)]),
-        (grid, ["attribution=sv"], [("sv", 0), ("ig", 0)]),
-        (grid, ["attribution=ih", "seed=1,2"], [(name, seed) for name in ("sv", "ig", "ih") for seed in (1, 2)]),
-        ([], ["attribution=glob(i*)", "seed=range(1,3)"], [(name, seed) for name in ("ig", "ih") for seed in (1, 2)]),
-    ]
     with shipped_configs():
-        for swept, overrides, cells in cases:
-            configs = sweep_configs(swept, overrides)
-            assert sorted((cfg.attribution.name, cfg.seed) for cfg in configs) == sorted(cells)
+        for grid, overrides, methods, seeds in (
+            (["attribution=sv,ig"], ["attribution=sv"], ("sv", "ig"), (0,)),
+            (["attribution=sv,ig"], ["attribution=ih", "seed=1,2"], ("sv", "ig", "ih"), (1, 2)),
+            ([], ["attribution=glob(i*)", "seed=range(1,3)"], ("ig", "ih"), (1, 2)),
+        ):
+            cells = [(cfg.attribution.name, cfg.seed) for cfg in sweep_configs(grid, overrides)]
+            assert sorted(cells) == sorted(product(methods, seeds))
         configs = sweep_configs([], ["benchmark.function='(x1+x2)**2','x1*x2'"])
     assert [cfg.benchmark.function for cfg in configs] == ["(x1+x2)**2", "x1*x2"]
 
@@ -420,3 +424,137 @@ def test_a_drawing_is_its_figures_and_caption_and_replaces_an_earlier_one(tmp_pa
             assert (tmp_path / "caption.txt").read_text() == "What is shown. How to read it.\n"
             section = read_section(tmp_path)
             assert (len(section.figures), section.caption) == (2, "What is shown. How to read it.")
+
+
+NAMES = ("A", "B", "C")
+TWO_LIMITS = [f"Only the first {each}." for each in ("2 samples of A (limit=2)", "sample of B, C (limit=1)")]
+
+
+def configs(folder, **changes):
+    return [
+        job_config(folder, attribution__label=name, attribution__method__factor=float(place), **changes)
+        for place, name in enumerate(NAMES)
+    ]
+
+
+def limited(name, limit):
+    """A method's job of three samples with a limit."""
+    made = {f"{place}": Made() for place in range(min(3, limit or 3))}
+    return only(made_up(stub_config("unused", attribution={"name": name, "label": name}, limit=limit), made))
+
+
+@pytest.mark.parametrize(
+    ("limits", "notes"),
+    [
+        ((2, 2, 2), ["Only the first 2 samples (limit=2)."]),
+        ((1, None, None), ["Only the first sample of A (limit=1)."]),
+        ((None, 1, 1), ["Only the first sample of B, C (limit=1)."]),
+        ((2, 1, 1), TWO_LIMITS),
+        ((3, None, None), []),
+        ((1000, 1000, 1000), []),
+    ],
+)
+def test_jobs_with_another_limit_are_named(limits, notes):
+    assert mixture_notes(list(map(limited, NAMES, limits))) == notes
+
+
+def test_the_limit_of_the_command_that_writes_the_table_says_nothing_of_jobs_that_ran_before(tmp_path):
+    for cfg, limit in zip(configs(tmp_path), (2, 1, 1), strict=True):
+        run_job(merged(cfg, {"limit": limit}))
+    for last in (1, 2, None):
+        write_report(configs(tmp_path, limit=last))
+        assert read_table(tmp_path).notes == TWO_LIMITS
+
+
+def test_jobs_of_other_files_of_the_model_or_with_other_versions_of_libraries_are_told_apart(tmp_path, monkeypatch):
+    first, *rest = configs(tmp_path)
+    run_job(merged(first, {"limit": 1}))
+    versions = {name: version(name) for name in LIBRARIES} | {"torch": "0.1"}
+    monkeypatch.setattr("metagame.jobs.environment._version", versions.get)
+    for cfg in (first, *rest):
+        run_job(cfg)
+    write_report([first, *rest])
+    (note,) = read_table(tmp_path).notes
+    assert f"different versions or devices: torch: {version('torch')} (A), 0.1 (A, B, C). " in note
+    monkeypatch.setattr(Plain, "revision", "second")
+    run_job(first)
+    write_report([first, *rest])
+    (note,) = read_table(tmp_path).notes
+    assert "different versions of the model's files: A; B, C." in note
+
+
+def computed(files, **changes):
+    """A result for each method with these versions of its samples' files."""
+    return [
+        only(
+            with_records(
+                stub_config("unused", attribution={"name": name, "label": name}, **changes),
+                [Record(each, each, "done", provenance={"files": version}) for each, version in versions.items()],
+            )
+        )
+        for name, versions in files.items()
+    ]
+
+
+OLD, NEW = {"1": "a", "2": "b"}, {"1": "a", "2": "c"}
+
+
+def test_jobs_whose_samples_or_their_files_have_changed_are_told_apart_within_a_benchmark():
+    assert mixture_notes(computed({"A": OLD, "B": OLD})) == []
+    (note,) = mixture_notes(computed({"A": OLD, "B": NEW, "C": OLD}))
+    assert "different versions of the samples' files: A, C; B." in note
+    (note,) = mixture_notes(computed({"A": OLD, "B": {"1": "a"}}))
+    assert "not over the same samples: 2 of A; 1 of B." in note
+    others = computed({"B": {"1": "d", "3": "e"}}, benchmark={"name": "other"})
+    assert mixture_notes([*computed({"A": OLD}), *others]) == []
+
+
+def test_a_table_of_any_texts_has_a_row_for_each_in_every_format(tmp_path):
+    given = texts(2_000)
+    numbers, columns = [str(number) for number in range(len(given))], [Column("text", "a | b", "text")]
+    rows = [{"text": text, "n": number} for text, number in zip(given, numbers, strict=True)]
+    columns.append(Column("n", "n", "text"))
+    write_table(Table("any | text\nat all", "tiny", columns, rows, [{} for _ in rows], n_samples=1), tmp_path)
+    assert [row["text"] for row in read_table(tmp_path).rows] == given
+    with io.StringIO((tmp_path / "table.csv").read_bytes().decode(), newline="") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == given
+    tokens = MarkdownIt("commonmark").enable(["table"]).parse((tmp_path / "table.md").read_text())
+    cells = [token.children for token in tokens if token.type == "inline"][-2 * len(given) :]
+    assert {each.type for cell in cells for each in cell} <= {"text", "text_special"}
+    shown = ["".join(each.content for each in cell) for cell in cells]
+    assert shown[::2] == [" ".join(text.split()) for text in given]
+    assert shown[1::2] == numbers
+    tex = (tmp_path / "table.tex").read_text().split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
+    assert [line.rsplit(" & ", 1)[1] for line in tex] == [f"{number} \\\\" for number in numbers]
+
+
+def test_any_text_can_be_drawn_and_what_no_font_has_is_told_once(tmp_path, caplog, monkeypatch, recwarn):
+    monkeypatch.setattr(experiment, "FALLBACK_FONTS", ())
+    with free_text():
+        figure = Figure(figsize=(4, 10))
+        for number, text in enumerate([*texts(100, seed=1), "\ue123"]):
+            figure.text(0, number / 100, text.replace("\t", " "), fontsize=3)
+        save_figure(figure, tmp_path)
+    assert (tmp_path / "figure.png").stat().st_size > 0
+    (line,) = caplog.messages
+    assert "\ue123" in line
+    assert "install one that does, such as Noto Sans CJK" in line
+    assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
+
+
+def test_characters_that_matplotlibs_font_lacks_are_drawn_by_one_that_is_installed(tmp_path, caplog, monkeypatch):
+    drawn = []
+    for fonts in (["No such font"], ["No such font", "STIXGeneral"]):
+        monkeypatch.setattr(experiment, "FALLBACK_FONTS", fonts)
+        with free_text():
+            figure = Figure(figsize=(2, 1))
+            figure.text(0.1, 0.4, "dog ⌚")
+            save_figure(figure, tmp_path)
+        drawn.append((tmp_path / "figure.png").read_bytes())
+    assert drawn[0] != drawn[1]
+    (line,) = caplog.messages  # without the font
+    assert "⌚" in line
+
+
+def test_the_page_holds_any_text_as_it_is(tmp_path):
+    page_of_texts(tmp_path / "tiny", 100)

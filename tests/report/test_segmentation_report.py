@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from inspect import signature
 from itertools import product
 
@@ -32,18 +33,7 @@ from metagame.report.segmentation import (
 from metagame.report.table import read_table
 from tests.conftest import close
 from tests.tiny.jobs import shipped_configs
-from tests.tiny.reports import (
-    CONCEPT_METHODS,
-    Made,
-    column_keys,
-    drawn,
-    holds,
-    made_up,
-    noted,
-    only,
-    stub_config,
-    two_errors,
-)
+from tests.tiny.reports import CONCEPT_METHODS, Made, column_keys, drawn, holds, made_up, noted, stub_config, two_errors
 
 LABELS = {
     FIRST: "ConceptAttention",
@@ -148,23 +138,17 @@ def images_of(results, cell, method, track):
 
 
 def by_loops(images, track):
-    """Acc, mIoU and mAP, with no arrays."""
-    correct, pixels, found, union, precision = 0, 0, {}, {}, {}
+    """Acc, mIoU and mAP, image by image and class by class."""
+    found, union, precision = Counter(), Counter(), defaultdict(list)
     for image in images:
-        correct += image["correct"]
-        pixels += image["pixels"]
-        by_class = image if track == "multi" else {
-            "intersection": dict(enumerate(image["intersection"])), "union": dict(enumerate(image["union"])),
-            "ap": {"": image["ap"]},
-        }  # fmt: skip
-        for name, count in by_class["union"].items():
-            union[name] = union.get(name, 0) + count
-            found[name] = found.get(name, 0) + by_class["intersection"][name]
+        by_class = image if track == "multi" else {key: dict(enumerate(np.ravel(image[key]))) for key in image}
+        found.update(by_class["intersection"])
+        union.update(by_class["union"])
         for name, value in by_class["ap"].items():
-            precision.setdefault(name, []).append(value)
-    overlaps = [found[name] / union[name] for name in union]
-    means = [sum(values) / len(values) for values in precision.values()]
-    return np.array([correct / pixels, sum(overlaps) / len(overlaps), sum(means) / len(means)])
+            precision[name].append(value)
+    accuracy = sum(image["correct"] for image in images) / sum(image["pixels"] for image in images)
+    overlaps, means = [found[name] / union[name] for name in union], map(np.mean, precision.values())
+    return np.array([accuracy, np.mean(overlaps), np.mean(list(means))])
 
 
 def without(images, track):
@@ -202,7 +186,8 @@ def test_there_is_a_row_for_each_benchmark_track_cell_and_method(tmp_path):
 )
 def test_what_a_method_is_to_the_paper_is_read_from_its_settings_and_not_from_its_name(settings, found):
     cfg = stub_config("unused", attribution=settings | {"name": "other"})
-    assert role(only(made_up(cfg, {})).variant) == found
+    (result,) = made_up(cfg, {})
+    assert role(result.variant) == found
 
 
 def test_scores_are_pooled_over_images_with_the_error_of_leaving_one_out(tmp_path):
