@@ -97,10 +97,31 @@ def ranked(folder, *methods, **settings):
     return found, " ".join(table.notes)
 
 
-def test_pairs_in_several_places_are_ranked_where_the_metagame_ranks_them_best(tmp_path):
-    found, notes = ranked(tmp_path, "attnlrp", "meta_attnlrp", "cp_lrp")
-    assert found == [0.5, 0.0, 1.0]  # ranks 9 and 2, 3 and 9, 1 and 1
-    assert "where the metagame beside it ranks it best: ATTNLRP, Meta-ATTNLRP, CP_LRP." in notes
+ONE = ("attnlrp", "meta_attnlrp", "cp_lrp")
+SEVERAL = ("cp_lrp", "meta_cp_lrp", "meta_attnlrp", "gi")
+BY_OWN = "is ranked where Meta-CP_LRP ranks it best: "
+
+
+@pytest.mark.parametrize(
+    ("methods", "settings", "recalls", "said"),
+    [
+        (ONE, {}, [0.5, 0.0, 1.0], "the metagame beside it ranks it best: ATTNLRP, Meta-ATTNLRP, CP_LRP."),
+        (SEVERAL, {}, [0.5, 0.5, 0.0, 0.5], f"{BY_OWN}CP_LRP, Meta-CP_LRP."),
+        (SEVERAL[::-1], {}, [0.5, 0.0, 0.5, 0.5], f"{BY_OWN}Meta-CP_LRP, CP_LRP."),
+        (SEVERAL, {}, [0.5, 0.5, 0.0, 0.5], "is ranked where Meta-ATTNLRP ranks it best: "),
+        (ONE, {"match": "own"}, [1.0, 0.0, 1.0], "where the method itself ranks it best: ATTNLRP"),
+        (("attnlrp", "cp_lrp"), {}, [1.0, 1.0], "where the method itself ranks it best: ATTNLRP"),
+    ],
+    ids=["one metagame", "the own one", "in any order", "else AttnLRP's", "asked for", "no metagame"],
+)
+def test_a_metagame_decides_where_pairs_in_several_places_are_ranked(tmp_path, methods, settings, recalls, said):
+    found, notes = ranked(tmp_path, *methods, **settings)
+    assert found == recalls
+    assert said in notes
+
+
+def test_notes_say_of_each_measure_which_place_it_takes_of_pairs_in_several(tmp_path):
+    _, notes = ranked(tmp_path, "attnlrp", "meta_attnlrp")
     assert "Recall at single K, and its mean: a pair that occurs in several places is ranked where " in notes
     assert "recall of non-neighbours has the place where each method itself ranks it best" in notes
     assert "percentiles have the two places that are closest to each other" in notes
@@ -121,30 +142,6 @@ def test_the_tiny_table_says_of_prompts_and_model_what_holds_for_them(tmp_path, 
     asked = replace(job(tmp_path, "cp_lrp", [recalled(0.5)] * len(ids), model=model), sample_ids=ids)
     notes = " ".join(recall_table([asked], "tiny").notes)
     assert ("reviews of a small grammar" in notes, "The small model was trained" in notes) == said
-
-
-SEVERAL = ("cp_lrp", "meta_cp_lrp", "meta_attnlrp", "gi")
-
-
-@pytest.mark.parametrize("methods", [SEVERAL, SEVERAL[::-1]])
-def test_of_several_metagames_the_own_one_decides_else_meta_attnlrp_in_any_order(tmp_path, methods):
-    found, notes = ranked(tmp_path, *methods)
-    expected = {"cp_lrp": 0.5, "meta_cp_lrp": 0.5, "meta_attnlrp": 0.0, "gi": 0.5}  # CP-LRP has rank 9, GI has rank 1
-    assert dict(zip(methods, found, strict=True)) == expected
-    own = ", ".join("Meta-CP_LRP" if each == "meta_cp_lrp" else "CP_LRP" for each in methods if "cp" in each)
-    assert f"is ranked where Meta-CP_LRP ranks it best: {own}." in notes
-    assert "is ranked where Meta-ATTNLRP ranks it best: " in notes
-
-
-@pytest.mark.parametrize(
-    ("methods", "settings", "recalls"),
-    [(tuple(RANKED)[:3], {"match": "own"}, [1.0, 0.0, 1.0]), (("attnlrp", "cp_lrp"), {}, [1.0, 1.0])],
-    ids=["asked for", "no metagame"],
-)
-def test_otherwise_each_method_ranks_pairs_where_it_ranks_them_best(methods, settings, recalls, tmp_path):
-    found, notes = ranked(tmp_path, *methods, **settings)
-    assert found == recalls
-    assert "where the method itself ranks it best: ATTNLRP" in notes
 
 
 KINDS = [["negation", "contrast"], ["contrast", "contrast"]]
