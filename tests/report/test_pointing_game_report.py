@@ -257,7 +257,7 @@ FIXLIP = {
     "the first metagame is best": (True, [meta_eclip(0.6), meta_mask(0.1), fixlip(0.5), result("grad_eclip", [0.9])]),
     "the second metagame is best": (True, [meta_eclip(0.1), meta_mask(0.6), fixlip(0.5)]),
     "none is better": (False, [meta_eclip(0.4), meta_mask(0.1), fixlip(0.5), result("grad_eclip", [0.9])]),
-    "one of two jobs is better": (False, [meta_eclip(0.6), fixlip(0.7, budget=1), fixlip(0.4, budget=2)]),
+    "one of two jobs is better": (False, [meta_eclip(0.6), fixlip(0.4, budget=1), fixlip(0.7, budget=2)]),
     "it plays fewer games": (True, [meta_eclip(0.6), fixlip(0.5, played=FEWER)]),
     "better on its image": (True, [meta_eclip(0.9, 0.1, 0.1, 0.1), fixlip(0.5)]),
     "better on one of its two images": (None, [meta_eclip(0.9, 0.2), fixlip(0.5, 0.5)]),
