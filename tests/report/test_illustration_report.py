@@ -272,3 +272,9 @@ def test_a_caption_of_one_token_has_no_pairs(pictures, tmp_path):
     result = job(tmp_path, "pairs", pictures, ["cat"])
     assert illustration_table([result], "tiny").rows == []
     assert drawn(illustration_figure([result]))
+
+
+def test_a_part_that_reads_as_the_title_of_the_caption_does_not_replace_its_map(pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(CAPTIONS, "the whole caption", ["whole caption"])
+    figure = illustration_figure([job(tmp_path, "first", pictures, ["the whole caption", CAT])])
+    assert len([title for title in panels(figure) if title]) == 3  # two captions and a part

@@ -247,6 +247,10 @@ FIRST_ORDER = {
     "another method or model": (
         None, [result("grad_eclip", [0.9]), result("meta_mask_clip", [0.1]), result("mask_clip", [0.9], METACLIP)],
     ),
+    "smaller with the first seed": (False, [*pair(0.5, 0.3, seed=1), *pair(0.3, 0.5)]),
+    "smaller with the second seed": (False, [*pair(0.3, 0.5), *pair(0.5, 0.3, seed=1)]),
+    "smaller with the first option": (False, [*pair(0.5, 0.3, heads="native"), *pair(0.3, 0.5)]),
+    "smaller with the second option": (False, [*pair(0.3, 0.5), *pair(0.5, 0.3, heads="native")]),
     "two seeds": (True, [*pair(0.3, 0.5), *pair(0.6, 0.8, seed=1)]),
     "two options": (True, [*pair(0.3, 0.5), *pair(0.6, 0.8, heads="native")]),
     "another seed": (None, [result("meta_grad_eclip", [0.1]), result(scores=[0.9], seed=1)]),
@@ -265,6 +269,7 @@ FIXLIP = {
     "worse on one model": (
         False, [meta_eclip(0.6), fixlip(0.5), meta_eclip(0.4, model=METACLIP), fixlip(0.5, model=METACLIP)],
     ),
+    "not on one model": (None, [meta_eclip(0.6), fixlip(0.5), meta_eclip(0.5, model=METACLIP)]),
     "without it": (None, [meta_eclip(0.5)]),
     "without a metagame": (None, [fixlip(0.5), result()]),
     "a column of it is empty": (None, [meta_eclip(0.5), fixlip(NO_SCORE)]),

@@ -255,11 +255,12 @@ SCALES = ("tiny", "paper")
 def test_published_values_are_not_beside_what_was_made_with_other_settings_and_a_note_says_so(
     tmp_path, key, scale, shown
 ):
-    changes = {("model.name" if key == "model" else key).replace(".", "__"): "other"}
+    value = False if key == "benchmark.data.crowds" else "other"
+    changes = {("model.name" if key == "model" else key).replace(".", "__"): value}
     table = table_of(tmp_path, scale__name=scale, benchmark__name="coco", **changes)
     assert {row["track"] for row, values in zip(table.rows, table.published, strict=True) if values} == shown
     (note,) = noted(table, "Published values were not made with")
-    assert note.startswith(f"Published values were not made with {key}=other; none stand beside ")
+    assert note.startswith(f"Published values were not made with {key}={str(value).lower()}; none stand beside ")
 
 
 def test_settings_of_the_published_numbers_that_the_tiny_scale_stands_in_for_do_not_matter_there(tmp_path):
@@ -269,6 +270,9 @@ def test_settings_of_the_published_numbers_that_the_tiny_scale_stands_in_for_do_
 
 
 def test_the_shipped_configs_have_the_settings_of_the_published_numbers():
+    n_of_data = {name: len(settings) for name, settings in FIGURE13["data_settings"].items()}
+    assert n_of_data == {"voc": 2, "coco": 3, "imagenet_seg": 1}
+    assert (len(AT_PAPER_SCALE), len(FIGURE13["multi_settings"])) == (20, 2)
     with shipped_configs():
         for name, of_data in FIGURE13["data_settings"].items():
             chosen = [f"model={FIGURE13['model']}", "attribution=concept_maps", f"benchmark={name}", "scale=paper"]
@@ -294,6 +298,9 @@ FEW_LAYERS = {"ablations": ("last_layers",), "benchmark__n_layers": 6, "benchmar
         (FEW_LAYERS, "last layers uses only the last 1 of the 6 layers of the baseline"),
         ({"benchmark__channels": "players"}, "to the player, be it a class of the image or a distractor"),
         ({"model__denoising__resample": "NEAREST"}, "by Pillow's nearest neighbour; the paper's code"),
+        ({"model__denoising__resample": "torch_nearest"}, "by torch's nearest neighbour, as in the paper's code"),
+        ({"model__denoising__noise": "device"}, "Noise is drawn on the model's device, in its type"),
+        ({"model__vae_dtype": "float32"}, "The autoencoder computes in float32, as in the paper's code"),
         ({"model__denoising__posterior": "mean"}, "Latents are means of the autoencoder's distribution; the paper's"),
         ({"model__denoising__noise": "cpu"}, "Noise is drawn on the CPU; the paper's code draws it on a GPU"),
         ({"model__vae_dtype": "bfloat16"}, "The autoencoder computes in bfloat16; that of the paper's code"),
