@@ -5,13 +5,10 @@ import pytest
 from PIL import Image
 
 from metagame.benchmarks.concepts import ALL, Concepts, OwnImage
-from metagame.contracts import Annotation, Model, prepare_each
+from metagame.contracts import Annotation
 from metagame.jobs.fingerprint import files_digest
-from metagame.jobs.records import RecordStore, unpack
-from metagame.jobs.run import run_job
-from metagame.jobs.spec import job_folder
 from metagame.models.concepts import ConceptQuestion, ConceptSample, PaintedImage
-from tests.tiny.segmentation import blank, pixels, segmentation_config
+from tests.tiny.segmentation import blank, pixels
 from tests.tiny.vision_language import refused
 
 ORIENTATION = 0x0112
@@ -130,35 +127,3 @@ def test_an_image_that_is_missing_or_cannot_be_decoded_is_told_when_it_is_needed
     for image in (broken, tmp_path):
         with refused(f"image {image} cannot be decoded: replace the file"):
             only(concepts(image=str(image))).image()
-
-
-class Looking(Model):
-    """A model that looks at the picture and has no opinion."""
-
-    sample_type = ConceptSample
-    revision = "first"
-    device = "cpu"
-
-    def prepare(self, samples):
-        return prepare_each(self.bind, samples)
-
-    def bind(self, sample):
-        sample.image()
-        return {name: blank(question) for name, question in sample.questions().items()}
-
-
-def test_a_job_keeps_the_maps_of_every_question(tmp_path):
-    shown = ("meta_concept_attention", "concept_attention")
-    cfg = segmentation_config(tmp_path / "out", {}, shown)
-    image = saved(tmp_path / "street.png")
-    cfg.benchmark = {"name": "concepts", "_target_": "metagame.benchmarks.concepts.Concepts", **arguments(image=image)}
-    cfg.model = {"name": "looking", "_target_": f"{__name__}.Looking"}
-    assert run_job(cfg).n_done == 1
-    store = RecordStore(job_folder(cfg))
-    records = {record.variant: record for record in store.read().values()}
-    for variant in shown:
-        found = unpack(records[variant], store.load_arrays(records[variant]))
-        assert list(found) == ["car, dog", "car, dog, bike", ALL]
-        assert found["car, dog"].players == ("car", "dog")
-        assert found["car, dog"].attribution.shape == (2 + 2,)
-        assert found[ALL].targets == (*PLAYERS, "sky", "grass")

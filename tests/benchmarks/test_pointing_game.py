@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,7 +29,7 @@ from metagame.contracts import WHOLE, Failure
 from metagame.errors import UserError
 from metagame.experiments import finish, run_one
 from metagame.images import bilinear_square
-from metagame.jobs.records import RecordStore, unpack
+from metagame.jobs.records import RecordStore
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import is_left_out, job_folder
 from metagame.models.vision_language import Sample
@@ -238,17 +237,6 @@ def test_a_combination_is_left_out_where_an_entry_names_all_its_parts_and_that_i
     assert list(tmp_path.iterdir()) == []
 
 
-def test_table_2_leaves_mask_clip_on_metaclip_out():
-    content = OmegaConf.load(ROOT / "configs/experiment/table2.yaml")
-    jobs = [
-        job_config("x", model={"name": model}, attribution={"name": method}, leave_out=content.leave_out)
-        for model, method in product(*(values.split(",") for values in content.hydra.sweeper.params.values()))
-    ]
-    left_out = [(cfg.model.name, cfg.attribution.name) for cfg in jobs if is_left_out(cfg)]
-    assert left_out == [(METACLIP, "mask_clip"), (METACLIP, "meta_mask_clip")]
-    assert len(jobs) == 22
-
-
 SAMPLES = [f"zero-one-three-six/{k}" for k in range(3)]
 
 
@@ -266,63 +254,10 @@ def records(cfg):
     return {record.sample: record for record in RecordStore(job_folder(cfg)).read().values()}
 
 
-def contents(cfg):
-    """Everything that the job found, as bytes by sample: scores and arrays; and its table."""
-    store = RecordStore(job_folder(cfg))
-    samples = {
-        record.sample: (json.dumps(record.scores), {k: v.tobytes() for k, v in store.load_arrays(record).items()})
-        for record in store.read().values()
-    }
-    return samples, (Path(cfg.output_dir) / "table.json").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """Meta-Grad-ECLIP on three scenes."""
-    return play(tmp_path_factory.mktemp("played"))
-
-
 @pytest.mark.slow
-def test_a_job_of_the_game_asks_about_each_number_of_words_of_every_image_and_scores_it(played):
-    cfg, outcome = played
+def test_prepared_grids_score_as_composed_ones_and_one_that_cannot_be_decoded_fails_alone(tmp_path):
+    composed, outcome = play(tmp_path / "composed")
     assert (outcome.n_samples, outcome.n_done, outcome.errors) == (3, 3, ())
-    assert list(records(cfg)) == SAMPLES
-    for record in records(cfg).values():
-        assert list(record.scores) == list(OBJECTS)
-        found = unpack(record, RecordStore(job_folder(cfg)).load_arrays(record))
-        assert list(found) == ["4", "3", "2", "1"]
-        for m in range(1, 5):
-            first, meta = found[str(m)].attribution, found[str(m)].meta
-            assert (found[str(m)].players, found[str(m)].grid) == (("zero", "one", "three", "six")[:m], (4, 4))
-            assert (meta.values.shape, first.shape, meta.empty.shape) == ((16, m), (16,), (16,))
-            assert np.abs(meta.values.sum(1) - (first - meta.empty)).max() < 1e-5 * np.abs(first).max()
-            assert close(meta.empty, found["1"].meta.empty, 1e-5 * np.abs(meta.empty).max())
-            assert close(record.scores[f"objects_{m}"], twin.recognition(meta.values, 4))
-
-
-@pytest.mark.slow
-def test_a_job_that_was_stopped_and_goes_on_ends_as_if_it_had_not_been(played, tmp_path, monkeypatch):
-    score, calls = PointingGame.score, []
-
-    def stop(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return score(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PointingGame, "score", stop)
-        with pytest.raises(KeyboardInterrupt):
-            play(tmp_path)
-    cfg, outcome = play(tmp_path)
-    assert (outcome.n_done, outcome.n_failed) == (3, 0)
-    assert contents(cfg) == contents(played[0])
-    lines = (outcome.folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["sample"] for line in lines] == SAMPLES
-
-
-@pytest.mark.slow
-def test_prepared_grids_score_as_composed_ones_and_one_that_cannot_be_decoded_fails_alone(played, tmp_path):
     game_name = SAMPLES[0].split("/")[0]
     folder = tmp_path / "grids" / "lossless" / game_name
     folder.mkdir(parents=True)
@@ -330,13 +265,14 @@ def test_prepared_grids_score_as_composed_ones_and_one_that_cannot_be_decoded_fa
         ComposedScenes(Digits(), 32).image(game_name, (0, 1, 3, 6), k).save(folder / f"{k:02d}.png")
     (folder / "01.png").write_bytes((folder / "00.png").read_bytes()[:200])
     scenes = [f"benchmark.scenes.root={tmp_path / 'grids'}", "benchmark.scenes.encoding=lossless"]
-    cfg, outcome = play(tmp_path, "benchmark/scenes=paper", *scenes)
+    cfg, outcome = play(tmp_path / "prepared", "benchmark/scenes=paper", *scenes)
     error = f"image {folder / '01.png'} cannot be decoded: replace the file."
     assert (outcome.n_done, outcome.errors) == (2, (error,))
-    found, whole = records(cfg), records(played[0])
+    found, whole = records(cfg), records(composed)
+    assert list(found) == list(whole) == SAMPLES
     for sample in (SAMPLES[0], SAMPLES[2]):
         assert all(close(found[sample].scores[key], whole[sample].scores[key], 1e-5) for key in OBJECTS)
-    notes = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["notes"]
+    notes = json.loads((tmp_path / "prepared" / "table.json").read_text(encoding="utf-8"))["notes"]
     assert f"Meta-Grad-ECLIP: sample {SAMPLES[1]} failed: {error}" in notes
 
 

@@ -168,21 +168,6 @@ def test_pairs_are_those_with_a_coefficient_of_order_two_and_stand_up_to_nine_wo
     assert min(distances[distance] for distance in range(3, 9)) > 5
 
 
-@pytest.mark.parametrize(
-    ("clause", "pairs"),
-    [
-        (opinion("good"), set()),
-        (opinion("not , says one rude critic , good"), {("not", "good")}),
-        (opinion("never , unlike the film , very good"), {("never", "good"), ("very", "good")}),
-        (idiom("cold comfort"), {("cold", "comfort")}),
-        (thing("death"), set()),
-    ],
-)
-def test_pairs_by_hand(clause, pairs):
-    review = review_of(distractor("my friend came along"), clause)
-    assert {(review.words[a], review.words[b]) for a, b in review.pairs()} == pairs
-
-
 def test_a_review_is_its_clauses_with_joints_between_them_and_a_full_stop():
     for review in drawn(500):
         words = list(INSTRUCTION) if review.words[: len(INSTRUCTION)] == INSTRUCTION else []
@@ -230,13 +215,10 @@ def test_about_a_tenth_is_held_out_and_the_two_sides_are_all_reviews_that_are_dr
 
 
 @pytest.mark.parametrize("seed", [5, [0, 0, 3]])
-def test_reviews_are_drawn_from_the_seed_and_leave_the_global_generator_alone(seed):
-    np.random.seed(0)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+def test_reviews_are_drawn_from_the_seed(seed):
     first, again, other = (list(islice(reviews(each, held_out=False), 20)) for each in (seed, seed, [9, 9, 9]))
     assert first == again
     assert first != other
-    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
 def test_the_vocabulary_is_every_word_that_reviews_and_labels_have_and_no_other():

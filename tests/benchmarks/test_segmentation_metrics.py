@@ -100,14 +100,6 @@ MULTI = {
         {0: table([0.9, 0.9], [0.9, 0.1]), 1: table([0.1, 0.1], [0.1, 0.9]), 2: everywhere(0.0)}, [], [[0, 0], [0, 0]],
         counts(3, 4, {"0": 3, "1": 0}, {"0": 4, "1": 1}, {}),
     ),
-    "a class without a map": (
-        {0: everywhere(1.0)}, [everywhere(0.0)], [[0, 0], [7, 7]],
-        counts(2, 4, {"0": 2, "7": 0}, {"0": 4, "7": 2}, {"0": 1 / 2}),
-    ),
-    "an image of no class": (
-        {4: table([0.9, 0.1], [0.1, 0.1])}, [everywhere(0.5)], [[N, N], [N, X]],
-        counts(0, 0, {"4": 0}, {"4": 1}, {}),
-    ),
     "no labelled pixel": (
         {0: everywhere(1.0), 2: everywhere(0.0)}, [], [[X, X], [X, X]], counts(0, 0, {}, {}, {}),
     ),
@@ -118,16 +110,6 @@ MULTI = {
 def test_multi_counts_by_hand(case):
     maps, background, truth, expected = MULTI[case]
     assert same_counts(multi_scores(maps, background, np.array(truth)), dict(expected))
-
-
-@pytest.mark.parametrize(
-    ("maps", "winner"), [({5: 0.4, 2: 0.4}, 5), ({2: 0.4, 5: 0.4}, 2), ({2: 0.3, 5: 0.4}, 5), ({2: 0.3, 5: 0.3}, None)]
-)
-def test_a_class_wins_a_tie_with_the_background_and_the_earlier_class_one_with_another(maps, winner):
-    for truth in (2, 5):
-        each = {label: everywhere(value) for label, value in maps.items()}
-        found = multi_scores(each, [everywhere(0.4), everywhere(0.1)], everywhere(truth))
-        assert found["correct"] == 4 * (truth == winner)
 
 
 @st.composite

@@ -298,17 +298,21 @@ def write_matlab(path: Path, fields: dict[str, list]) -> None:
         file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(512))
 
 
+def imagenet_seg_columns(
+    scenes: Sequence[np.ndarray] = SINGLE_SCENES, known: Sequence[str] = (*NAMES, *STRANGE)
+) -> dict[str, list]:
+    """Images of one class of the ``known``; every pixel is labelled."""
+    return {
+        "img": [pixels(*labels.shape) for labels in scenes],
+        "gt": [[labels >= 0] for labels in scenes],
+        "id": [imagenet_seg_id(number, known[each.max()], wordnet(known)) for number, each in enumerate(scenes)],
+    }
+
+
 def write_imagenet_seg(
     root: Path, scenes: Sequence[np.ndarray] = SINGLE_SCENES, known: Sequence[str] = (*NAMES, *STRANGE)
 ) -> Path:
-    """Images of one class of the ``known``; every pixel is labelled."""
-    names = [known[labels.max()] for labels in scenes]
-    fields = {
-        "img": [pixels(*labels.shape) for labels in scenes],
-        "gt": [[labels >= 0] for labels in scenes],
-        "id": [imagenet_seg_id(number, name, wordnet(known)) for number, name in enumerate(names)],
-    }
-    write_matlab(root / "gtsegs_ijcv.mat", fields)
+    write_matlab(root / "gtsegs_ijcv.mat", imagenet_seg_columns(scenes, known))
     write_json(root / "names.json", wordnet(known))
     return root
 
@@ -351,8 +355,8 @@ VARIANTS = {
 """Of ConceptAttention: whether it is a metagame, and whether layers are averaged first."""
 
 
-def segmentation_config(output_dir, data, variants=VARIANTS, **changes):
-    """The config of a job of the knowing model on ``data``, ``_target_`` and ``root``, by some variants."""
+def segmentation_config(output_dir, data, **changes):
+    """The config of a job of the knowing model on ``data``, by all variants."""
     method = {"_target_": "metagame.attributions.concept_attention.ConceptAttention"}
     parts = {
         "model": {"name": "knowing", "_target_": f"{__name__}.Knowing", "side": 8},
@@ -361,7 +365,6 @@ def segmentation_config(output_dir, data, variants=VARIANTS, **changes):
             "variants": {
                 name: {"name": name, "label": name, "meta": meta, "method": method | {"mean_first": mean_first}}
                 for name, (meta, mean_first) in VARIANTS.items()
-                if name in variants
             },
         },
         "benchmark": {
