@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from metagame.benchmarks.digits import Digits
 from metagame.benchmarks.illustration import CAPTION, Illustration
 from metagame.digests import file_digest
 from metagame.errors import UserError
-from metagame.images import composite, square
+from metagame.images import square
 from metagame.jobs.fingerprint import files_digest
 from metagame.models.vision_language import RetokenizedPlayers, Sample, TokenPlayers
 from tests.conftest import unchecked
+from tests.tiny.segmentation import pixels
 from tests.tiny.vision_language import build, prepare_one
 
 
@@ -49,19 +49,19 @@ class Words:
         return " ".join(self.names[number] for number in ids)
 
 
+def saved(path, height, width):
+    Image.fromarray(pixels(height, width)).save(path)
+    return str(path)
+
+
 @pytest.fixture
 def picture(tmp_path):
-    """Path of a picture of a three and a seven above a zero and a five."""
-    path = tmp_path / "picture.png"
-    composite([Digits().image(label, 0) for label in (3, 7, 0, 5)], 32).save(path)
-    return str(path)
+    return saved(tmp_path / "picture.png", 64, 64)
 
 
 @pytest.fixture
 def wide_picture(tmp_path):
-    path = tmp_path / "wide.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(path)
-    return str(path)
+    return saved(tmp_path / "wide.png", 40, 90)
 
 
 def only(illustration):

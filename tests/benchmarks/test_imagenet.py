@@ -70,6 +70,13 @@ def class_folders(root):
     return write_images(root, "{wordnet}/{stem}.JPEG")
 
 
+def class_folders_among_others(root):
+    (class_folders(root) / "n1").mkdir()
+    for place in (root, root / WORDNET[4]):
+        (place / "a.txt").touch()
+    return root
+
+
 def write_meta(folder):
     """The kit's ``meta.mat``: a struct array of all synsets, those with images first in the kit's order."""
     leaves = [(number + 1, wordnet) for number, wordnet in enumerate(KIT)]
@@ -128,7 +135,7 @@ def tables(root, suffix="parquet", streamed=True):
 
 
 LAYOUTS = {
-    "class folders": class_folders,
+    "class folders": class_folders_among_others,
     "flat, meta.mat": flat,
     "flat, kit beside": lambda root: flat(root / "val", kit=root / "ILSVRC2012_devkit_t12" / "data"),
     "flat, ids": lambda root: flat(root, explain=write_ids),
@@ -169,14 +176,6 @@ def test_every_layout_refuses_an_image_that_is_not_there_and_names_no_file_of_it
     assert list(stored.files(label, k)) == []
     with pytest.raises(UserError, match=reason):
         stored.image(label, k)
-
-
-def test_other_folders_and_files_beside_the_class_folders_and_in_them_do_not_count(tmp_path):
-    class_folders(tmp_path)
-    (tmp_path / "n1").mkdir()
-    for place in (tmp_path, tmp_path / WORDNET[4]):
-        (place / "a.txt").write_text("", encoding="utf-8")
-    assert red_of(tmp_path, 4) == number_of(4, 0) % 256
 
 
 def one(number):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from metagame.benchmarks.pair_deletion import deletion_and_insertion, pair_path
+from metagame.benchmarks.pair_deletion import deletion_and_insertion
 from metagame.models.masked import MaskedModel
 from tests.conftest import close
 from tests.reference import prompts as twin
@@ -72,13 +72,6 @@ def test_no_order_of_the_pairs_has_a_larger_area_than_the_true_one_and_its_rever
 
 def members(path):
     return [np.flatnonzero(row).tolist() for row in path]
-
-
-def test_equally_strong_pairs_are_taken_in_reading_order_behind_stronger_ones():
-    assert members(pair_path(np.full((5, 5), -2.0))) == [[], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
-    matrix = np.ones((5, 5))
-    matrix[4, 2] = -3
-    assert members(pair_path(matrix)) == [[], [2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]
 
 
 def test_the_value_of_each_coalition_is_asked_once_for_both_curves():

@@ -181,17 +181,14 @@ def test_a_review_is_its_clauses_with_joints_between_them_and_a_full_stop():
         assert review.text == " ".join(review.words)
 
 
+POOLS = {"opinion": ((None, *NEGATIONS), (None, *INTENSIFIERS), ADJECTIVES), "thing": (THINGS,), "distractor": ()}
+
+
 def holds_what_its_kind_says(clause):
     words = [None if part is None else clause.words[part] for part in clause.parts]
-    match clause.kind:
-        case "opinion":
-            negation, intensifier, adjective = words
-            return negation in (None, *NEGATIONS) and intensifier in (None, *INTENSIFIERS) and adjective in ADJECTIVES
-        case "idiom":
-            return tuple(words) in IDIOMS
-        case "thing":
-            return len(words) == 1 and words[0] in THINGS
-    return words == []
+    if clause.kind == "idiom":
+        return tuple(words) in IDIOMS
+    return all(word in pool for word, pool in zip(words, POOLS[clause.kind], strict=True))
 
 
 def test_reviews_are_of_every_kind_and_label_and_the_places_of_a_clause_hold_what_its_kind_says():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import T5TokenizerFast
 
 from metagame.benchmarks.masks import OTHER, UNLABELLED
 from metagame.benchmarks.segmentation import LEFT_OUT, Segmentation, one_token_names
@@ -160,19 +159,6 @@ def test_other_numbers_than_expected_are_told(caplog):
         "The data of the benchmark have 3 images, but 1449 were expected",
         "The data of the benchmark have 1 images with one class, but 927 were expected",
     ]
-
-
-def test_files_of_all_images_are_those_of_the_dataset_and_of_a_tokenizer_in_a_folder(tmp_path):
-    class Named(Memory):
-        def files(self):
-            return [tmp_path / "names.json"]
-
-    tiny.words_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    tokenizer = T5TokenizerFast.from_pretrained(tmp_path / "tokenizer")
-    found = Segmentation(Named([ONE]), tokenizer, BACKGROUND, ["n0"])
-    assert set(found.files()) == {tmp_path / "names.json", *(tmp_path / "tokenizer").iterdir()}
-    assert len(list(found.files())) > 2
-    assert list(benchmark(ONE).files()) == list(benchmark(ONE).samples()[0].files()) == []
 
 
 def random_maps(players, side, seed=0):

@@ -463,7 +463,8 @@ def complaints(kind, root):
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [(name, file) for name, kind in KINDS.items() for file in sorted(kind.files | kind.shared)]
+    ("name", "file"),
+    [("voc", VOC_LIST)] + [(name, file) for name, kind in KINDS.items() for file in sorted(kind.files | kind.shared)],
 )
 def test_nothing_but_one_sentence_comes_of_a_file_that_is_cut_off_or_junk(tmp_path, name, file):
     kind = KINDS[name]

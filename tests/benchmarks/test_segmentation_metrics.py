@@ -148,14 +148,11 @@ def test_resizing_takes_the_pixels_that_pillow_takes(side):
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (6, 1), (7, 13), (40, 31), (8, 8)])
-def test_resizing_pictures_that_are_no_squares_is_pillows_and_keeps_the_type(shape):
+def test_resizing_pictures_that_are_no_squares_alone_or_in_a_stack_is_pillows_and_keeps_the_type(shape):
     labels = np.random.default_rng(0).integers(-2, 90, shape, dtype=np.int16)
     for side in (1, 5, 8, 32):
         found = resize_nearest(labels, side)
         assert found.dtype == labels.dtype
         assert np.array_equal(found, twin.resized(labels, side))
-
-
-def test_a_stack_of_maps_is_resized_map_by_map():
-    maps = np.random.default_rng(0).random((3, 5, 9))
-    assert np.array_equal(resize_nearest(maps, 16), np.stack([resize_nearest(each, 16) for each in maps]))
+        stack = np.stack([labels, -labels]).astype(float)
+        assert np.array_equal(resize_nearest(stack, side), [found, -found])

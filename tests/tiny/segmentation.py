@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -322,7 +322,6 @@ class Knowing(Model[ConceptSample, ConceptLogits]):
     """A model that knows the masks: a concept's logit is high on its pixels, the first background's on all others."""
 
     side: int = 8
-    names: list[str] = field(default_factory=list)
     sample_type = ConceptSample
     revision = "first"
     device = "cpu"
