@@ -168,6 +168,11 @@ def test_pairs_are_those_with_a_coefficient_of_order_two_and_stand_up_to_nine_wo
     assert min(distances[distance] for distance in range(3, 9)) > 5
 
 
+def test_the_kind_of_a_pair_is_that_of_its_first_word():
+    assert review_of(opinion("not very good")).kinds() == ["negation", "intensifier"]
+    assert review_of(idiom("cold comfort")).kinds() == ["idiom"]
+
+
 def test_a_review_is_its_clauses_with_joints_between_them_and_a_full_stop():
     for review in drawn(500):
         words = list(INSTRUCTION) if review.words[: len(INSTRUCTION)] == INSTRUCTION else []

@@ -151,6 +151,11 @@ def test_what_is_asked_for_but_cannot_be_is_refused(arguments, reason):
         benchmark(**arguments)
 
 
+def test_two_images_of_one_id_are_refused():
+    with refused("the benchmark has two images with the id 'a'"):
+        benchmark(ONE, TWO, ONE).samples()
+
+
 def test_other_numbers_than_expected_are_told(caplog):
     for expected in (None, {"images": 3, "single": 1}, {"images": 1449, "single": 1}, {"single": 927}):
         benchmark(ONE, TWO, THREE, expected=expected).samples()
