@@ -7,19 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DeiTConfig,
-    DeiTForImageClassification,
-    Dinov2Config,
-    Dinov2ForImageClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessor,
 )
 
@@ -36,17 +27,10 @@ LABELS = {"id2label": {0: "bad", 1: "good", 2: "neither"}, "label2id": {"bad": 0
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 TEXT_SHAPE = {"vocab_size": len(VOCABULARY), "max_position_embeddings": CONTEXT, "pad_token_id": VOCABULARY[PAD]}
 IMAGE_SHAPE = {"image_size": SIDE, "patch_size": PATCH}
-TEXT_NETS = {
-    "bert": (BertForSequenceClassification, BertConfig, SHAPE),
-    "distilbert": (DistilBertForSequenceClassification, DistilBertConfig,
-                   {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}),
-    "roberta": (RobertaForSequenceClassification, RobertaConfig, SHAPE),
-}  # fmt: skip
-IMAGE_NETS = {
-    "vit": (ViTForImageClassification, ViTConfig, SHAPE),
-    "deit": (DeiTForImageClassification, DeiTConfig, SHAPE),
-    "dinov2": (Dinov2ForImageClassification, Dinov2Config, {**SHAPE, "mlp_ratio": 2}),
-}
+DISTILBERT = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+TEXT_NETS = {"bert": SHAPE, "distilbert": DISTILBERT, "roberta": SHAPE}
+DEIT = {**SHAPE, "architectures": ["DeiTForImageClassification"]}
+IMAGE_NETS = {"vit": SHAPE, "deit": DEIT, "dinov2": {**SHAPE, "mlp_ratio": 2}}
 TEXT = "the food was good"
 
 
@@ -70,27 +54,25 @@ class Seen(Sample):
 
 
 def text_net(family: str = "bert", attention: str = "eager", **config) -> PreTrainedModel:
-    net_class, config_class, shape = TEXT_NETS[family]
-    net = net_class(config_class(**TEXT_SHAPE | LABELS | shape | config, attn_implementation=attention))
+    settings = TEXT_SHAPE | LABELS | TEXT_NETS[family] | config
+    config = AutoConfig.for_model(family, **settings, attn_implementation=attention)
+    net = AutoModelForSequenceClassification.from_config(config)
     return randomise(net, 0).eval().double().requires_grad_(False)
 
 
 def image_net(family: str = "vit", attention: str = "eager") -> PreTrainedModel:
-    net_class, config_class, shape = IMAGE_NETS[family]
-    net = net_class(config_class(**IMAGE_SHAPE | LABELS | shape, attn_implementation=attention))
-    return randomise(net, 0).eval().double().requires_grad_(False)
+    settings = IMAGE_SHAPE | LABELS | IMAGE_NETS[family]
+    config = AutoConfig.for_model(family, **settings, attn_implementation=attention)
+    return randomise(AutoModelForImageClassification.from_config(config), 0).eval().double().requires_grad_(False)
 
 
 def text_classifier(family: str = "bert", net: PreTrainedModel | None = None, **settings) -> TextClassifier:
     return TextClassifier(net or text_net(family), build_tokenizer(), "none", **settings)
 
 
-def processor() -> ViTImageProcessor:
-    return ViTImageProcessor(size={"height": SIDE, "width": SIDE})
-
-
 def image_classifier(family: str = "vit", net: PreTrainedModel | None = None, **settings) -> ImageClassifier:
-    return ImageClassifier(net or image_net(family), processor(), "none", **settings)
+    processor = ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    return ImageClassifier(net or image_net(family), processor, "none", **settings)
 
 
 def bound_text(text: str = TEXT, **settings) -> Classified:

@@ -10,21 +10,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from metagame.attributions.attnlrp import CPLRP, AttnLRP
 from metagame.attributions.gradients import GradientInput
@@ -39,15 +25,15 @@ SHAPE = {
     "pad_token_id": None, "bos_token_id": VOCABULARY[START], "eos_token_id": None, "tie_word_embeddings": False,
 }  # fmt: skip
 SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-NETS = {
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"query_pre_attn_scalar": 8, **SLIDING}),
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, **SLIDING}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
-    "gpt2": (GPT2LMHeadModel, GPT2Config, {"n_inner": 24}),
-    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 2 * WINDOW}),
+CONFIGS = {
+    "gemma3": {"query_pre_attn_scalar": 8, **SLIDING},
+    "llama": {},
+    "qwen2": {"use_sliding_window": True, **SLIDING},
+    "qwen3": {},
+    "gpt2": {"n_inner": 24},
+    "mistral": {"sliding_window": 2 * WINDOW},
 }
-FAMILIES = tuple(NETS)
+FAMILIES = tuple(CONFIGS)
 TEXT = "the service and the soup"
 ANSWER = tuple(VOCABULARY[word] for word in ("bad", "soup", "good"))
 FLOAT32_TOLERANCE = 1e-5
@@ -57,8 +43,9 @@ METHODS = [GradientInput(), AttnLRP(), CPLRP()]
 
 def build_net(family: str = "gemma3", dtype: torch.dtype = torch.float32, seed: int = 0, **config) -> PreTrainedModel:
     """A model of ``family`` whose answers hold no special token, since their logits are 0 and others are not."""
-    net_class, config_class, own = NETS[family]
-    net = randomise(net_class(config_class(**SHAPE | own | config)), seed)
+    model_type = {"gemma3": "gemma3_text"}.get(family, family)
+    config = AutoConfig.for_model(model_type, **SHAPE | CONFIGS[family] | config)
+    net = randomise(AutoModelForCausalLM.from_config(config), seed)
     if not net.config.tie_word_embeddings:
         with torch.no_grad():
             net.lm_head.weight[SPECIAL] = 0
@@ -72,10 +59,9 @@ def randomise(net: PreTrainedModel, seed: int) -> PreTrainedModel:
         for name, parameter in net.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                # Gemma's norms multiply by 1 + weight
                 of_norm = name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
-                plain_norm = of_norm and not isinstance(net, Gemma3ForCausalLM)
-                parameter.copy_(plain_norm + 0.2 * noise)
+                # Gemma's norms multiply by 1 + weight
+                parameter.copy_((of_norm and net.config.model_type != "gemma3_text") + 0.2 * noise)
             else:
                 parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)
     return net
@@ -87,9 +73,8 @@ def build(family: str = "gemma3", dtype: torch.dtype = torch.float32, seed: int 
 
 
 def adapter(net: PreTrainedModel, tokenizer=None, **settings) -> LanguageModel:
-    return LanguageModel(
-        net, tokenizer or build_tokenizer(), "random", **{"chat": True, "max_new_tokens": 4} | settings
-    )
+    settings = {"chat": True, "max_new_tokens": 4} | settings
+    return LanguageModel(net, tokenizer or build_tokenizer(), "random", **settings)
 
 
 @dataclass(frozen=True)

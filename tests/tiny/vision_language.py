@@ -14,17 +14,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    MetaClip2Config,
-    MetaClip2Model,
-    PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
-)
+from transformers import AutoConfig, AutoModel, CLIPImageProcessor, PreTrainedTokenizerFast, SiglipImageProcessor
 
 from metagame import UserError
 from metagame.attributions.generic_attention import GenericAttention
@@ -47,11 +37,7 @@ SIDE, WIDTH, TEXT_WIDTH, N_HEADS, N_LAYERS = 32, 32, 24, 4, 3
 HALF = [0.5, 0.5, 0.5]
 FAMILIES = ("clip", "metaclip2", "siglip2", "open_clip")
 CLASS_TOKEN_FAMILIES = ("clip", "metaclip2", "open_clip")
-NETS = {
-    "clip": (CLIPModel, CLIPConfig),
-    "metaclip2": (MetaClip2Model, MetaClip2Config),
-    "siglip2": (SiglipModel, SiglipConfig),
-}
+MODEL_TYPES = {"clip": "clip", "metaclip2": "metaclip_2", "siglip2": "siglip"}
 
 
 @contextmanager
@@ -185,7 +171,6 @@ def build(family: str, dtype: torch.dtype = torch.float64, patch: int = 8, conte
 
 def build_net(family: str, patch: int = 8, context: int = 8, seed: int = 3) -> nn.Module:
     """A model of transformers with random weights large enough for maps that are not flat."""
-    net_class, config_class = NETS[family]
     text = {
         "vocab_size": len(VOCABULARY), "hidden_size": TEXT_WIDTH, "intermediate_size": 40, "num_hidden_layers": 2,
         "num_attention_heads": N_HEADS, "max_position_embeddings": context, "bos_token_id": VOCABULARY[START],
@@ -198,8 +183,8 @@ def build_net(family: str, patch: int = 8, context: int = 8, seed: int = 3) -> n
     extra = {"projection_dim": 20}
     if family == "siglip2":
         text["projection_size"], extra = WIDTH, {}
-    net = net_class(config_class(text_config=text, vision_config=vision, **extra)).eval()
-    return randomise(net, seed)
+    config = AutoConfig.for_model(MODEL_TYPES[family], text_config=text, vision_config=vision, **extra)
+    return randomise(AutoModel.from_config(config).eval(), seed)
 
 
 def randomise(net: nn.Module, seed: int) -> nn.Module:
