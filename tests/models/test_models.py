@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from metagame.contracts import WHOLE, Model, Sample
+from metagame.contracts import Model, Sample
 from metagame.models.adder import Adder, Sum
 from metagame.models.clip import CLIP
 from metagame.models.concepts import PaintedImage
@@ -57,14 +57,6 @@ def test_arguments_that_change_no_result_are_declared(adapter, expected):
     parameters = inspect.signature(adapter.load).parameters
     assert expected <= parameters.keys()
     assert not [each for each in parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
-
-
-def test_players_of_a_polynomial_are_its_features():
-    polynomial = Polynomial.parse("x1*x2 + x10")
-    ((name, bound),) = PolynomialModel().prepare([polynomial])[0].items()
-    assert (name, bound) == (WHOLE, polynomial)
-    assert bound.players == bound.targets == ("x1", "x2", "x10")
-    assert (bound.grid, bound.picture) == (None, None)
 
 
 def test_features_of_a_function_have_numbers_for_names_or_those_that_are_given():

@@ -96,16 +96,8 @@ def pieces(tokenizer, ids):
 
 def test_players_are_the_words_of_the_prompt_in_the_template_or_behind_a_start_token():
     chat, raw = (tokenize_prompt(build_tokenizer(), "The food was good", chat=chat) for chat in (True, False))
-    words = ("the", "food", "was", "good")
-    assert chat.labels == raw.labels == words
-    assert pieces(build_tokenizer(), chat.ids) == [
-        *("<bos>", "<start_of_turn>", "user", "\n", *words, "<end_of_turn>", "\n"),
-        *("<start_of_turn>", "model", "\n"),
-    ]
-    assert chat.positions == (4, 5, 6, 7)
-    assert pieces(build_tokenizer(), raw.ids) == ["<bos>", *words]
-    assert raw.positions == (1, 2, 3, 4)
-    assert raw.turn_end is None
+    assert chat.labels == raw.labels == ("the", "food", "was", "good")
+    assert (chat.positions, raw.positions, raw.turn_end) == ((4, 5, 6, 7), (1, 2, 3, 4), None)
 
 
 @each_tokenizer
@@ -173,8 +165,9 @@ def test_prompts_of_digits_are_found_in_a_template_of_digits(text):
 
 def test_template_settings_reach_the_template():
     template = "{% if polite %}<start_of_turn>{% endif %}{{ messages[0]['content'] }}<end_of_turn>"
-    tokenizer = tokenizer_of(chat_template=template)
-    plain, polite = (tokenize_prompt(tokenizer, "the food", True, given) for given in (None, {"polite": True}))
+    tokenizer, net = tokenizer_of(chat_template=template), build_net()
+    models = (adapter(net, tokenizer, template_settings=given) for given in (None, {"polite": True}))
+    plain, polite = (model.tokenize("the food") for model in models)
     assert pieces(tokenizer, plain.ids) == ["the", "food", "<end_of_turn>"]
     assert pieces(tokenizer, polite.ids) == ["<start_of_turn>", "the", "food", "<end_of_turn>"]
     assert (plain.positions, polite.positions) == ((0, 1), (1, 2))

@@ -8,11 +8,10 @@ import torch
 from torch.nn.functional import normalize
 
 from metagame.models.clip import CLIP
-from metagame.models.open_clip import OpenCLIP, adapt_tokenizer
+from metagame.models.open_clip import adapt_tokenizer
 from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.siglip2 import SigLIP2
 from metagame.models.vision_language import TokenPlayers
-from scripts.convert_to_open_clip import write
 from tests.conftest import close
 from tests.tiny.real_encoders import CLASSES, LAYOUTS, write_clip_tokenizer
 from tests.tiny.vision_language import Scene, picture, prepare_one, scene
@@ -50,19 +49,6 @@ def test_a_folder_as_the_real_one_gives_the_embeddings_of_its_model_and_draws_wh
     assert found.shape == (*pixels.shape[2:], 3)
     keeps_left = (found[:, :20].mean((0, 1)) > (200, -1, -1)).all()
     assert keeps_left == (not name.startswith("clip"))  # CLIP's processor crops, the others' stretch
-
-
-def test_a_clip_in_open_clips_naming_gives_the_embeddings_of_its_twin(tmp_path):
-    LAYOUTS["clip_vitb16"]().save(tmp_path / "twin")
-    write(str(tmp_path / "twin"), tmp_path / "open_clip")
-    ours = OpenCLIP.load(f"local-dir:{tmp_path / 'open_clip'}", device="cpu")
-    twin = CLIP.load(str(tmp_path / "twin"), device="cpu")
-    first, second = (prepare_one(model, scene(0, text=("black", "dog")))["text"] for model in (ours, twin))
-    with torch.no_grad():
-        pixels = second.image.pixels[None]
-        assert close(ours.encode_images(pixels), twin.encode_images(pixels), 1e-4)
-        texts = [bound.pieces.dropped([True, True]) for bound in (first, second)]
-        assert close(ours.embed(texts[:1]), twin.embed(texts[1:]), 1e-4)
 
 
 def test_clips_tokenizer_has_a_token_for_each_class_of_the_pointing_game(tmp_path):

@@ -15,7 +15,7 @@ from metagame.models.concepts import load_t5_tokenizer
 from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.prompt_tokens import absent_token_id, special_ids, tokenize_prompt
 from metagame.models.siglip2 import SigLIP2
-from metagame.models.vision_language import RetokenizedPlayers, TokenPlayers
+from metagame.models.vision_language import TokenPlayers
 from tests.tiny.real_checkpoints import BACKGROUND, COCO, COCO_OF_ONE_TOKEN, VOC
 from tests.tiny.real_encoders import CLASSES
 
@@ -75,6 +75,3 @@ def test_siglip_2s_vocabulary_has_a_token_for_each_class_of_the_pointing_game():
     assert caption.labels == ("y", "orkshire", "next", "to", "a", "hyd", "rant")
     assert tokenizer.encode("Fish koala") == tokenizer.encode("fish koala")
     assert (tokenizer.encode("")[-1], tokenizer.pad_id) == (1, 0)
-    players = RetokenizedPlayers(tokenizer, "a red hydrant")
-    assert players.dropped([True] * 4).ids == tokenizer.encode("a red hydrant")
-    assert players.dropped([True, True, False, True]).ids == tokenizer.encode("a redrant")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from metagame.models.adder import Adder
 from metagame.models.clip import CLIP
-from metagame.models.flux import Denoising, Flux
 from metagame.models.language_model import LanguageModel
 from metagame.models.open_clip import OpenCLIP
 from metagame.models.siglip2 import SigLIP2
@@ -33,12 +33,11 @@ MAKERS = {
     "adder": lambda folder: shutil.copytree(ROOT / "data/tiny/adder", folder, dirs_exist_ok=True),
 }
 LOADERS = {
-    "clip": lambda folder, revision=None: CLIP.load(folder, revision, device="cpu"),
-    "siglip2": lambda folder, revision=None: SigLIP2.load(folder, revision, device="cpu"),
-    "gemma3": lambda folder, revision=None: LanguageModel.load(folder, revision, device="cpu", chat=True),
-    "flux": lambda folder, revision=None: Flux.load(
-        folder, revision, Denoising(flux.SIDE, noise="cpu"), flux.TEXT_LENGTH, device="cpu"
-    ),
+    "clip": partial(CLIP.load, device="cpu"),
+    "metaclip2": partial(CLIP.load, device="cpu"),
+    "siglip2": partial(SigLIP2.load, device="cpu"),
+    "gemma3": partial(LanguageModel.load, device="cpu", chat=True),
+    "flux": flux.load,
     "open_clip": lambda folder: OpenCLIP.load(f"local-dir:{folder}", device="cpu"),
     "adder": Adder,
 }

@@ -18,13 +18,7 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5TokenizerFast
 
 from metagame.models.concepts import ConceptQuestion, ConceptSample
 from metagame.models.flux import Denoising, Flux
@@ -124,6 +118,11 @@ def save(folder: Path) -> Path:
     return folder
 
 
+def load(folder: Path | str, revision: str | None = None, noise: str = "cpu", **settings: Any) -> Flux:
+    settings = {"device": "cpu"} | settings
+    return Flux.load(str(folder), revision, Denoising(SIDE, noise=noise), TEXT_LENGTH, **settings)
+
+
 def encodings(count: int, seed: int = 0) -> Tensor:
     """Random encodings of concepts."""
     return torch.randn(count, TEXT_WIDTH, generator=torch.Generator().manual_seed(100 + seed))
@@ -144,10 +143,6 @@ def transformer_inputs(guidance: bool = False, seed: int = 0, height: int = 3, w
     if guidance:
         inputs["guidance"] = torch.tensor([3.5])
     return inputs
-
-
-def as_double(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() for name, value in inputs.items()}
 
 
 def ask(players=PLAYERS, background=BACKGROUND, n_layers: int = 2, **settings: Any) -> ConceptQuestion:
@@ -172,14 +167,8 @@ class Photo(ConceptSample):
 def count_hooks(net: nn.Module | FluxPipeline) -> int:
     """How many hooks all modules of a model or pipeline hold, of whatever kind."""
     nets = [getattr(net, part) for part in PARTS] if isinstance(net, FluxPipeline) else [net]
-    hooks = [
-        value
-        for each in nets
-        for module in each.modules()
-        for name, value in vars(module).items()
-        if name.endswith("_hooks") or "_hooks_" in name
-    ]
-    return sum(len(value) for value in hooks)
+    held = [item for each in nets for module in each.modules() for item in vars(module).items()]
+    return sum(len(value) for name, value in held if name.endswith("_hooks") or "_hooks_" in name)
 
 
 @contextmanager

@@ -11,31 +11,22 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from torch import nn
-from transformers import (
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    Gemma3Config,
-    Gemma3ForCausalLM,
-    Gemma3ForConditionalGeneration,
-    Gemma3TextConfig,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from metagame.benchmarks.prompts import annotated_prompts
 from scripts.train_diffusion import build_tokenizers
 from scripts.train_language import CHAT_TEMPLATE
+from tests.tiny import language
 from tests.tiny.flux import build_t5_tokenizer
 from tests.tiny.jobs import ROOT
 from tests.tiny.segmentation import scene, write_imagenet_seg, write_panoptic, write_voc
+from tests.tiny.vision_language import randomise
 
 COCO_NAMES = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
@@ -69,16 +60,14 @@ def save_flux(folder: Path) -> None:
     """FLUX.1-schnell with all of its blocks, in bfloat16 and in shards, with the embedding of T5 in it once."""
     write_config(folder / "model_index.json", MODEL_INDEX)
     write_config(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    generator = torch.Generator().manual_seed(0)
     parts = {
         "transformer": (FluxTransformer2DModel.from_config(TRANSFORMER), TRANSFORMER),
         "vae": (AutoencoderKL.from_config(VAE), VAE),
-        "text_encoder": (CLIPTextModel(CLIPTextConfig(**CLIP)), CLIP),
-        "text_encoder_2": (T5EncoderModel(T5Config(**T5)), T5),
+        "text_encoder": (transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP)), CLIP),
+        "text_encoder_2": (transformers.T5EncoderModel(transformers.T5Config(**T5)), T5),
     }
     for name, (part, config) in parts.items():
-        draw_weights(part, generator)
-        part.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size=SHARD)
+        randomise(part, 0).to(torch.bfloat16).save_pretrained(folder / name, max_shard_size=SHARD)
         write_config(folder / name / "config.json", config)
     for name, tokenizer in (("tokenizer", "tokenizer_1"), ("tokenizer_2", "tokenizer_2")):
         if REAL is not None:
@@ -95,27 +84,15 @@ def save_flux(folder: Path) -> None:
 def save_gemma(folder: Path, size: str, *, chat: bool) -> None:
     """Gemma 3 1B, or 4B with its vision tower, instruction-tuned (``chat``) or not; in bfloat16 and in shards."""
     if size == "1b":
-        config, net = GEMMA_1B, Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA_1B))
+        config, net = GEMMA_1B, transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**GEMMA_1B))
     else:
-        config, net = GEMMA_4B, Gemma3ForConditionalGeneration(Gemma3Config(**GEMMA_4B))
-    draw_weights(net, torch.Generator().manual_seed(1))
-    net.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
+        config, net = GEMMA_4B, transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(**GEMMA_4B))
+    language.randomise(net, 1).to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
     write_config(folder / "config.json", config)
     write_config(folder / "generation_config.json", GENERATION)
     tokenizer = build_gemma_tokenizer() if REAL is None else AutoTokenizer.from_pretrained(Path(REAL, "gemma3"))
     tokenizer.chat_template = tokenizer.chat_template if chat else None
     tokenizer.save_pretrained(folder)
-
-
-def draw_weights(net: nn.Module, generator: torch.Generator) -> None:
-    """Matrices for a gain of about 1, and small other parameters beside those that are 1."""
-    with torch.no_grad():
-        for parameter in net.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-            else:
-                parameter.add_(0.1 * noise)
 
 
 def write_config(path: Path, content: dict) -> None:

@@ -102,12 +102,7 @@ class Scene(Sample):
         return {name: WordPlayers(tokenizer, words) for name, words in self.words.items()}
 
 
-SCENARIOS = {
-    "1": ("one",),
-    "2": ("one", "two"),
-    "3": ("one", "two", "three"),
-    "4": ("one", "two", "three", "four"),
-}
+SCENARIOS = {"1": ("one",), "2": ("one", "two"), "3": ("one", "two", "three"), "4": ("one", "two", "three", "four")}
 
 
 def picture(seed: int = 0, side: int = SIDE) -> Image.Image:
@@ -145,15 +140,11 @@ class Built:
     def bound(self, seed: int = 0, words: Sequence[str] = ("one", "two", "three")) -> ImageText:
         return prepare_one(self.model, scene(seed, text=words))["text"]
 
-    def twin(self, method: Method, bound: ImageText, words: Sequence[str]) -> np.ndarray:
-        """The slow twin's map of the text that ``words`` make."""
-        return method.twin(self.net, bound.image.pixels, self.ids(" ".join(words)))
-
     def twin_table(self, method: Method, bound: ImageText) -> np.ndarray:
         """The slow twin's map of the text of every coalition, ``(2**m, P)``."""
         words = bound.players
         kept = [[word for j, word in enumerate(words) if number >> j & 1] for number in range(1 << len(words))]
-        return np.array([self.twin(method, bound, part) for part in kept])
+        return np.array([method.twin(self.net, bound.image.pixels, self.ids(" ".join(part))) for part in kept])
 
 
 def build(family: str, dtype: torch.dtype = torch.float64, patch: int = 8, context: int = 8, seed: int = 3) -> Built:
@@ -162,7 +153,8 @@ def build(family: str, dtype: torch.dtype = torch.float64, patch: int = 8, conte
     tokenizer = build_tokenizer(RECIPES["siglip2_p8" if family == "siglip2" else "clip"])
     words = PretrainedTokenizer(tokenizer, context, clean=str.lower if family == "siglip2" else str)
     if family == "open_clip":
-        model = OpenCLIP(convert(net), open_clip_transform(), words, "random")
+        transform = image_transform_v2(PreprocessCfg(size=SIDE, mean=tuple(HALF), std=tuple(HALF)), is_train=False)
+        model = OpenCLIP(convert(net), transform, words, "random")
     else:
         adapter = SigLIP2 if family == "siglip2" else CLIP
         model = adapter(net, build_image_processor(family), words, "random")
@@ -210,10 +202,6 @@ def build_image_processor(family: str) -> CLIPImageProcessor | SiglipImageProces
     if family == "siglip2":
         return SiglipImageProcessor(size=size, image_mean=HALF, image_std=HALF)
     return CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size, image_mean=HALF, image_std=HALF)
-
-
-def open_clip_transform() -> Callable[[Image.Image], Tensor]:
-    return image_transform_v2(PreprocessCfg(size=SIDE, mean=tuple(HALF), std=tuple(HALF)), is_train=False)
 
 
 def save(family: str, folder: Path, seed: int = 3) -> Path:
