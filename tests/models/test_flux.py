@@ -50,21 +50,10 @@ WEIGHTS = {
     "text_encoder": ("model.safetensors", "text_model.final_layer_norm.weight"),
     "text_encoder_2": ("model.safetensors", "encoder.final_layer_norm.weight"),
 }
-each_guidance = pytest.mark.parametrize("guidance", [None, 3.5], ids=["no guidance", "guidance"])
 
 
 def painted(asked=BOTH, seed=31, prompt=PROMPT):
     return PaintedImage("painting", prompt, seed, asked)
-
-
-each_kind = pytest.mark.parametrize("kind", [Photo, painted])
-
-
-def figure_13():
-    """A baseline, decoupled, of fewer layers and with a prompt, for each number of players."""
-    cells = ({}, {"cross_attention": False}, {"n_layers": 1}, {"prompt": "a car, a bus"})
-    asked = [ask(NAMES[:size], CONCEPTS[20:], **{"n_layers": 2} | cell) for size in (3, 24) for cell in cells]
-    return {str(number): question for number, question in enumerate(asked)}
 
 
 def encoded(flux, names):
@@ -140,7 +129,7 @@ def test_logits_of_a_photo_are_those_of_the_equations(prompt, guidance):
         assert near_the_equations(found[name], expected[-2:])
 
 
-@each_kind
+@pytest.mark.parametrize("kind", [Photo, painted])
 def test_every_question_is_answered_in_its_order_about_all_its_concepts_as_if_it_were_the_only_one(kind):
     asked = {
         "one": ask(("car",), ()),
@@ -169,7 +158,11 @@ def test_every_question_is_answered_in_its_order_about_all_its_concepts_as_if_it
 
 
 def test_a_forward_pass_for_each_prompt_serves_all_cells_of_figure_13_which_share_their_sets():
-    flux, asked = build(), figure_13()
+    """A baseline, decoupled, of fewer layers and with a prompt, for each number of players."""
+    cells = ({}, {"cross_attention": False}, {"n_layers": 1}, {"prompt": "a car, a bus"})
+    pairs = [(size, cell) for size in (3, 24) for cell in cells]
+    asked = {f"{size} {cell}": ask(NAMES[:size], CONCEPTS[20:], **{"n_layers": 2} | cell) for size, cell in pairs}
+    flux = build()
     pipeline = flux.pipeline
     with recorded(pipeline.transformer) as passes, counted([pipeline.vae.encoder, pipeline.text_encoder_2]) as calls:
         assert len(flux.bind(Photo(asked))) == 8
@@ -225,7 +218,7 @@ def test_images_are_stretched_to_a_square_of_values_from_minus_one_to_one(resamp
         assert near(found[0].permute(1, 2, 0), stretched(image, when) / 255 * 2 - 1, 1e-6)
 
 
-@each_guidance
+@pytest.mark.parametrize("guidance", [None, 3.5])
 def test_inputs_at_the_first_step_are_those_of_a_pipeline_that_begins_to_paint(guidance):
     flux = build(guidance=guidance, step=0, seed=7)
     with recorded(flux.pipeline.transformer) as passes:

@@ -71,11 +71,6 @@ def test_folder_whose_files_are_missing_or_broken_is_named(kind, tmp_path):
     load("is a folder without a tokenizer: .* tokenizer.json")
 
 
-def test_a_long_reason_of_another_library_is_cut():
-    with refused(r"model\.checkpoint='data/tiny/adder' cannot be loaded .{,220} \.\.\.\): save the model there again"):
-        load_language_model("data/tiny/adder", chat=True)
-
-
 def test_a_gguf_file_that_is_not_there_or_of_another_architecture_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with refused(r"model\.gguf needs gguf, which is not installed"):
@@ -129,9 +124,10 @@ def test_checkpoint_of_another_architecture_is_refused(load, make, name, tmp_pat
         load(str(tmp_path), device="cpu")
 
 
-def test_a_loader_that_breaks_otherwise_is_reported_with_its_reason():
-    with refused(r"model\.checkpoint='org/name' cannot be loaded \(KeyError: .*\)"):
-        load_pretrained(mock.Mock(side_effect=KeyError("weights\nmore")), "org/name", None)
+@pytest.mark.parametrize(("said", "told"), [("weights\nmore", ".*"), (99 * "weights ", r".{,220} \.\.\.")])
+def test_a_loader_that_breaks_otherwise_is_reported_with_its_reason_of_which_a_long_one_is_cut(said, told):
+    with refused(rf"model\.checkpoint='org/name' cannot be loaded \(KeyError: {told}\)"):
+        load_pretrained(mock.Mock(side_effect=KeyError(said)), "org/name", None)
 
 
 def test_revision_is_passed_on_to_the_hub_and_not_to_a_folder(tmp_path):

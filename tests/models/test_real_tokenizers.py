@@ -26,21 +26,14 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def t5():
-    return load_t5_tokenizer(str(Path(FOLDER, "flux")), None)
-
-
-@pytest.fixture(scope="module")
 def gemma():
     return AutoTokenizer.from_pretrained(Path(FOLDER, "gemma3"))
 
 
-def test_53_of_80_things_of_coco_are_one_token_of_t5(t5):
+def test_53_of_80_things_of_coco_and_all_names_of_voc_background_and_figure_4_are_one_token_of_t5():
+    t5 = load_t5_tokenizer(str(Path(FOLDER, "flux")), None)
     assert (len(COCO), len(COCO_OF_ONE_TOKEN)) == (80, 53)
     assert one_token_names(COCO, t5) == COCO_OF_ONE_TOKEN
-
-
-def test_names_of_voc_background_concepts_and_those_of_figure_4_are_one_token_before_the_end_token(t5):
     names = (*VOC, *BACKGROUND, "street")  # car is of VOC
     assert (len(VOC), len(BACKGROUND)) == (20, 5)
     assert one_token_names(names, t5) == names

@@ -10,7 +10,7 @@ import torch
 
 from metagame.digests import folder_digest
 from metagame.models.open_clip import OpenCLIP
-from tests.tiny.checkpoints import LOADERS, MAKERS, cached, edit_weights, save_open_clip, without_network
+from tests.tiny.checkpoints import LOADERS, MAKERS, cached, edit_weights, without_network
 from tests.tiny.vision_language import build, picture
 
 COMMIT, OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567", 40 * "e"
@@ -46,18 +46,14 @@ def test_revision_of_a_model_of_the_hub_is_its_commit(kind, hub):
     assert LOADERS[kind]("org/model", COMMIT).revision == COMMIT
 
 
-def name_tokenizer(folder, name):
-    config = folder / "open_clip_config.json"
-    content = json.loads(config.read_text())
-    content["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
-    config.write_text(json.dumps(content))
-
-
 def test_revision_of_an_open_clip_of_the_hub_is_its_commit_and_that_of_its_tokenizer(hub):
     found = []
     for commit in (COMMIT, OTHER_COMMIT):
-        folder = cached(hub, save_open_clip, commit)
-        name_tokenizer(folder, "org/words")
+        folder = cached(hub, MAKERS["open_clip"], commit)
+        config = folder / "open_clip_config.json"
+        content = json.loads(config.read_text())
+        content["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
+        config.write_text(json.dumps(content))
         for of_tokenizer in (COMMIT, OTHER_COMMIT):
             shutil.rmtree(hub / "models--org--words", ignore_errors=True)
             cached(hub, build("clip").tokenizer.save_pretrained, of_tokenizer, "org/words")
@@ -67,7 +63,7 @@ def test_revision_of_an_open_clip_of_the_hub_is_its_commit_and_that_of_its_token
 
 def test_revision_of_weights_in_a_file_changes_with_the_file_and_the_architecture(tmp_path):
     one, other = "small-of-revisions", "same-of-revisions"
-    save_open_clip(tmp_path)
+    MAKERS["open_clip"](tmp_path)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
     del config["text_cfg"]["hf_tokenizer_name"]
     (tmp_path / "configs").mkdir()

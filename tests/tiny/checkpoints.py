@@ -18,18 +18,12 @@ from tests.tiny.downloads import go_offline
 from tests.tiny.jobs import ROOT
 from tests.tiny.vision_language import save
 
-
-def save_open_clip(folder: Path) -> None:
-    save("open_clip", folder)
-    shutil.rmtree(folder / "transformers")
-
-
 MAKERS = {
-    "clip": lambda folder: save("clip", folder),
-    "siglip2": lambda folder: save("siglip2", folder),
+    "clip": partial(save, "clip"),
+    "siglip2": partial(save, "siglip2"),
     "gemma3": lambda folder: language.save(language.build_net(), folder),
     "flux": flux.save,
-    "open_clip": save_open_clip,
+    "open_clip": partial(save, "open_clip"),
     "adder": lambda folder: shutil.copytree(ROOT / "data/tiny/adder", folder, dirs_exist_ok=True),
 }
 LOADERS = {
