@@ -444,7 +444,7 @@ def test_a_folder_that_is_broken_is_named(lost, bits, copied):
         load(copied, text_encoder_bits=bits)
 
 
-@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+@pytest.mark.parametrize("part", WEIGHTS)
 def test_a_checkpoint_that_lacks_a_weight_or_has_one_of_another_shape_is_refused(part, copied):
     file, name = WEIGHTS[part]
     edit_weights(copied / part / file, lambda weights: weights.update({name: torch.zeros(3)}))

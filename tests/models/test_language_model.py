@@ -156,8 +156,8 @@ def stepwise(method, model, answer, present):
         ("qwen2", CPLRP(), 3),
         ("qwen3", AttnLRP(), 6),
         ("gpt2", CPLRP(), 6),
-        ("mistral", GradientInput(), 1),
-        *(("gemma3", method, length) for method, length in zip(METHODS, (6, 1, 6), strict=True)),
+        ("mistral", GradientInput(), 3),
+        *(("gemma3", method, length) for method, length in zip(METHODS, (1, 6, 6), strict=True)),
     ],
     ids=lambda value: str(value) if isinstance(value, int | str) else type(value).__name__,
 )

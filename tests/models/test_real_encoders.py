@@ -11,7 +11,7 @@ from metagame.models.clip import CLIP
 from metagame.models.open_clip import adapt_tokenizer
 from metagame.models.pretrained import PretrainedTokenizer
 from metagame.models.siglip2 import SigLIP2
-from metagame.models.vision_language import TokenPlayers
+from metagame.models.vision_language import RetokenizedPlayers, TokenPlayers
 from tests.conftest import close
 from tests.tiny.real_encoders import CLASSES, LAYOUTS, write_clip_tokenizer
 from tests.tiny.vision_language import Scene, picture, prepare_one, scene
@@ -62,3 +62,12 @@ def test_clips_tokenizer_has_a_token_for_each_class_of_the_pointing_game(tmp_pat
         assert caption.labels == ("yorkshire", "next", "to", "a", "hydr", "ant")
     text = "a Photo of a yorkshire, a hydrant"
     assert of_transformers.encode(text) == of_open_clip.encode(text)
+
+
+def test_what_is_left_of_a_caption_may_become_other_tokens_as_metaclips_tokenizer_has_them(tmp_path):
+    LAYOUTS["metaclip2_vith14"]().write_tokenizer(tmp_path)
+    tokenizer = PretrainedTokenizer.load(str(tmp_path), None, 77)
+    players = RetokenizedPlayers(tokenizer, "dog hydrant")
+    assert players.labels == ("dog", "hydr", "ant")
+    assert players.dropped([True, False, True]).ids == tokenizer.encode("dogant")
+    assert len(tokenizer.encode("dogant")) == 3

@@ -138,6 +138,24 @@ def test_maps_of_all_coalitions_and_their_metagames_are_those_of_the_slow_twin(f
     assert close(pairwise, [reference_indices.ksv(values, 3) for values in table.T])
 
 
+@float64
+@pairs([(f, m) for f in CLASS_TOKEN_FAMILIES for m in methods_of(f) if "-" not in m.name and (f, m) not in KINDS])
+def test_maps_of_the_other_families_are_those_of_the_slow_twin(family, method):
+    built = build(family)
+    bound = built.bound()
+    assert close(method.make().game(bound)(all_coalitions(3)), built.twin_table(method, bound))
+
+
+@float64
+@pytest.mark.parametrize("family", ["clip", "metaclip2", "siglip2"])
+def test_eager_attention_changes_no_map(family):
+    """Its softmax is in float32, whatever the model's type."""
+    built, method = build(family), methods_of(family)[-1]
+    built.net.set_attn_implementation("eager")
+    bound = built.bound()
+    assert close(method.make().game(bound)(all_coalitions(3)), built.twin_table(method, bound), 1e-6)
+
+
 @each_kind
 def test_an_image_and_a_distinct_text_are_encoded_once_for_all_questions(family, method):
     model, seen, texts = small(family), [], []
@@ -172,7 +190,7 @@ def backward_passes(monkeypatch):
     return made
 
 
-@each_kind
+@pairs(SOME)
 def test_images_and_coalitions_have_the_maps_in_batches_that_they_have_alone(
     family, method, backward_passes, monkeypatch
 ):
@@ -185,7 +203,7 @@ def test_images_and_coalitions_have_the_maps_in_batches_that_they_have_alone(
     backward_passes.clear()
     found = [metagame.explain(questions["2"]).meta.values for questions in model.prepare(samples)]
     assert all(close(one, other, 1e-4 * np.abs(other).max()) for one, other in zip(found, alone, strict=True))
-    if method.name != "patch_ig":
+    if not method.name.startswith("patch_ig"):
         assert (n_alone, backward_passes) == (([], []) if method.name.startswith("mask") else ([1] * 4, [2, 1, 1]))
     in_parts = method.make().metagame(ConfiguredEstimator(batch_size=3))
     assert close(in_parts.explain(prepare_one(model, samples[0])["2"]).meta.values, alone[0], 1e-6)
