@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from metagame.jobs.arguments import argument_types, check_arguments, fits, in_words
 from metagame.jobs.build import build_part
+from metagame.jobs.spec import locate
 from tests.tiny.vision_language import refused
 
 if TYPE_CHECKING:
@@ -85,3 +86,10 @@ def test_a_part_of_a_job_is_checked_before_it_is_built():
     cfg = OmegaConf.create({"model": INNER | {"name": "m", "exact": "no"}})
     with refused(r"model\.exact='no' must be true or false\."):
         build_part(cfg.model, "model")
+
+
+def test_a_target_is_found_in_a_module_that_nothing_has_imported(tmp_path, monkeypatch):
+    (tmp_path / "package_of_ones_own").mkdir()
+    (tmp_path / "package_of_ones_own" / "inner.py").write_text("class Own:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert locate("package_of_ones_own.inner.Own").__name__ == "Own"

@@ -407,3 +407,22 @@ def test_a_sample_that_another_process_holds_is_waited_for_in_the_end(cfg, monke
     assert run_job(cfg).n_done == 3
     assert prepared(cfg) == ["1", "3", "2"]
     assert asked == [False, False, False, True]
+
+
+def test_an_interrupted_job_keeps_what_is_done_and_takes_nothing_for_failed(cfg, monkeypatch):
+    score, calls = Numbers.score, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Numbers, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(cfg)
+    assert [(line["sample"], line["status"]) for line in lines(cfg)] == [("1", "done")]
+    outcome = run_job(cfg)
+    assert (outcome.n_done, outcome.n_failed) == (3, 0)
+    assert [line["sample"] for line in lines(cfg)] == ["1", "2", "3"]
