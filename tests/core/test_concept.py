@@ -257,6 +257,17 @@ def test_where_all_concepts_are_masked_values_are_zero():
     assert not concept_metagame(torch.full((2, 3), -torch.inf), None)[0].any()
 
 
+@pytest.mark.parametrize("size", [1e4, 1e30, 1e300])
+def test_logits_of_any_size_rank_the_concepts(size):
+    """The largest present concept takes all: t wins where it comes before its k betters, with probability 1/(k + 1)."""
+    logits = torch.tensor([[3.0], [1.0], [-2.0]], dtype=torch.float64) * size
+    diag, pairs = concept_metagame(logits, None, directional=True)
+    assert_near(diag[:, 0], torch.tensor([1, 1 / 2, 1 / 3], dtype=torch.float64))
+    assert pairs[1, 0, 0].item() == pytest.approx(-1, abs=1e-9)
+    drowned, _ = concept_metagame(logits, torch.zeros(1, 1).double() + 10 * size)
+    assert drowned.max() < 1e-12
+
+
 def test_no_background_has_three_spellings():
     logits, _ = random_logits(3, 0)
     missing = [concept_metagame(logits, each)[0] for each in (None, logits[:0], torch.full((2, 3), -torch.inf))]

@@ -16,8 +16,8 @@ from tests.tiny.jobs import ROOT
 
 CONFIGS = ROOT / "configs"
 PLAYED_BY_AUTO = ("distant_pairs", "figure3", "figure10", "figure11", "figure12", "pair_deletion")
-N_SAMPLES = {"figure7": 8, "both_ways": 1} | dict.fromkeys(PLAYED_BY_AUTO, 2)
-"""Of experiments whose figure shows none of the first four, or whose metagames take seconds each."""
+N_SAMPLES = {"figure7": 8, "both_ways": 1} | dict.fromkeys((*PLAYED_BY_AUTO, "figure13", "table4"), 2)
+"""Of experiments whose figure shows none of the first four, or whose samples take seconds each."""
 FEWER = {
     "ttcav": ("attribution.method.repeats=5",),
     "faithfulness": ("benchmark.labelled.count=4",),

@@ -88,7 +88,8 @@ def test_the_passes_are_those_of_a_run(overrides, monkeypatch):
 
 
 def test_passes_of_prompts_are_those_of_a_run_but_for_the_curves_of_pair_deletion(monkeypatch):
-    for cfg, plan in planned("experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out,proximity limit=1"):
+    few = "estimator.budget_per_player=8"
+    for cfg, plan in planned(f"experiment=figure3 attribution=meta_attnlrp,ig,leave_one_out,proximity {few} limit=1"):
         passes, (sample,) = counted_run(cfg, monkeypatch), Job.build(cfg).benchmark.samples()[:1]
         curves = 2 * len(sample.text.split())
         assert passes["forward"] <= plan.count.passes["forward"] < passes["forward"] + curves
