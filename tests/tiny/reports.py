@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metagame.contracts import Explanation
 from metagame.jobs.records import Record, RecordStore, pack
-from metagame.jobs.spec import job_folder, job_identity, variants
+from metagame.jobs.spec import complete, job_folder, job_identity, variants
 from metagame.meta import MetaAttributions
 from metagame.report.drawing import Drawing
 from metagame.report.results import JobResult
@@ -92,6 +92,7 @@ def stub_config(output_dir, *, model=None, attribution=None, benchmark=None, **c
     )
     for key, value in changes.items():
         OmegaConf.update(config, key.replace("__", "."), value, merge=False, force_add=True)
+    config.attribution = complete(config.attribution)  # once, rather than each time that its variants are looked at
     return config
 
 

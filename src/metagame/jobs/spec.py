@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -156,7 +157,12 @@ def complete(node: DictConfig) -> DictConfig:
     """The keys of an attribution with their defaults, which a composed config has already."""
     if OmegaConf.get_type(node) is AttributionKeys:
         return node
-    return merged(OmegaConf.structured(AttributionKeys), plain(node))
+    return merged(_attribution_defaults(), plain(node))
+
+
+@cache
+def _attribution_defaults() -> DictConfig:
+    return OmegaConf.structured(AttributionKeys)
 
 
 def plain(node: DictConfig, *, resolve: bool = True) -> dict[str, Any]:

@@ -171,7 +171,8 @@ def save_figure(figure: Figure, folder: Path, name: str = "") -> None:
     with rc_context({"pdf.fonttype": 42}), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.set_dpi(DPI)
-        figure.draw_without_rendering()  # lays it out, once for all formats
+        if (layout := figure.get_layout_engine()) is not None:  # once for all formats
+            layout.execute(figure)
         figure.set_layout_engine("none")
         for file, metadata in FIGURES.items():
             drawn = BytesIO()  # not the file: on a full disk matplotlib's PDF writer hides the system's error
