@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +25,12 @@ CACHE = Path(os.environ.get("UV_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HO
 # Filled: du -s --si .venv, whose files are also those of uv's cache where both are on one disk; and some room to work
 DOWNLOADED, FILLED = (3.4, 8) if sys.platform == "linux" else (0.5, 2.5)
 FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
+# What a first run imports, in halves for two cores: compiled here, also where Python keeps no bytecode by itself
+COMPILED = (
+    "import metagame.models.clip, metagame.models.flux, metagame.models.language_model, metagame.models.siglip2",
+    "import matplotlib.backends.backend_pdf, matplotlib.pyplot, pandas, shapiq, sklearn.linear_model, wandb",
+)
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 REMEDY = "or go to a larger disk: `git clone . /DISK/metagame && cd /DISK/metagame && UV_CACHE_DIR=/DISK/uv make setup`"
 
 
@@ -86,7 +93,7 @@ def check_disk() -> None:
 
 def run(lock: TextIO, *command: object) -> None:
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
-    done = subprocess.run(command, cwd=ROOT, pass_fds=[lock.fileno()], check=False, **output)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, pass_fds=[lock.fileno()], check=False, **output)
     if done.returncode == 0:
         return
     folder = min(VENV, CACHE, key=free)
@@ -114,8 +121,10 @@ def main() -> None:
             run(lock, sys.executable, "-m", "venv", "--clear", VENV)
             run(lock, PYTHON, "-m", "pip", "install", "--quiet", "uv")
         install = (PYTHON, "-m", "uv", "pip", "install", "--quiet", "--python", PYTHON)  # whichever one is activated
-        run(lock, *install, "--compile-bytecode", "-r", LOCK)
+        run(lock, *install, "-r", LOCK)
         run(lock, *install, "--no-deps", "-e", ROOT)
+        with ThreadPoolExecutor() as executor:
+            list(executor.map(lambda imports: run(lock, PYTHON, "-c", imports), COMPILED))  # raises what they do
         run(lock, "touch", INSTALLED)
 
 

@@ -44,10 +44,11 @@ def one_thread():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def what_is_imported_is_no_garbage():
-    """Each job looks for garbage when it ends: it need not search what earlier files have imported."""
+def garbage_is_looked_for_seldom():
+    """A job looks for it when it ends, but need not search what earlier files have imported."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_sessionfinish():

@@ -23,6 +23,7 @@ FEWER = {
     "faithfulness": ("benchmark.labelled.count=4",),
 } | dict.fromkeys(PLAYED_BY_AUTO, ("estimator.budget_per_player=16",))
 """Of experiments that do the same many times over, a few times; FIxLIP passes a quarter of its images everywhere."""
+FEWER["distant_pairs"] += ("benchmark.prompts.count=4",)
 
 
 def experiments(prefix: str) -> list[str]:

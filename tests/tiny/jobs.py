@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from metagame.attributions.method import FirstOrder
@@ -184,6 +185,10 @@ def terminal_free_environment(**extra: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "TTY_COMPATIBLE")} | extra
 
 
+READ = {}
+"""What Hydra has read under ``configs/``, which no test changes."""
+
+
 @contextmanager
 def shipped_configs():
     """Within: the configs under ``configs/`` can be composed, and their relative paths are found."""
@@ -193,6 +198,7 @@ def shipped_configs():
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             read_configs_once()
+            GlobalHydra.instance().config_loader().repository.cache = READ
             yield
     finally:
         os.chdir(before)
