@@ -16,7 +16,8 @@ from tests.tiny.jobs import ROOT
 
 CONFIGS = ROOT / "configs"
 PLAYED_BY_AUTO = ("distant_pairs", "figure3", "figure10", "figure11", "figure12", "pair_deletion")
-N_SAMPLES = {"figure7": 8, "both_ways": 1} | dict.fromkeys((*PLAYED_BY_AUTO, "figure13", "table4"), 2)
+OF_MANY_PASSES = (*PLAYED_BY_AUTO, "faithfulness", "figure13", "table2", "table4")
+N_SAMPLES = {"figure7": 8, "both_ways": 1} | dict.fromkeys(OF_MANY_PASSES, 2)
 """Of experiments whose figure shows none of the first four, or whose samples take seconds each."""
 FEWER = {
     "ttcav": ("attribution.method.repeats=5",),
