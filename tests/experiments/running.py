@@ -19,12 +19,13 @@ PLAYED_BY_AUTO = ("distant_pairs", "figure3", "figure10", "figure11", "figure12"
 OF_MANY_PASSES = (*PLAYED_BY_AUTO, "faithfulness", "figure13", "table2", "table4")
 N_SAMPLES = {"figure7": 8, "both_ways": 1} | dict.fromkeys(OF_MANY_PASSES, 2)
 """Of experiments whose figure shows none of the first four, or whose samples take seconds each."""
-FEWER = {
-    "ttcav": ("attribution.method.repeats=5",),
+PLAYED_WITH_LESS = ("estimator.budget_per_player=16",)
+FEWER = dict.fromkeys(PLAYED_BY_AUTO, PLAYED_WITH_LESS) | {
+    "distant_pairs": (*PLAYED_WITH_LESS, "benchmark.prompts.count=4"),
     "faithfulness": ("benchmark.labelled.count=4",),
-} | dict.fromkeys(PLAYED_BY_AUTO, ("estimator.budget_per_player=16",))
+    "ttcav": ("attribution.method.repeats=5",),
+}
 """Of experiments that do the same many times over, a few times; FIxLIP passes a quarter of its images everywhere."""
-FEWER["distant_pairs"] += ("benchmark.prompts.count=4",)
 
 
 def experiments(prefix: str) -> list[str]:
