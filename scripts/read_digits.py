@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 from jaxtyping import Bool, Float
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ def train_reader(*, grey: bool) -> nn.Module:
     )  # fmt: skip
     optimiser = torch.optim.AdamW(reader.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, STEPS)
-    for step in track(range(STEPS), f"reader in {'grey' if grey else 'colour'}"):
+    for step in track(range(STEPS), f"reader in {'grey' if grey else 'colour'}", console=Console(stderr=True)):
         pictures, _ = scenes(BATCH, [5, step], held_out=False)
         pictures = pictures.grey() if grey else pictures
         loss = nn.functional.binary_cross_entropy_with_logits(reader(pictures.pixels), pictures.digits.float())
@@ -86,7 +87,7 @@ def paint(checkpoint: str, prompts: list[str], n_steps: int, guidance: float) ->
     pipeline = FluxPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     painted = []
-    for start in track(range(0, len(prompts), PAINTED_AT_ONCE), "painting"):
+    for start in track(range(0, len(prompts), PAINTED_AT_ONCE), "painting", console=Console(stderr=True)):
         some = prompts[start : start + PAINTED_AT_ONCE]
         painted += pipeline(
             some, negative_prompt=[""] * len(some), true_cfg_scale=guidance, height=SIDE, width=SIDE,

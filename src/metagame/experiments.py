@@ -23,7 +23,15 @@ from omegaconf import DictConfig
 from metagame.errors import RecordError, UserError
 from metagame.jobs.build import build_part
 from metagame.jobs.checks import check_values, experiments_at
-from metagame.jobs.grid import asked_configs, check_commas, read_configs_once, read_refusal, refuse, sweep_configs
+from metagame.jobs.grid import (
+    asked_configs,
+    check_commas,
+    check_left_out,
+    read_configs_once,
+    read_refusal,
+    refuse,
+    sweep_configs,
+)
 from metagame.jobs.records import writing
 from metagame.jobs.run import Outcome, run_job
 from metagame.jobs.spec import OUTPUTS, is_left_out, merged, plain
@@ -150,6 +158,7 @@ class WriteReport(Callback):
         read_configs_once()
         try:
             check_values(config)
+            check_left_out(config)
             check_commas(config, config.hydra.overrides.task)
             _check_swept(plain(config.hydra, resolve=False)["overrides"]["task"])
         except UserError as error:

@@ -74,6 +74,8 @@ AT_ONCE = {
     "-m shards=2,4": "shards=2,4 would sweep over shards",
     "-m limit=0": "limit=0 must be a positive integer, or null for all samples.",
     "atribution=sv": "'atribution' is unknown: did you mean attribution?",
+    "experiment=table1 leave_out=[{attribution:meta_svv}]": "leave_out has attribution=meta_svv, which is unknown: did",
+    "scale.name=paper": "scale.name=paper would call the values of one scale by another's name: choose scale=NAME",
 }
 """In one line, before anything is written."""
 LATER = {

@@ -14,7 +14,14 @@ from metagame import cli, experiments
 from metagame.errors import UserError
 from metagame.experiments import finish
 from metagame.jobs.build import Job
-from metagame.jobs.grid import OF_THE_RUN, check_commas, read_configs_once, results_name, sweep_configs
+from metagame.jobs.grid import (
+    OF_THE_RUN,
+    check_commas,
+    check_left_out,
+    read_configs_once,
+    results_name,
+    sweep_configs,
+)
 from metagame.jobs.labels import model_label
 from metagame.jobs.run import run_job
 from metagame.jobs.spec import configs_folder, job_name, jobs_folder
@@ -189,6 +196,14 @@ def test_a_text_that_a_comma_would_split_is_refused_with_how_to_quote_it(shipped
     swept = f"{key}=choice('{text}','x1')"
     check_commas(cfg, ["benchmark=separation", quoted, swept, "attribution=sv,ig"])
     assert [each.benchmark.function for each in sweep_configs([], ["benchmark=separation", swept])] == [text, "x1"]
+
+
+def test_what_is_left_out_has_names_that_can_be_chosen(shipped):
+    own = "[{model: polynomial, attribution: [sop, meta_grad_eclip]}, {scale: small}, {estimator: auto}, {model: mine}]"
+    lines = [f"leave_out={own}", "model.name=mine"]
+    check_left_out(compose("config", overrides=lines))
+    with pytest.raises(UserError, match=r"^leave_out has model=mine, which is unknown: choose one that 'python run"):
+        check_left_out(compose("config", overrides=lines[:1]))
 
 
 # What an experiment's folder says

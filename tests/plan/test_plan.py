@@ -198,6 +198,10 @@ def test_a_model_that_cannot_be_counted_is_named_and_the_others_are_planned(caps
         ("experiment=figure3 plan.tflops=0", "plan.tflops=0 must be a positive number"),
         ("experiment=figure99", "figure99"),
         ("experiment=faithfulness attribution=ig scale=small", "(has no values for|at) scale=small"),
+        (
+            "experiment=table1 leave_out=[{model:adderr}]",
+            "leave_out has model=adderr, which is unknown: did you mean adder",
+        ),
         ("model=adder plan.foo=3", "the setting 'plan' is unknown"),
         ("model=adder +scale.thread=3", r"the config has unknown settings \(scale.thread\)"),
     ],

@@ -181,6 +181,7 @@ def test_what_earlier_set_ups_fill_counts(tmp_path, monkeypatch):
         (STEPS[0], "No space left on device (os error 28)"),
         (STEPS[1], "[Errno 122] Disk quota exceeded: 'x'"),
         (STEPS[2], "os error 28"),
+        (setup_environment.COMPILED[1], "[Errno 28] No space left on device"),
     ],
 )
 def test_a_disk_that_fills_is_told_and_the_next_set_up_finishes(machine, step, reason):
@@ -190,6 +191,15 @@ def test_a_disk_that_fills_is_told_and_the_next_set_up_finishes(machine, step, r
     assert not machine.installed.exists()
     assert machine.set_up()[0] == 0
     assert machine.installed.exists()
+
+
+def test_a_package_that_cannot_be_imported_is_told_with_the_command_that_shows_it(machine):
+    broken = setup_environment.COMPILED[0]
+    code, _, errors = machine.set_up(AT=broken, FAIL="metagame.models.clip is broken")
+    assert code != 0
+    assert errors.startswith("error: metagame.models.clip is broken\n")
+    assert f"-c {broken}` failed: fix the error above and run `make setup` again.\n" in errors
+    assert not machine.installed.exists()
 
 
 def test_a_killed_set_up_is_run_again_from_its_beginning(machine):

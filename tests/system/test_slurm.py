@@ -147,8 +147,9 @@ def half_refused(tmp_path_factory, cluster):
 
 def test_what_a_task_asks_of_its_node_can_be_overridden(half_refused):
     script = next(half_refused[0].glob("slurm/*/*_submission.sh")).read_text()
-    asked = ["partition=main", "account=lab", "gres=gpu:2", "time=7", "mem=3GB", "cpus-per-task=1"]
-    asked.append("job-name=metagame-sums")
+    asked = [
+        "partition=main", "account=lab", "gres=gpu:2", "time=7", "mem=3GB", "cpus-per-task=1", "job-name=metagame-sums",
+    ]  # fmt: skip
     assert [f"#SBATCH --{each}\n" in script for each in asked] == [True] * len(asked)
 
 

@@ -468,6 +468,16 @@ def test_a_view_leaves_the_page_as_csv_json_and_png_with_what_made_it(real, open
     assert f"recognition, 1 object {record.scores['objects_1']:.3g}" in page.texts("[data-panel=b] .scores")[0]
 
 
+def test_a_view_that_is_too_wide_for_a_browser_s_canvas_is_saved_with_fewer_pixels(stub, open_page, tmp_path):
+    page = open_page(stub, "#sample=s1&a=many")
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.evaluate("document.querySelector('[data-panel=a]').style.width = '40000px'; 0")
+    click(page, "a", "Save PNG")
+    drawn = Image.open(io.BytesIO(saved(tmp_path, "sentences-s1-many.png")))
+    assert drawn.width == 16384
+    assert drawn.convert("RGB").getcolors(1 << 20)[1:]
+
+
 def test_values_that_are_rounded_are_called_so_and_those_of_tokens_are_not(tmp_path, open_page):
     names = [f"w{place}" for place in range(70)]
     for name, method in {"rounded": {"values": np.eye(70).tolist(), "targets": names}, "exact": {}}.items():
@@ -812,6 +822,8 @@ def test_the_command_writes_the_page_and_refuses_in_one_line_where_there_is_noth
         main(["report", "--outputs", str(tmp_path), "--page-only"])
     (told,) = caplog.messages
     assert told.startswith(f"{tmp_path / 'tiny'} has no results: run an experiment first")
+    with pytest.raises(UserError, match=r"small has no results: run .* with 'make table2 SCALE=small'\."):
+        write_page(tmp_path / "small", known=["table2", "table4"])
     with pytest.raises(UserError, match="--samples 0 must be a positive integer"):
         write_page(copied, n_samples=0)
 

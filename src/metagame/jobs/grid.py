@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from metagame.digests import digest
 from metagame.errors import UserError
 from metagame.jobs.records import replace_atomically
-from metagame.jobs.spec import JobKeys, declared, is_left_out, job_folder, job_name, jobs_folder
+from metagame.jobs.spec import JobKeys, declared, is_combination, is_left_out, job_folder, job_name, jobs_folder, listed
 
 REFUSALS = "refused-*.txt"
 """Files in a job's folder that say why the job, or a shard of it, could not start."""
@@ -154,7 +154,7 @@ def check_commas(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def check_keys(overrides: Sequence[str], folders: Sequence[Path]) -> None:
-    """Refuse overrides of a key that is neither a job's nor a group in the folders of configs.
+    """Refuse overrides of a key that is neither a job's nor a group in the folders of configs, and a scale's new name.
 
     Raises:
         UserError: there is one; says which key is meant, if one is alike.
@@ -167,6 +167,37 @@ def check_keys(overrides: Sequence[str], folders: Sequence[Path]) -> None:
             alike = get_close_matches(key, known, 1)
             advice = f"did you mean {alike[0]}?" if alike else f"choose one of {', '.join(known)}."
             raise UserError(f"the setting {key!r} is unknown: {advice}")
+        if override.key_or_group == "scale.name":
+            raise UserError(
+                f"{override.input_line} would call the values of one scale by another's name: choose scale=NAME, or"
+                " add a file NAME.yaml to a folder scale of configs."
+            )
+
+
+def check_left_out(cfg: DictConfig) -> None:
+    """Refuse a name in ``leave_out`` that no choice of its part has, by which nothing would be left out.
+
+    Args:
+        cfg: of a sweep, or of one of its jobs, while Hydra is at work.
+
+    Raises:
+        UserError: there is such a name.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    entries = filter(is_combination, cfg.leave_out)
+    for part, name in [(part, str(name)) for entry in entries for part, own in entry.items() for name in listed(own)]:
+        known = sorted({*_names_below(loader, part), str(cfg[part].name)})
+        if name not in known:
+            alike = get_close_matches(name, known, 1)
+            advice = f"did you mean {alike[0]}?" if alike else "choose one that 'python run.py --help' lists."
+            raise UserError(f"leave_out has {part}={name}, which is unknown: {advice}")
+
+
+def _names_below(loader: ConfigLoader, group: str) -> Iterator[str]:
+    """The names of a group's choices, those of groups within it too."""
+    yield from loader.get_group_options(group)
+    for name in loader.get_group_options(group, ObjectType.GROUP):
+        yield from _names_below(loader, f"{group}/{name}")
 
 
 def results_name(overrides: Sequence[str], swept: Collection[str] = ()) -> str | None:

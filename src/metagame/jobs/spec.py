@@ -328,7 +328,7 @@ def asked_path(cfg: DictConfig, name: str | None = None) -> Path:
 def is_left_out(cfg: DictConfig) -> bool:
     """Whether the experiment leaves this combination out of its grid: an entry of ``leave_out`` names all its parts."""
     return any(
-        all(cfg[part].name in _list(names) for part, names in entry.items())
+        all(cfg[part].name in listed(names) for part, names in entry.items())
         for entry in cfg.leave_out
         if is_combination(entry)
     )
@@ -339,5 +339,6 @@ def is_combination(entry: Any) -> bool:
     return OmegaConf.is_dict(entry) and bool(entry) and {*entry} <= {*PARTS}
 
 
-def _list(value: Any) -> Sequence[Any]:
+def listed(value: Any) -> Sequence[Any]:
+    """A config's list, or its single value as one."""
     return value if OmegaConf.is_list(value) else [value]

@@ -27,7 +27,7 @@ from metagame.errors import UserError
 from metagame.fetch.weights import GATE, Repository
 from metagame.jobs.accelerator import has_gpu
 from metagame.jobs.build import build_method, build_part
-from metagame.jobs.grid import asked_configs
+from metagame.jobs.grid import asked_configs, check_left_out
 from metagame.jobs.labels import job_label
 from metagame.jobs.spec import configs_folder, register, variants
 from metagame.plan.passes import (
@@ -97,13 +97,15 @@ def planned_configs(overrides: Sequence[str]) -> list[DictConfig]:
     """The configs of the jobs that these overrides start.
 
     Raises:
-        UserError: the overrides make no jobs.
+        UserError: the overrides make no jobs, or leave out what is unknown.
     """
     register()
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         chosen = [line for line in overrides if line.startswith(("experiment=", "scale="))]
         swept = compose("config", chosen, return_hydra_config=True).hydra.sweeper.params or {}
         configs = asked_configs([f"{key}={value}" for key, value in swept.items() if key != "shard"], overrides)
+        for cfg in configs[:1]:
+            check_left_out(cfg)
     if not configs:
         raise UserError(f"{' '.join(overrides)} starts no job: give experiment=NAME.")
     return configs

@@ -75,12 +75,20 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
         raise UserError(f"--samples {n_samples} must be a positive integer.")
     found = experiments_in(folder)
     if not found:
-        raise UserError(f"{folder} has no results: run an experiment first, for example with 'make table1'.")
+        raise UserError(
+            f"{folder} has no results: run an experiment first, for example with '{_example(folder, known)}'."
+        )
     experiments = [read_run(path) for path in sorted(found, key=lambda path: _order(path.name, known))]
     missing = sorted(set(known) - {path.name for path in found}, key=lambda name: _order(name, known))
     path = folder / "report" / "index.html"
     save_page(path, *render(path.parent, experiments, missing, n_samples))
     return path
+
+
+def _example(folder: Path, known: Sequence[str]) -> str:
+    """A command that gives the scale results; ``known`` is empty of a folder that is no scale's."""
+    name = "table1" if "table1" in known or not known else known[0]
+    return f"make {name}" if folder.name == "tiny" or not known else f"make {name} SCALE={folder.name}"
 
 
 def is_experiment(folder: Path) -> bool:

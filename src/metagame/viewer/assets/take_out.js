@@ -159,7 +159,9 @@ function takeOut(group, sample, method, view) {
   );
 }
 
-const PIXELS = 2; // of a picture for each of the screen
+const PIXELS = 2; // of a picture for each of the screen, fewer where a browser could not draw so many
+const LARGEST_SIDE = 16384;
+const MOST_PIXELS = 2 ** 27;
 const MARGIN = 14;
 const WRITTEN = "h3 .name, h4, .scores, figcaption, .map span, .legend .what, .legend .ends span";
 const DRAWN = "fill stroke stroke-width stroke-opacity stroke-dasharray font-size font-family font-weight color".split(
@@ -198,7 +200,8 @@ function writeText(context, node, x, y, width) {
   context.fillText(line, x, y + size);
 }
 
-/** What a panel shows, as a PNG of twice the screen's resolution; what is scrolled out of sight is in it. */
+/** What a panel shows, as a PNG of twice the screen's resolution where that can be drawn; what is scrolled out of sight
+ * is in it. */
 async function panelPicture(panel) {
   const frame = panel.getBoundingClientRect(),
     seen = [...panel.querySelectorAll(`canvas, svg, ${WRITTEN}`)].filter((node) => node.getClientRects().length);
@@ -210,14 +213,14 @@ async function panelPicture(panel) {
     return { node, x, y, width: box.width, height: box.height };
   });
   const far = (end) => Math.max(...placed.map(end)) + MARGIN;
-  const canvas = html("canvas", {
-    width: PIXELS * Math.max(frame.width, far(({ x, width }) => x + width)),
-    height: PIXELS * far(({ y, height }) => y + height),
-  });
+  const wide = Math.max(frame.width, far(({ x, width }) => x + width)),
+    high = far(({ y, height }) => y + height);
+  const pixels = Math.min(PIXELS, LARGEST_SIDE / wide, LARGEST_SIDE / high, Math.sqrt(MOST_PIXELS / (wide * high)));
+  const canvas = html("canvas", { width: pixels * wide, height: pixels * high });
   const context = canvas.getContext("2d");
   context.fillStyle = getComputedStyle(document.documentElement).backgroundColor;
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.scale(PIXELS, PIXELS);
+  context.scale(pixels, pixels);
   context.imageSmoothingEnabled = false;
   for (const { node, x, y, width, height } of placed) {
     if (node instanceof HTMLCanvasElement) context.drawImage(node, x, y, width, height);
