@@ -149,6 +149,12 @@ class WriteReport(Callback):
         self._start = datetime.now(UTC)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            given = config.hydra.overrides
+            check_left_out(config.leave_out, [], [*given.hydra, *given.task])
+        except UserError as error:
+            log.error("%s", error)
+            raise SystemExit(1) from None
         _check_folder(config)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -158,7 +164,8 @@ class WriteReport(Callback):
         read_configs_once()
         try:
             check_values(config)
-            check_left_out(config)
+            grid, overrides = _swept(config)
+            check_left_out(config.leave_out, grid, [*config.hydra.overrides.hydra, *overrides])  # such as a search path
             check_commas(config, config.hydra.overrides.task)
             _check_swept(plain(config.hydra, resolve=False)["overrides"]["task"])
         except UserError as error:
@@ -187,15 +194,12 @@ class WriteReport(Callback):
 
     def _finish_sweep(self, config: DictConfig) -> bool:
         """Say what was refused, and write the table of each experiment; whether all of them are written."""
-        # unresolved, so that an override such as name=${seed} is one for each job
-        sweep = plain(config.hydra, resolve=False)
-        params = {key: value for key, value in (sweep["sweeper"].get("params") or {}).items() if key != "shard"}
-        grid = [f"{key}={value}" for key, value in params.items()]
+        grid, overrides = _swept(config)
         experiments: dict[str, list[DictConfig]] = {}
-        for cfg in sweep_configs(grid, sweep["overrides"]["task"]):
+        for cfg in sweep_configs(grid, overrides):
             experiments.setdefault(cfg.output_dir, []).append(cfg)
         if any(read_refusal(cfg) for configs in experiments.values() for cfg in configs):
-            for refusal in filter(None, map(read_refusal, asked_configs(grid, sweep["overrides"]["task"]))):
+            for refusal in filter(None, map(read_refusal, asked_configs(grid, overrides))):
                 self._say(refusal)
         finished = [finish(configs) for configs in experiments.values()]
         self._keep_command(config, ["-m"], list(experiments))
@@ -210,6 +214,14 @@ class WriteReport(Callback):
         for folder in (path for path in map(Path, folders) if (path / EXPERIMENT).exists()):
             with writing(folder), (folder / RUNS).open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
+
+
+def _swept(config: DictConfig) -> tuple[list[str], list[str]]:
+    """What the experiment's file sweeps but for the shards, and the overrides of the command line."""
+    # unresolved, so that an override such as name=${seed} is one for each job
+    sweep = plain(config.hydra, resolve=False)
+    params = {key: value for key, value in (sweep["sweeper"].get("params") or {}).items() if key != "shard"}
+    return [f"{key}={value}" for key, value in params.items()], sweep["overrides"]["task"]
 
 
 def _check_swept(overrides: Sequence[str]) -> None:
@@ -289,7 +301,8 @@ def _render_again(folder: Path) -> bool:
     """Write the table and the figure of an experiment's folder; whether there was anything to write them from."""
     jobs = read_jobs(folder)
     if not jobs:
-        log.error("%s has no %s: run the experiment first, for example with 'make table1'.", folder, EXPERIMENT)
+        command = f"python run.py experiment=table1 scale={folder.parent.name}"
+        log.error("%s has no %s: run the experiment first, for example '%s'.", folder, EXPERIMENT, command)
         return False
     moved = [merged(cfg, {"output_dir": str(folder)}) for cfg in jobs.values()]
     return finish(moved, list(jobs), tracked=False)

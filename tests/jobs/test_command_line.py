@@ -71,11 +71,12 @@ AT_ONCE = {
     "experiment=table1 benchmark.function=(x1+x2)**2*x3": "\"benchmark.function='(x1+x2)**2*x3'\".",
     "experiment=table1 benchmark.function=x1,x1*x2": "would be split at its commas",
     "benchmark.function='sin(x1)'": "benchmark.function='sin(x1)' is not a polynomial ('sin(x1)' is not",
+    "leave_out=[{model:_flux}]": "leave_out has model=_flux, which is unknown",
     "-m shards=2,4": "shards=2,4 would sweep over shards",
     "-m limit=0": "limit=0 must be a positive integer, or null for all samples.",
     "atribution=sv": "'atribution' is unknown: did you mean attribution?",
     "experiment=table1 leave_out=[{attribution:meta_svv}]": "leave_out has attribution=meta_svv, which is unknown: did",
-    "scale.name=paper": "scale.name=paper would call the values of one scale by another's name: choose scale=NAME",
+    "scale.name=paper": "scale.name=paper has no effect on the values of the scale: choose scale=NAME",
 }
 """In one line, before anything is written."""
 LATER = {

@@ -198,12 +198,25 @@ def test_a_text_that_a_comma_would_split_is_refused_with_how_to_quote_it(shipped
     assert [each.benchmark.function for each in sweep_configs([], ["benchmark=separation", swept])] == [text, "x1"]
 
 
-def test_what_is_left_out_has_names_that_can_be_chosen(shipped):
-    own = "[{model: polynomial, attribution: [sop, meta_grad_eclip]}, {scale: small}, {estimator: auto}, {model: mine}]"
-    lines = [f"leave_out={own}", "model.name=mine"]
-    check_left_out(compose("config", overrides=lines))
-    with pytest.raises(UserError, match=r"^leave_out has model=mine, which is unknown: choose one that 'python run"):
-        check_left_out(compose("config", overrides=lines[:1]))
+LEFT_OUT = "leave_out=[{model: polynomial, attribution: [sop, meta_grad_eclip]}, {scale: small}, {model: mine}]"
+
+
+def test_what_is_left_out_has_names_of_choices_or_of_the_sweeps_jobs(shipped):
+    entries = compose("config", overrides=[LEFT_OUT]).leave_out
+    check_left_out(entries, ["model.name=another,mine"], [])
+    for unknown, lines in {"model=mine": [LEFT_OUT], "benchmark=sst2": ["leave_out=[{benchmark: sst2}]"]}.items():
+        with pytest.raises(UserError, match=f"^leave_out has {unknown}, which is unknown: "):
+            check_left_out(compose("config", overrides=lines).leave_out, [], lines)
+
+
+def test_a_choice_of_ones_own_is_left_out_by_its_name(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/file.yaml").write_text("name: mine")
+    (tmp_path / "config.yaml").write_text("defaults: [{model: file}]\nleave_out: [{model: mine}]")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        check_left_out(compose("config").leave_out, [], [])
+        with pytest.raises(UserError, match=r"^leave_out has model=file, which is unknown: .* mine"):
+            check_left_out(compose("config", ["leave_out=[{model: file}]"]).leave_out, [], [])
 
 
 # What an experiment's folder says

@@ -181,7 +181,6 @@ def test_what_earlier_set_ups_fill_counts(tmp_path, monkeypatch):
         (STEPS[0], "No space left on device (os error 28)"),
         (STEPS[1], "[Errno 122] Disk quota exceeded: 'x'"),
         (STEPS[2], "os error 28"),
-        (setup_environment.COMPILED[1], "[Errno 28] No space left on device"),
     ],
 )
 def test_a_disk_that_fills_is_told_and_the_next_set_up_finishes(machine, step, reason):

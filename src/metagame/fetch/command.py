@@ -24,6 +24,7 @@ from metagame.fetch.datasets import DATA, Source, sources
 from metagame.fetch.transfer import NETWORK
 from metagame.fetch.weights import GATE, Repository, repositories
 from metagame.jobs.checks import check_scale, experiments_at
+from metagame.jobs.grid import check_keys
 from metagame.jobs.records import writing
 from metagame.jobs.spec import configs_folder, is_left_out, merged, register
 
@@ -96,7 +97,7 @@ def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
     """The configs of the jobs asked for, at paper scale unless another is given.
 
     Raises:
-        UserError: there is no such experiment, or it has no values for the scale.
+        UserError: there is no such experiment or key, or no values for the scale.
     """
     register()
     overrides = [each for each in asked if "=" in each and not each.startswith(("experiment=", "scale="))]
@@ -105,6 +106,7 @@ def asked_configs(asked: Sequence[str]) -> Iterator[DictConfig]:
     known = sorted(path.stem for path in (configs_folder() / "experiment").glob("*.yaml"))
     if not {*names} <= {*known}:
         raise UserError(f"no experiment is called {', '.join({*names} - {*known})}: choose some of {', '.join(known)}.")
+    check_keys(overrides, [configs_folder()])
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         for name in names or ([""] if overrides else experiments_at(scale.removeprefix("scale=")) or known):
             chosen = [scale, *([f"experiment={name}"] if name else [])]

@@ -154,7 +154,7 @@ def check_commas(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def check_keys(overrides: Sequence[str], folders: Sequence[Path]) -> None:
-    """Refuse overrides of a key that is neither a job's nor a group in the folders of configs, and a scale's new name.
+    """Refuse overrides of a key that is neither a job's nor a group in the folders of configs, and ``scale.name``.
 
     Raises:
         UserError: there is one; says which key is meant, if one is alike.
@@ -169,35 +169,45 @@ def check_keys(overrides: Sequence[str], folders: Sequence[Path]) -> None:
             raise UserError(f"the setting {key!r} is unknown: {advice}")
         if override.key_or_group == "scale.name":
             raise UserError(
-                f"{override.input_line} would call the values of one scale by another's name: choose scale=NAME, or"
-                " add a file NAME.yaml to a folder scale of configs."
+                f"{override.input_line} has no effect on the values of the scale: choose scale=NAME, or add a file"
+                " scale/NAME.yaml to configs of your own."
             )
 
 
-def check_left_out(cfg: DictConfig) -> None:
-    """Refuse a name in ``leave_out`` that no choice of its part has, by which nothing would be left out.
+def check_left_out(entries: Sequence[Any], grid: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse a name in ``leave_out`` that neither a choice nor a job has: nothing would be left out by it.
 
     Args:
-        cfg: of a sweep, or of one of its jobs, while Hydra is at work.
+        entries: of ``leave_out``; those that are no combination of parts are passed over.
+        grid: as of :func:`sweep_configs`.
+        overrides: as of :func:`sweep_configs`.
 
     Raises:
         UserError: there is such a name.
     """
-    loader = GlobalHydra.instance().config_loader()
-    entries = filter(is_combination, cfg.leave_out)
-    for part, name in [(part, str(name)) for entry in entries for part, own in entry.items() for name in listed(own)]:
-        known = sorted({*_names_below(loader, part), str(cfg[part].name)})
-        if name not in known:
-            alike = get_close_matches(name, known, 1)
-            advice = f"did you mean {alike[0]}?" if alike else "choose one that 'python run.py --help' lists."
-            raise UserError(f"leave_out has {part}={name}, which is unknown: {advice}")
+    parts = [each for entry in filter(is_combination, entries) for each in entry.items()]
+    named = [(part, str(name)) for part, names in parts for name in listed(names)]
+    known = {part: set(_names_of_choices(part)) for part in dict.fromkeys(part for part, _ in named)}
+    if all(name in known[part] for part, name in named):
+        return
+    for cfg in [compose("config", overrides=cell) for cell in _cells(_parser(), [*grid, *overrides])]:
+        for part in known:  # such as that of a sweep over model.name
+            known[part].add(str(cfg[part].name))
+    for part, name in (each for each in named if each[1] not in known[each[0]]):
+        alike = get_close_matches(name, known[part], 1)
+        advice = f"did you mean {alike[0]}?" if alike else f"choose one of {', '.join(sorted(known[part]))}."
+        raise UserError(f"leave_out has {part}={name}, which is unknown: {advice}")
 
 
-def _names_below(loader: ConfigLoader, group: str) -> Iterator[str]:
-    """The names of a group's choices, those of groups within it too."""
-    yield from loader.get_group_options(group)
-    for name in loader.get_group_options(group, ObjectType.GROUP):
-        yield from _names_below(loader, f"{group}/{name}")
+def _names_of_choices(group: str) -> Iterator[str]:
+    """The ``name`` of each choice in a group of configs, and in groups within it."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    for option in loader.get_group_options(group):
+        file = None if option.startswith("_") else loader.repository.load_config(f"{group}/{option}")
+        if file is not None and "name" in file.config:
+            yield str(file.config["name"])
+    for within in loader.get_group_options(group, ObjectType.GROUP):
+        yield from _names_of_choices(f"{group}/{within}")
 
 
 def results_name(overrides: Sequence[str], swept: Collection[str] = ()) -> str | None:

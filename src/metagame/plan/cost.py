@@ -103,9 +103,10 @@ def planned_configs(overrides: Sequence[str]) -> list[DictConfig]:
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         chosen = [line for line in overrides if line.startswith(("experiment=", "scale="))]
         swept = compose("config", chosen, return_hydra_config=True).hydra.sweeper.params or {}
-        configs = asked_configs([f"{key}={value}" for key, value in swept.items() if key != "shard"], overrides)
+        grid = [f"{key}={value}" for key, value in swept.items() if key != "shard"]
+        configs = asked_configs(grid, overrides)
         for cfg in configs[:1]:
-            check_left_out(cfg)
+            check_left_out(cfg.leave_out, grid, overrides)
     if not configs:
         raise UserError(f"{' '.join(overrides)} starts no job: give experiment=NAME.")
     return configs

@@ -171,7 +171,7 @@ def save_figure(figure: Figure, folder: Path, name: str = "") -> None:
     with rc_context({"pdf.fonttype": 42}), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.set_dpi(DPI)
-        if (layout := figure.get_layout_engine()) is not None:  # once for all formats
+        if figure.axes and (layout := figure.get_layout_engine()) is not None:  # once for all formats
             layout.execute(figure)
         figure.set_layout_engine("none")
         for file, metadata in FIGURES.items():

@@ -86,9 +86,9 @@ def write_page(folder: Path, known: Sequence[str] = (), n_samples: int = N_SAMPL
 
 
 def _example(folder: Path, known: Sequence[str]) -> str:
-    """A command that gives the scale results; ``known`` is empty of a folder that is no scale's."""
+    """A command for results of the scale that the folder is called after."""
     name = "table1" if "table1" in known or not known else known[0]
-    return f"make {name}" if folder.name == "tiny" or not known else f"make {name} SCALE={folder.name}"
+    return f"make {name}" if folder.name == "tiny" else f"make {name} SCALE={folder.name}"
 
 
 def is_experiment(folder: Path) -> bool:

@@ -159,9 +159,9 @@ function takeOut(group, sample, method, view) {
   );
 }
 
-const PIXELS = 2; // of a picture for each of the screen, fewer where a browser could not draw so many
+const PIXELS = 2; // of a picture for each of the screen, fewer where the limits below, which browsers have, are met
 const LARGEST_SIDE = 16384;
-const MOST_PIXELS = 2 ** 27;
+const MOST_PIXELS = 2 ** 26;
 const MARGIN = 14;
 const WRITTEN = "h3 .name, h4, .scores, figcaption, .map span, .legend .what, .legend .ends span";
 const DRAWN = "fill stroke stroke-width stroke-opacity stroke-dasharray font-size font-family font-weight color".split(
